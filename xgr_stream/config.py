@@ -1,0 +1,148 @@
+"""Settings, as small frozen objects, each checked when it is built. The one place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from xgr_stream.errors import ConfigError
+from xgr_stream.types import MAX_BEAM_WIDTH
+
+Normalizer = Literal["level", "vocabulary", "legal"]
+Codec = Literal["msgpack", "json"]
+Partitioner = Literal["murmur2", "crc32", "any"]
+
+MIB = 1 << 20
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(f"{name} must be at least {least}, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class WindowConfig:
+    """Which of a user's events are in context: all of the first `max_events`, then a window whose start moves in
+    steps of `stride` (half of `max_events` by default), so that it depends on the event count alone."""
+
+    max_events: int = 512
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("max_events", self.max_events, 1)
+        if self.stride is not None and not 1 <= self.stride <= self.max_events:
+            raise ConfigError(f"stride must be from 1 to max_events ({self.max_events}), not {self.stride!r}")
+
+    def start(self, event_count: int) -> int:
+        """Number of the first event in context when the user has `event_count` events."""
+        if event_count <= self.max_events:
+            return 0
+        stride = self.stride or max(1, self.max_events // 2)
+        return -(-(event_count - self.max_events) // stride) * stride
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Memory of the prefix KV cache."""
+
+    budget_bytes: int = 512 * MIB
+    page_size: int = 64
+    """Tokens per page."""
+
+    def __post_init__(self) -> None:
+        _at_least("budget_bytes", self.budget_bytes, 1)
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            raise ConfigError(f"page_size must be a power of two, not {self.page_size!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine computes."""
+
+    beam_width: int = 64
+    """Beams of a request that names none (never below its k)."""
+    normalizer: Normalizer = "level"
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """None: float32 on the CPU, bfloat16 on CUDA."""
+    window: WindowConfig = field(default_factory=WindowConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    max_batch_rows: int = 2048
+    """Beams in one decode, over all its requests."""
+    max_batch_tokens: int = 2048
+    """New tokens in one append step, over all its users; longer prefills are cut into chunks."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.beam_width <= MAX_BEAM_WIDTH:
+            raise ConfigError(f"beam_width must be from 1 to {MAX_BEAM_WIDTH}, not {self.beam_width!r}")
+        if self.normalizer not in ("level", "vocabulary", "legal"):
+            raise ConfigError(f"normalizer must be 'level', 'vocabulary' or 'legal', not {self.normalizer!r}")
+        _at_least("max_batch_rows", self.max_batch_rows, MAX_BEAM_WIDTH)
+        _at_least("max_batch_tokens", self.max_batch_tokens, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryConfig:
+    """What is kept of each user's events."""
+
+    keep_events: int = 2048
+    """Events kept per user, at least; a multiple of `segment_events` more while a segment fills. Must cover the
+    engine's window."""
+    segment_events: int = 32
+    """Events per sealed changelog segment."""
+
+    def __post_init__(self) -> None:
+        _at_least("keep_events", self.keep_events, 1)
+        _at_least("segment_events", self.segment_events, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicNames:
+    """The topics of one recommender; one recommender's names must not be shared with another's."""
+
+    events: str = "user-events"
+    requests: str = "rec-requests"
+    responses: str = "rec-responses"
+    dead_letters: str = "rec-dead-letters"
+    changelog: str = "xgr-history-changelog"
+
+    def __post_init__(self) -> None:
+        names = [self.events, self.requests, self.responses, self.dead_letters, self.changelog]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"topic names must differ from each other, not {names}")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    """How events and requests are taken in and answered."""
+
+    topics: TopicNames = field(default_factory=TopicNames)
+    codec: Codec = "msgpack"
+    """Encoding of what we write; what we read may be either (told apart by its first byte)."""
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    partitioner: Partitioner = "murmur2"
+    """How producers place keys. A record whose partition disagrees is refused; `any` accepts all."""
+    default_timeout_ms: int = 1_000
+    """Deadline of a request that names none, from its record's timestamp."""
+    dedup_window_ms: int = 60_000
+    """How long answers are kept to answer a redelivered request without computing it again."""
+    max_message_bytes: int = 1 * MIB
+    max_pending_requests: int = 4_096
+    """Requests waiting for the engine before new ones are refused with `over_capacity`."""
+    shutdown_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.codec not in ("msgpack", "json"):
+            raise ConfigError(f"codec must be 'msgpack' or 'json', not {self.codec!r}")
+        if self.partitioner not in ("murmur2", "crc32", "any"):
+            raise ConfigError(f"partitioner must be 'murmur2', 'crc32' or 'any', not {self.partitioner!r}")
+        _at_least("default_timeout_ms", self.default_timeout_ms, 1)
+        _at_least("max_message_bytes", self.max_message_bytes, 1024)
+        _at_least("max_pending_requests", self.max_pending_requests, 1)
+        _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0)
+
+
+def environment(name: str, default: str | None = None) -> str | None:
+    """The value of the environment variable `XGR_<name>`, or `default`."""
+    return os.environ.get(f"XGR_{name}", default)

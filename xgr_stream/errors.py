@@ -1,0 +1,101 @@
+"""The errors of xgr-stream.
+
+    XgrError
+    ├── InvalidInput            what the caller sent is wrong; sending it again will not help
+    │   ├── InvalidEvent
+    │   ├── InvalidRequest
+    │   ├── MalformedMessage    bytes that are not a message of ours
+    │   └── MessageTooLarge
+    ├── ConfigError             what the operator set up is wrong; each message says how to mend it
+    │   ├── CatalogError
+    │   ├── CheckpointError
+    │   └── TopologyError       topics, partitions, partitioners
+    ├── RequestFailed           a well-formed request that cannot be answered with items
+    │   ├── DeadlineExceeded
+    │   ├── OverCapacity
+    │   ├── NothingLegal        the filters leave no item
+    │   ├── NotOwned            the user's partition moved to another worker
+    │   └── ShuttingDown
+    ├── HistoryError            the history or its changelog is inconsistent; the partition stops
+    └── EngineError             the device or the engine failed
+
+`code` is stable and part of the protocol (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class XgrError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+
+
+class InvalidInput(XgrError):
+    code = "invalid"
+
+
+class InvalidEvent(InvalidInput):
+    code = "invalid_event"
+
+
+class InvalidRequest(InvalidInput):
+    code = "invalid_request"
+
+
+class MalformedMessage(InvalidInput):
+    code = "malformed"
+
+
+class MessageTooLarge(InvalidInput):
+    code = "too_large"
+
+
+class ConfigError(XgrError):
+    code = "config"
+
+
+class CatalogError(ConfigError):
+    code = "catalog"
+
+
+class CheckpointError(ConfigError):
+    code = "checkpoint"
+
+
+class TopologyError(ConfigError):
+    code = "topology"
+
+
+class RequestFailed(XgrError):
+    code = "failed"
+
+
+class DeadlineExceeded(RequestFailed):
+    code = "deadline_exceeded"
+
+
+class OverCapacity(RequestFailed):
+    code = "over_capacity"
+
+
+class NothingLegal(RequestFailed):
+    code = "nothing_legal"
+
+
+class NotOwned(RequestFailed):
+    code = "not_owned"
+
+
+class ShuttingDown(RequestFailed):
+    code = "shutting_down"
+
+
+class HistoryError(XgrError):
+    code = "history"
+
+
+class EngineError(XgrError):
+    code = "engine"

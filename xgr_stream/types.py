@@ -1,0 +1,159 @@
+"""The values that cross the library's borders: events in, requests in, recommendations out.
+
+Plain frozen objects, free of torch and faust, so that a producer, a client or a test can use them alone.
+Each object checks itself once, when it is built, and raises `InvalidRequest` or `InvalidEvent` naming the field,
+its value and what was expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from xgr_stream.errors import InvalidEvent, InvalidRequest
+
+MAX_ID_CHARS = 256
+MAX_BEAM_WIDTH = 1024
+MAX_EXCLUDE_ITEMS = 10_000
+MAX_TAGS = 64
+
+
+class CacheState(StrEnum):
+    """Where a request found its user's prefix."""
+
+    WARM = "warm"
+    """Prefix KV of every event was resident; nothing but the beam decode ran."""
+    APPENDED = "appended"
+    """The prefix was resident but some events were still to append."""
+    COLD = "cold"
+    """The whole context was prefilled for this request."""
+    NONE = "none"
+    """No prefix was used: unknown user, an empty history, or an answer that needed no model."""
+
+
+class Status(StrEnum):
+    """The outcome of a request."""
+
+    OK = "ok"
+    UNKNOWN_USER = "unknown_user"
+    """Answered, but from popularity: no event of the user has been seen."""
+    ERROR = "error"
+
+
+def _identifier(owner: type[Exception], name: str, value: object) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
+        raise owner(f"{name} must be a string of 1 to {MAX_ID_CHARS} characters, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}... ({type(value).__name__})"
+
+
+@dataclass(frozen=True, slots=True)
+class UserEvent:
+    """One thing a user did with one item. `timestamp_ms` is informative: order is the topic's."""
+
+    user_id: str
+    item_id: str
+    action: str | None = None
+    timestamp_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        _identifier(InvalidEvent, "user_id", self.user_id)
+        _identifier(InvalidEvent, "item_id", self.item_id)
+        if self.action is not None:
+            _identifier(InvalidEvent, "action", self.action)
+        if self.timestamp_ms is not None and (type(self.timestamp_ms) is not int or self.timestamp_ms < 0):
+            raise InvalidEvent(f"timestamp_ms must be milliseconds since 1970 or None, not {_shown(self.timestamp_ms)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFilter:
+    """Which items a request may return. An item passes if it is not in `exclude`, has one of the `allow` tags
+    (when there are any) and none of the `deny` tags. Items and tags that the catalog does not know are ignored in
+    `exclude` and `deny`; an `allow` of unknown tags only allows nothing."""
+
+    exclude: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, limit in (("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+                raise InvalidRequest(f"{name} must be a sequence of strings, not {_shown(values)}")
+            if len(values) > limit:
+                raise InvalidRequest(f"{name} must hold at most {limit} entries, not {len(values)}")
+            object.__setattr__(self, name, tuple(values))
+
+
+NO_FILTER = ItemFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendRequest:
+    """Ask for the `k` best items for a user.
+
+    `beam_width` None takes the engine's default, at least `k`. `timeout_ms` counts from the request record's
+    timestamp. `min_offset`: wait until the user's own event partition has been read up to and including this offset
+    (read your own writes). `reply_to`: a topic that gets a copy of the response.
+    """
+
+    request_id: str
+    user_id: str
+    k: int = 10
+    beam_width: int | None = None
+    filter: ItemFilter = NO_FILTER
+    timeout_ms: int | None = None
+    min_offset: int | None = None
+    reply_to: str | None = None
+
+    def __post_init__(self) -> None:
+        _identifier(InvalidRequest, "request_id", self.request_id)
+        _identifier(InvalidRequest, "user_id", self.user_id)
+        if type(self.k) is not int or not 1 <= self.k <= MAX_BEAM_WIDTH:
+            raise InvalidRequest(f"k must be an integer from 1 to {MAX_BEAM_WIDTH}, not {_shown(self.k)}")
+        width = self.beam_width
+        if width is not None and (type(width) is not int or not self.k <= width <= MAX_BEAM_WIDTH):
+            raise InvalidRequest(
+                f"beam_width must be None or an integer from k ({self.k}) to {MAX_BEAM_WIDTH}, not {_shown(width)}"
+            )
+        for name in ("timeout_ms", "min_offset"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise InvalidRequest(f"{name} must be None or an integer of at least 0, not {_shown(value)}")
+        if self.reply_to is not None:
+            _identifier(InvalidRequest, "reply_to", self.reply_to)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One recommended item. `score` is the beam's accumulated log-probability (see `normalizer`)."""
+
+    item_id: str
+    score: float
+    sid: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendResponse:
+    """The answer to one request: what was recommended, and what the answer was computed from."""
+
+    request_id: str
+    user_id: str
+    status: Status
+    items: tuple[Recommendation, ...] = ()
+    error: str | None = None
+    """Stable error code (`XgrError.code`) when `status` is `error`."""
+    message: str | None = None
+    event_count: int = 0
+    """Number of the user's events that the answer saw."""
+    event_offset: int = -1
+    """Offset of the last event of the user that the answer saw; -1 when there was none or none came from a topic."""
+    model_version: str = ""
+    catalog_version: str = ""
+    cache: CacheState = CacheState.NONE
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+    """Time spent in each stage, milliseconds: `wait`, `append`, `decode`, `total`."""
