@@ -1,0 +1,42 @@
+"""What the cache knows about one user: an immutable snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xgr_stream.cache.references import IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UserPrefix:
+    """The prefix of one user: where its keys and values are, and what they were computed from.
+
+    The keys and values of the tokens before `num_tokens` never change while anyone holds the pages. Those of the
+    tail behind them are overwritten by the next append to the same user.
+    """
+
+    user_id: str
+    key: str
+    """What tokenised and computed it: model and catalog structure."""
+    window_start: int
+    """Number of the first event in context."""
+    event_count: int
+    """The user's events that it covers, those before `window_start` included."""
+    event_offset: int
+    """Offset of the last event covered; -1 if none came from a topic."""
+    num_tokens: int
+    """Tokens in context, without the tail."""
+    kv_tokens: int
+    """Tokens in context with the tail: what a beam attends to."""
+    pages: IntArray
+    """[ceil(kv_tokens / page_size)]"""
+    hidden_slot: IntArray
+    """Row of `PrefixCache.hidden` that holds the last token's hidden state. [1]"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """Memory for a prefix that is being computed: held by whoever drafted it, until published or abandoned."""
+
+    pages: IntArray
+    hidden_slot: IntArray

@@ -1,0 +1,184 @@
+"""Which users are warm, in pages of one pool, and who makes room for whom."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from xgr_stream.cache.pool import PagePool
+from xgr_stream.cache.prefix import Draft, UserPrefix
+from xgr_stream.cache.references import ReferenceCounts
+from xgr_stream.errors import EngineError
+
+
+class PrefixCache:
+    """User → `UserPrefix`, at most as many as the pool's pages hold. Used by one thread.
+
+    Eviction is GreedyDual: a user's worth is what a page of theirs would cost to compute again, plus the worth at
+    which the last user was evicted when they were last seen. So the costly stay longer, and nobody stays for ever;
+    no clock is needed, and equal histories of calls evict equal users.
+    """
+
+    def __init__(self, pool: PagePool, hidden_size: int, *, rebuild_cost: Callable[[int], float]) -> None:
+        """`rebuild_cost(num_tokens)`: what prefilling that many tokens costs, in any unit."""
+        self.pool = pool
+        # A user has at least one page and one slot, and at most one more slot while their next prefix is drafted.
+        self._slots = ReferenceCounts("hidden slots", 2 * pool.num_pages)
+        self.hidden = torch.zeros(2 * pool.num_pages, hidden_size, dtype=pool.k.dtype, device=pool.k.device)
+        """Last hidden states, after the final norm. [slots, hidden]"""
+        self.num_evicted = 0
+        self._rebuild_cost = rebuild_cost
+        self._prefixes: dict[str, UserPrefix] = {}
+        self._worth: dict[str, float] = {}
+        # A heap with one entry per user, at a worth they had once: a popped entry that is outdated goes back in, one
+        # of a user who was dropped goes away.
+        self._queue: list[tuple[float, str]] = []
+        self._queued: set[str] = set()
+        self._level = 0.0
+        self._pins: Counter[UserPrefix] = Counter()
+        self._pinned_users: Counter[str] = Counter()
+        self._drafts = 0
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def __contains__(self, user_id: object) -> bool:
+        return user_id in self._prefixes
+
+    @property
+    def bytes_used(self) -> int:
+        return (self.pool.num_pages - self.pool.num_free) * self.pool.bytes_per_page
+
+    @property
+    def bytes_budget(self) -> int:
+        return self.pool.num_pages * self.pool.bytes_per_page
+
+    def get(self, user_id: str) -> UserPrefix | None:
+        return self._prefixes.get(user_id)
+
+    def touch(self, user_id: str) -> None:
+        """The user was seen: their worth counts from now."""
+        prefix = self._prefixes[user_id]
+        self._worth[user_id] = self._level + self._rebuild_cost(prefix.num_tokens) / len(prefix.pages)
+
+    def draft(self, base: UserPrefix | None, kv_tokens: int) -> Draft:
+        """Memory for a prefix of `kv_tokens` tokens that begins like `base`, whose pages it shares; others are
+        evicted to make room, the least worthy first, pinned ones never. Raises `EngineError` if that is not enough.
+        """
+        count = self.pool.pages_for(kv_tokens)
+        shared = np.empty(0, dtype=np.int32) if base is None else base.pages[:count]
+        self.pool.retain(shared)
+        try:
+            self._make_room(count - len(shared))
+            fresh = self.pool.allocate(count - len(shared))
+        except EngineError:
+            self.pool.release(shared)
+            raise
+        self._drafts += 1
+        return Draft(np.concatenate((shared, fresh)), self._slots.allocate(1))
+
+    def publish(self, prefix: UserPrefix) -> None:
+        """Make a drafted prefix the user's; it replaces the one that they had."""
+        old = self._prefixes.get(prefix.user_id)
+        self._prefixes[prefix.user_id] = prefix
+        self._drafts -= 1
+        self.touch(prefix.user_id)
+        if old is not None:
+            self._release(old)
+        if prefix.user_id not in self._queued:
+            self._enqueue(prefix.user_id)
+
+    def abandon(self, draft: Draft) -> None:
+        """Give back a draft that will not be published."""
+        self.pool.release(draft.pages)
+        self._slots.release(draft.hidden_slot)
+        self._drafts -= 1
+
+    def drop(self, user_ids: Iterable[str]) -> None:
+        """Forget these users' prefixes; memory that a pin holds is free when the pin goes."""
+        for user_id in user_ids:
+            prefix = self._prefixes.pop(user_id, None)
+            if prefix is not None:
+                self._release(prefix)
+                del self._worth[user_id]
+        if len(self._queue) > 2 * len(self._prefixes) + 64:
+            self._queue = [(worth, user_id) for user_id, worth in self._worth.items()]
+            self._queued = set(self._worth)
+            heapq.heapify(self._queue)
+
+    @contextmanager
+    def pinned(self, prefixes: Sequence[UserPrefix]) -> Iterator[None]:
+        """Within, these snapshots' memory stays, and their users are not evicted."""
+        for prefix in prefixes:
+            self.pin(prefix)
+        try:
+            yield
+        finally:
+            for prefix in prefixes:
+                self.unpin(prefix)
+
+    def pin(self, prefix: UserPrefix) -> None:
+        self.pool.retain(prefix.pages)
+        self._slots.retain(prefix.hidden_slot)
+        self._pins[prefix] += 1
+        self._pinned_users[prefix.user_id] += 1
+
+    def unpin(self, prefix: UserPrefix) -> None:
+        self._release(prefix)
+        for counter, holder in ((self._pins, prefix), (self._pinned_users, prefix.user_id)):
+            counter[holder] -= 1
+            if not counter[holder]:
+                del counter[holder]
+
+    def _release(self, prefix: UserPrefix) -> None:
+        self.pool.release(prefix.pages)
+        self._slots.release(prefix.hidden_slot)
+
+    def _enqueue(self, user_id: str) -> None:
+        heapq.heappush(self._queue, (self._worth[user_id], user_id))
+        self._queued.add(user_id)
+
+    def _make_room(self, num_pages: int) -> None:
+        """Evict until `num_pages` pages are free or nobody is left to evict."""
+        spared = []
+        while self.pool.num_free < num_pages and self._queue:
+            entry_worth, user_id = heapq.heappop(self._queue)
+            self._queued.remove(user_id)
+            worth = self._worth.get(user_id)
+            if worth is None:
+                continue
+            if worth > entry_worth:
+                self._enqueue(user_id)
+            elif user_id in self._pinned_users:
+                spared.append(user_id)
+            else:
+                self._level = max(self._level, worth)
+                self._release(self._prefixes.pop(user_id))
+                del self._worth[user_id]
+                self.num_evicted += 1
+        for user_id in spared:
+            self._enqueue(user_id)
+
+    def check_integrity(self) -> None:
+        """Raise `EngineError` unless pages, slots and the eviction queue agree with the prefixes and pins. Call
+        between batches, when no draft is open."""
+        if self._drafts:
+            raise EngineError(f"{self._drafts} drafts were neither published nor abandoned")
+        if sorted(user_id for _, user_id in self._queue) != sorted(self._queued):
+            raise EngineError("the eviction queue names a user twice")
+        if not self._queued >= set(self._prefixes) == set(self._worth):
+            raise EngineError("a resident user is missing from the eviction queue, or a dropped one has a worth")
+        page_holders = np.zeros(self.pool.num_pages, dtype=np.int32)
+        slot_holders = np.zeros(self._slots.size, dtype=np.int32)
+        for prefix in (*self._prefixes.values(), *self._pins.elements()):
+            if len(prefix.pages) != self.pool.pages_for(prefix.kv_tokens):
+                raise EngineError(f"user {prefix.user_id!r}: {len(prefix.pages)} pages for {prefix.kv_tokens} tokens")
+            page_holders[prefix.pages] += 1
+            slot_holders[prefix.hidden_slot] += 1
+        self.pool.check_integrity(page_holders)
+        self._slots.check_integrity(slot_holders)

@@ -1,0 +1,77 @@
+"""Reference-counted places: which of `size` numbered places are in use, and by how many holders."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgr_stream.errors import EngineError
+
+IntArray = NDArray[np.int32]
+
+
+class ReferenceCounts:
+    """Hands out the numbers 0 to size - 1. A place is free again when its last holder has released it.
+
+    Arrays of places must not name a place twice. All calls are O(places named).
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._holders = np.zeros(size, dtype=np.int32)
+        # A stack: the place released last is handed out first, while it may still be in the processor's cache.
+        self._free = np.arange(size - 1, -1, -1, dtype=np.int32)
+        self._num_free = size
+
+    @property
+    def size(self) -> int:
+        return len(self._holders)
+
+    @property
+    def num_free(self) -> int:
+        return self._num_free
+
+    @property
+    def num_used(self) -> int:
+        return self.size - self._num_free
+
+    def allocate(self, count: int) -> IntArray:
+        """`count` free places, each with one holder: the caller. [count]"""
+        if count > self._num_free:
+            raise EngineError(f"{count} {self._name} asked for, but only {self._num_free} of {self.size} are free")
+        places = self._free[self._num_free - count : self._num_free].copy()
+        self._num_free -= count
+        self._holders[places] = 1
+        return places
+
+    def retain(self, places: IntArray) -> None:
+        """One more holder for each of `places`, which must be in use."""
+        self._refuse_free(places)
+        self._holders[places] += 1
+
+    def release(self, places: IntArray) -> None:
+        """One holder less for each of `places`; those that have none left are free."""
+        self._refuse_free(places)
+        self._holders[places] -= 1
+        freed = places[self._holders[places] == 0]
+        self._free[self._num_free : self._num_free + len(freed)] = freed
+        self._num_free += len(freed)
+
+    def _refuse_free(self, places: IntArray) -> None:
+        if (self._holders[places] < 1).any():
+            raise EngineError(f"{self._name} {places[self._holders[places] < 1].tolist()} are free, but were held")
+
+    def check_integrity(self, expected: NDArray[np.int32] | None = None) -> None:
+        """Raise `EngineError` unless every place is either free or held (by `expected` holders, if given). [size]"""
+        free = np.zeros(self.size, dtype=bool)
+        free[self._free[: self._num_free]] = True
+        if int(free.sum()) != self._num_free:
+            raise EngineError(f"the free list of {self._name} names a place twice")
+        if ((self._holders == 0) != free).any() or (self._holders < 0).any():
+            raise EngineError(f"{self._name} are held and free at once, or neither")
+        if expected is not None and (self._holders != expected).any():
+            wrong = np.flatnonzero(self._holders != expected)[:8]
+            raise EngineError(
+                f"{self._name} {wrong.tolist()} have {self._holders[wrong].tolist()} holders "
+                f"where {expected[wrong].tolist()} are known"
+            )
