@@ -1,0 +1,49 @@
+"""Which offset of a partition may be committed: the end of its unbroken run of acknowledged records."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class OffsetTracker:
+    """Offsets taken in from one topic partition, and how far they have been acknowledged without a gap.
+
+    Offsets come in rising order but need not be consecutive (compaction and transactions leave holes). A broker that
+    redelivers is met here: an offset that was already taken is not taken again.
+    """
+
+    __slots__ = ("_acknowledged", "_committable", "_last_taken", "_open")
+
+    def __init__(self) -> None:
+        self._open: deque[int] = deque()
+        self._acknowledged: set[int] = set()
+        self._last_taken = -1
+        self._committable: int | None = None
+
+    def take(self, offset: int) -> bool:
+        """Note that the record at `offset` is being worked on. False: it was taken before, leave it alone."""
+        if offset <= self._last_taken:
+            return False
+        self._last_taken = offset
+        self._open.append(offset)
+        return True
+
+    def acknowledge(self, offset: int) -> None:
+        """Note that everything the record at `offset` caused is durable. Offsets that are not open are ignored."""
+        if not self._open or offset < self._open[0]:
+            return
+        self._acknowledged.add(offset)
+        while self._open and self._open[0] in self._acknowledged:
+            done = self._open.popleft()
+            self._acknowledged.discard(done)
+            self._committable = done + 1
+
+    @property
+    def committable(self) -> int | None:
+        """The offset to commit (of the next record to read, as Kafka counts), None before any is acknowledged."""
+        return self._committable
+
+    @property
+    def pending(self) -> int:
+        """Records taken and not yet behind `committable`."""
+        return len(self._open)

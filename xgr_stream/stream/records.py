@@ -1,0 +1,38 @@
+"""What crosses the border between a driver and the processor: records in, records to produce out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Record(NamedTuple):
+    """One consumed record, bytes as they came.
+
+    A named tuple rather than a frozen dataclass: one is built for every event (0.3 µs against 1.3 µs).
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    """Milliseconds since 1970 as the broker reports them; negative when it knows none."""
+    headers: Headers = ()
+
+
+class Produce(NamedTuple):
+    """One record to write."""
+
+    topic: str
+    partition: int | None
+    """None: the producer's partitioner places it by its key."""
+    key: bytes | None
+    value: bytes | None
+    """None: a tombstone."""
+    headers: Headers = ()
+    required: bool = True
+    """Whether the output it belongs to must wait for its acknowledgement. A copy for a caller's `reply_to` topic is
+    not required: that topic may not exist, and must not hold up everybody else. Try once, count a failure, go on."""
