@@ -1,0 +1,89 @@
+"""The decoder: everything of a Qwen3, Qwen2 or Llama forward but the attention, which its caller brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xgr_stream.model.config import ModelConfig
+from xgr_stream.model.rope import cos_sin_table
+from xgr_stream.model.weights import DecoderWeights
+
+
+class Attend(Protocol):
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+        """Normalises and rotates `q` [n, heads, head_dim] and `k` [n, kv_heads, head_dim], keeps `k` and `v`, and
+        attends over all that each token may see. Returns [n, heads, head_dim]."""
+
+
+class Decoder:
+    """Weights and the forward pass over them. Holds no state between calls."""
+
+    cos_sin: Tensor
+    """[max_positions, head_dim] float32: cosines, then sines, RoPE's scaling included."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, token_ids: Sequence[NDArray[np.int64]]) -> None:
+        """`token_ids` per level [codes]: the tokens whose rows of the head that level scores."""
+        self.config = config
+        self._weights = weights
+        self._level_heads = tuple(_rows(weights.head, ids) for ids in token_ids)
+        table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
+        self.cos_sin = table.to(weights.head.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._weights.head.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._weights.head.dtype
+
+    @property
+    def rms_eps(self) -> float:
+        return self.config.rms_eps
+
+    def q_norm(self, layer: int) -> Tensor | None:
+        """[head_dim]: the weight of the query's RMSNorm, None where the family has none."""
+        return self._weights.layers[layer].q_norm
+
+    def k_norm(self, layer: int) -> Tensor | None:
+        """[head_dim]: the weight of the key's RMSNorm, None where the family has none."""
+        return self._weights.layers[layer].k_norm
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Runs all layers over `tokens` [n] int64 at `positions` [n] int64, in whatever order and of whatever users:
+        only `attend` relates them. Returns the hidden states after the final norm, [n, hidden]."""
+        config, eps = self.config, self.config.rms_eps
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        hidden = F.embedding(tokens, self._weights.embedding)
+        for i, layer in enumerate(self._weights.layers):
+            normed = F.rms_norm(hidden, (config.hidden_size,), layer.input_norm, eps)
+            qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
+            attended = attend(i, *qkv.tensor_split((heads, heads + kv_heads), dim=1))
+            hidden = hidden + F.linear(attended.flatten(1), layer.output, layer.output_bias)
+            normed = F.rms_norm(hidden, (config.hidden_size,), layer.post_norm, eps)
+            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+            hidden = hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        return F.rms_norm(hidden, (config.hidden_size,), self._weights.norm, eps)
+
+    def level_logits(self, hidden: Tensor, level: int) -> Tensor:
+        """Raw logits of a level's codes after `hidden` [n, hidden]: [n, codes] float32."""
+        return F.linear(hidden, self._level_heads[level]).float()
+
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """Raw logits of all tokens after `hidden` [n, hidden]: [n, vocab] float32."""
+        return F.linear(hidden, self._weights.head).float()
+
+
+def _rows(head: Tensor, ids: NDArray[np.int64]) -> Tensor:
+    """The rows `ids` of `head`: a view where they lie side by side, else a copy."""
+    first, count = int(ids[0]), len(ids)
+    if np.array_equal(ids, np.arange(first, first + count)):
+        return head[first : first + count]
+    return head[torch.from_numpy(ids).to(head.device)]

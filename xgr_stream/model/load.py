@@ -1,0 +1,128 @@
+"""From a Hugging Face directory to a model that can be served, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xgr_stream.errors import CheckpointError
+from xgr_stream.model.config import ModelConfig
+from xgr_stream.model.decoder import Decoder
+from xgr_stream.model.fields import read_json
+from xgr_stream.model.settings import Settings
+from xgr_stream.model.tokens import ItemTokens
+from xgr_stream.model.vocabulary import read_vocabulary
+from xgr_stream.model.weights import check_tensors, content_hash, place_weights, read_tensors
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder and what it knows of items. Immutable; safe to share between threads."""
+
+    config: ModelConfig
+    decoder: Decoder
+    tokens: ItemTokens
+    settings: Settings
+    version: str
+    """16 hex digits, a hash of everything above but device and dtype."""
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    item_tokens: object = None,
+) -> Model:
+    """Loads a Hugging Face directory: config.json, safetensors, and xgr.json.
+
+    `dtype` None: float32 on the CPU, bfloat16 elsewhere. `item_tokens`: the content of an xgr.json, used instead of
+    the directory's. Raises `CheckpointError` for a checkpoint that is damaged, unsupported or does not fit together.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} must be a Hugging Face directory with a config.json")
+    if item_tokens is None:
+        if not (path / "xgr.json").is_file():
+            raise CheckpointError(
+                f"{path} must hold an xgr.json that says which tokens are items (docs/checkpoints.md), "
+                "or the same settings must be given as item_tokens="
+            )
+        item_tokens = read_json(path / "xgr.json")
+    return build_model(
+        read_json(path / "config.json"),
+        read_tensors(path),
+        item_tokens,
+        device=device,
+        dtype=dtype,
+        vocabulary=lambda: read_vocabulary(path),
+    )
+
+
+def _no_vocabulary() -> Mapping[str, object]:
+    raise CheckpointError("item tokens are given by name, and there is no tokenizer to look them up in")
+
+
+def build_model(
+    config: object,
+    tensors: Mapping[str, Tensor],
+    xgr: object,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    vocabulary: Callable[[], Mapping[str, object]] = _no_vocabulary,
+) -> Model:
+    """A model from the parsed config.json and xgr.json and tensors by their Hugging Face names, which are copied.
+
+    `vocabulary` gives token ids by name and is called only if the item tokens are given by name.
+    """
+    parsed, settings = ModelConfig.from_json(config), Settings.from_json(xgr)
+    tokens = ItemTokens(settings, parsed.vocab_size, vocabulary)
+    _check_window(parsed, settings, tokens)
+    tensors = check_tensors(parsed, tensors)
+    device = torch.device(device)
+    weights = place_weights(parsed, tensors, device, _dtype(dtype, device))
+    version = content_hash(parsed, tensors, repr(settings), *(str(ids.tolist()) for ids in tokens.token_ids))
+    return Model(parsed, Decoder(parsed, weights, tokens.token_ids), tokens, settings, version)
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _check_window(config: ModelConfig, settings: Settings, tokens: ItemTokens) -> None:
+    if settings.window is None:
+        return
+    needed = tokens.context_tokens(settings.window.max_events)
+    if needed > config.max_positions:
+        raise CheckpointError(
+            f"xgr.json: a window of {settings.window.max_events} events takes up to {needed} tokens; "
+            f"max_position_embeddings in config.json is {config.max_positions}"
+        )
+
+
+def save_checkpoint(
+    path: str | Path, config: Mapping[str, object], tensors: Mapping[str, Tensor], xgr: Mapping[str, object]
+) -> None:
+    """Writes config.json, model.safetensors and xgr.json so that `load_model` and transformers can read them.
+
+    `config` and `xgr` are what the files are to hold, `tensors` goes by Hugging Face names (no lm_head when tied).
+    Checks that they fit together first, as `load_model` would; an existing checkpoint at `path` is replaced.
+    """
+    path = Path(path)
+    checked = check_tensors(ModelConfig.from_json(dict(config)), tensors)
+    Settings.from_json(dict(xgr))
+    path.mkdir(parents=True, exist_ok=True)
+    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in checked.items()}
+    # transformers refuses a file that does not say which framework wrote it.
+    save_file(owned, path / "model.safetensors", metadata={"format": "pt"})
+    for name, value in (("config.json", config), ("xgr.json", xgr)):
+        (path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
