@@ -62,11 +62,13 @@ class EngineConfig:
 
     beam_width: int = 64
     """Beams of a request that names none (never below its k)."""
-    normalizer: Normalizer = "level"
+    normalizer: Normalizer | None = None
+    """None: what the checkpoint's xgr.json names, else `level`."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """None: float32 on the CPU, bfloat16 on CUDA."""
-    window: WindowConfig = field(default_factory=WindowConfig)
+    window: WindowConfig | None = None
+    """None: what the checkpoint's xgr.json names, else `WindowConfig()`."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     max_batch_rows: int = 2048
     """Beams in one decode, over all its requests."""
@@ -76,8 +78,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.beam_width <= MAX_BEAM_WIDTH:
             raise ConfigError(f"beam_width must be from 1 to {MAX_BEAM_WIDTH}, not {self.beam_width!r}")
-        if self.normalizer not in ("level", "vocabulary", "legal"):
-            raise ConfigError(f"normalizer must be 'level', 'vocabulary' or 'legal', not {self.normalizer!r}")
+        if self.normalizer not in (None, "level", "vocabulary", "legal"):
+            raise ConfigError(f"normalizer must be None, 'level', 'vocabulary' or 'legal', not {self.normalizer!r}")
         _at_least("max_batch_rows", self.max_batch_rows, MAX_BEAM_WIDTH)
         _at_least("max_batch_tokens", self.max_batch_tokens, 1)
 
