@@ -1,0 +1,1 @@
+"""The `xgr-stream` command line: one module per subcommand, imported when it is run."""
