@@ -1,0 +1,208 @@
+"""A table's columns, checked once and put into SID order: what a catalog is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xgr_stream.catalog.tags import BoolArray, TagIndex
+from xgr_stream.catalog.trie import Int32Array
+from xgr_stream.errors import CatalogError
+from xgr_stream.types import MAX_ID_CHARS
+
+MAX_CODES = 1 << 20
+"""Codes of one level, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class ItemColumns:
+    """Items sorted by SID, those that share one by item id; position is the item row."""
+
+    item_ids: tuple[str, ...]
+    sids: Int32Array
+    """[items, levels]"""
+    codes: tuple[int, ...]
+    tags: TagIndex
+    popularity: npt.NDArray[np.float64] | None
+    """[items]"""
+    available: BoolArray
+    """[items]"""
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table, codes: Sequence[int] | None = None) -> ItemColumns:
+        """Check and sort. `codes`: codes per level; None takes the largest code of each level, plus one."""
+        if table.num_rows == 0:
+            raise CatalogError("the table holds no items; expected at least 1")
+        ids = _item_ids(_column(table, "item_id"))
+        sids = _sids(table, ids)
+        checked_codes = _check_codes(sids, ids, codes)
+        order = pc.sort_indices(
+            pa.table([*sids.T, ids], names=[*(f"sid_{level}" for level in range(sids.shape[1])), "item_id"]),
+            sort_keys=[*((f"sid_{level}", "ascending") for level in range(sids.shape[1])), ("item_id", "ascending")],
+        )
+        rows = order.to_numpy()
+        popularity = _popularity(table, ids)
+        return cls(
+            item_ids=tuple(ids.take(order).to_pylist()),
+            sids=sids[rows].astype(np.int32),
+            codes=checked_codes,
+            tags=_tags(table, order, ids),
+            popularity=None if popularity is None else popularity[rows],
+            available=_available(table, ids)[rows],
+        )
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    indices = table.schema.get_all_field_indices(name)
+    if len(indices) != 1:
+        how_many = "no column" if not indices else f"{len(indices)} columns"
+        raise CatalogError(f"the table has {how_many} {name!r}, expected one; its columns: {table.column_names}")
+    column = table.column(indices[0]).combine_chunks()
+    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _refuse(name: str, bad: npt.NDArray[np.bool_], values: pa.Array, ids: pa.Array, expected: str) -> None:
+    """Raise for the first item that `bad` marks, [items]."""
+    if bad.any():
+        row = int(np.argmax(bad))
+        value, item = values[row].as_py(), ids[row].as_py()
+        raise CatalogError(f"{name} of item {item!r} (row {row}) is {value!r}, expected {expected}")
+
+
+def _is_null(values: pa.Array) -> npt.NDArray[np.bool_]:
+    nulls: npt.NDArray[np.bool_] = values.is_null().to_numpy(zero_copy_only=False)
+    return nulls
+
+
+def _cast(name: str, values: pa.Array, to: pa.DataType, expected: str) -> pa.Array:
+    try:
+        return values.cast(to)
+    except pa.ArrowException as error:
+        raise CatalogError(f"column {name!r} is {values.type}, expected {expected}: {error}") from None
+
+
+def _item_ids(column: pa.Array) -> pa.Array:
+    expected = f"a string of 1 to {MAX_ID_CHARS} characters"
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or _is_integer(column.type)):
+        raise CatalogError(f"column 'item_id' is {column.type}, expected strings or integers")
+    ids = column.cast(pa.large_string())
+    _refuse("item_id", _is_null(ids), ids, ids, expected)
+    lengths = pc.utf8_length(ids).to_numpy()
+    _refuse("item_id", (lengths < 1) | (lengths > MAX_ID_CHARS), ids, ids, expected)
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counts = ids.value_counts()
+        item, count = counts[int(np.argmax(counts.field("counts").to_numpy()))].values()
+        raise CatalogError(f"item_id {item.as_py()!r} occurs {count.as_py()} times, expected every item once")
+    return ids
+
+
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _sids(table: pa.Table, ids: pa.Array) -> npt.NDArray[np.int64]:
+    """[items, levels], codes not yet checked."""
+    numbered = [name for name in table.column_names if name.startswith("sid_") and name[4:].isdecimal()]
+    if "sid" in table.column_names:
+        if numbered:
+            raise CatalogError(f"the table has a column 'sid' and {numbered}, expected one or the other")
+        return _sids_from_lists(_column(table, "sid"), ids)
+    if not numbered:
+        raise CatalogError(
+            f"the table has no column 'sid' nor 'sid_0', 'sid_1', ...; its columns: {table.column_names}"
+        )
+    return np.stack([_sid_codes(table, level, ids) for level in range(len(numbered))], axis=1)
+
+
+def _sids_from_lists(column: pa.Array, ids: pa.Array) -> npt.NDArray[np.int64]:
+    if not _is_list(column.type) or not _is_integer(column.type.value_type):
+        raise CatalogError(
+            f"column 'sid' is {column.type}, expected lists of integers (a CSV file has sid_0, sid_1, ...)"
+        )
+    _refuse("sid", _is_null(column), column, ids, "a list of codes")
+    lengths = pc.list_value_length(column).to_numpy()
+    levels = int(lengths[0])
+    if levels == 0:
+        raise CatalogError(f"sid of item {ids[0].as_py()!r} (row 0) is [], expected at least 1 code")
+    _refuse("sid", lengths != levels, column, ids, f"{levels} codes, as the first item has")
+    flat = column.flatten()
+    if flat.null_count:
+        _refuse("sid", _is_null(flat).reshape(-1, levels).any(axis=1), column, ids, "integer codes")
+    codes: npt.NDArray[np.int64] = _cast("sid", flat, pa.int64(), "lists of 64-bit integers").to_numpy()
+    return codes.reshape(-1, levels)
+
+
+def _sid_codes(table: pa.Table, level: int, ids: pa.Array) -> npt.NDArray[np.int64]:
+    name = f"sid_{level}"
+    column = _column(table, name)
+    if not _is_integer(column.type):
+        raise CatalogError(f"column {name!r} is {column.type}, expected integers")
+    _refuse(name, _is_null(column), column, ids, "an integer code")
+    codes: npt.NDArray[np.int64] = _cast(name, column, pa.int64(), "64-bit integers").to_numpy()
+    return codes
+
+
+def _check_codes(sids: npt.NDArray[np.int64], ids: pa.Array, codes: Sequence[int] | None) -> tuple[int, ...]:
+    levels = sids.shape[1]
+    limits = tuple(codes) if codes is not None else (MAX_CODES,) * levels
+    if len(limits) != levels:
+        raise CatalogError(f"codes is {limits} ({len(limits)} levels), but the table's SIDs have {levels} levels")
+    for level, limit in enumerate(limits):
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_CODES:
+            raise CatalogError(f"codes of level {level} is {limit!r}, expected an integer from 1 to {MAX_CODES}")
+        level_codes = sids[:, level]
+        bad = np.logical_or(level_codes < 0, level_codes >= limit)
+        _refuse(f"sid code at level {level}", bad, pa.array(level_codes), ids, f"0 to {limit - 1}")
+    return limits if codes is not None else tuple(int(most) + 1 for most in sids.max(axis=0))
+
+
+def _tags(table: pa.Table, order: pa.Array, ids: pa.Array) -> TagIndex:
+    """An item's tags are a list of strings, or one string with `|` between them (as a CSV file has)."""
+    if "tags" not in table.column_names:
+        return TagIndex.from_pairs((), np.zeros(0, np.int64), np.zeros(0, np.int32), len(ids))
+    column = _column(table, "tags")
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.split_pattern(column, "|")
+    strings = pa.list_(pa.string())
+    if not _is_list(column.type) and not pa.types.is_null(column.type):
+        raise CatalogError(
+            f"column 'tags' is {column.type}, expected lists of strings, or strings with '|' between tags"
+        )
+    lists = _cast("tags", column, strings, "lists of strings").take(order)
+    tags, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
+    if tags.null_count:
+        _refuse("a tag", np.isin(np.arange(len(ids)), rows[_is_null(tags)]), lists, ids.take(order), "strings")
+    named = pc.not_equal(tags, "")
+    encoded = tags.filter(named).dictionary_encode()
+    rows = rows[named.to_numpy(zero_copy_only=False)]
+    return TagIndex.from_pairs(encoded.dictionary.to_pylist(), encoded.indices.to_numpy(), rows, len(ids))
+
+
+def _popularity(table: pa.Table, ids: pa.Array) -> npt.NDArray[np.float64] | None:
+    if "popularity" not in table.column_names:
+        return None
+    values = _cast("popularity", _column(table, "popularity"), pa.float64(), "numbers")
+    popularity: npt.NDArray[np.float64] = values.to_numpy(zero_copy_only=False)  # nulls become NaN
+    _refuse("popularity", ~np.isfinite(popularity), values, ids, "a finite number")
+    return popularity
+
+
+def _available(table: pa.Table, ids: pa.Array) -> BoolArray:
+    if "available" not in table.column_names:
+        return np.ones(len(ids), np.bool_)
+    column: Any = _column(table, "available")
+    if not pa.types.is_boolean(column.type):
+        raise CatalogError(f"column 'available' is {column.type}, expected booleans")
+    _refuse("available", _is_null(column), column, ids, "true or false")
+    available: BoolArray = column.to_numpy(zero_copy_only=False)
+    return available

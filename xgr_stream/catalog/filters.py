@@ -1,0 +1,121 @@
+"""Exact filters: which items and nodes a request may use.
+
+Tags are turned into the set of legal items once and kept (`LegalItems`, with its node masks); exclusions, which
+differ from request to request, touch only the nodes above them: a node whose every legal item is excluded is emptied.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from xgr_stream.catalog.legal import BoolArray, LegalItems
+from xgr_stream.catalog.tags import TagIndex
+from xgr_stream.catalog.trie import Int32Array, Trie
+from xgr_stream.errors import CatalogError
+from xgr_stream.types import ItemFilter
+
+MAX_TAG_FILTERS = 16
+"""Tag combinations kept, least recently used dropped: 17 MB and 20 ms each at 1.5 million items."""
+
+TagsKey = tuple[tuple[str, ...] | None, tuple[str, ...]]
+"""(allow, deny), each sorted; allow None: everything."""
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedFilter:
+    """What an `ItemFilter` means in one catalog. Valid until the catalog's next `set_available`; its arrays belong to
+    the catalog and must not be written to."""
+
+    tags_key: TagsKey | None
+    """Names the node masks; None: no tag is asked for."""
+    node_masks: tuple[BoolArray, ...] | None
+    """[d]: nodes of depth d + 1 with a live, tag-allowed item below; None: the live counts decide."""
+    emptied: tuple[Int32Array, ...]
+    """[d]: sorted nodes of depth d + 1 that are legal by tags but whose every such item is excluded."""
+    num_items: int
+    """Items that may be returned."""
+    items: BoolArray
+    """[items]: live and tag-allowed."""
+    excluded: Int32Array
+    """Sorted item rows that are live and tag-allowed, but excluded."""
+
+    def allows(self, rows: Int32Array) -> BoolArray:
+        """Whether each item row may be returned."""
+        allowed = self.items[rows]
+        if len(self.excluded):
+            slots = np.searchsorted(self.excluded, rows)
+            slots[slots == len(self.excluded)] = 0
+            allowed &= self.excluded[slots] != rows
+        return allowed
+
+
+class _TaggedItems(NamedTuple):
+    allowed: BoolArray
+    """[items]: passes the tags, live or not."""
+    legal: LegalItems
+
+
+class FilterResolver:
+    """Resolves filters, keeping the legal items of recent tag combinations. Not thread-safe."""
+
+    def __init__(self, trie: Trie, tags: TagIndex, live: LegalItems) -> None:
+        self._trie = trie
+        self._tags = tags
+        self._live = live
+        self._by_tags: OrderedDict[TagsKey, _TaggedItems] = OrderedDict()
+
+    def resolve(self, item_filter: ItemFilter, excluded_rows: Int32Array) -> ResolvedFilter:
+        """`excluded_rows`: the rows of `item_filter.exclude` that the catalog knows, in any order."""
+        key = self._tags_key(item_filter)
+        legal = self._live if key is None else self._legal_by_tags(key)
+        excluded = np.unique(excluded_rows)
+        excluded = excluded[legal.items[excluded]]
+        return ResolvedFilter(
+            tags_key=key,
+            node_masks=None if key is None else legal.node_masks,
+            emptied=self._emptied(legal, excluded),
+            num_items=legal.num_items - len(excluded),
+            items=legal.items,
+            excluded=excluded,
+        )
+
+    def flip(self, rows: Int32Array, available: bool) -> None:
+        """Mutates the live items and every kept tag combination."""
+        self._live.flip(rows, available)
+        for tagged in self._by_tags.values():
+            tagged.legal.flip(rows[tagged.allowed[rows]], available)
+
+    def check_integrity(self) -> None:
+        self._live.check_integrity()
+        for tagged in self._by_tags.values():
+            tagged.legal.check_integrity()
+            if not np.array_equal(tagged.legal.items, tagged.allowed & self._live.items):
+                raise CatalogError("the kept items of a tag filter are not its live, allowed items")
+
+    def _tags_key(self, item_filter: ItemFilter) -> TagsKey | None:
+        deny = tuple(sorted(self._tags.known(item_filter.deny)))
+        if item_filter.allow:
+            return tuple(sorted(self._tags.known(item_filter.allow))), deny
+        return (None, deny) if deny else None
+
+    def _legal_by_tags(self, key: TagsKey) -> LegalItems:
+        tagged = self._by_tags.pop(key, None)
+        if tagged is None:
+            allowed = self._tags.mask(*key)
+            tagged = _TaggedItems(allowed, LegalItems(self._trie, self._live.items & allowed))
+            if len(self._by_tags) >= MAX_TAG_FILTERS:
+                self._by_tags.popitem(last=False)
+        self._by_tags[key] = tagged
+        return tagged.legal
+
+    def _emptied(self, legal: LegalItems, excluded: Int32Array) -> tuple[Int32Array, ...]:
+        leaves = self._trie.leaf_of(excluded)
+        emptied = []
+        for depth in range(1, self._trie.levels + 1):
+            nodes, num_excluded = np.unique(self._trie.node_of(depth, leaves), return_counts=True)
+            emptied.append(nodes[legal.counts[depth][nodes] == num_excluded])
+        return tuple(emptied)

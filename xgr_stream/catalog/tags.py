@@ -1,0 +1,60 @@
+"""Which items carry which tag: per tag, its sorted item rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xgr_stream.catalog.trie import Int32Array
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class TagIndex:
+    """Never changes once built."""
+
+    index: Mapping[str, int]
+    """Tag → its number; numbered in sorted order."""
+    starts: npt.NDArray[np.int64]
+    """Items of tag t are `rows[starts[t] : starts[t + 1]]`, [tags + 1]."""
+    rows: Int32Array
+    """[pairs of tag and item]."""
+    num_items: int
+
+    @classmethod
+    def from_pairs(
+        cls, names: Iterable[str], tags: npt.NDArray[np.int64], rows: Int32Array, num_items: int
+    ) -> TagIndex:
+        """Pair i says that item `rows[i]` carries tag `names[tags[i]]`; pairs may repeat, names may not."""
+        listed = list(names)
+        order = sorted(range(len(listed)), key=listed.__getitem__)
+        rank = np.empty(len(listed), np.int64)
+        rank[order] = np.arange(len(listed))
+        pairs = np.unique(rank[tags] * num_items + rows)
+        counts = np.bincount(pairs // num_items, minlength=len(listed))
+        return cls(
+            index={listed[tag]: number for number, tag in enumerate(order)},
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            rows=(pairs % num_items).astype(np.int32),
+            num_items=num_items,
+        )
+
+    def known(self, tags: Iterable[str]) -> frozenset[str]:
+        return frozenset(tag for tag in tags if tag in self.index)
+
+    def mask(self, allow: Iterable[str] | None, deny: Iterable[str]) -> BoolArray:
+        """Items with any of the `allow` tags (None: all items) and none of the `deny` tags, [items]."""
+        mask = np.full(self.num_items, allow is None)
+        for tag in allow or ():
+            mask[self._rows_of(tag)] = True
+        for tag in deny:
+            mask[self._rows_of(tag)] = False
+        return mask
+
+    def _rows_of(self, tag: str) -> Int32Array:
+        number = self.index[tag]
+        return self.rows[self.starts[number] : self.starts[number + 1]]

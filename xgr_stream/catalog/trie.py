@@ -1,0 +1,79 @@
+"""The trie of semantic IDs as flat arrays.
+
+Depth 0 is the root, depth `levels` the leaves. Nodes of one depth are numbered in the order of their SID prefix, so
+the children of a node, the leaves below it and the items below it are each one contiguous range, and node order is
+SID order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """Never changes once built; the engine copies it to the device."""
+
+    codes: tuple[int, ...]
+    """Codes per level."""
+    node_codes: tuple[Int32Array, ...]
+    """[d]: code of each node of depth d + 1, [nodes of depth d + 1]; ascending among siblings."""
+    child_starts: tuple[Int32Array, ...]
+    """[d]: children of node p of depth d are nodes `child_starts[d][p] : child_starts[d][p + 1]` of depth d + 1."""
+    leaf_starts: tuple[Int32Array, ...]
+    """[d]: leaves below node p of depth d, 0 ≤ d ≤ levels, are `leaf_starts[d][p] : leaf_starts[d][p + 1]`."""
+    item_starts: Int32Array
+    """Items at leaf l are item rows `item_starts[l] : item_starts[l + 1]`, [leaves + 1]."""
+
+    @classmethod
+    def from_sids(cls, sids: Int32Array, codes: tuple[int, ...]) -> Trie:
+        """Build from the items' SIDs, `[items, levels]`, sorted lexicographically."""
+        num_items, levels = sids.shape
+        first_rows = [np.zeros(1, np.int32)]  # per depth: the first item row of each node
+        begins_node = np.zeros(num_items, np.bool_)
+        begins_node[0] = True
+        for level in range(levels):
+            begins_node[1:] |= sids[1:, level] != sids[:-1, level]
+            first_rows.append(np.flatnonzero(begins_node).astype(np.int32))
+        leaf_rows = first_rows[-1]
+        return cls(
+            codes=codes,
+            node_codes=tuple(sids[first_rows[level + 1], level] for level in range(levels)),
+            child_starts=tuple(_starts(first_rows[d], first_rows[d + 1]) for d in range(levels)),
+            leaf_starts=tuple(_starts(rows, leaf_rows) for rows in first_rows),
+            item_starts=np.append(leaf_rows, np.int32(num_items)),
+        )
+
+    @property
+    def levels(self) -> int:
+        return len(self.codes)
+
+    @property
+    def num_leaves(self) -> int:
+        return len(self.item_starts) - 1
+
+    def num_nodes(self, depth: int) -> int:
+        return len(self.leaf_starts[depth]) - 1
+
+    def leaf_of(self, rows: Int32Array) -> Int32Array:
+        """The leaf of each item row."""
+        return (np.searchsorted(self.item_starts, rows, side="right") - 1).astype(np.int32)
+
+    def node_of(self, depth: int, leaves: Int32Array) -> Int32Array:
+        """The node of `depth` above each leaf."""
+        return (np.searchsorted(self.leaf_starts[depth], leaves, side="right") - 1).astype(np.int32)
+
+    def item_bounds(self, depth: int) -> Int32Array:
+        """Items below node p of `depth` are rows `bounds[p] : bounds[p + 1]`, [nodes + 1]."""
+        return self.item_starts[self.leaf_starts[depth]]
+
+
+def _starts(parent_rows: Int32Array, child_rows: Int32Array) -> Int32Array:
+    """Where each parent's run of children begins, and where the last one ends: [parents + 1]."""
+    starts = np.searchsorted(child_rows, parent_rows)
+    return np.append(starts, len(child_rows)).astype(np.int32)
