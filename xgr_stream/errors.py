@@ -99,3 +99,11 @@ class HistoryError(XgrError):
 
 class EngineError(XgrError):
     code = "engine"
+
+
+def error_from(code: str | None, message: str | None) -> XgrError:
+    """The error that a response's `error` and `message` carry; an `XgrError` for a code of a newer version."""
+    kinds = [XgrError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return next((kind for kind in kinds if kind.code == code), XgrError)(message)
