@@ -98,6 +98,12 @@ class HistoryConfig:
         _at_least("keep_events", self.keep_events, 1)
         _at_least("segment_events", self.segment_events, 1)
 
+    def first_kept(self, event_count: int) -> int:
+        """Number of the first event kept when the user has `event_count` events: whole segments are let go, and only
+        when another one is full, so that what is kept depends on the event count alone."""
+        kept_segments = -(-self.keep_events // self.segment_events)
+        return max(0, event_count // self.segment_events - kept_segments) * self.segment_events
+
 
 @dataclass(frozen=True, slots=True)
 class TopicNames:

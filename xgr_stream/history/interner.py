@@ -1,0 +1,36 @@
+"""Strings as small integers, so that an event takes six bytes."""
+
+from __future__ import annotations
+
+
+class Interner:
+    """Numbers strings from 0 in the order in which they come; append-only.
+
+    One thread may add while others read the names of numbers they have been given: a name is in the list before its
+    number is handed out, and neither ever changes.
+    """
+
+    __slots__ = ("_names", "_numbers")
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def add(self, name: str) -> int:
+        """The number of `name`, a new one if it has none."""
+        number = self._numbers.get(name)
+        if number is None:
+            number = len(self._names)
+            self._names.append(name)
+            self._numbers[name] = number
+        return number
+
+    def get(self, name: str) -> int | None:
+        """The number of `name`, None if it was never added."""
+        return self._numbers.get(name)
+
+    def __getitem__(self, number: int) -> str:
+        return self._names[number]
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,202 @@
+"""A partition's histories out of its changelog, whatever compaction and late writers have done to its order.
+
+A changelog as it was written holds, for each user, deltas up to a segment's end, then the segment, then tombstones for
+its deltas. Compaction keeps the last record of each key, so a record that a late writer repeated moves to the end.
+Every record is a pure function of the event log, therefore order can't matter: what continues a history goes straight
+into its buffer (nearly everything does), what does not is laid aside until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from xgr_stream.config import HistoryConfig
+from xgr_stream.errors import HistoryError
+from xgr_stream.history.records import Delta, Segment, Stale, user_hash
+from xgr_stream.history.user import UserHistory
+
+MAX_NAMED = 5
+"""Users and ranges that an error about gaps names."""
+
+
+class _Aside:
+    """Records of one user that did not continue the history when they came."""
+
+    __slots__ = ("deltas", "segments")
+
+    def __init__(self) -> None:
+        self.deltas: dict[int, Delta] = {}
+        self.segments: dict[int, Segment] = {}
+
+
+class PartitionRestore:
+    """Rebuilds one partition's histories. Feed `delta` and `segment`, then `finish`, then take `users`."""
+
+    def __init__(
+        self, partition: int, config: HistoryConfig, add_item: Callable[[str], int], add_action: Callable[[str], int]
+    ) -> None:
+        self.users: dict[str, UserHistory] = {}
+        self._partition = partition
+        self._config = config
+        self._add_item = add_item
+        self._add_action = add_action
+        self._aside: dict[str, _Aside] = {}
+        self._stale = Stale()
+
+    def delta(self, user_id: str, number: int, delta: Delta | None) -> None:
+        user = self.users.get(user_id)
+        if delta is None:
+            self._stale.deltas.discard((user_id, number))
+            if user_id in self._aside:
+                self._aside[user_id].deltas.pop(number, None)
+        elif user is None and number == 0:
+            self._append(user_id, self._start(user_id, 0), delta)
+        elif user is None or number > user.event_count:
+            self._lay_aside(user_id).deltas[number] = delta
+        elif number == user.event_count:
+            self._append(user_id, user, delta)
+        elif number < self._sealed(user):
+            self._stale.deltas.add((user_id, number))
+
+    def segment(self, user_id: str, number: int, segment: Segment | None) -> None:
+        size = self._config.segment_events
+        first = number * size
+        user = self.users.get(user_id)
+        if segment is None:
+            self._stale.segments.discard((user_id, number))
+            if user_id in self._aside:
+                self._aside[user_id].segments.pop(number, None)
+            return
+        if len(segment.items) != size:
+            raise HistoryError(
+                f"segment_events must be {len(segment.items)}, with which the changelog was written, not {size}: "
+                "set it back, or start a new changelog topic"
+            )
+        if user is None:
+            user = self._start(user_id, first)
+        if first > user.event_count:
+            self._lay_aside(user_id).segments[number] = segment
+        elif first + size > user.event_count:
+            self._continue(user_id, user, first, segment)
+        elif first < user.first_number:
+            self._below(user_id, user, number, segment)
+
+    def finish(self) -> Stale:
+        """Merge what was laid aside, check that nothing is missing, and return the keys to tombstone."""
+        for user_id, aside in self._aside.items():
+            self._merge(user_id, aside)
+        self._aside.clear()
+        gaps = [
+            (user_id, [(self._config.first_kept(user.event_count), user.first_number - 1)])
+            for user_id, user in self.users.items()
+            if user.first_number > self._config.first_kept(user.event_count)
+        ]
+        self._refuse(gaps)
+        return self._stale
+
+    # What continues a history
+
+    def _start(self, user_id: str, first_number: int) -> UserHistory:
+        user = self.users[user_id] = UserHistory(self._partition, first_number, self._config.segment_events)
+        return user
+
+    def _append(self, user_id: str, user: UserHistory, delta: Delta) -> None:
+        user.append(self._add_item(delta.item_id), -1 if delta.action is None else self._add_action(delta.action))
+        user.last_offset = delta.offset
+
+    def _continue(self, user_id: str, user: UserHistory, first: int, segment: Segment) -> None:
+        """Add the part of `segment` that the history lacks; its deltas are superfluous from now on."""
+        known = user.event_count - first
+        self._stale.deltas.update((user_id, number) for number in range(first, user.event_count))
+        items, actions = self._interned(segment)
+        user.extend(items[known:], actions[known:])
+        user.last_offset = segment.last_offset
+        kept_from = self._config.first_kept(user.event_count)
+        if kept_from > user.first_number:
+            size = self._config.segment_events
+            self._stale.segments.update(
+                (user_id, number) for number in range(user.first_number // size, kept_from // size)
+            )
+            user.trim(kept_from)
+
+    def _interned(self, segment: Segment) -> tuple[list[int], list[int]]:
+        items = list(map(self._add_item, segment.items))
+        if segment.actions is None:
+            return items, [-1] * len(items)
+        return items, [-1 if action is None else self._add_action(action) for action in segment.actions]
+
+    # What does not
+
+    def _lay_aside(self, user_id: str) -> _Aside:
+        return self._aside.setdefault(user_id, _Aside())
+
+    def _below(self, user_id: str, user: UserHistory, number: int, segment: Segment) -> None:
+        """A segment before the first one kept so far: trimmed long ago, or only out of its place."""
+        if number * self._config.segment_events < self._config.first_kept(user.event_count):
+            self._stale.segments.add((user_id, number))
+        else:
+            self._lay_aside(user_id).segments[number] = segment
+
+    def _sealed(self, user: UserHistory) -> int:
+        size = self._config.segment_events
+        return user.event_count // size * size
+
+    def _merge(self, user_id: str, aside: _Aside) -> None:
+        """Put the user's history together anew from its buffer and what was laid aside."""
+        size = self._config.segment_events
+        user = self.users.get(user_id) or UserHistory(self._partition)
+        events = {user.first_number + i: event for i, event in enumerate(self._events(user_id, user))}
+        last_offset, last_number = user.last_offset, user.event_count - 1
+        for number, delta in aside.deltas.items():
+            action = -1 if delta.action is None else self._add_action(delta.action)
+            events.setdefault(number, (self._add_item(delta.item_id), action))
+            if number > last_number:
+                last_offset, last_number = delta.offset, number
+        for number, segment in aside.segments.items():
+            events.update(enumerate(zip(*self._interned(segment), strict=True), start=number * size))
+            if (number + 1) * size - 1 > last_number:
+                last_offset, last_number = segment.last_offset, (number + 1) * size - 1
+        if last_number < 0:
+            return
+        count = last_number + 1
+        kept_from = self._config.first_kept(count)
+        self._refuse([(user_id, list(_ranges(n for n in range(kept_from, count) if n not in events)))])
+        self._stale.deltas.update((user_id, n) for n in aside.deltas if n < count // size * size)
+        self._stale.segments.update((user_id, n) for n in aside.segments if n * size < kept_from)
+        self._stale.segments.update(
+            (user_id, n) for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
+        )
+        merged = self.users[user_id] = UserHistory(self._partition, kept_from, count - kept_from)
+        items, actions = zip(*(events[number] for number in range(kept_from, count)), strict=True)
+        merged.extend(items, actions)
+        merged.last_offset = last_offset
+
+    def _events(self, user_id: str, user: UserHistory) -> Iterator[tuple[int, int]]:
+        view = user.view(user_id)
+        return zip(view.items.tolist(), view.actions.tolist(), strict=True)
+
+    def _refuse(self, gaps: list[tuple[str, list[tuple[int, int]]]]) -> None:
+        """Raise `HistoryError` if any user lacks any number."""
+        gaps = [(user_id, ranges) for user_id, ranges in gaps if ranges]
+        if not gaps:
+            return
+        named = "; ".join(
+            f"user {user_hash(user_id)}: " + ", ".join(f"{a} to {b}" for a, b in ranges[:MAX_NAMED])
+            for user_id, ranges in gaps[:MAX_NAMED]
+        )
+        more = "" if len(gaps) <= MAX_NAMED else f" and {len(gaps) - MAX_NAMED} users more"
+        raise HistoryError(
+            f"the changelog of partition {self._partition} lacks events ({named}{more}): records were deleted or "
+            "written without order; restore the topic from a copy, or reset the history and replay the events topic"
+        )
+
+
+def _ranges(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive runs of rising numbers, as (first, last)."""
+    listed = list(numbers)
+    if not listed:
+        return
+    breaks = [i for i, (a, b) in enumerate(pairwise(listed), start=1) if b != a + 1]
+    for start, end in pairwise([0, *breaks, len(listed)]):
+        yield listed[start], listed[end - 1]

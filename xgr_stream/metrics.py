@@ -1,0 +1,63 @@
+"""What an operator watches, as Prometheus metrics in a registry of their own.
+
+User ids and item ids never become labels.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+STAGES = ("wait", "append", "decode", "publish", "total")
+_STAGE_BUCKETS_S = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
+    *(0.15, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
+)
+
+
+class Metrics:
+    """The metrics of one recommender. Each attribute is a prometheus-client object; safe to use on any thread."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.events = self._counter("events", "Events that were added to a history.")
+        self.events_replayed = self._counter(
+            "events_replayed", "Events read again whose offset the history already included; they changed nothing."
+        )
+        self.events_unknown_item = self._counter(
+            "events_unknown_item", "Events whose item the catalog does not know; kept, without tokens."
+        )
+        self.events_behind = self._gauge("events_behind", "Events in the topic that are still to be read.", "partition")
+        self.appends = self._counter("appends", "User prefixes brought up to date before anybody asked.")
+        self.append_tokens = self._counter("append_tokens", "Tokens appended or prefilled for them.")
+        self.requests = self._counter(
+            "requests", "Requests answered, by outcome (status or error code) and cache state.", "outcome", "cache"
+        )
+        self.stage_seconds = Histogram(
+            "xgr_stage_seconds",
+            "Time that requests spent in each stage; total counts from the request record's timestamp.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.users_warm = self._gauge("users_warm", "Users whose prefix is resident.")
+        self.cache_bytes = self._gauge("cache_bytes", "Prefix cache, used and budget.", "kind")
+        self.beams_dead = self._counter("beams_dead", "Beams that ended without a legal continuation.")
+        self.invalid_items = self._counter("invalid_items", "Items answered that were not legal; always 0.")
+        self.queue_depth = self._gauge("queue_depth", "Work waiting for the device.", "queue")
+        self.dead_letters = self._counter("dead_letters", "Records sent to the dead letter topic.", "reason")
+        self.misplaced_records = self._counter(
+            "misplaced_records", "Records whose partition is not that of their key.", "topic"
+        )
+        self.reply_copies_failed = self._counter(
+            "reply_copies_failed", "Copies of responses that a request's reply_to topic did not take."
+        )
+        self.history_users = self._gauge("history_users", "Users with a history here.")
+        self.history_bytes = self._gauge("history_bytes", "Memory of the histories.")
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(f"xgr_{name}", description, labels, registry=self.registry)
+
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(f"xgr_{name}", description, labels, registry=self.registry)

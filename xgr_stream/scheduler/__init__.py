@@ -1,0 +1,1 @@
+"""What the device does next: a pure policy, and the one thread that owns the device."""
