@@ -48,6 +48,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	  "xgr-stream needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: run make PYTHON=python3.12, for example" % v)'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install "$(TORCH)"
 	$(BIN)/python -m pip install --editable ".[demo,dev]"
 	$(BIN)/python -m pip install --no-deps recbole==1.2.1

@@ -1,0 +1,43 @@
+"""What every test gets: seeded generators, poisoned memory, and no green run without the accelerator it needs."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# The machines that run these tests are shared: a slow example is no failure. On CI a failure must be one that the
+# next run shows again.
+hypothesis.settings.register_profile("xgr", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+hypothesis.settings.load_profile("xgr")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(20)
+    np.random.seed(20)
+    torch.manual_seed(20)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _poisoned_memory() -> None:
+    """`torch.empty` returns NaN and huge integers, so that a kernel that leaves part of its output unwritten fails.
+
+    torch does this only together with its deterministic algorithms; operations that have none merely warn."""
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    reason = "needs CUDA, and torch sees no device"
+    if os.environ.get("XGR_REQUIRE_GPU") == "1":
+        pytest.fail(f"{reason} (XGR_REQUIRE_GPU=1 forbids skipping)", pytrace=False)
+    pytest.skip(reason)

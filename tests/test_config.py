@@ -1,0 +1,87 @@
+"""Settings check themselves; the window is a pure function of the event count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xgr_stream.config import (
+    CacheConfig,
+    EngineConfig,
+    HistoryConfig,
+    StreamConfig,
+    TopicNames,
+    WindowConfig,
+    environment,
+)
+from xgr_stream.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (lambda: WindowConfig(max_events=0), "max_events"),
+        (lambda: WindowConfig(max_events=8, stride=0), "stride"),
+        (lambda: WindowConfig(max_events=8, stride=9), "stride"),
+        (lambda: CacheConfig(budget_bytes=0), "budget_bytes"),
+        (lambda: CacheConfig(page_size=0), "page_size"),
+        (lambda: CacheConfig(page_size=48), "page_size"),
+        (lambda: EngineConfig(beam_width=0), "beam_width"),
+        (lambda: EngineConfig(beam_width=100_000), "beam_width"),
+        (lambda: EngineConfig(normalizer="softmax"), "normalizer"),  # type: ignore[arg-type]
+        (lambda: EngineConfig(max_batch_rows=1), "max_batch_rows"),
+        (lambda: EngineConfig(max_batch_tokens=0), "max_batch_tokens"),
+        (lambda: HistoryConfig(keep_events=0), "keep_events"),
+        (lambda: HistoryConfig(segment_events=0), "segment_events"),
+        (lambda: TopicNames(events="one", requests="one"), "topic names"),
+        (lambda: StreamConfig(codec="pickle"), "codec"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(partitioner="random"), "partitioner"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(default_timeout_ms=0), "default_timeout_ms"),
+        (lambda: StreamConfig(max_message_bytes=10), "max_message_bytes"),
+        (lambda: StreamConfig(max_pending_requests=0), "max_pending_requests"),
+        (lambda: StreamConfig(shutdown_timeout_s=-1), "shutdown_timeout_s"),
+    ],
+)
+def test_a_wrong_setting_is_named(build: Callable[[], Any], names: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{names} must .*, not "):
+        build()
+
+
+def test_defaults_are_valid() -> None:
+    for settings in (WindowConfig, CacheConfig, EngineConfig, HistoryConfig, TopicNames, StreamConfig):
+        assert settings() == settings()
+
+
+windows = st.integers(1, 300).flatmap(
+    lambda most: st.builds(WindowConfig, st.just(most), st.none() | st.integers(1, most))
+)
+
+
+@given(windows, st.integers(0, 5_000))
+def test_the_window_starts_where_it_must(window: WindowConfig, event_count: int) -> None:
+    start = window.start(event_count)
+    stride = window.stride or max(1, window.max_events // 2)
+    in_context = event_count - start
+
+    assert start % stride == 0
+    assert in_context <= window.max_events
+    if event_count <= window.max_events:
+        assert start == 0
+    else:
+        assert in_context > window.max_events - stride, "the window moved further than one stride"
+
+
+@given(windows, st.integers(0, 5_000))
+def test_the_window_never_moves_back(window: WindowConfig, event_count: int) -> None:
+    assert window.start(event_count) <= window.start(event_count + 1)
+
+
+def test_the_environment_is_read_under_one_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XGR_SOMETHING", "here")
+    assert environment("SOMETHING") == "here"
+    assert environment("NOTHING_SUCH") is None
+    assert environment("NOTHING_SUCH", "default") == "default"

@@ -1,0 +1,125 @@
+"""Values check themselves when they are built, and say which field was wrong, what it was and what it must be."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+
+from xgr_stream.errors import InvalidEvent, InvalidRequest
+from xgr_stream.types import (
+    MAX_BEAM_WIDTH,
+    MAX_EXCLUDE_ITEMS,
+    MAX_ID_CHARS,
+    MAX_TAGS,
+    ItemFilter,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Status,
+    UserEvent,
+)
+
+LONG = "x" * (MAX_ID_CHARS + 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": None}, "user_id"),
+        ({"user_id": b"u"}, "user_id"),
+        ({"user_id": LONG}, "user_id"),
+        ({"item_id": 7}, "item_id"),
+        ({"item_id": LONG}, "item_id"),
+        ({"action": ""}, "action"),
+        ({"action": 1}, "action"),
+        ({"timestamp_ms": -1}, "timestamp_ms"),
+        ({"timestamp_ms": 1.5}, "timestamp_ms"),
+        ({"timestamp_ms": True}, "timestamp_ms"),
+        ({"timestamp_ms": "1"}, "timestamp_ms"),
+    ],
+)
+def test_an_event_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
+    with pytest.raises(InvalidEvent, match=rf"^{names} must be .*, not "):
+        UserEvent(**{"user_id": "u", "item_id": "i", **fields})
+
+
+def test_ids_may_be_as_long_as_stated() -> None:
+    event = UserEvent("u" * MAX_ID_CHARS, "ü" * MAX_ID_CHARS, "buy", 0)
+    assert len(event.user_id) == len(event.item_id) == MAX_ID_CHARS
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"request_id": ""}, "request_id"),
+        ({"user_id": LONG}, "user_id"),
+        ({"k": 0}, "k"),
+        ({"k": MAX_BEAM_WIDTH + 1}, "k"),
+        ({"k": True}, "k"),
+        ({"k": 10.0}, "k"),
+        ({"k": "10"}, "k"),
+        ({"beam_width": 9}, "beam_width"),
+        ({"beam_width": MAX_BEAM_WIDTH + 1}, "beam_width"),
+        ({"beam_width": "64"}, "beam_width"),
+        ({"timeout_ms": -1}, "timeout_ms"),
+        ({"timeout_ms": 0.5}, "timeout_ms"),
+        ({"min_offset": -1}, "min_offset"),
+        ({"min_offset": True}, "min_offset"),
+        ({"reply_to": ""}, "reply_to"),
+    ],
+)
+def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{names} must be .*, not "):
+        RecommendRequest(**{"request_id": "r", "user_id": "u", **fields})
+
+
+def test_a_request_may_go_to_the_limits() -> None:
+    request = RecommendRequest("r", "u", k=MAX_BEAM_WIDTH, beam_width=MAX_BEAM_WIDTH, timeout_ms=0, min_offset=0)
+    assert request.k == request.beam_width == MAX_BEAM_WIDTH
+
+
+@pytest.mark.parametrize("name", ["exclude", "allow", "deny"])
+@pytest.mark.parametrize("value", ["drama", [1], [None], ["a", b"b"]])
+def test_a_filter_takes_sequences_of_strings(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{name} must be a sequence of strings"):
+        ItemFilter(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "limit"), [("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)])
+def test_a_filter_has_limits(name: str, limit: int) -> None:
+    assert len(getattr(ItemFilter(**{name: ["x"] * limit}), name)) == limit
+    with pytest.raises(InvalidRequest, match=rf"^{name} must hold at most {limit} entries, not {limit + 1}$"):
+        ItemFilter(**{name: ["x"] * (limit + 1)})
+
+
+def test_a_filter_keeps_tuples() -> None:
+    assert ItemFilter(exclude=["a", "b"]) == ItemFilter(exclude=("a", "b"))  # type: ignore[arg-type]
+    assert hash(ItemFilter(allow=["a"])) == hash(ItemFilter(allow=("a",)))  # type: ignore[arg-type]
+
+
+def test_a_wrong_value_is_shown_shortened() -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        UserEvent("u" * 10_000, "i")
+    assert len(str(caught.value)) < 200
+    assert "(str)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        UserEvent("u", "i", "buy", 1),
+        ItemFilter(("a",), ("b",), ("c",)),
+        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers"),
+        RecommendResponse("r", "u", Status.OK, (Recommendation("i", -1.5, (1, 2, 3)),), stages_ms={"total": 1.0}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_are_frozen_and_can_be_copied(value: Any) -> None:
+    field = dataclasses.fields(value)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, "other")
+    assert copy.deepcopy(value) == value
