@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xgr_stream.catalog import storage
 from xgr_stream.catalog.columns import ItemColumns
 from xgr_stream.catalog.filters import FilterResolver, ResolvedFilter
 from xgr_stream.catalog.legal import BoolArray, LegalItems
+from xgr_stream.catalog.quantize import residual_kmeans
 from xgr_stream.catalog.table import Columns, read_table
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.errors import CatalogError
@@ -56,9 +59,44 @@ class Catalog:
         return cls(ItemColumns.from_arrow(read_table(source), codes))
 
     @classmethod
+    def from_embeddings(
+        cls,
+        item_ids: Sequence[str],
+        embeddings: npt.ArrayLike,
+        *,
+        levels: int,
+        codes: int | Sequence[int],
+        seed: int = 0,
+        unique: bool = False,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Catalog:
+        """Build with SIDs made of `embeddings` [items, dim] by residual k-means, `codes` per level (one for all, or
+        one each).
+
+        Near items may share a SID; with `unique` the last level is reassigned so that none do. `columns`: `tags`,
+        `popularity`, `available`, as `from_table` takes them.
+        """
+        per_level = (codes,) * levels if isinstance(codes, int) else tuple(codes)
+        if len(per_level) != levels:
+            raise CatalogError(f"codes is {per_level}, expected one number or {levels}, as many as levels")
+        sids = residual_kmeans(embeddings, per_level, seed=seed, unique=unique)
+        numbered = {f"sid_{level}": sids[:, level] for level in range(levels)}
+        return cls.from_table({**(columns or {}), "item_id": item_ids, **numbered}, codes=per_level)
+
+    @classmethod
     def load(cls, path: str | Path) -> Catalog:
-        """Load what `save` wrote, or a table as `from_table` takes it."""
-        return cls.from_table(path)
+        """Load what `save` wrote, checked against its hash, or a table as `from_table` takes it."""
+        table = read_table(path)
+        header = storage.read_header(table)
+        if header is None:
+            return cls.from_table(table)
+        catalog = cls(ItemColumns.from_arrow(table, header.codes))
+        if catalog.version != header.version:
+            raise CatalogError(
+                f"catalog {str(path)!r} holds version {catalog.version}, expected {header.version} by its header: "
+                "the file was damaged or edited"
+            )
+        return catalog
 
     @property
     def version(self) -> str:

@@ -137,7 +137,7 @@ def _sids_from_lists(column: pa.Array, ids: pa.Array) -> npt.NDArray[np.int64]:
     _refuse("sid", lengths != levels, column, ids, f"{levels} codes, as the first item has")
     flat = column.flatten()
     if flat.null_count:
-        _refuse("sid", _is_null(flat).reshape(-1, levels).any(axis=1), column, ids, "integer codes")
+        _refuse("sid", np.logical_or.reduce(_is_null(flat).reshape(-1, levels), axis=1), column, ids, "integer codes")
     codes: npt.NDArray[np.int64] = _cast("sid", flat, pa.int64(), "lists of 64-bit integers").to_numpy()
     return codes.reshape(-1, levels)
 
@@ -158,11 +158,15 @@ def _check_codes(sids: npt.NDArray[np.int64], ids: pa.Array, codes: Sequence[int
     if len(limits) != levels:
         raise CatalogError(f"codes is {limits} ({len(limits)} levels), but the table's SIDs have {levels} levels")
     for level, limit in enumerate(limits):
-        if not isinstance(limit, int) or not 1 <= limit <= MAX_CODES:
+        if type(limit) is not int or not 1 <= limit <= MAX_CODES:
             raise CatalogError(f"codes of level {level} is {limit!r}, expected an integer from 1 to {MAX_CODES}")
-        level_codes = sids[:, level]
-        bad = np.logical_or(level_codes < 0, level_codes >= limit)
-        _refuse(f"sid code at level {level}", bad, pa.array(level_codes), ids, f"0 to {limit - 1}")
+    outside = (sids < 0) | (sids >= np.array(limits))
+    if outside.any():
+        row, at = divmod(int(np.argmax(outside)), levels)
+        raise CatalogError(
+            f"sid of item {ids[row].as_py()!r} (row {row}) has code {sids[row, at]} at level {at}, "
+            f"expected 0 to {limits[at] - 1}"
+        )
     return limits if codes is not None else tuple(int(most) + 1 for most in sids.max(axis=0))
 
 

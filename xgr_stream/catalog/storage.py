@@ -1,15 +1,33 @@
-"""A catalog as one Parquet file, and the hashes that name its content."""
+"""A catalog as one file, and the hashes that name its content.
+
+The file is a table as `Catalog.from_table` takes it, with a header in the Parquet metadata that holds what the columns
+do not: the codes per level, and the version that the columns must hash to.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 
 from xgr_stream.catalog.columns import ItemColumns
 from xgr_stream.catalog.tags import BoolArray
+from xgr_stream.errors import CatalogError
+
+FORMAT = 1
+_HEADER_KEY = b"xgr_catalog"
+
+
+class Header(NamedTuple):
+    codes: tuple[int, ...]
+    version: str
 
 
 def content_hash(columns: ItemColumns) -> str:
@@ -45,4 +63,52 @@ def rows_hash(rows: npt.NDArray[np.integer]) -> int:
 
 
 def save(columns: ItemColumns, available: BoolArray, path: Path, version: str) -> None:
-    raise NotImplementedError
+    """Write the file beside its place and move it there, so that a reader never sees half of it."""
+    if path.suffix != ".parquet":
+        raise CatalogError(f"path is {str(path)!r}, expected a file name that ends in '.parquet'")
+    header = json.dumps({"format": FORMAT, "codes": columns.codes, "version": version})
+    table = _as_table(columns, available).replace_schema_metadata({_HEADER_KEY: header})
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        pa.parquet.write_table(table, part, compression="zstd", write_page_checksum=True)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_header(table: pa.Table) -> Header | None:
+    """The header of a table that `save` wrote; None for any other."""
+    raw = (table.schema.metadata or {}).get(_HEADER_KEY)
+    if raw is None:
+        return None
+    try:
+        fields = json.loads(raw)
+        written_format, header = fields["format"], Header(tuple(fields["codes"]), fields["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CatalogError(f"catalog header is {raw!r}, expected JSON with format, codes and version") from error
+    if written_format != FORMAT:
+        raise CatalogError(f"catalog format is {written_format!r}, expected {FORMAT}: write the file again, or upgrade")
+    return header
+
+
+def _as_table(columns: ItemColumns, available: BoolArray) -> pa.Table:
+    arrays = {
+        "item_id": pa.array(columns.item_ids, pa.string()),
+        "sid": pa.FixedSizeListArray.from_arrays(columns.sids.reshape(-1), columns.sids.shape[1]),
+        "available": pa.array(available),
+    }
+    if columns.popularity is not None:
+        arrays["popularity"] = pa.array(columns.popularity)
+    if columns.tags.index:
+        arrays["tags"] = _tag_lists(columns)
+    return pa.table(arrays)
+
+
+def _tag_lists(columns: ItemColumns) -> pa.Array:
+    """The tags of each item, [items] of lists of strings."""
+    tags = columns.tags
+    tag_of_pair = np.repeat(np.arange(len(tags.index), dtype=np.int32), np.diff(tags.starts))
+    offsets = np.zeros(tags.num_items + 1, np.int32)
+    np.cumsum(np.bincount(tags.rows, minlength=tags.num_items), out=offsets[1:])
+    by_item = tag_of_pair[np.argsort(tags.rows, kind="stable")]
+    return pa.ListArray.from_arrays(offsets, pa.array(list(tags.index)).take(pa.array(by_item)))

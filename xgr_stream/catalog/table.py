@@ -28,9 +28,11 @@ def read_table(source: Columns) -> pa.Table:
     if reader is None:
         raise CatalogError(f"catalog {str(path)!r} must be a file that ends in one of {sorted(_READERS)}")
     try:
-        return reader(path)
+        table = reader(path)
+        table.validate(full=True)  # offsets in bounds, strings UTF-8: a damaged file ends here
+        return table
     except (OSError, pa.ArrowException) as error:
-        raise CatalogError(f"catalog {str(path)!r} cannot be read as {path.suffix} file: {error}") from error
+        raise CatalogError(f"catalog {str(path)!r} cannot be read as a {path.suffix} file: {error}") from error
 
 
 def _from_columns(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
