@@ -6,6 +6,8 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from xgr_stream.cache.pool import PagePool
 from xgr_stream.cache.prefix import Draft, UserPrefix
 from xgr_stream.cache.references import ReferenceCounts
 from xgr_stream.errors import EngineError
+
+_T = TypeVar("_T")
 
 
 class PrefixCache:
@@ -61,10 +65,11 @@ class PrefixCache:
     def get(self, user_id: str) -> UserPrefix | None:
         return self._prefixes.get(user_id)
 
-    def touch(self, user_id: str) -> None:
-        """The user was seen: their worth counts from now."""
+    def touch(self, user_id: str) -> UserPrefix:
+        """The user's prefix; they were seen, so their worth counts from now."""
         prefix = self._prefixes[user_id]
         self._worth[user_id] = self._level + self._rebuild_cost(prefix.num_tokens) / len(prefix.pages)
+        return prefix
 
     def draft(self, base: UserPrefix | None, kv_tokens: int) -> Draft:
         """Memory for a prefix of `kv_tokens` tokens that begins like `base`, whose pages it shares; others are
@@ -92,6 +97,12 @@ class PrefixCache:
             self._release(old)
         if prefix.user_id not in self._queued:
             self._enqueue(prefix.user_id)
+
+    def renumber(self, user_id: str, event_count: int, event_offset: int) -> UserPrefix:
+        """The user's prefix covers further events, which brought no tokens. Returns the new snapshot."""
+        prefix = replace(self._prefixes[user_id], event_count=event_count, event_offset=event_offset)
+        self._prefixes[user_id] = prefix
+        return prefix
 
     def abandon(self, draft: Draft) -> None:
         """Give back a draft that will not be published."""
@@ -130,10 +141,8 @@ class PrefixCache:
 
     def unpin(self, prefix: UserPrefix) -> None:
         self._release(prefix)
-        for counter, holder in ((self._pins, prefix), (self._pinned_users, prefix.user_id)):
-            counter[holder] -= 1
-            if not counter[holder]:
-                del counter[holder]
+        _decrement(self._pins, prefix)
+        _decrement(self._pinned_users, prefix.user_id)
 
     def _release(self, prefix: UserPrefix) -> None:
         self.pool.release(prefix.pages)
@@ -182,3 +191,9 @@ class PrefixCache:
             slot_holders[prefix.hidden_slot] += 1
         self.pool.check_integrity(page_holders)
         self._slots.check_integrity(slot_holders)
+
+
+def _decrement(counter: Counter[_T], key: _T) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

@@ -1,0 +1,5 @@
+"""From users' histories to recommendations: appends to cached prefixes, batched beam decode, the facade `Engine`."""
+
+from xgr_stream.engine.engine import Engine, EngineStats, WarmReport
+
+__all__ = ["Engine", "EngineStats", "WarmReport"]

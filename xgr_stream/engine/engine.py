@@ -1,0 +1,289 @@
+"""The engine: histories in, recommendations out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from xgr_stream.cache import PrefixCache, UserPrefix
+from xgr_stream.catalog import Catalog
+from xgr_stream.config import EngineConfig, HistoryConfig, WindowConfig
+from xgr_stream.engine.answers import Answers, Counters, Job
+from xgr_stream.engine.append import Appender
+from xgr_stream.engine.context import ContextReader
+from xgr_stream.engine.decode import BeamDecoder
+from xgr_stream.engine.legality import LegalityTables
+from xgr_stream.engine.prefixes import Plan, PrefixBuilder
+from xgr_stream.engine.sizing import check_history, page_pool, prefill_operations
+from xgr_stream.errors import EngineError, NothingLegal, XgrError, error_from
+from xgr_stream.history import HistoryStore, HistoryView
+from xgr_stream.model import Model, load_model
+from xgr_stream.types import (
+    ItemFilter,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Status,
+    UserEvent,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReport:
+    """What `Engine.warm` did."""
+
+    users: int
+    """Users whose prefix is now up to their view."""
+    tokens: int
+    """Tokens computed for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine's state and what it has counted since it was loaded."""
+
+    users_warm: int
+    bytes_used: int
+    bytes_budget: int
+    users_evicted: int
+    requests: int
+    tokens_appended: int
+    beams_dead: int
+    invalid_items: int
+
+
+class Engine:
+    """Keeps users' prefixes in a bounded cache and answers requests by beam search over the catalog.
+
+    One thread calls it, catalog changes included (`catalog.set_available`, `use_catalog`): between two calls nothing
+    is in flight. It never fails a request for lack of cache: users who do not fit together are computed in turn.
+    """
+
+    def __init__(self, model: Model, catalog: Catalog, *, config: EngineConfig, history: HistoryStore | None) -> None:
+        self.model = model
+        self.config = config
+        self.window = config.window or model.settings.window or WindowConfig()
+        self.normalizer = config.normalizer or model.settings.normalizer or "level"
+        if history is None:
+            history = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, self.window.max_events)))
+        check_history(history.config, self.window)
+        self.history = history
+        self._cache = PrefixCache(
+            page_pool(model, config.cache, self.window),
+            model.config.hidden_size,
+            rebuild_cost=lambda tokens: prefill_operations(model.config, tokens),
+        )
+        self._appender = Appender(model, self._cache, config.max_batch_tokens)
+        self._beam_decoder = BeamDecoder(model, self._cache, self.normalizer)
+        self._counters = Counters()
+        self.use_catalog(catalog)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | Model,
+        catalog: str | Path | Catalog,
+        *,
+        config: EngineConfig | None = None,
+        history: HistoryStore | None = None,
+    ) -> Engine:
+        """Load what is given by path. Raises `ConfigError` (`CheckpointError`, `CatalogError`) for parts that are
+        damaged or do not fit together."""
+        config = config or EngineConfig()
+        if not isinstance(model, Model):
+            model = load_model(model, device=config.device, dtype=config.dtype)
+        if not isinstance(catalog, Catalog):
+            catalog = Catalog.load(catalog)
+        return cls(model, catalog, config=config, history=history)
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._catalog
+
+    def use_catalog(self, catalog: Catalog) -> None:
+        """Answer from this catalog from now on. Prefixes that another one tokenised are computed anew on next use,
+        unless both give items the same tokens."""
+        self.model.tokens.check_catalog(catalog.codes)
+        self._catalog = catalog
+        self._legality = LegalityTables(catalog, self._cache.hidden.device)
+        reader = ContextReader(catalog, self.model, self.window, self.history)
+        key = f"{self.model.version}/{catalog.base_version}"
+        self._prefixes = PrefixBuilder(self._cache, reader, self._appender, key)
+
+    # The facade: one user at a time, out of this engine's own history.
+
+    def append(self, user_id: str, items: Sequence[str], actions: Sequence[str | None] | None = None) -> None:
+        """These events happened, in this order; the user is warm afterwards."""
+        for item, action in zip(items, actions or [None] * len(items), strict=True):
+            self.history.apply(UserEvent(user_id, item, action))
+        view = self.history.view(user_id)
+        if view is not None:
+            self.warm([view])
+
+    def recommend(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        beam_width: int | None = None,
+        exclude: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+    ) -> tuple[Recommendation, ...]:
+        """The k best items for the user, best first. Raises the `XgrError` that a response would carry."""
+        item_filter = ItemFilter(tuple(exclude), tuple(allow), tuple(deny))
+        request = RecommendRequest("recommend", user_id, k, beam_width, item_filter)
+        (response,) = self.answer([(request, self.history.view(user_id))])
+        if response.status is Status.ERROR:
+            raise error_from(response.error, response.message)
+        return response.items
+
+    # What the scheduler's device thread calls.
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> list[RecommendResponse]:
+        """Append what these users' prefixes lack, then decode all requests together. One response per request, in
+        order; one request's fault becomes its response. Requests of one user all see the newest of their views, and
+        at least what is cached."""
+        answers = Answers(self._catalog, self.model.version, self._counters)
+        responses: dict[int, RecommendResponse] = {}
+        views = _newest(view for _, view in requests)
+        jobs: deque[Job] = deque()
+        for index, (request, _) in enumerate(requests):
+            try:
+                jobs.append(self._job(index, request))
+            except XgrError as error:
+                responses[index] = answers.failed(request, error)
+        while jobs:
+            group, plans = self._next_group(jobs, views, answers, responses)
+            if group:
+                self._answer_group(group, plans, answers, responses)
+        self._counters.requests += len(requests)
+        return [responses[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def warm(self, views: Sequence[HistoryView]) -> WarmReport:
+        """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`."""
+        before = self._counters.tokens_appended
+        waiting = deque(_newest(views).values())
+        users = 0
+        while waiting:
+            plans: list[Plan] = []
+            pages = 0
+            while waiting:
+                plan = self._prefixes.plan(waiting[0])
+                if plan is not None:
+                    pages += self._prefixes.pages(plan)
+                    if pages > self._cache.pool.num_pages:
+                        break
+                    plans.append(plan)
+                waiting.popleft()
+            self._run(plans)
+            users += len(plans)
+        return WarmReport(users=users, tokens=self._counters.tokens_appended - before)
+
+    def pending_tokens(self, view: HistoryView) -> int:
+        """Tokens that warming this user up to `view` computes, at most."""
+        return self._prefixes.pending_tokens(view)
+
+    def is_resident(self, user_id: str) -> bool:
+        return user_id in self._cache
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Drop these users' prefixes; their history is left alone."""
+        self._cache.drop(user_ids)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            users_warm=len(self._cache),
+            bytes_used=self._cache.bytes_used,
+            bytes_budget=self._cache.bytes_budget,
+            users_evicted=self._cache.num_evicted,
+            requests=self._counters.requests,
+            tokens_appended=self._counters.tokens_appended,
+            beams_dead=self._counters.beams_dead,
+            invalid_items=self._counters.invalid_items,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
+        self._cache.check_integrity()
+        self._catalog.check_integrity()
+        if self._counters.invalid_items:
+            raise EngineError(f"{self._counters.invalid_items} recommended semantic IDs were not legal")
+
+    def _job(self, index: int, request: RecommendRequest) -> Job:
+        resolved = self._catalog.resolve(request.filter)
+        if not resolved.num_items:
+            raise NothingLegal("the request's filters leave no live item of the catalog")
+        width = request.beam_width or max(request.k, self.config.beam_width)
+        return Job(index, request, resolved, width)
+
+    def _next_group(
+        self,
+        jobs: deque[Job],
+        views: dict[str, HistoryView],
+        answers: Answers,
+        responses: dict[int, RecommendResponse],
+    ) -> tuple[list[Job], dict[str, Plan]]:
+        """Take jobs off the queue that fit into one decode: its rows, and its users' pages. Those that need no
+        decode are answered at once."""
+        group: list[Job] = []
+        plans: dict[str, Plan] = {}
+        rows = pages = 0
+        while jobs:
+            job = jobs[0]
+            user_id = job.request.user_id
+            view = views.get(user_id)
+            plan = plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
+            if plan is None:
+                responses[job.index] = answers.popular(job, view)
+            else:
+                rows += job.width
+                pages += 0 if user_id in plans else self._prefixes.pages(plan)
+                if group and (rows > self.config.max_batch_rows or pages > self._cache.pool.num_pages):
+                    break
+                group.append(job)
+                plans[user_id] = plan
+            jobs.popleft()
+        return group, plans
+
+    def _answer_group(
+        self, group: list[Job], plans: dict[str, Plan], answers: Answers, responses: dict[int, RecommendResponse]
+    ) -> None:
+        started = perf_counter()
+        prefixes = self._run(list(plans.values()))
+        appended = perf_counter()
+        own = [prefixes[job.request.user_id] for job in group]
+        with self._cache.pinned(own):
+            legality = self._legality.batch([job.filter for job in group])
+            beams = self._beam_decoder.decode(own, [job.width for job in group], self._legality.trie, legality)
+        decoded = perf_counter()
+        stages_ms = {"append": (appended - started) * 1e3, "decode": (decoded - appended) * 1e3}
+        for i, (job, prefix) in enumerate(zip(group, own, strict=True)):
+            rows = slice(beams.row_starts[i], beams.row_starts[i + 1])
+            state = plans[job.request.user_id].state
+            responses[job.index] = answers.from_beams(
+                job, prefix, state, (beams.leaves[rows], beams.scores[rows]), stages_ms
+            )
+
+    def _run(self, plans: list[Plan]) -> dict[str, UserPrefix]:
+        prefixes = self._prefixes.run(plans)
+        self._counters.tokens_appended += sum(len(plan.tokens) for plan in plans)
+        return {prefix.user_id: prefix for prefix in prefixes}
+
+
+def _newest(views: Iterable[HistoryView | None]) -> dict[str, HistoryView]:
+    """Each user's view with the most events, in order of appearance."""
+    newest: dict[str, HistoryView] = {}
+    for view in views:
+        if view is not None:
+            known = newest.setdefault(view.user_id, view)
+            if view.event_count > known.event_count:
+                newest[view.user_id] = view
+    return newest

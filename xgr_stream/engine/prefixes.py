@@ -1,0 +1,129 @@
+"""Bringing users' cached prefixes up to their history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xgr_stream.cache import Draft, PrefixCache, UserPrefix
+from xgr_stream.engine.append import Append, Appender
+from xgr_stream.engine.context import ContextReader, TokenArray
+from xgr_stream.history import HistoryView
+from xgr_stream.types import CacheState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What it takes to bring one user up to a view. Holds until the cache changes."""
+
+    view: HistoryView
+    state: CacheState
+    """How the user was found."""
+    base: UserPrefix | None
+    """The prefix to go on from."""
+    window_start: int
+    tokens: TokenArray
+    """What is to be computed behind the base, without the tail."""
+    num_tokens: int
+    """Tokens in context afterwards, without the tail."""
+
+    @property
+    def user_id(self) -> str:
+        return self.view.user_id
+
+
+class PrefixBuilder:
+    """Plans and runs appends and prefills for users whose contexts it reads with one tokeniser."""
+
+    def __init__(self, cache: PrefixCache, reader: ContextReader, appender: Appender, key: str) -> None:
+        """`key` names what tokenises and computes; prefixes under another key are computed anew."""
+        self._cache = cache
+        self._reader = reader
+        self._appender = appender
+        self._key = key
+
+    def plan(self, view: HistoryView) -> Plan | None:
+        """How to bring a user up to `view`; None if nothing in their context is known to the catalog. A prefix that
+        is ahead of the view is taken as it is."""
+        prefix = self._usable(view)
+        if prefix is not None and prefix.event_count >= view.event_count:
+            nothing = np.empty(0, dtype=np.int64)
+            return Plan(view, CacheState.WARM, prefix, prefix.window_start, nothing, prefix.num_tokens)
+        start = self._reader.window_start(view)
+        if prefix is not None and prefix.window_start == start:
+            tokens = self._reader.event_tokens(view, prefix.event_count)
+            state = CacheState.APPENDED if len(tokens) else CacheState.WARM
+            return Plan(view, state, prefix, start, tokens, prefix.num_tokens + len(tokens))
+        events = self._reader.event_tokens(view, start)
+        if not len(events):
+            return None
+        tokens = np.concatenate((self._reader.prompt, events))
+        return Plan(view, CacheState.COLD, None, start, tokens, len(tokens))
+
+    def pages(self, plan: Plan) -> int:
+        """Pages of the user's prefix once the plan has run."""
+        return self._cache.pool.pages_for(plan.num_tokens + len(self._reader.tail))
+
+    def pending_tokens(self, view: HistoryView) -> int:
+        """Tokens that `plan(view)` would have computed, at most; without tokenising them."""
+        prefix = self._usable(view)
+        if prefix is not None and prefix.event_count >= view.event_count:
+            return 0
+        start = self._reader.window_start(view)
+        appends = prefix is not None and prefix.window_start == start
+        first = prefix.event_count if prefix is not None and appends else start
+        tokens = self._reader.max_tokens(view, first)
+        return tokens if appends or not tokens else tokens + len(self._reader.prompt)
+
+    def run(self, plans: Sequence[Plan]) -> list[UserPrefix]:
+        """Carry out the plans of different users, together; `pages` of all of them must not exceed the pool.
+
+        Evicts others. If it raises, these users are no longer cached, since an append writes over their tails.
+        """
+        with self._cache.pinned([plan.base for plan in plans if plan.base is not None]):
+            pending = [plan for plan in plans if len(plan.tokens)]
+            drafts: list[Draft] = []
+            try:
+                for plan in pending:
+                    drafts.append(self._cache.draft(plan.base, plan.num_tokens + len(self._reader.tail)))
+                self._appender.run([self._append(plan, draft) for plan, draft in zip(pending, drafts, strict=True)])
+            except BaseException:
+                for draft in drafts:
+                    self._cache.abandon(draft)
+                self._cache.drop(plan.user_id for plan in pending)
+                raise
+            for plan, draft in zip(pending, drafts, strict=True):
+                self._publish(plan, draft)
+            return [self._settled(plan) for plan in plans]
+
+    def _usable(self, view: HistoryView) -> UserPrefix | None:
+        prefix = self._cache.get(view.user_id)
+        return prefix if prefix is not None and prefix.key == self._key else None
+
+    def _append(self, plan: Plan, draft: Draft) -> Append:
+        start = 0 if plan.base is None else plan.base.num_tokens
+        return Append(draft, start, np.concatenate((plan.tokens, self._reader.tail)))
+
+    def _publish(self, plan: Plan, draft: Draft) -> None:
+        self._cache.publish(
+            UserPrefix(
+                user_id=plan.user_id,
+                key=self._key,
+                window_start=plan.window_start,
+                event_count=plan.view.event_count,
+                event_offset=plan.view.last_offset,
+                num_tokens=plan.num_tokens,
+                kv_tokens=plan.num_tokens + len(self._reader.tail),
+                pages=draft.pages,
+                hidden_slot=draft.hidden_slot,
+            )
+        )
+
+    def _settled(self, plan: Plan) -> UserPrefix:
+        """The user's prefix after the run, seen just now."""
+        prefix = self._cache.touch(plan.user_id)
+        if prefix.event_count < plan.view.event_count:
+            return self._cache.renumber(plan.user_id, plan.view.event_count, plan.view.last_offset)
+        return prefix

@@ -1,0 +1,61 @@
+"""How much memory and which positions an engine needs, checked before anything is allocated."""
+
+from __future__ import annotations
+
+import torch
+
+from xgr_stream.cache import PagePool
+from xgr_stream.config import CacheConfig, HistoryConfig, WindowConfig
+from xgr_stream.errors import ConfigError
+from xgr_stream.model import Model, ModelConfig
+
+
+def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePool:
+    """A pool of as many pages as the budget holds. Raises `ConfigError` if the window does not fit into it or into
+    the model's positions."""
+    config, tokens = model.config, model.tokens
+    dtype, device = model.decoder.dtype, model.decoder.device
+    positions = tokens.context_tokens(window.max_events)
+    if positions > config.max_positions:
+        raise ConfigError(
+            f"window.max_events of {window.max_events} takes up to {positions} positions, the model has "
+            f"{config.max_positions}; make the window smaller"
+        )
+    page_bytes = PagePool.page_bytes(
+        layers=config.num_layers,
+        page_size=cache.page_size,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+    )
+    window_pages = -(-positions // cache.page_size)
+    if window_pages * page_bytes > cache.budget_bytes:
+        raise ConfigError(
+            f"cache.budget_bytes must hold one window: {window_pages * page_bytes} bytes for {window.max_events} "
+            f"events ({window_pages} pages of {page_bytes}), not {cache.budget_bytes}"
+        )
+    return PagePool(
+        layers=config.num_layers,
+        num_pages=cache.budget_bytes // page_bytes,
+        page_size=cache.page_size,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=torch.device(device),
+    )
+
+
+def check_history(history: HistoryConfig, window: WindowConfig) -> None:
+    """Raise `ConfigError` unless a history keeps what a window shows."""
+    if history.keep_events < window.max_events:
+        raise ConfigError(
+            f"history.keep_events must cover the window of {window.max_events} events, not {history.keep_events}"
+        )
+
+
+def prefill_operations(config: ModelConfig, num_tokens: int) -> float:
+    """Multiplications to prefill a context: projections and MLP per token, attention per pair of tokens."""
+    attention = config.num_heads * config.head_dim
+    projections = config.hidden_size * (2 * attention + 2 * config.num_kv_heads * config.head_dim)
+    per_token = projections + 3 * config.hidden_size * config.intermediate_size
+    return config.num_layers * num_tokens * (per_token + attention * num_tokens)
