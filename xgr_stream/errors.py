@@ -5,6 +5,8 @@
     │   ├── InvalidEvent
     │   ├── InvalidRequest
     │   ├── MalformedMessage    bytes that are not a message of ours
+    │   ├── UnsupportedVersion  a message of a version that this release does not know
+    │   ├── Misplaced           a record whose partition is not that of its user
     │   └── MessageTooLarge
     ├── ConfigError             what the operator set up is wrong; each message says how to mend it
     │   ├── CatalogError
@@ -47,6 +49,14 @@ class InvalidRequest(InvalidInput):
 
 class MalformedMessage(InvalidInput):
     code = "malformed"
+
+
+class UnsupportedVersion(InvalidInput):
+    code = "unsupported_version"
+
+
+class Misplaced(InvalidInput):
+    code = "misplaced"
 
 
 class MessageTooLarge(InvalidInput):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from xgr_stream.errors import InvalidEvent, InvalidRequest
+from xgr_stream.errors import InvalidEvent, InvalidRequest, XgrError
 
 MAX_ID_CHARS = 256
 MAX_BEAM_WIDTH = 1024
@@ -44,6 +44,11 @@ class Status(StrEnum):
 def _identifier(owner: type[Exception], name: str, value: object) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
         raise owner(f"{name} must be a string of 1 to {MAX_ID_CHARS} characters, not {_shown(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise owner(f"{name} must be valid Unicode, without lone surrogates, not {_shown(value)}") from None
 
 
 def _shown(value: object) -> str:
@@ -157,3 +162,8 @@ class RecommendResponse:
     cache: CacheState = CacheState.NONE
     stages_ms: Mapping[str, float] = field(default_factory=dict)
     """Time spent in each stage, milliseconds: `wait`, `append`, `decode`, `total`."""
+
+    @classmethod
+    def failure(cls, request_id: str, user_id: str, error: XgrError) -> RecommendResponse:
+        """The response that carries `error`."""
+        return cls(request_id, user_id, Status.ERROR, error=error.code, message=str(error))
