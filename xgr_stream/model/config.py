@@ -9,6 +9,9 @@ from xgr_stream.model.fields import Fields
 from xgr_stream.model.rope import Rope, parse_rope
 
 MODEL_TYPES = ("qwen3", "qwen2", "llama")
+MAX_LAYERS = 1024
+MAX_POSITIONS = 2**17
+"""Positions that are served of a model made for more: the table of RoPE takes 64 MiB at this and heads of 128."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
+    """Tokens that fit into one context: max_position_embeddings, at most `MAX_POSITIONS`."""
     rms_eps: float
     rope: Rope
     tied: bool
@@ -60,11 +64,11 @@ class ModelConfig:
             vocab_size=config.integer("vocab_size", least=1),
             hidden_size=hidden_size,
             intermediate_size=config.integer("intermediate_size", least=1),
-            num_layers=config.integer("num_hidden_layers", least=1),
+            num_layers=config.integer("num_hidden_layers", least=1, most=MAX_LAYERS),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            max_positions=max_positions,
+            max_positions=min(max_positions, MAX_POSITIONS),
             rms_eps=config.positive("rms_norm_eps", 1e-6),
             rope=parse_rope(config, max_positions),
             tied=config.boolean("tie_word_embeddings", False),
@@ -123,6 +127,4 @@ def _refuse_unsupported(config: Fields) -> None:
             and config.integer("max_window_layers", 0) < config.integer("num_hidden_layers", least=1)
         )
     if slides:
-        raise CheckpointError(
-            "config.json: sliding-window attention is not supported; every layer must be 'full_attention'"
-        )
+        raise CheckpointError("config.json: sliding-window attention is not supported; all layers must see everything")

@@ -86,4 +86,4 @@ def _rows(head: Tensor, ids: NDArray[np.int64]) -> Tensor:
     first, count = int(ids[0]), len(ids)
     if np.array_equal(ids, np.arange(first, first + count)):
         return head[first : first + count]
-    return head[torch.from_numpy(ids).to(head.device)]
+    return head[torch.tensor(ids, device=head.device)]

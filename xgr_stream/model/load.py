@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xgr_stream.errors import CheckpointError
+from xgr_stream.errors import CheckpointError, ConfigError
 from xgr_stream.model.config import ModelConfig
 from xgr_stream.model.decoder import Decoder
 from xgr_stream.model.fields import read_json
@@ -20,8 +20,10 @@ from xgr_stream.model.tokens import ItemTokens
 from xgr_stream.model.vocabulary import read_vocabulary
 from xgr_stream.model.weights import check_tensors, content_hash, place_weights, read_tensors
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Model:
     """A decoder and what it knows of items. Immutable; safe to share between threads."""
 
@@ -37,7 +39,7 @@ def load_model(
     path: str | Path,
     *,
     device: str | torch.device = "cpu",
-    dtype: str | torch.dtype | None = None,
+    dtype: str | None = None,
     item_tokens: object = None,
 ) -> Model:
     """Loads a Hugging Face directory: config.json, safetensors, and xgr.json.
@@ -75,7 +77,7 @@ def build_model(
     xgr: object,
     *,
     device: str | torch.device = "cpu",
-    dtype: str | torch.dtype | None = None,
+    dtype: str | None = None,
     vocabulary: Callable[[], Mapping[str, object]] = _no_vocabulary,
 ) -> Model:
     """A model from the parsed config.json and xgr.json and tensors by their Hugging Face names, which are copied.
@@ -92,10 +94,12 @@ def build_model(
     return Model(parsed, Decoder(parsed, weights, tokens.token_ids), tokens, settings, version)
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype must be None or one of {', '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]
 
 
 def _check_window(config: ModelConfig, settings: Settings, tokens: ItemTokens) -> None:
@@ -118,11 +122,13 @@ def save_checkpoint(
     Checks that they fit together first, as `load_model` would; an existing checkpoint at `path` is replaced.
     """
     path = Path(path)
-    checked = check_tensors(ModelConfig.from_json(dict(config)), tensors)
-    Settings.from_json(dict(xgr))
+    parsed = ModelConfig.from_json(dict(config))
+    checked = check_tensors(parsed, tensors)
+    ItemTokens(Settings.from_json(dict(xgr)), parsed.vocab_size, lambda: read_vocabulary(path))
     path.mkdir(parents=True, exist_ok=True)
     owned = {name: tensor.detach().cpu().contiguous() for name, tensor in checked.items()}
     # transformers refuses a file that does not say which framework wrote it.
     save_file(owned, path / "model.safetensors", metadata={"format": "pt"})
-    for name, value in (("config.json", config), ("xgr.json", xgr)):
+    # config.json last: a directory without it is no checkpoint yet.
+    for name, value in (("xgr.json", xgr), ("config.json", config)):
         (path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,6 @@ from xgr_stream.errors import CheckpointError
 from xgr_stream.model.fields import Fields
 
 _REFUSED = ("dynamic", "longrope")
-"""Kinds whose frequencies change with the length of the sequence, so that cached keys would go stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,33 +99,28 @@ def parse_rope(config: Fields, max_positions: int) -> Rope:
     """RoPE of a config.json: `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (4.x)."""
     scaling = config.object("rope_scaling") if config.has("rope_scaling") else config.object("rope_parameters")
     theta = scaling.positive("rope_theta", config.positive("rope_theta", 10_000.0))
-    kind = scaling.raw("rope_type") if scaling.has("rope_type") else None
-    if kind is None:
-        kind = scaling.raw("type") if scaling.has("type") else "default"
     for owner in (scaling, config):
         if owner.positive("partial_rotary_factor", 1.0) != 1.0:
-            raise CheckpointError(f"{owner.name}: partial_rotary_factor is not supported; every dimension must rotate")
-    original = config if config.has("original_max_position_embeddings") else scaling
+            raise CheckpointError(f"{owner.path('partial_rotary_factor')} is not supported; all dimensions must rotate")
+    # The oldest configs call it `type`.
+    key = "type" if scaling.has("type") and not scaling.has("rope_type") else "rope_type"
+    if scaling.has(key) and scaling.raw(key) in _REFUSED:
+        raise CheckpointError(
+            f"{scaling.path(key)} {scaling.raw(key)!r} is not supported: its frequencies depend on the length of the "
+            "sequence, so cached keys would go stale"
+        )
+    kind = scaling.choice(key, ("default", "linear", "llama3", "yarn"), "default")
+    outer = config.has("original_max_position_embeddings")
+    original = (config if outer else scaling).integer("original_max_position_embeddings", max_positions, least=1)
     match kind:
-        case "default":
-            return DefaultRope(theta)
         case "linear":
             return LinearRope(theta, scaling.positive("factor"))
         case "llama3":
-            return _llama3(scaling, theta, original.integer("original_max_position_embeddings", max_positions, least=1))
+            return _llama3(scaling, theta, original)
         case "yarn":
-            return _yarn(
-                scaling,
-                theta,
-                original.integer("original_max_position_embeddings", max_positions, least=1),
-                max_positions,
-            )
-        case str() if kind in _REFUSED:
-            raise CheckpointError(
-                f"{scaling.name}: RoPE of the kind {kind!r} is not supported: its frequencies depend on the length of "
-                "the sequence, so cached keys would go stale"
-            )
-    raise CheckpointError(f"{scaling.name}: rope_type must be default, linear, llama3 or yarn, not {kind!r}")
+            return _yarn(scaling, theta, original, scaling.positive("factor", max_positions / original))
+        case _:
+            return DefaultRope(theta)
 
 
 def _llama3(scaling: Fields, theta: float, original: int) -> Llama3Rope:
@@ -136,16 +130,14 @@ def _llama3(scaling: Fields, theta: float, original: int) -> Llama3Rope:
     return Llama3Rope(theta, scaling.positive("factor"), low, high, original)
 
 
-def _yarn(scaling: Fields, theta: float, original: int, max_positions: int) -> YarnRope:
-    factor = scaling.positive("factor", max_positions / original)
+def _yarn(scaling: Fields, theta: float, original: int, factor: float) -> YarnRope:
     if theta <= 1:
         raise CheckpointError(f"{scaling.name}: rope_theta must be above 1 for yarn, not {theta}")
     if scaling.has("attention_factor"):
         attention_factor = scaling.positive("attention_factor")
     elif scaling.has("mscale") and scaling.has("mscale_all_dim"):
-        attention_factor = _mscale(factor, scaling.positive("mscale")) / _mscale(
-            factor, scaling.positive("mscale_all_dim")
-        )
+        weight, weight_all = scaling.positive("mscale"), scaling.positive("mscale_all_dim")
+        attention_factor = _mscale(factor, weight) / _mscale(factor, weight_all)
     else:
         attention_factor = _mscale(factor, 1.0)
     return YarnRope(

@@ -40,8 +40,9 @@ class NamedTokens:
     levels: tuple[str, ...]
 
     def names(self, level: int, codes: int) -> list[str]:
-        head, tail = self.pattern.replace("{level}", self.levels[level]).split("{code}")
-        return [f"{head}{code}{tail}" for code in range(codes)]
+        # replace, not format: a pattern is data and must not reach into objects.
+        parts = [part.replace("{level}", self.levels[level]) for part in self.pattern.split("{code}")]
+        return [str(code).join(parts) for code in range(codes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Settings:
         fields.integer("format", FORMAT, least=FORMAT, most=FORMAT)
         codes = fields.integers("codes", least=1)
         if not 1 <= len(codes) <= MAX_LEVELS:
-            mismatch(f"{name}: codes", list(codes), f"a list of 1 to {MAX_LEVELS} numbers of codes, one per level")
+            mismatch(fields.path("codes"), list(codes), f"a list of 1 to {MAX_LEVELS} numbers of codes, one per level")
         event = fields.object("event")
         event.only("begin", "end", "actions")
         actions = event.object("actions")
@@ -98,10 +99,10 @@ def _item_tokens(fields: Fields, codes: tuple[int, ...]) -> OffsetTokens | Table
         return OffsetTokens(tuple(first + sum(codes[:level]) for level in range(len(codes))))
     if kind == "offsets":
         offsets = tokens.integers("offsets")
-        _one_per_level(f"{tokens.name}.offsets", len(offsets), codes)
+        _one_per_level(tokens.path("offsets"), len(offsets), codes)
         return OffsetTokens(offsets)
     if kind == "table":
-        return TableTokens(_table(f"{tokens.name}.table", tokens.raw("table"), codes))
+        return TableTokens(_table(tokens.path("table"), tokens.raw("table"), codes))
     return _named(tokens, codes)
 
 
@@ -117,12 +118,12 @@ def _table(name: str, value: object, codes: tuple[int, ...]) -> tuple[tuple[int,
 
 
 def _named(tokens: Fields, codes: tuple[int, ...]) -> NamedTokens:
-    pattern, levels = tokens.raw("pattern"), tokens.raw("levels")
-    if not isinstance(pattern, str) or any(pattern.count(part) != 1 for part in ("{level}", "{code}")):
-        mismatch(f"{tokens.name}.pattern", pattern, "a string with one {level} and one {code}")
+    pattern, levels = tokens.string("pattern"), tokens.raw("levels")
+    if any(pattern.count(part) != 1 for part in ("{level}", "{code}")):
+        mismatch(tokens.path("pattern"), pattern, "a string with one {level} and one {code}")
     if not isinstance(levels, list | tuple) or not all(isinstance(level, str) for level in levels):
-        mismatch(f"{tokens.name}.levels", levels, "a list of strings")
-    _one_per_level(f"{tokens.name}.levels", len(levels), codes)
+        mismatch(tokens.path("levels"), levels, "a list of strings")
+    _one_per_level(tokens.path("levels"), len(levels), codes)
     return NamedTokens(pattern, tuple(levels))
 
 

@@ -90,6 +90,10 @@ def _resolve(
     settings: Settings, vocab_size: int, vocabulary: Callable[[], Mapping[str, object]]
 ) -> list[Sequence[int]]:
     """Per level the token ids of its codes, each in the vocabulary and used once."""
+    if max(settings.codes) > vocab_size:
+        raise CheckpointError(
+            f"a level of {max(settings.codes)} codes does not fit the checkpoint's vocabulary of {vocab_size}"
+        )
     source = settings.item_tokens
     if isinstance(source, OffsetTokens):
         levels: list[Sequence[int]] = [

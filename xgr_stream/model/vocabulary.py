@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xgr_stream.errors import CheckpointError
-from xgr_stream.model.fields import Fields, read_json
+from xgr_stream.model.fields import Fields, mismatch, read_json
 
 
 def read_vocabulary(path: Path) -> dict[str, object]:
@@ -27,19 +27,11 @@ def read_vocabulary(path: Path) -> dict[str, object]:
 
 def _from_tokenizer(tokenizer: Fields) -> dict[str, object]:
     model = tokenizer.object("model")
-    vocabulary = model.raw("vocab") if model.has("vocab") else {}
-    # Unigram tokenizers write a list of [name, score]; a name's place is its id.
-    if isinstance(vocabulary, list):
-        names: dict[str, object] = {
-            entry[0]: i
-            for i, entry in enumerate(vocabulary)
-            if isinstance(entry, list) and entry
-            if isinstance(entry[0], str)
-        }
-    else:
-        names = dict(Fields(vocabulary, "tokenizer.json: model.vocab").items())
+    names = dict(model.object("vocab").items())
     added = tokenizer.raw("added_tokens") if tokenizer.has("added_tokens") else []
-    for i, entry in enumerate(added if isinstance(added, list) else [added]):
-        token = Fields(entry, f"tokenizer.json: added_tokens[{i}]")
-        names[str(token.raw("content"))] = token.raw("id")
+    if not isinstance(added, list):
+        mismatch(tokenizer.path("added_tokens"), added, "a list")
+    for i, entry in enumerate(added):
+        token = Fields(entry, f"{tokenizer.path('added_tokens')}[{i}]")
+        names[token.string("content")] = token.raw("id")
     return names

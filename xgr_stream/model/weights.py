@@ -78,7 +78,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[st
                 f"the checkpoint holds tensor {name} of shape {tuple(tensors[name].shape)}, "
                 f"for which a {config.model_type} of this config.json has no place"
             )
-    return {name: tensors[name] for name in shapes}
+    return {name: tensors[name].detach() for name in shapes}
 
 
 def _is_redundant(name: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -96,7 +96,7 @@ def content_hash(config: ModelConfig, tensors: Mapping[str, Tensor], *parts: str
         digest.update(part.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

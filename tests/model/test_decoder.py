@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.checkpoints import XGR, make_model
+from tests.model.reference import reference_forward
+from xgr_stream.model import Decoder, build_model
+
+
+def make_decoder(item_tokens: object = None, family: str = "qwen3") -> Decoder:
+    model = make_model(family, tie_word_embeddings=False)
+    return build_model(
+        model.config.to_dict(), model.state_dict(), XGR | ({"item_tokens": item_tokens} if item_tokens else {})
+    ).decoder
+
+
+@pytest.mark.parametrize(
+    ("item_tokens", "ids"),
+    [
+        ({"offset": 60}, [range(60, 76), range(76, 92), range(92, 100)]),
+        ({"table": [[*range(30, 14, -1)], [*range(50, 66)], [*range(0, 16, 2)]]}, None),
+    ],
+    ids=["side by side", "scattered"],
+)
+def test_level_logits_are_the_vocabularys(item_tokens: dict[str, list[list[int]]], ids: list[range] | None) -> None:
+    decoder = make_decoder(item_tokens)
+    hidden = torch.randn(7, 48)
+    for level, tokens in enumerate(ids or item_tokens["table"]):
+        expected = decoder.vocabulary_logits(hidden)[:, list(tokens)]
+        torch.testing.assert_close(decoder.level_logits(hidden, level), expected, atol=1e-5, rtol=0)
+
+
+def test_tokens_side_by_side_take_no_second_copy_of_the_head() -> None:
+    decoder = make_decoder({"offset": 60})
+    storage = decoder._weights.head.untyped_storage().data_ptr()
+    assert {head.untyped_storage().data_ptr() for head in decoder._level_heads} == {storage}
+
+
+def test_only_attend_relates_tokens() -> None:
+    """Rows are computed alike in any order and beside any others."""
+    decoder = make_decoder()
+    tokens = torch.randint(0, 101, (9,))
+
+    def no_context(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert (q.shape[1:], k.shape[1:], v.shape[1:]) == ((4, 16), (2, 16), (2, 16))
+        return v.repeat_interleave(2, dim=1)
+
+    hidden = decoder.forward(tokens, torch.arange(9), no_context)
+    backwards = decoder.forward(tokens.flip(0), torch.arange(9).flip(0), no_context)
+    torch.testing.assert_close(backwards.flip(0), hidden)
+    assert decoder.forward(tokens[:0], torch.arange(0), no_context).shape == (0, 48)
+
+
+def test_norms_of_the_families() -> None:
+    assert make_decoder().q_norm(0).shape == make_decoder().k_norm(2).shape == (16,)
+    assert make_decoder(family="llama").q_norm(0) is None
+    assert make_decoder(family="qwen2").k_norm(0) is None
+
+
+def test_no_gradients_are_tracked() -> None:
+    model = make_model("qwen3", tie_word_embeddings=False)
+    decoder = build_model(model.config.to_dict(), dict(model.named_parameters()), XGR).decoder
+    assert not reference_forward(decoder, torch.arange(5)).requires_grad
