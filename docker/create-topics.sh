@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Creates the topics of one recommender where they are missing. The first four must have equal partition counts: a
+# user's events, requests, responses and history meet by partition number.
+set -euo pipefail
+
+broker=$1
+partitions=${PARTITIONS:-4}
+replicas=${REPLICAS:-1}
+
+create() {
+  local topic=$1 count=$2
+  shift 2
+  /opt/kafka/bin/kafka-topics.sh --bootstrap-server "$broker" --create --if-not-exists \
+    --topic "$topic" --partitions "$count" --replication-factor "$replicas" "${@/#/--config=}"
+}
+
+day_ms=86400000
+hour_ms=3600000
+
+create user-events "$partitions" retention.ms=$((7 * day_ms))
+create rec-requests "$partitions" retention.ms=$hour_ms
+create rec-responses "$partitions" retention.ms=$hour_ms
+# The history itself: compacted, never expired. Segments close hourly, so that deltas that were sealed go away; a
+# tombstone outlives the longest restore.
+create xgr-history-changelog "$partitions" cleanup.policy=compact segment.ms=$hour_ms min.cleanable.dirty.ratio=0.1 \
+  delete.retention.ms=$day_ms
+create rec-dead-letters 1 retention.ms=$((14 * day_ms))
