@@ -6,11 +6,12 @@ set -euo pipefail
 broker=$1
 partitions=${PARTITIONS:-4}
 replicas=${REPLICAS:-1}
+kafka_topics=${KAFKA_TOPICS:-/opt/kafka/bin/kafka-topics.sh}
 
 create() {
   local topic=$1 count=$2
   shift 2
-  /opt/kafka/bin/kafka-topics.sh --bootstrap-server "$broker" --create --if-not-exists \
+  "$kafka_topics" --bootstrap-server "$broker" --create --if-not-exists \
     --topic "$topic" --partitions "$count" --replication-factor "$replicas" "${@/#/--config=}"
 }
 
