@@ -73,13 +73,13 @@ class Engine:
             history = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, self.window.max_events)))
         check_history(history.config, self.window)
         self.history = history
-        self._cache = PrefixCache(
+        self.cache = PrefixCache(
             page_pool(model, config.cache, self.window),
             model.config.hidden_size,
             rebuild_cost=lambda tokens: prefill_operations(model.config, tokens),
         )
-        self._appender = Appender(model, self._cache, config.max_batch_tokens)
-        self._beam_decoder = BeamDecoder(model, self._cache, self.normalizer)
+        self._appender = Appender(model, self.cache, config.max_batch_tokens)
+        self._beam_decoder = BeamDecoder(model, self.cache, self.normalizer)
         self._counters = Counters()
         self.use_catalog(catalog)
 
@@ -110,10 +110,10 @@ class Engine:
         unless both give items the same tokens."""
         self.model.tokens.check_catalog(catalog.codes)
         self._catalog = catalog
-        self._legality = LegalityTables(catalog, self._cache.hidden.device)
+        self._legality = LegalityTables(catalog, self.cache.hidden.device)
         reader = ContextReader(catalog, self.model, self.window, self.history)
         key = f"{self.model.version}/{catalog.base_version}"
-        self._prefixes = PrefixBuilder(self._cache, reader, self._appender, key)
+        self._prefixes = PrefixBuilder(self.cache, reader, self._appender, key)
 
     # The facade: one user at a time, out of this engine's own history.
 
@@ -179,7 +179,7 @@ class Engine:
                 plan = self._prefixes.plan(waiting[0])
                 if plan is not None:
                     pages += self._prefixes.pages(plan)
-                    if pages > self._cache.pool.num_pages:
+                    if pages > self.cache.pool.num_pages:
                         break
                     plans.append(plan)
                 waiting.popleft()
@@ -192,18 +192,18 @@ class Engine:
         return self._prefixes.pending_tokens(view)
 
     def is_resident(self, user_id: str) -> bool:
-        return user_id in self._cache
+        return user_id in self.cache
 
     def forget(self, user_ids: Iterable[str]) -> None:
         """Drop these users' prefixes; their history is left alone."""
-        self._cache.drop(user_ids)
+        self.cache.drop(user_ids)
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            users_warm=len(self._cache),
-            bytes_used=self._cache.bytes_used,
-            bytes_budget=self._cache.bytes_budget,
-            users_evicted=self._cache.num_evicted,
+            users_warm=len(self.cache),
+            bytes_used=self.cache.bytes_used,
+            bytes_budget=self.cache.bytes_budget,
+            users_evicted=self.cache.num_evicted,
             requests=self._counters.requests,
             tokens_appended=self._counters.tokens_appended,
             beams_dead=self._counters.beams_dead,
@@ -212,7 +212,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
-        self._cache.check_integrity()
+        self.cache.check_integrity()
         self._catalog.check_integrity()
         if self._counters.invalid_items:
             raise EngineError(f"{self._counters.invalid_items} recommended semantic IDs were not legal")
@@ -246,7 +246,7 @@ class Engine:
             else:
                 rows += job.width
                 pages += 0 if user_id in plans else self._prefixes.pages(plan)
-                if group and (rows > self.config.max_batch_rows or pages > self._cache.pool.num_pages):
+                if group and (rows > self.config.max_batch_rows or pages > self.cache.pool.num_pages):
                     break
                 group.append(job)
                 plans[user_id] = plan
@@ -260,7 +260,7 @@ class Engine:
         prefixes = self._run(list(plans.values()))
         appended = perf_counter()
         own = [prefixes[job.request.user_id] for job in group]
-        with self._cache.pinned(own):
+        with self.cache.pinned(own):
             legality = self._legality.batch([job.filter for job in group])
             beams = self._beam_decoder.decode(own, [job.width for job in group], self._legality.trie, legality)
         decoded = perf_counter()

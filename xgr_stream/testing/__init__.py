@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from xgr_stream.testing.clock import ManualClock as ManualClock
     from xgr_stream.testing.models import save_tiny_model as save_tiny_model
     from xgr_stream.testing.models import tiny_catalog as tiny_catalog
+    from xgr_stream.testing.models import tiny_items as tiny_items
     from xgr_stream.testing.models import tiny_model as tiny_model
 
 _HOME = {
     "ManualClock": "clock",
     "save_tiny_model": "models",
     "tiny_catalog": "models",
+    "tiny_items": "models",
     "tiny_model": "models",
 }
 
-__all__ = ["ManualClock", "save_tiny_model", "tiny_catalog", "tiny_model"]
+__all__ = ["ManualClock", "save_tiny_model", "tiny_catalog", "tiny_items", "tiny_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,15 @@ NUM_SPECIAL_TOKENS = 8
 TAGS = ("red", "green", "blue")
 
 
-def tiny_model(codes: Sequence[int] = (8, 8, 8), *, seed: int = 0, **shape: object) -> Model:
-    """A random decoder over the item tokens of `codes`. `shape`: see `tiny_checkpoint`."""
-    config, tensors, xgr = tiny_checkpoint(codes, seed=seed, **shape)  # type: ignore[arg-type]
+def tiny_model(codes: Sequence[int] = (8, 8, 8), *, seed: int = 0, **fields: Any) -> Model:
+    """A random decoder over the item tokens of `codes`; `fields` as in `tiny_checkpoint`."""
+    config, tensors, xgr = tiny_checkpoint(codes, seed=seed, **fields)
     return build_model(config, tensors, xgr)
 
 
-def save_tiny_model(path: str | Path, codes: Sequence[int] = (8, 8, 8), *, seed: int = 0, **shape: object) -> Path:
+def save_tiny_model(path: str | Path, codes: Sequence[int] = (8, 8, 8), *, seed: int = 0, **fields: Any) -> Path:
     """The same decoder as a checkpoint that `load_model` and transformers read."""
-    config, tensors, xgr = tiny_checkpoint(codes, seed=seed, **shape)  # type: ignore[arg-type]
+    config, tensors, xgr = tiny_checkpoint(codes, seed=seed, **fields)
     save_checkpoint(path, config, tensors, xgr)
     return Path(path)
 
@@ -79,19 +80,23 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def tiny_catalog(codes: Sequence[int] = (8, 8, 8), *, items: int = 60, shared: float = 0.2, seed: int = 0) -> Catalog:
-    """Items `item-0`, `item-1`, ... with random semantic IDs, tags of `TAGS` (none to all) and popularities.
+    """A catalog of `tiny_items`."""
+    return Catalog.from_table(tiny_items(codes, items=items, shared=shared, seed=seed), codes=tuple(codes))
 
-    About a `shared` part of the items has the semantic ID of another.
-    """
+
+def tiny_items(
+    codes: Sequence[int] = (8, 8, 8), *, items: int = 60, shared: float = 0.2, seed: int = 0
+) -> dict[str, list[Any]]:
+    """Columns of a catalog: items `item-0`, `item-1`, ... with random semantic IDs, tags of `TAGS` (none to all) and
+    popularities. About a `shared` part of the items has the semantic ID of another."""
     random = np.random.default_rng(seed)
     sids = np.stack([random.integers(0, n, items) for n in codes], axis=1)
     copies = random.random(items) < shared
     sids[copies] = sids[random.integers(0, items, int(copies.sum()))]
     tagged = random.random((items, len(TAGS))) < 0.4
-    columns = {
+    return {
         "item_id": [f"item-{i}" for i in range(items)],
         "sid": sids.tolist(),
         "tags": [[tag for tag, has in zip(TAGS, row, strict=True) if has] for row in tagged.tolist()],
         "popularity": random.random(items).tolist(),
     }
-    return Catalog.from_table(columns, codes=tuple(codes))

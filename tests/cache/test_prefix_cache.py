@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from xgr_stream.cache import PagePool, PrefixCache, UserPrefix
+from xgr_stream.errors import EngineError
+
+
+def make_cache(num_pages: int = 8) -> PrefixCache:
+    pool = PagePool(
+        layers=1,
+        num_pages=num_pages,
+        page_size=4,
+        kv_heads=1,
+        head_dim=2,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    return PrefixCache(pool, hidden_size=3, rebuild_cost=lambda tokens: float(tokens * tokens))
+
+
+def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | None = None) -> UserPrefix:
+    draft = cache.draft(base, tokens)
+    prefix = UserPrefix(
+        user_id=user_id,
+        key="key",
+        window_start=0,
+        event_count=tokens,
+        event_offset=-1,
+        num_tokens=tokens,
+        kv_tokens=tokens,
+        pages=draft.pages,
+        hidden_slot=draft.hidden_slot,
+    )
+    cache.publish(prefix)
+    return prefix
+
+
+def test_an_append_shares_the_pages_of_its_base():
+    cache = make_cache()
+    first = publish(cache, "a", 6)
+    second = publish(cache, "a", 9, base=first)
+    assert second.pages[:2].tolist() == first.pages.tolist()
+    assert cache.pool.num_free == 5
+    cache.check_integrity()
+
+
+def test_a_user_who_costs_less_to_compute_again_goes_first():
+    cache = make_cache(num_pages=4)
+    publish(cache, "long", 8)
+    publish(cache, "short", 3)
+    publish(cache, "new", 8)
+    assert "short" not in cache
+    assert "long" in cache
+    assert cache.num_evicted == 1
+    cache.check_integrity()
+
+
+def test_of_users_who_cost_the_same_the_one_seen_longest_ago_goes_first():
+    cache = make_cache(num_pages=3)
+    for user_id in "abc":
+        publish(cache, user_id, 4)
+    publish(cache, "d", 4)  # evicts a, which sets the level that the others are seen at
+    cache.touch("b")
+    publish(cache, "e", 4)
+    assert "b" in cache
+    assert "c" not in cache
+    cache.check_integrity()
+
+
+def test_a_costly_user_who_is_never_seen_again_goes_in_the_end():
+    cache = make_cache(num_pages=3)
+    publish(cache, "costly", 8)
+    for i in range(12):
+        publish(cache, f"user-{i}", 4)
+    assert "costly" not in cache
+    cache.check_integrity()
+
+
+def test_a_pinned_user_is_not_evicted():
+    cache = make_cache(num_pages=2)
+    prefix = publish(cache, "a", 3)
+    with cache.pinned([prefix]):
+        publish(cache, "b", 4)
+        with pytest.raises(EngineError, match="pages asked for"):
+            cache.draft(None, 8)
+        assert "a" in cache
+    publish(cache, "c", 8)
+    assert "a" not in cache
+    cache.check_integrity()
+
+
+def test_memory_of_a_dropped_user_is_kept_while_a_batch_uses_it():
+    cache = make_cache(num_pages=2)
+    prefix = publish(cache, "a", 8)
+    with cache.pinned([prefix]):
+        cache.drop(["a"])
+        assert "a" not in cache
+        assert cache.pool.num_free == 0
+        cache.check_integrity()
+    assert cache.pool.num_free == 2
+    cache.check_integrity()
+
+
+def test_an_abandoned_draft_gives_everything_back():
+    cache = make_cache()
+    base = publish(cache, "a", 6)
+    draft = cache.draft(base, 12)
+    with pytest.raises(EngineError, match="1 drafts"):
+        cache.check_integrity()
+    cache.abandon(draft)
+    cache.check_integrity()
+    assert cache.pool.num_free == 6
+
+
+def test_users_that_come_and_go_leave_nothing_behind():
+    cache = make_cache()
+    for i in range(500):
+        publish(cache, f"user-{i}", 1 + i % 7)
+        if i % 3 == 0:
+            cache.drop([f"user-{i}", "nobody"])
+    cache.check_integrity()
+    cache.drop([f"user-{i}" for i in range(500)])
+    assert len(cache) == 0
+    assert cache.bytes_used == 0
+    assert cache.bytes_budget == 8 * cache.pool.bytes_per_page
+    cache.check_integrity()
+
+
+def test_unwritten_pages_hold_zeros_in_any_dtype():
+    for dtype in (torch.float32, torch.bfloat16):
+        pool = PagePool(
+            layers=2, num_pages=3, page_size=4, kv_heads=2, head_dim=2, dtype=dtype, device=torch.device("cpu")
+        )
+        assert pool.k.dtype == dtype
+        assert not pool.k.any()
+        assert pool.bytes_per_page * 3 == pool.k.nbytes + pool.v.nbytes
+        assert pool.pages_for(8) == 2
+        assert np.array_equal(np.sort(pool.allocate(3)), np.arange(3))

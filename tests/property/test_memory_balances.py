@@ -1,0 +1,43 @@
+"""Pages, hidden slots and live counts balance after any sequence of operations, and are free when all is forgotten."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.property.cases import cases
+from tests.property.test_answers_do_not_depend_on_company import smallest_budget
+from tests.property.users import ask, record
+
+USERS = tuple(f"user-{i}" for i in range(6))
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_memory_balances(data):
+    case = data.draw(cases())
+    engine = case.engine(smallest_budget(case) * data.draw(st.integers(1, 4)))
+    users = st.lists(st.sampled_from(USERS), min_size=1, max_size=4)
+    items = st.lists(st.sampled_from(case.items["item_id"]), max_size=3)
+    operation = st.one_of(
+        st.tuples(st.just("append"), st.sampled_from(USERS), case.histories(max_events=5)),
+        st.tuples(st.just("ask"), users, case.filters()),
+        st.tuples(st.just("warm"), users, st.none()),
+        st.tuples(st.just("forget"), users, st.none()),
+        st.tuples(st.just("available"), items, st.booleans()),
+    )
+    for name, subject, detail in data.draw(st.lists(operation, max_size=25)):
+        if name == "append":
+            record(engine, subject, detail)
+        elif name == "ask":
+            ask(engine, *((user, 3, 7, detail) for user in subject))
+        elif name == "warm":
+            engine.warm([view for user in subject if (view := engine.history.view(user))])
+        elif name == "forget":
+            engine.forget(subject)
+        else:
+            engine.catalog.set_available(subject, detail)
+        engine.check_integrity()
+    engine.forget(USERS)
+    engine.check_integrity()
+    assert engine.stats().bytes_used == 0
+    assert engine.stats().users_warm == 0
+    assert engine.cache.pool.num_free == engine.cache.pool.num_pages
