@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tests.model.checkpoints import FAMILIES, XGR, make_model, save_model, transformers_logits
+from tests.model.checkpoints import FAMILIES, SMALL, XGR, make_model, save_model, transformers_logits
 from tests.model.reference import reference_forward
-from xgr_stream.model import load_model
+from xgr_stream.model import ModelConfig, load_model
+from xgr_stream.model.rope import cos_sin_table
 
 TOKENS = torch.randint(0, 101, (150,), generator=torch.Generator().manual_seed(1))
 
@@ -74,6 +76,17 @@ def test_shapes_and_biases(tmp_path: Path, family: str, config: dict[str, Any]) 
 )
 def test_rope(tmp_path: Path, family: str, rope: dict[str, Any]) -> None:
     assert_same_logits(tmp_path, save_model(tmp_path, family, rope_parameters=rope))
+
+
+@pytest.mark.parametrize("rope", [None, LINEAR, LLAMA3, YARN, YARN | {"truncate": False}], ids=str)
+def test_rope_far_out(rope: dict[str, Any] | None) -> None:
+    """Frequencies are equal to the bit: the last one of them moves the angle at position 100,000 by 0.01 radian."""
+    config = LlamaConfig(**SMALL | {"head_dim": 64, "max_position_embeddings": 131_072, "rope_parameters": rope})
+    positions = torch.arange(0, 131_072, 97)
+    cos, sin = LlamaRotaryEmbedding(config)(torch.empty(0), positions[None])
+    parsed = ModelConfig.from_json(config.to_dict())
+    table = cos_sin_table(parsed.rope, parsed.head_dim, parsed.max_positions)[positions]
+    torch.testing.assert_close(table, torch.cat([cos[0, :, :32], sin[0, :, :32]], dim=-1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("rope", [None, LINEAR, LLAMA3, YARN], ids=str)

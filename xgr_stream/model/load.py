@@ -85,9 +85,9 @@ def build_model(
     `vocabulary` gives token ids by name and is called only if the item tokens are given by name.
     """
     parsed, settings = ModelConfig.from_json(config), Settings.from_json(xgr)
+    tensors = check_tensors(parsed, tensors)
     tokens = ItemTokens(settings, parsed.vocab_size, vocabulary)
     _check_window(parsed, settings, tokens)
-    tensors = check_tensors(parsed, tensors)
     device = torch.device(device)
     weights = place_weights(parsed, tensors, device, _dtype(dtype, device))
     version = content_hash(parsed, tensors, repr(settings), *(str(ids.tolist()) for ids in tokens.token_ids))

@@ -77,9 +77,9 @@ class YarnRope:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         width = high - low if high != low else 0.001
-        stretched = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+        kept = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
         wavelengths = _wavelengths(self.theta, head_dim)
-        return stretched / (self.factor * wavelengths) + (1 - stretched) / wavelengths
+        return 1.0 / (self.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
     def _dimension_of(self, turns: float, head_dim: int) -> float:
         """The dimension that turns so many times in the original context."""
