@@ -110,6 +110,14 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def _is_strings(kind: pa.DataType) -> bool:
+    """Lists of strings, or of nothing at all."""
+    if pa.types.is_null(kind):
+        return True
+    of = kind.value_type if _is_list(kind) else None
+    return of is not None and bool(pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_null(of))
+
+
 def _sids(table: pa.Table, ids: pa.Array) -> npt.NDArray[np.int64]:
     """[items, levels], codes not yet checked."""
     numbered = [name for name in table.column_names if name.startswith("sid_") and name[4:].isdecimal()]
@@ -177,15 +185,16 @@ def _tags(table: pa.Table, order: pa.Array, ids: pa.Array) -> TagIndex:
     column = _column(table, "tags")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.split_pattern(column, "|")
-    strings = pa.list_(pa.string())
-    if not _is_list(column.type) and not pa.types.is_null(column.type):
+    if not _is_strings(column.type):
         raise CatalogError(
             f"column 'tags' is {column.type}, expected lists of strings, or strings with '|' between tags"
         )
-    lists = _cast("tags", column, strings, "lists of strings").take(order)
+    lists = column.cast(pa.list_(pa.string()))
+    if lists.flatten().null_count:
+        parents = pc.list_parent_indices(lists).to_numpy()
+        _refuse("tags", np.isin(np.arange(len(ids)), parents[_is_null(lists.flatten())]), lists, ids, "strings")
+    lists = lists.take(order)
     tags, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
-    if tags.null_count:
-        _refuse("a tag", np.isin(np.arange(len(ids)), rows[_is_null(tags)]), lists, ids.take(order), "strings")
     named = pc.not_equal(tags, "")
     encoded = tags.filter(named).dictionary_encode()
     rows = rows[named.to_numpy(zero_copy_only=False)]

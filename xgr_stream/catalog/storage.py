@@ -22,7 +22,7 @@ from xgr_stream.catalog.tags import BoolArray
 from xgr_stream.errors import CatalogError
 
 FORMAT = 1
-_HEADER_KEY = b"xgr_catalog"
+_FORMAT, _CODES, _VERSION = b"xgr_catalog_format", b"xgr_catalog_codes", b"xgr_catalog_version"
 
 
 class Header(NamedTuple):
@@ -66,8 +66,8 @@ def save(columns: ItemColumns, available: BoolArray, path: Path, version: str) -
     """Write the file beside its place and move it there, so that a reader never sees half of it."""
     if path.suffix != ".parquet":
         raise CatalogError(f"path is {str(path)!r}, expected a file name that ends in '.parquet'")
-    header = json.dumps({"format": FORMAT, "codes": columns.codes, "version": version})
-    table = _as_table(columns, available).replace_schema_metadata({_HEADER_KEY: header})
+    header = {_FORMAT: str(FORMAT), _CODES: json.dumps(columns.codes), _VERSION: version}
+    table = _as_table(columns, available).replace_schema_metadata(header)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         pa.parquet.write_table(table, part, compression="zstd", write_page_checksum=True)
@@ -78,16 +78,18 @@ def save(columns: ItemColumns, available: BoolArray, path: Path, version: str) -
 
 def read_header(table: pa.Table) -> Header | None:
     """The header of a table that `save` wrote; None for any other."""
-    raw = (table.schema.metadata or {}).get(_HEADER_KEY)
-    if raw is None:
+    metadata = table.schema.metadata or {}
+    if metadata.keys().isdisjoint((_FORMAT, _CODES, _VERSION)):
         return None
     try:
-        fields = json.loads(raw)
-        written_format, header = fields["format"], Header(tuple(fields["codes"]), fields["version"])
+        written_format = metadata[_FORMAT].decode()
+        header = Header(tuple(json.loads(metadata[_CODES])), metadata[_VERSION].decode())
     except (ValueError, KeyError, TypeError) as error:
-        raise CatalogError(f"catalog header is {raw!r}, expected JSON with format, codes and version") from error
-    if written_format != FORMAT:
-        raise CatalogError(f"catalog format is {written_format!r}, expected {FORMAT}: write the file again, or upgrade")
+        raise CatalogError(f"catalog header is {metadata}, expected its format, codes and version") from error
+    if written_format != str(FORMAT):
+        raise CatalogError(
+            f"catalog format is {written_format!r}, expected '{FORMAT}': build the file again, or upgrade"
+        )
     return header
 
 

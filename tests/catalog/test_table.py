@@ -1,0 +1,150 @@
+"""Tables in, and what is said of tables that are wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from xgr_stream.catalog import Catalog
+from xgr_stream.errors import CatalogError
+from xgr_stream.types import ItemFilter
+
+ITEMS: dict[str, list[Any]] = {
+    "item_id": ["007", "b", "c"],
+    "sid": [[1, 2], [0, 3], [1, 2]],
+    "tags": [["x", "y"], ["y"], []],
+    "popularity": [1.5, 2.0, 0.0],
+    "available": [True, False, True],
+    "title": ["Bond", "Bee", "Sea"],
+}
+
+
+def assert_is_items(catalog: Catalog) -> None:
+    assert catalog.item_ids == ("b", "007", "c")
+    assert catalog.sids.tolist() == [[0, 3], [1, 2], [1, 2]]
+    assert catalog.codes == (2, 4)
+    assert catalog.available.tolist() == [False, True, True]
+    assert catalog.resolve(ItemFilter(allow=("y",))).items.tolist() == [False, True, False]
+    assert catalog.resolve(ItemFilter(deny=("x",))).items.tolist() == [False, False, True]
+    assert catalog.popular(3, catalog.resolve(ItemFilter())).tolist() == [1, 2]
+
+
+def test_columns_in_memory() -> None:
+    assert_is_items(Catalog.from_table(ITEMS))
+    assert_is_items(Catalog.from_table(pa.table(ITEMS)))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table(ITEMS), tmp_path / "items.parquet")
+    assert_is_items(Catalog.from_table(tmp_path / "items.parquet"))
+    assert_is_items(Catalog.load(str(tmp_path / "items.parquet")))
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(
+        "item_id,sid_0,sid_1,tags,popularity,available,title\n"
+        "007,1,2,x|y,1.5,true,Bond\nb,0,3,y,2.0,false,Bee\nc,1,2,,0,true,Sea\n"
+    )
+    assert_is_items(Catalog.from_table(path))
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    rows = [dict(zip(ITEMS, values, strict=True)) for values in zip(*ITEMS.values(), strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert_is_items(Catalog.from_table(path))
+
+
+def test_integer_item_ids_become_strings() -> None:
+    catalog = Catalog.from_table({"item_id": [7, 12], "sid": [[0], [1]]})
+    assert catalog.item_ids == ("7", "12")
+
+
+def test_only_the_needed_columns_matter() -> None:
+    catalog = Catalog.from_table({"item_id": ["a"], "sid_0": [5], "sid_1": [0], "sidecar": ["x"]}, codes=(8, 1))
+    assert catalog.codes == (8, 1)
+    assert catalog.available.all()
+    assert catalog.popular(1, catalog.resolve(ItemFilter())).tolist() == []
+    assert catalog.resolve(ItemFilter(allow=("x",))).num_items == 0
+
+
+GOOD: dict[str, Any] = {"item_id": ["a", "b"], "sid": [[1, 2], [3, 4]]}
+EMPTY_LISTS = pa.array([[], []], pa.list_(pa.int32()))
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"item_id": [], "sid": []}, "the table holds no items; expected at least 1"),
+    ({"item_id": None}, "the table has no column 'item_id', expected one; its columns: ['sid']"),
+    ({"sid": None}, "the table has no column 'sid' nor 'sid_0', 'sid_1', ...; its columns: ['item_id']"),
+    ({"sid": None, "sid_0": [1, 2], "sid_2": [1, 2]}, "the table has no column 'sid_1', expected one"),
+    ({"sid_0": [1, 2]}, "the table has a column 'sid' and ['sid_0'], expected one or the other"),
+    ({"sid": [[1]]}, "columns have lengths {'item_id': 2, 'sid': 1}, expected equal ones"),
+    ({"item_id": ["a", 1]}, "column 'item_id' cannot be read, expected values of one type"),
+    ({"item_id": [1.5, 2.5]}, "column 'item_id' is double, expected strings or integers"),
+    ({"item_id": ["a", None]}, "item_id of item None (row 1) is None, expected a string of 1 to 256 characters"),
+    ({"item_id": ["a", ""]}, "item_id of item '' (row 1) is '', expected a string of 1 to 256 characters"),
+    ({"item_id": ["a", "x" * 257]}, "expected a string of 1 to 256 characters"),
+    ({"item_id": ["a", "a"]}, "item_id 'a' occurs 2 times, expected every item once"),
+    ({"sid": ["1 2", "3 4"]}, "column 'sid' is string, expected lists of integers"),
+    ({"sid": [[0.5], [1.5]]}, "column 'sid' is list<item: double>, expected lists of integers"),
+    ({"sid": [[1, 2], [3]]}, "sid of item 'b' (row 1) is [3], expected 2 codes, as the first item has"),
+    ({"sid": [[1, 2], None]}, "sid of item 'b' (row 1) is None, expected a list of codes"),
+    ({"sid": [[1, 2], [3, None]]}, "sid of item 'b' (row 1) is [3, None], expected integer codes"),
+    ({"sid": EMPTY_LISTS}, "sid of item 'a' (row 0) is [], expected at least 1 code"),
+    ({"sid": [[1, 2], [3, -1]]}, "sid of item 'b' (row 1) has code -1 at level 1, expected 0 to 1048575"),
+    ({"sid": [[1, 2], [2**40, 4]]}, "has code 1099511627776 at level 0, expected 0 to 1048575"),
+    ({"sid": None, "sid_0": [0.5, 1.5]}, "column 'sid_0' is double, expected integers"),
+    ({"sid": None, "sid_0": [1, None]}, "sid_0 of item 'b' (row 1) is None, expected an integer code"),
+    ({"sid": None, "sid_0": [1, 2**63]}, "column 'sid_0' is uint64, expected 64-bit integers"),
+    ({"tags": [3, 4]}, "column 'tags' is int64, expected lists of strings, or strings with '|' between tags"),
+    ({"tags": [[3], [4]]}, "column 'tags' is list<item: int64>, expected lists of strings"),
+    ({"tags": [[], ["x", None]]}, "tags of item 'b' (row 1) is ['x', None], expected strings"),
+    ({"popularity": [1.0, float("nan")]}, "popularity of item 'b' (row 1) is nan, expected a finite number"),
+    ({"popularity": [1, None]}, "popularity of item 'b' (row 1) is None, expected a finite number"),
+    ({"popularity": ["low", "high"]}, "column 'popularity' is string, expected numbers"),
+    ({"available": ["yes", "no"]}, "column 'available' is string, expected booleans"),
+    ({"available": [True, None]}, "available of item 'b' (row 1) is None, expected true or false"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_table_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    columns = {name: values for name, values in (GOOD | changes).items() if values is not None}
+    with pytest.raises(CatalogError, match=re.escape(message)):
+        Catalog.from_table(columns)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ((8, 4), "sid of item 'b' (row 1) has code 4 at level 1, expected 0 to 3"),
+        ((8, 8, 8), "codes is (8, 8, 8) (3 levels), but the table's SIDs have 2 levels"),
+        ((8, 0), "codes of level 1 is 0, expected an integer from 1 to 1048576"),
+        ((8, 8.0), "codes of level 1 is 8.0, expected an integer from 1 to 1048576"),
+    ],
+)
+def test_codes_that_do_not_fit_the_table_are_refused(codes: Any, message: str) -> None:
+    with pytest.raises(CatalogError, match=re.escape(message)):
+        Catalog.from_table(GOOD, codes=codes)
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "items.csv", "items.jsonl"])
+def test_a_missing_or_broken_file_is_a_catalog_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CatalogError, match="cannot be read"):
+        Catalog.load(tmp_path / name)
+    (tmp_path / name).write_bytes(b"\x00\xff{broken")
+    with pytest.raises(CatalogError):
+        Catalog.load(tmp_path / name)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CatalogError):
+        Catalog.load(tmp_path / name)
+
+
+def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=re.escape("must be a file that ends in one of ['.csv', '.jsonl'")):
+        Catalog.load(tmp_path / "items.xlsx")
