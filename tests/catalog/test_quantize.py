@@ -107,7 +107,7 @@ def test_a_cluster_that_loses_all_points_takes_the_farthest_one() -> None:
     points = np.array([[0.0], [1.0], [10.0]], np.float32)
     means = np.array([[0.5], [100.0]], np.float32)
     nearest, distances = kmeans.assign(points, means)
-    updated = kmeans._update(points, nearest, distances, means)
+    updated = kmeans.update_means(points, nearest, distances, means)
     assert updated[1] == 10.0
 
 

@@ -71,8 +71,13 @@ def _refuse(name: str, bad: npt.NDArray[np.bool_], values: pa.Array, ids: pa.Arr
     """Raise for the first item that `bad` marks, [items]."""
     if bad.any():
         row = int(np.argmax(bad))
-        value, item = values[row].as_py(), ids[row].as_py()
-        raise CatalogError(f"{name} of item {item!r} (row {row}) is {value!r}, expected {expected}")
+        value, item = (_shown(array[row].as_py()) for array in (values, ids))
+        raise CatalogError(f"{name} of item {item} (row {row}) is {value}, expected {expected}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_ID_CHARS else f"{text[: MAX_ID_CHARS - 3]}..."
 
 
 def _is_null(values: pa.Array) -> npt.NDArray[np.bool_]:

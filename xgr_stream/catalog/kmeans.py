@@ -28,7 +28,7 @@ def train_codebook(points: FloatArray, num_codes: int, random: np.random.Generat
         nearest, distances = assign(points, means)
         if np.array_equal(nearest, before):
             break
-        means = _update(points, nearest, distances, means)
+        means = update_means(points, nearest, distances, means)
     return means
 
 
@@ -76,7 +76,7 @@ def _plus_plus(points: FloatArray, num_codes: int, random: np.random.Generator) 
     return points[chosen]
 
 
-def _update(points: FloatArray, nearest: Codes, distances: FloatArray, means: FloatArray) -> FloatArray:
+def update_means(points: FloatArray, nearest: Codes, distances: FloatArray, means: FloatArray) -> FloatArray:
     """The mean of each cluster; one that lost all its points takes one of the points farthest from their own mean."""
     sizes = np.bincount(nearest, minlength=len(means))
     sums = np.stack([np.bincount(nearest, column, len(means)) for column in points.T], axis=1)

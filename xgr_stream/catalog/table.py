@@ -40,7 +40,7 @@ def _from_columns(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     for name, values in columns.items():
         try:
             arrays[name] = pa.array(values)
-        except (pa.ArrowException, TypeError, ValueError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise CatalogError(f"column {name!r} cannot be read, expected values of one type: {error}") from error
     try:
         return pa.table(arrays)
