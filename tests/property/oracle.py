@@ -92,10 +92,7 @@ class Oracle:
         with torch.inference_mode():
             logits = reference_forward(self.model.decoder, torch.tensor(tokens))[-1].double()
         level = len(beam)
-        if normalizer == "legal":
-            codes = sorted(_next_codes(beam, sids))
-        else:
-            codes = list(range(self.codes[level]))
+        codes = sorted(_next_codes(beam, sids)) if normalizer == "legal" else list(range(self.codes[level]))
         own = logits[[self.token(level, code) for code in codes]]
         total = (logits if normalizer == "vocabulary" else own).logsumexp(0)
         return dict(zip(codes, (own - total).tolist(), strict=True))
