@@ -13,7 +13,7 @@ import msgpack
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
-from xgr_stream.history import Applied, Delta, HistoryStore, Segment
+from xgr_stream.history import Applied, Delta, HistoryStore, Segment, Stale
 from xgr_stream.types import UserEvent
 
 MAJOR = 1
@@ -66,6 +66,12 @@ def superseded_by(user_id: str, sealed: int, config: HistoryConfig) -> list[Entr
     if kept_from > config.first_kept(first):
         entries.append(Entry(segment_key(user_id, kept_from // size - 1), None))
     return entries
+
+
+def stale_entries(stale: Stale) -> list[Entry]:
+    """The tombstones for what a restore found superfluous: a worker died before it wrote them, or one wrote late."""
+    deltas = [Entry(delta_key(*key), None) for key in sorted(stale.deltas)]
+    return deltas + [Entry(segment_key(*key), None) for key in sorted(stale.segments)]
 
 
 def fence(nonce: bytes) -> Entry:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from xgr_stream.config import Partitioner as PartitionerName
+from xgr_stream.errors import Misplaced, TopologyError
 
 Partitioner = Callable[[bytes], int]
 
@@ -47,3 +48,37 @@ def partitioner(name: PartitionerName, num_partitions: int) -> Partitioner | Non
         return hashed % num_partitions
 
     return place
+
+
+class Placement:
+    """The rule by which keys must be placed, to hold records against."""
+
+    def __init__(self, name: PartitionerName) -> None:
+        self._name = name
+        self._num_partitions: int | None = None
+        self._place: Partitioner | None = None
+
+    def set_partitions(self, num_partitions: int) -> None:
+        """How many partitions the topics have; it can't change while histories depend on it."""
+        if num_partitions == self._num_partitions:
+            return
+        if self._num_partitions is not None:
+            raise TopologyError(
+                f"the events topic must keep its {self._num_partitions} partitions, not grow to {num_partitions}: "
+                "histories are placed by that number; start a new recommender on new topics and replay the events"
+            )
+        self._num_partitions = num_partitions
+        self._place = partitioner(self._name, num_partitions)
+
+    def partition(self, user_id: str) -> int | None:
+        """Where the user belongs; None: anywhere."""
+        return None if self._place is None else self._place(user_id.encode())
+
+    def check(self, user_id: str, partition: int) -> None:
+        """Raise `Misplaced` for a record of the user that is on another partition than its key says."""
+        if self._place is not None and (expected := self._place(user_id.encode())) != partition:
+            raise Misplaced(
+                f"partition must be {expected}, where {self._name} places this user among {self._num_partitions}, "
+                f"not {partition}: give the producer that partitioner (librdkafka: partitioner=murmur2_random), or the "
+                "worker the producers' (StreamConfig.partitioner)"
+            )

@@ -37,38 +37,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Protocol
 
 from xgr_stream.config import StreamConfig
-from xgr_stream.history import HistoryStore, HistoryView
+from xgr_stream.errors import HistoryError, NotOwned, ShuttingDown, TopologyError, XgrError
+from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
-from xgr_stream.stream.records import Produce, Record
-from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
+from xgr_stream.stream import changelog
+from xgr_stream.stream.ingest import DecodeEvent, Ingest
+from xgr_stream.stream.offsets import OffsetTracker
+from xgr_stream.stream.outbox import Outbox, Output
+from xgr_stream.stream.partition import Partition
+from xgr_stream.stream.partitioner import Placement
+from xgr_stream.stream.records import Record
+from xgr_stream.stream.replies import Replies
+from xgr_stream.stream.requests import Requests, Worker
+from xgr_stream.types import RecommendRequest, RecommendResponse
 
-
-class Worker(Protocol):
-    """The part of `scheduler.DeviceWorker` that the processor needs. No call blocks."""
-
-    def submit(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
-    ) -> Future[RecommendResponse]: ...
-
-    def want_append(self, view: HistoryView) -> None: ...
-
-    def forget(self, user_ids: Iterable[str]) -> None: ...
-
-
-class Output:
-    """What to write, and the record whose offset waits for it. Opaque to drivers but for `produces`."""
-
-    __slots__ = ("offset", "partition", "produces", "topic")
-
-    topic: str | None
-    """Topic of the record that waits for this output; None: nothing waits (clean-up of the changelog)."""
-    partition: int
-    offset: int
-    produces: tuple[Produce, ...]
+__all__ = ["DecodeEvent", "Output", "Processor", "Worker"]
 
 
 class Processor:
@@ -87,11 +73,31 @@ class Processor:
         knows_item: Callable[[str], bool],
         clock: Clock,
         metrics: Metrics,
-        decode_event: Callable[[Record], UserEvent] | None = None,
+        decode_event: DecodeEvent | None = None,
     ) -> None:
         """`knows_item` says whether the catalog has an item (only counts and logs depend on it). `decode_event` reads
         the application's own event records; it raises `InvalidInput` for one that it refuses (None: our protocol)."""
-        raise NotImplementedError
+        self._worker = worker
+        self._history = history
+        self._topics = config.topics
+        self._metrics = metrics
+        self._partitions: dict[int, Partition] = {}
+        self._placement = Placement(config.partitioner)
+        self._outbox = Outbox(config, metrics)
+        self._ingest = Ingest(
+            history,
+            self._outbox,
+            config,
+            placement=self._placement,
+            knows_item=knows_item,
+            decode_event=decode_event,
+            metrics=metrics,
+        )
+        self._replies = Replies(self._outbox, config, clock, metrics)
+        self._requests = Requests(
+            worker, history, self._outbox, self._replies, config, placement=self._placement, clock=clock
+        )
+        self._closed = False
 
     # Partitions
 
@@ -100,34 +106,49 @@ class Processor:
 
         `num_partitions`: of the events topic, which all topics of the recommender share but the dead letters'.
         """
-        raise NotImplementedError
+        self._placement.set_partitions(num_partitions)
+        for number in partitions:
+            if number not in self._partitions:
+                self._partitions[number] = Partition(number)
 
     def revoke(self, partitions: Iterable[int]) -> None:
         """Drop these partitions: history, prefixes, pending requests, outputs not polled yet. Nothing of them is
         acknowledged, so the next owner gets it again. In-process requests resolve to `not_owned`. Unheld: ignored."""
-        raise NotImplementedError
+        for number in partitions:
+            partition = self._partitions.pop(number, None)
+            if partition is None:
+                continue
+            partition.held = False
+            self._requests.drop(partition)
+            self._replies.forget(partition)
+            self._worker.forget(self._history.drop(number))
+        self._report()
 
     @property
     def assigned(self) -> frozenset[int]:
         """The partitions held, restored or not."""
-        raise NotImplementedError
+        return frozenset(self._partitions)
 
     @property
     def restoring(self) -> frozenset[int]:
         """The partitions whose history is still to be restored."""
-        raise NotImplementedError
+        return frozenset(number for number, partition in self._partitions.items() if not partition.restored)
 
     def restore(self, partition: int, records: Iterable[Record]) -> None:
         """Feed records of the partition's changelog, in their order. Fence records may be among them.
 
         Raises `HistoryError` on a record that is not ours or of a newer major version.
         """
-        raise NotImplementedError
+        if partition in self.restoring:
+            for record in records:
+                changelog.restore(self._history, partition, record.key, record.value)
 
     def restore_answers(self, partition: int, records: Iterable[Record]) -> None:
         """Feed recent records of the responses topic, so that a request redelivered to the partition's new owner is
         answered from memory. Those older than the dedup window, or unreadable, are passed over. Optional."""
-        raise NotImplementedError
+        if partition in self._partitions:
+            for record in records:
+                self._replies.restore(record)
 
     def restored(self, partition: int, *, position: int | None = None, end: int | None = None) -> None:
         """The changelog has been fed to its end: check it, then process what was held for this partition.
@@ -136,11 +157,25 @@ class Processor:
         requests that wait for a `min_offset`. `end`: the events partition's end offset; a history that has seen more
         was written for another incarnation of the topic. Raises `HistoryError` on that and on gaps.
         """
-        raise NotImplementedError
+        state = self._partitions.get(partition)
+        if state is None or state.restored:
+            return
+        stale = self._history.finish_restore(partition)
+        last_offset = self._history.last_offset(partition)
+        if end is not None and last_offset >= end:
+            raise HistoryError(
+                f"{self._topics.events}-{partition} ends at {end}, but its history includes offset {last_offset}: the "
+                "topic was recreated or truncated; name a new changelog topic, or delete the old one's records"
+            )
+        state.restored = True
+        state.events_seen = max(last_offset, -1 if position is None else position - 1)
+        self._ingest.tombstones(state, changelog.stale_entries(stale))
+        early, state.early = state.early, []
+        self._take_events({state: early})
 
     def owns(self, user_id: str) -> bool:
         """Whether the user's partition is assigned here. With `partitioner="any"`: whether their history is here."""
-        raise NotImplementedError
+        return self._partition_of(user_id) is not None
 
     # Records
 
@@ -150,48 +185,107 @@ class Processor:
         Records of partitions that are not assigned are passed over (they were fetched before a revoke), and so are
         those whose offset was already taken. Never raises for what a record holds.
         """
-        raise NotImplementedError
+        if self._closed:
+            return
+        events: dict[Partition, list[Record]] = {}
+        for record in records:
+            partition = self._partitions.get(record.partition)
+            if partition is None or not self._tracker(partition, record.topic).take(record.offset):
+                continue
+            if record.topic == self._topics.requests:
+                self._take_events(events)  # a request sees every event that came before it
+                self._requests.take(partition, record)
+            elif partition.restored:
+                events.setdefault(partition, []).append(record)
+            else:
+                partition.early.append(record)
+        self._take_events(events)
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         """Answer a request of this process's own, on the same path as one from the topic. Never raises; the future
         is resolved inside `poll`. A user who is not owned here gets the error response `not_owned` at once."""
-        raise NotImplementedError
+        partition = self._partition_of(request.user_id)
+        if self._closed or partition is None:
+            error: XgrError = NotOwned("the user's partition is not assigned to this worker")
+            if self._closed:
+                error = ShuttingDown("the worker is shutting down")
+            future: Future[RecommendResponse] = Future()
+            future.set_result(RecommendResponse.failure(request.request_id, request.user_id, error))
+            return future
+        return self._requests.submit(partition, request)
 
     def poll(self) -> list[Output]:
         """What has become ready since the last call, in the order in which it must be written."""
-        raise NotImplementedError
+        self._outbox.open()
+        self._requests.collect()
+        return self._outbox.take()
 
     def acknowledged(self, output: Output) -> None:
         """Every required produce of `output` is durable. Outputs of partitions since revoked are ignored."""
-        raise NotImplementedError
+        if not output.partition.held:
+            return
+        if output.topic is not None:
+            self._tracker(output.partition, output.topic).acknowledge(output.offset)
+        if output.then is not None:
+            output.then()
 
     def committable(self, topic: str, partition: int) -> int | None:
         """The offset to commit for a topic partition (of the next record to read); None: nothing to commit yet."""
-        raise NotImplementedError
+        held = self._partitions.get(partition)
+        return None if held is None else self._tracker(held, topic).committable
 
     def backlog(self, topic: str, partition: int) -> int:
         """Records taken from a topic partition and not yet acknowledged, to pause its consumption by."""
-        raise NotImplementedError
+        held = self._partitions.get(partition)
+        return 0 if held is None else self._tracker(held, topic).pending
 
     # Time and the end
 
     def on_wake(self, wake: Callable[[], None]) -> None:
         """Call `wake` when `poll` will have something: at most once between two polls, from any thread."""
-        raise NotImplementedError
+        self._outbox.on_wake(wake)
 
     def next_deadline(self) -> float | None:
         """When to poll even if not woken, on `Clock.now()`; None: no request is waiting."""
-        raise NotImplementedError
+        return self._requests.next_deadline()
 
     @property
     def pending(self) -> int:
         """Requests taken and not yet answered."""
-        raise NotImplementedError
+        return len(self._requests)
 
     def close(self) -> None:
         """Take nothing more: later records stay unacknowledged, for the next worker. What was taken goes on."""
-        raise NotImplementedError
+        self._closed = True
 
     def abandon(self) -> None:
         """Answer every request still pending with `shutting_down` (poll once more afterwards)."""
-        raise NotImplementedError
+        self._requests.fail_all()
+
+    def _take_events(self, events: dict[Partition, list[Record]]) -> None:
+        """Process and remove what is in `events`."""
+        while events:
+            partition, records = events.popitem()
+            for user_id in self._ingest.take(partition, records):
+                view = self._history.view(user_id)
+                if view is not None:
+                    self._worker.want_append(view)
+            self._requests.release(partition)
+            self._report()
+
+    def _tracker(self, partition: Partition, topic: str) -> OffsetTracker:
+        if topic == self._topics.events:
+            return partition.events
+        if topic == self._topics.requests:
+            return partition.requests
+        raise TopologyError(f"topic must be {self._topics.events!r} or {self._topics.requests!r}, not {topic!r}")
+
+    def _partition_of(self, user_id: str) -> Partition | None:
+        number = self._placement.partition(user_id)
+        if number is None:
+            number = self._history.partition(user_id)
+        return None if number is None else self._partitions.get(number)
+
+    def _report(self) -> None:
+        self._metrics.history_users.set(self._history.num_users)
+        self._metrics.history_bytes.set(self._history.memory_bytes)

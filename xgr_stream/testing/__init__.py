@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from xgr_stream.testing.models import tiny_catalog as tiny_catalog
     from xgr_stream.testing.models import tiny_items as tiny_items
     from xgr_stream.testing.models import tiny_model as tiny_model
+    from xgr_stream.testing.null_engine import NullEngine as NullEngine
 
 _HOME = {
     "ManualClock": "clock",
+    "NullEngine": "null_engine",
     "save_tiny_model": "models",
     "tiny_catalog": "models",
     "tiny_items": "models",
     "tiny_model": "models",
 }
 
-__all__ = ["ManualClock", "save_tiny_model", "tiny_catalog", "tiny_items", "tiny_model"]
+__all__ = ["ManualClock", "NullEngine", "save_tiny_model", "tiny_catalog", "tiny_items", "tiny_model"]
 
 
 def __getattr__(name: str) -> Any:

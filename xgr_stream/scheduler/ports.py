@@ -1,0 +1,55 @@
+"""What the scheduler asks of an engine: `xgr_stream.engine.Engine` has it, `xgr_stream.testing.NullEngine` too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from xgr_stream.history import HistoryView
+from xgr_stream.types import RecommendRequest, RecommendResponse
+
+
+class WarmReport(Protocol):
+    """What one `warm` did."""
+
+    @property
+    def users(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+class EngineStats(Protocol):
+    """The engine's state; `beams_dead` and `invalid_items` count since it was loaded."""
+
+    @property
+    def users_warm(self) -> int: ...
+    @property
+    def bytes_used(self) -> int: ...
+    @property
+    def bytes_budget(self) -> int: ...
+    @property
+    def beams_dead(self) -> int: ...
+    @property
+    def invalid_items(self) -> int: ...
+
+
+class DeviceEngine(Protocol):
+    """Called by one thread only."""
+
+    def answer(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> list[RecommendResponse]:
+        """Answer all of these together, in their order."""
+        ...
+
+    def warm(self, views: Sequence[HistoryView]) -> WarmReport:
+        """Bring these users' prefixes up to their views."""
+        ...
+
+    def pending_tokens(self, view: HistoryView) -> int:
+        """Tokens that warming this user up to `view` computes, at most."""
+        ...
+
+    def is_resident(self, user_id: str) -> bool: ...
+
+    def forget(self, user_ids: Iterable[str]) -> None: ...
+
+    def stats(self) -> EngineStats: ...

@@ -1,0 +1,91 @@
+"""Bytes ↔ dictionaries: msgpack by default, JSON too, told apart by the first byte. Decoded within limits.
+
+What comes in is data from strangers: no extension types, no object is built but dictionaries, lists, strings, bytes
+and numbers, and every size is bounded before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import msgpack
+
+from xgr_stream.config import Codec
+from xgr_stream.errors import MalformedMessage, MessageTooLarge
+from xgr_stream.types import MAX_EXCLUDE_ITEMS
+
+MAX_STRING_BYTES = 64 * 1024
+MAX_MAP_ENTRIES = 1_024
+
+_JSON_OPENINGS = frozenset(b"{ \t\r\n")
+
+
+def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
+    """The map that a message is. Raises `MessageTooLarge` or `MalformedMessage`."""
+    if len(data) > max_bytes:
+        raise MessageTooLarge(f"message must be at most {max_bytes} bytes, not {len(data)}")
+    if not data:
+        raise MalformedMessage("message must not be empty")
+    message = _from_json(data) if data[0] in _JSON_OPENINGS else _from_msgpack(data)
+    if type(message) is not dict or not all(type(key) is str for key in message):
+        raise MalformedMessage(f"message must be a map with string keys, not {type(message).__name__}")
+    return message
+
+
+def encode(message: dict[str, Any], codec: Codec) -> bytes:
+    """The bytes of a message; in JSON, `bytes` values become base64 strings."""
+    if codec == "json":
+        return json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=_base64).encode()
+    data: bytes = _pack(message)
+    return data
+
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+
+
+def _from_msgpack(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=MAX_STRING_BYTES,
+            max_bin_len=MAX_STRING_BYTES,
+            max_array_len=MAX_EXCLUDE_ITEMS,
+            max_map_len=MAX_MAP_ENTRIES,
+            max_ext_len=0,
+            ext_hook=_refuse_extension,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise MalformedMessage(f"message is not msgpack within our limits: {_reason(error)}") from None
+
+
+def _from_json(data: bytes) -> Any:
+    try:
+        text = data.decode()
+        message = json.loads(text, parse_constant=_refuse_constant)
+        if "\\u" in text:
+            json.dumps(message, ensure_ascii=False).encode()  # an escape can hide a lone surrogate
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"message is not JSON: {_reason(error)}") from None
+    return message
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not allowed")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _base64(value: object) -> str:
+    if not isinstance(value, bytes):
+        raise TypeError(f"a message can't hold {type(value).__name__}")
+    return base64.b64encode(value).decode()
+
+
+def _reason(error: Exception) -> str:
+    return str(error)[:200] or type(error).__name__

@@ -1,0 +1,121 @@
+"""Events: record → history → changelog."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from xgr_stream.config import StreamConfig
+from xgr_stream.errors import InvalidEvent, InvalidInput, MessageTooLarge, Misplaced
+from xgr_stream.history import HistoryStore
+from xgr_stream.metrics import Metrics
+from xgr_stream.stream import changelog, codec, protocol
+from xgr_stream.stream.outbox import Outbox, Output
+from xgr_stream.stream.partition import Partition
+from xgr_stream.stream.partitioner import Placement
+from xgr_stream.stream.records import Produce, Record
+from xgr_stream.types import UserEvent
+
+logger = logging.getLogger(__name__)
+
+DecodeEvent = Callable[[Record], UserEvent]
+
+MAX_LOGGED_ITEMS = 10_000
+"""Unknown items that are named in the log, once each, before it falls silent about them."""
+
+
+class Ingest:
+    """Takes in event records. An event is acknowledged when its changelog record is; a replayed one at once."""
+
+    def __init__(
+        self,
+        history: HistoryStore,
+        outbox: Outbox,
+        config: StreamConfig,
+        *,
+        placement: Placement,
+        knows_item: Callable[[str], bool],
+        decode_event: DecodeEvent | None,
+        metrics: Metrics,
+    ) -> None:
+        self._history = history
+        self._outbox = outbox
+        self._config = config
+        self._placement = placement
+        self._knows_item = knows_item
+        self._decode_event = decode_event or self._decode_ours
+        self._metrics = metrics
+        self._logged_items: set[str] = set()
+
+    def take(self, partition: Partition, records: Iterable[Record]) -> set[str]:
+        """Process events of a restored partition, in offset order. Returns the users whose history grew."""
+        grown: set[str] = set()
+        added = replayed = 0
+        for record in records:
+            try:
+                event = self._read(record)
+                applied = self._history.apply(event, partition=record.partition, offset=record.offset)
+            except InvalidInput as error:
+                if isinstance(error, Misplaced):
+                    self._metrics.misplaced_records.labels(record.topic).inc()
+                self._outbox.dead_letter(partition, record, error)
+            else:
+                if applied is None:
+                    replayed += 1
+                    partition.events.acknowledge(record.offset)
+                else:
+                    added += 1
+                    grown.add(event.user_id)
+                    if not self._knows_item(event.item_id):
+                        self._note_unknown(event.item_id)
+                    entry = changelog.entry_of(event, record.offset, applied, self._history)
+                    then = None
+                    if applied.sealed is not None:
+                        then = self._clean_up(partition, event.user_id, applied.sealed)
+                    self._outbox.put(Output(partition, (self._produce(partition, entry),), record=record, then=then))
+            partition.events_seen = record.offset
+        self._metrics.events.inc(added)
+        self._metrics.events_replayed.inc(replayed)
+        return grown
+
+    def tombstones(self, partition: Partition, entries: Iterable[changelog.Entry]) -> None:
+        """Delete keys from the changelog; no offset waits for it."""
+        produces = tuple(self._produce(partition, entry) for entry in entries)
+        if produces:
+            self._outbox.put(Output(partition, produces))
+
+    def _read(self, record: Record) -> UserEvent:
+        """The record's event, on its user's own partition. Raises `InvalidInput`."""
+        value = record.value
+        if value is None:
+            raise InvalidEvent("value must not be null: a null value is reserved for forgetting a user")
+        if len(value) > self._config.max_message_bytes:
+            raise MessageTooLarge(f"value must be at most {self._config.max_message_bytes} bytes, not {len(value)}")
+        try:
+            event = self._decode_event(record)
+        except InvalidInput:
+            raise
+        except Exception as error:
+            logger.debug("decode_event failed on %s-%d", record.topic, record.partition, exc_info=True)
+            raise InvalidEvent(f"the record can't be read as an event: {type(error).__name__}") from error
+        self._placement.check(event.user_id, record.partition)
+        return event
+
+    def _decode_ours(self, record: Record) -> UserEvent:
+        value = record.value or b""
+        return protocol.parse_event(codec.decode(value, self._config.max_message_bytes), record.key)
+
+    def _produce(self, partition: Partition, entry: changelog.Entry) -> Produce:
+        return Produce(self._config.topics.changelog, partition.number, entry.key, entry.value)
+
+    def _clean_up(self, partition: Partition, user_id: str, sealed: int) -> Callable[[], None]:
+        def write() -> None:
+            self.tombstones(partition, changelog.superseded_by(user_id, sealed, self._history.config))
+
+        return write
+
+    def _note_unknown(self, item_id: str) -> None:
+        self._metrics.events_unknown_item.inc()
+        if item_id not in self._logged_items and len(self._logged_items) < MAX_LOGGED_ITEMS:
+            self._logged_items.add(item_id)
+            logger.warning("the catalog does not know item %r; its events are kept, without tokens", item_id)

@@ -1,0 +1,212 @@
+"""The messages: dictionaries ↔ our types (docs/protocol.md has every field, and the bytes of an example of each).
+
+Unknown fields are ignored, so that newer senders can be read; a response is in its request's version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from xgr_stream.errors import (
+    InvalidEvent,
+    InvalidInput,
+    InvalidRequest,
+    MalformedMessage,
+    UnsupportedVersion,
+    XgrError,
+)
+from xgr_stream.stream.records import Record
+from xgr_stream.types import (
+    MAX_ID_CHARS,
+    CacheState,
+    ItemFilter,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Status,
+    UserEvent,
+)
+
+VERSION = 1
+DEAD_LETTER_BYTES = 64 * 1024
+"""How much of a dead letter's key and value are kept, each."""
+
+Message = dict[str, Any]
+
+
+class Sender(NamedTuple):
+    """Who to answer when a request itself can't be read; `request_id` None: nobody."""
+
+    request_id: str | None
+    user_id: str
+
+
+def parse_event(message: Message, key: bytes | None) -> UserEvent:
+    """An event. Raises `InvalidInput` naming the field that is wrong."""
+    _check_version(message)
+    return UserEvent(
+        _user_id(message, key, InvalidEvent),
+        _required(message, "item_id", InvalidEvent),
+        message.get("action"),
+        message.get("timestamp_ms"),
+    )
+
+
+def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
+    """A request. Raises `InvalidInput` naming the field that is wrong."""
+    _check_version(message)
+    return RecommendRequest(
+        request_id=_required(message, "request_id", InvalidRequest),
+        user_id=_user_id(message, key, InvalidRequest),
+        k=message.get("k", 10),
+        beam_width=message.get("beam_width"),
+        filter=ItemFilter(
+            exclude=_strings(message, "exclude"), allow=_strings(message, "allow"), deny=_strings(message, "deny")
+        ),
+        timeout_ms=message.get("timeout_ms"),
+        min_offset=message.get("min_offset"),
+        reply_to=message.get("reply_to"),
+    )
+
+
+def sender(message: Message, key: bytes | None) -> Sender:
+    """What of a faulty request is good enough to answer it."""
+    request_id = message.get("request_id")
+    readable = isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
+    try:
+        user_id = _user_id(message, key, InvalidRequest)
+    except InvalidInput:
+        user_id = ""
+    return Sender(request_id if readable else None, user_id if len(user_id) <= MAX_ID_CHARS else "")
+
+
+def parse_response(message: Message) -> RecommendResponse:
+    """A response, as a client reads it. Raises `MalformedMessage`."""
+    _check_version(message)
+    try:
+        return RecommendResponse(
+            request_id=message["request_id"],
+            user_id=message["user_id"],
+            status=Status(message["status"]),
+            items=tuple(
+                Recommendation(item["item_id"], item["score"], tuple(item["sid"])) for item in message["items"]
+            ),
+            error=message.get("error"),
+            message=message.get("message"),
+            event_count=message["event_count"],
+            event_offset=message["event_offset"],
+            model_version=message["model_version"],
+            catalog_version=message["catalog_version"],
+            cache=CacheState(message["cache"]),
+            stages_ms=message["stages_ms"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise MalformedMessage(f"not a response: {type(error).__name__} {error}") from None
+
+
+def event_message(event: UserEvent) -> Message:
+    return _without_none(
+        v=VERSION, user_id=event.user_id, item_id=event.item_id, action=event.action, timestamp_ms=event.timestamp_ms
+    )
+
+
+def request_message(request: RecommendRequest) -> Message:
+    return _without_none(
+        v=VERSION,
+        request_id=request.request_id,
+        user_id=request.user_id,
+        k=request.k,
+        beam_width=request.beam_width,
+        exclude=list(request.filter.exclude) or None,
+        allow=list(request.filter.allow) or None,
+        deny=list(request.filter.deny) or None,
+        timeout_ms=request.timeout_ms,
+        min_offset=request.min_offset,
+        reply_to=request.reply_to,
+    )
+
+
+def response_message(response: RecommendResponse) -> Message:
+    message = {
+        "v": VERSION,
+        "request_id": response.request_id,
+        "user_id": response.user_id,
+        "status": response.status.value,
+        "items": [{"item_id": i.item_id, "score": i.score, "sid": list(i.sid)} for i in response.items],
+        "event_count": response.event_count,
+        "event_offset": response.event_offset,
+        "model_version": response.model_version,
+        "catalog_version": response.catalog_version,
+        "cache": response.cache.value,
+        "stages_ms": dict(response.stages_ms),
+    }
+    if response.error is not None:
+        message |= {"error": response.error, "message": response.message}
+    return message
+
+
+def dead_letter_message(record: Record, error: XgrError) -> Message:
+    """A record that can't be taken in, and why. Its key and value are cut to `DEAD_LETTER_BYTES`."""
+    key, value = record.key, record.value
+    return {
+        "v": VERSION,
+        "reason": error.code,
+        "message": str(error),
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp_ms": record.timestamp_ms,
+        "key": None if key is None else key[:DEAD_LETTER_BYTES],
+        "key_bytes": None if key is None else len(key),
+        "value": None if value is None else value[:DEAD_LETTER_BYTES],
+        "value_bytes": None if value is None else len(value),
+    }
+
+
+def _check_version(message: Mapping[str, Any]) -> None:
+    version = message.get("v")
+    if type(version) is not int:
+        raise MalformedMessage(f"v must be the message's version, an integer such as {VERSION}, not {version!r:.80}")
+    if version != VERSION:
+        raise UnsupportedVersion(f"v must be {VERSION}, not {version}")
+
+
+def _user_id(message: Message, key: bytes | None, error: type[InvalidInput]) -> str:
+    """The user of a message: its own field, or the record's key. Where both are, they must agree."""
+    field = message.get("user_id")
+    if key is None:
+        if field is None:
+            raise error("user_id must be in the message or be the record's key, not missing from both")
+    else:
+        try:
+            keyed = key.decode()
+        except UnicodeDecodeError:
+            raise error(f"key must be the user's id in UTF-8, not {key[:40]!r}") from None
+        if field is None:
+            field = keyed
+        elif field != keyed:
+            raise error(f"user_id must equal the record's key, not {field!r:.80} beside {keyed!r:.80}")
+    if not isinstance(field, str):
+        raise error(f"user_id must be a string, not {type(field).__name__}")
+    return field
+
+
+def _required(message: Message, name: str, error: type[InvalidInput]) -> Any:
+    try:
+        return message[name]
+    except KeyError:
+        raise error(f"{name} must be given, and it is missing") from None
+
+
+def _strings(message: Message, name: str) -> tuple[str, ...]:
+    values = message.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list):
+        raise InvalidRequest(f"{name} must be a list of strings, not {type(values).__name__}")
+    return tuple(values)
+
+
+def _without_none(**fields: Any) -> Message:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,113 @@
+"""Answers on their way out: encoded, addressed, remembered for a while, and measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from xgr_stream.config import StreamConfig
+from xgr_stream.errors import InvalidInput, Misplaced, XgrError
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import Clock
+from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.answers import AnswerKey, RecentAnswers
+from xgr_stream.stream.outbox import Outbox, Output
+from xgr_stream.stream.partition import Partition
+from xgr_stream.stream.records import Produce, Record
+from xgr_stream.types import RecommendRequest, RecommendResponse, Status
+
+logger = logging.getLogger(__name__)
+
+
+class Replies:
+    """Writes responses to the partition of the responses topic that has the request's number."""
+
+    def __init__(self, outbox: Outbox, config: StreamConfig, clock: Clock, metrics: Metrics) -> None:
+        self._outbox = outbox
+        self._config = config
+        self._clock = clock
+        self._metrics = metrics
+        self._recent = RecentAnswers(config.dedup_window_ms, clock)
+
+    def count(self, response: RecommendResponse) -> None:
+        self._metrics.requests.labels(response.error or response.status.value, response.cache.value).inc()
+        for stage, ms in response.stages_ms.items():
+            if stage != "total":
+                self._metrics.stage_seconds.labels(stage).observe(ms / 1000)
+
+    def send(
+        self,
+        partition: Partition,
+        records: Iterable[Record],
+        request: RecommendRequest,
+        response: RecommendResponse,
+    ) -> None:
+        """Answer a request that was understood; `records` are those that brought it."""
+        value = codec.encode(protocol.response_message(response), self._config.codec)
+        if response.status is not Status.ERROR:
+            self._recent.remember(_key(partition, request), value, self._clock.wall_ms())
+        for record in records:
+            self._put(partition, record, request, value)
+
+    def repeat(self, partition: Partition, record: Record, request: RecommendRequest) -> bool:
+        """Give the answer that the request got before; False if it has none."""
+        value = self._recent.get(_key(partition, request))
+        if value is None:
+            return False
+        self._put(partition, record, request, value)
+        return True
+
+    def refuse(self, partition: Partition, record: Record, message: protocol.Message, error: XgrError) -> None:
+        """Answer a request that was not understood. One without an id to answer to becomes a dead letter."""
+        if isinstance(error, Misplaced):
+            self._metrics.misplaced_records.labels(record.topic).inc()
+        request_id, user_id = protocol.sender(message, record.key)
+        if request_id is None:
+            self._outbox.dead_letter(partition, record, error)
+            return
+        response = RecommendResponse.failure(request_id, user_id, error)
+        self.count(response)
+        value = codec.encode(protocol.response_message(response), self._config.codec)
+        key = record.key if record.key is not None else user_id.encode() or None
+        produce = Produce(self._config.topics.responses, partition.number, key, value)
+        self._outbox.put(Output(partition, (produce,), record=record, then=self._published(record)))
+
+    def restore(self, record: Record) -> None:
+        """Remember an answer that a former owner of its partition gave. One that can't be read is passed over."""
+        if record.value is None:
+            return
+        try:
+            response = protocol.parse_response(codec.decode(record.value, self._config.max_message_bytes))
+        except InvalidInput as error:
+            logger.debug("response at %s-%d, %d: %s", record.topic, record.partition, record.offset, error)
+            return
+        if response.status is not Status.ERROR:
+            key = AnswerKey(record.partition, response.user_id, response.request_id)
+            self._recent.remember(key, record.value, record.timestamp_ms)
+
+    def forget(self, partition: Partition) -> None:
+        """Forget the answers given on a partition."""
+        self._recent.drop(partition.number)
+
+    def _put(self, partition: Partition, record: Record, request: RecommendRequest, value: bytes) -> None:
+        key = request.user_id.encode()
+        produces = [Produce(self._config.topics.responses, partition.number, key, value)]
+        if request.reply_to is not None:
+            produces.append(Produce(request.reply_to, None, key, value, required=False))
+        self._outbox.put(Output(partition, tuple(produces), record=record, then=self._published(record)))
+
+    def _published(self, record: Record) -> Callable[[], None]:
+        """Measures the time from now to the acknowledgement, and the request's whole time."""
+        started = self._clock.now()
+
+        def observe() -> None:
+            self._metrics.stage_seconds.labels("publish").observe(self._clock.now() - started)
+            if record.timestamp_ms >= 0:
+                total_ms = max(0, self._clock.wall_ms() - record.timestamp_ms)
+                self._metrics.stage_seconds.labels("total").observe(total_ms / 1000)
+
+        return observe
+
+
+def _key(partition: Partition, request: RecommendRequest) -> AnswerKey:
+    return AnswerKey(partition.number, request.user_id, request.request_id)

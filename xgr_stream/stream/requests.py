@@ -1,0 +1,276 @@
+"""Requests: record → validation → device → response. Each is answered once, at its deadline at the latest."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import replace
+from itertools import count
+from typing import Protocol
+
+from xgr_stream.config import StreamConfig
+from xgr_stream.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidInput,
+    InvalidRequest,
+    NotOwned,
+    OverCapacity,
+    ShuttingDown,
+    XgrError,
+)
+from xgr_stream.history import HistoryStore, HistoryView
+from xgr_stream.scheduler.clock import Clock
+from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.outbox import Outbox
+from xgr_stream.stream.partition import Partition
+from xgr_stream.stream.partitioner import Placement
+from xgr_stream.stream.records import Record
+from xgr_stream.stream.replies import Replies
+from xgr_stream.types import RecommendRequest, RecommendResponse
+
+logger = logging.getLogger(__name__)
+
+MAX_TIMEOUT_MS = 3_600_000
+"""A longer timeout counts as this one."""
+
+_TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
+
+
+class Worker(Protocol):
+    """The part of `scheduler.DeviceWorker` that the stream needs. No call blocks."""
+
+    def submit(
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
+    ) -> Future[RecommendResponse]: ...
+
+    def want_append(self, view: HistoryView) -> None: ...
+
+    def forget(self, user_ids: Iterable[str]) -> None: ...
+
+
+class Pending:
+    """A request that was taken and is not answered yet."""
+
+    __slots__ = ("answered", "computing", "deadline", "future", "partition", "records", "request", "taken_at")
+
+    def __init__(self, request: RecommendRequest, partition: Partition, deadline: float, taken_at: float) -> None:
+        self.request = request
+        self.partition = partition
+        self.deadline = deadline
+        self.taken_at = taken_at
+        self.answered = False
+        self.records: list[Record] = []
+        """The records that wait for the answer: one, or more when it was delivered again meanwhile."""
+        self.future: Future[RecommendResponse] | None = None
+        """The caller's, for a request of this process's own."""
+        self.computing: Future[RecommendResponse] | None = None
+        """The device's; None while the request waits for its history or its `min_offset`."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """A request id counts for its user alone: two callers may have chosen the same one."""
+        return self.request.user_id, self.request.request_id
+
+
+class Requests:
+    """Takes in requests and answers them. All on the loop's thread, but for the device's word that it is done."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        history: HistoryStore,
+        outbox: Outbox,
+        replies: Replies,
+        config: StreamConfig,
+        *,
+        placement: Placement,
+        clock: Clock,
+    ) -> None:
+        self._worker = worker
+        self._history = history
+        self._outbox = outbox
+        self._replies = replies
+        self._config = config
+        self._placement = placement
+        self._clock = clock
+        topics = config.topics
+        self._own_topics = {topics.events, topics.requests, topics.responses, topics.dead_letters, topics.changelog}
+        self._pending: dict[tuple[str, str], Pending] = {}
+        self._waiting: dict[Partition, list[Pending]] = {}
+        self._deadlines: list[tuple[float, int, Pending]] = []
+        self._sequence = count()
+        self._computed: deque[Pending] = deque()
+
+    def __len__(self) -> int:
+        """Requests taken and not yet answered."""
+        return len(self._pending)
+
+    # In
+
+    def take(self, partition: Partition, record: Record) -> None:
+        """Take in one record of the requests topic: an answer will come, or it becomes a dead letter. Never raises."""
+        try:
+            message = codec.decode(record.value or b"", self._config.max_message_bytes)
+        except InvalidInput as error:
+            self._outbox.dead_letter(partition, record, error)
+            return
+        try:
+            request = self._read(record, message)
+        except XgrError as error:
+            self._replies.refuse(partition, record, message, error)
+        except Exception:
+            logger.exception("request at %s-%d, offset %d", record.topic, record.partition, record.offset)
+            failure = XgrError("the worker failed to read this request; its log says why")
+            self._replies.refuse(partition, record, message, failure)
+        else:
+            self._take(partition, record, request)
+
+    def submit(self, partition: Partition, request: RecommendRequest) -> Future[RecommendResponse]:
+        """Take in a request of this process's own."""
+        future: Future[RecommendResponse] = Future()
+        try:
+            pending = self._admit(partition, request, self._clock.wall_ms())
+        except XgrError as error:
+            future.set_result(RecommendResponse.failure(request.request_id, request.user_id, error))
+        else:
+            pending.future = future
+            self._start(pending)
+        return future
+
+    def _read(self, record: Record, message: protocol.Message) -> RecommendRequest:
+        request = protocol.parse_request(message, record.key)
+        self._placement.check(request.user_id, record.partition)
+        topic = request.reply_to
+        if topic is not None and (topic in self._own_topics or not _TOPIC_NAME.fullmatch(topic)):
+            raise InvalidRequest(f"reply_to must be a topic of the caller's own, not {topic!r:.80}")
+        return request
+
+    def _take(self, partition: Partition, record: Record, request: RecommendRequest) -> None:
+        if self._replies.repeat(partition, record, request):
+            return
+        pending = self._pending.get((request.user_id, request.request_id))
+        if pending is not None:
+            pending.records.append(record)
+            return
+        try:
+            pending = self._admit(partition, request, record.timestamp_ms)
+        except XgrError as error:
+            response = RecommendResponse.failure(request.request_id, request.user_id, error)
+            self._replies.count(response)
+            self._replies.send(partition, [record], request, response)
+        else:
+            pending.records.append(record)
+            self._start(pending)
+
+    def _admit(self, partition: Partition, request: RecommendRequest, timestamp_ms: int) -> Pending:
+        """Note the request and its deadline, which counts from `timestamp_ms` (negative: unknown, from now)."""
+        if len(self._pending) >= self._config.max_pending_requests:
+            raise OverCapacity(f"{len(self._pending)} requests are waiting, max_pending_requests; try again later")
+        now, wall_ms = self._clock.now(), self._clock.wall_ms()
+        timeout_ms = self._config.default_timeout_ms if request.timeout_ms is None else request.timeout_ms
+        timeout_ms = min(timeout_ms, MAX_TIMEOUT_MS)
+        age_ms = max(0, wall_ms - timestamp_ms) if timestamp_ms >= 0 else 0
+        if age_ms >= timeout_ms:
+            raise DeadlineExceeded(f"the request is {age_ms} ms old and had {timeout_ms} ms")
+        pending = Pending(request, partition, now + (timeout_ms - age_ms) / 1000, now)
+        if pending.key in self._pending:
+            raise InvalidRequest("request_id must not be that of a request still pending")
+        self._pending[pending.key] = pending
+        heapq.heappush(self._deadlines, (pending.deadline, next(self._sequence), pending))
+        return pending
+
+    def _start(self, pending: Pending) -> None:
+        """Hand the request to the device, or have it wait for its history."""
+        partition, min_offset = pending.partition, pending.request.min_offset
+        if not partition.restored or (min_offset is not None and partition.events_seen < min_offset):
+            self._waiting.setdefault(partition, []).append(pending)
+            return
+        view = self._history.view(pending.request.user_id)
+        pending.computing = self._worker.submit(pending.request, view, pending.deadline)
+        pending.computing.add_done_callback(self._on_computed(pending))
+
+    def _on_computed(self, pending: Pending) -> Callable[[Future[RecommendResponse]], None]:
+        def note(_: Future[RecommendResponse]) -> None:
+            self._computed.append(pending)
+            self._outbox.wake()
+
+        return note
+
+    def release(self, partition: Partition) -> None:
+        """The partition's history has moved on: start the requests that waited for that."""
+        for pending in self._waiting.pop(partition, ()):
+            if not pending.answered:
+                self._start(pending)
+
+    # Out
+
+    def collect(self) -> None:
+        """Answer what the device has computed, and what has reached its deadline."""
+        while self._computed:
+            pending = self._computed.popleft()
+            if not pending.answered and pending.computing is not None:
+                self._answer(pending, _result(pending.request, pending.computing))
+        now = self._clock.now()
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            pending = self._deadlines[0][2]
+            what = "the device" if pending.computing else "the user's history"
+            self._fail(pending, DeadlineExceeded(f"the deadline passed while the request waited for {what}"))
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of a pending request."""
+        if len(self._deadlines) > 2 * len(self._pending) + 1_000:
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
+            heapq.heapify(self._deadlines)
+        while self._deadlines and self._deadlines[0][2].answered:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def fail_all(self) -> None:
+        """Answer everything that is pending with `shutting_down`."""
+        for pending in list(self._pending.values()):
+            self._fail(pending, ShuttingDown("the worker shut down before this request was answered"))
+
+    def drop(self, partition: Partition) -> None:
+        """Forget the partition's requests without an answer: the next owner gets them. Our own callers are told."""
+        for pending in [pending for pending in self._pending.values() if pending.partition is partition]:
+            pending.records.clear()
+            self._fail(pending, NotOwned(f"partition {partition.number} moved to another worker"))
+        self._waiting.pop(partition, None)
+
+    def _fail(self, pending: Pending, error: XgrError) -> None:
+        request = pending.request
+        self._answer(pending, RecommendResponse.failure(request.request_id, request.user_id, error))
+
+    def _answer(self, pending: Pending, response: RecommendResponse) -> None:
+        """Give the response to all who wait for it, and take the request off the books."""
+        pending.answered = True
+        del self._pending[pending.key]
+        if pending.computing is not None:
+            pending.computing.cancel()
+        if pending.future is None and not pending.records:
+            return
+        response = self._timed(pending, response)
+        self._replies.count(response)
+        if pending.future is not None and pending.future.set_running_or_notify_cancel():
+            pending.future.set_result(response)
+        if pending.records:
+            self._replies.send(pending.partition, pending.records, pending.request, response)
+
+    def _timed(self, pending: Pending, response: RecommendResponse) -> RecommendResponse:
+        """The response with the time since the request was taken; what the engine's stages don't name was waiting."""
+        total_ms = (self._clock.now() - pending.taken_at) * 1000
+        wait_ms = max(0.0, total_ms - sum(response.stages_ms.values()))
+        return replace(response, stages_ms={"wait": wait_ms, **response.stages_ms, "total": total_ms})
+
+
+def _result(request: RecommendRequest, computing: Future[RecommendResponse]) -> RecommendResponse:
+    error = computing.exception()
+    if error is None:
+        return computing.result()
+    failure = EngineError(f"the device worker failed: {type(error).__name__}")
+    return RecommendResponse.failure(request.request_id, request.user_id, failure)

@@ -1,0 +1,114 @@
+"""An engine without a model: deterministic answers at once, to test and time everything around the device."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+from xgr_stream.history import HistoryView
+from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
+
+TOKENS_PER_EVENT = 3
+BYTES_PER_TOKEN = 64
+
+Work = Sequence[tuple[RecommendRequest, HistoryView | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class NullWarmReport:
+    users: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NullStats:
+    users_warm: int
+    bytes_used: int
+    bytes_budget: int
+    beams_dead: int = 0
+    invalid_items: int = 0
+
+
+class NullEngine:
+    """Answers with items that depend on the user, their event count and the request alone.
+
+    `before_answer` is called with every batch: a test that wants a slow engine sleeps in it, one that wants a broken
+    engine raises.
+    """
+
+    def __init__(self, *, num_items: int = 1_000, bytes_budget: int = 1 << 30) -> None:
+        self.before_answer: Callable[[Work], None] | None = None
+        self._num_items = num_items
+        self._bytes_budget = bytes_budget
+        self._resident: dict[str, int] = {}
+        self._resident_events = 0
+
+    def answer(self, requests: Work) -> list[RecommendResponse]:
+        if self.before_answer is not None:
+            self.before_answer(requests)
+        return [self._answer(request, view) for request, view in requests]
+
+    def warm(self, views: Sequence[HistoryView]) -> NullWarmReport:
+        tokens = sum(map(self.pending_tokens, views))
+        for view in views:
+            self._keep(view)
+        return NullWarmReport(len(views), tokens)
+
+    def pending_tokens(self, view: HistoryView) -> int:
+        return max(0, view.event_count - self._resident.get(view.user_id, 0)) * TOKENS_PER_EVENT
+
+    def is_resident(self, user_id: str) -> bool:
+        return user_id in self._resident
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        for user_id in user_ids:
+            self._resident_events -= self._resident.pop(user_id, 0)
+
+    def stats(self) -> NullStats:
+        used = self._resident_events * TOKENS_PER_EVENT * BYTES_PER_TOKEN
+        return NullStats(len(self._resident), used, self._bytes_budget)
+
+    def knows_item(self, item_id: str) -> bool:
+        """Whether this is one of `item-0` to `item-<num_items - 1>`."""
+        prefix, _, number = item_id.partition("-")
+        return prefix == "item" and number.isdecimal() and int(number) < self._num_items
+
+    def _answer(self, request: RecommendRequest, view: HistoryView | None) -> RecommendResponse:
+        event_count, event_offset, status, cache = 0, -1, Status.UNKNOWN_USER, CacheState.NONE
+        if view is not None:
+            event_count, event_offset, status = view.event_count, view.last_offset, Status.OK
+            cache = self._cache_state(view)
+            self._keep(view)
+        return RecommendResponse(
+            request.request_id,
+            request.user_id,
+            status,
+            self._items(request, event_count),
+            event_count=event_count,
+            event_offset=event_offset,
+            model_version="null",
+            catalog_version="null",
+            cache=cache,
+            stages_ms={"append": 0.0, "decode": 0.0},
+        )
+
+    def _cache_state(self, view: HistoryView) -> CacheState:
+        if view.user_id not in self._resident:
+            return CacheState.COLD
+        return CacheState.APPENDED if self.pending_tokens(view) else CacheState.WARM
+
+    def _keep(self, view: HistoryView) -> None:
+        self._resident_events += view.event_count - self._resident.get(view.user_id, 0)
+        self._resident[view.user_id] = view.event_count
+
+    def _items(self, request: RecommendRequest, event_count: int) -> tuple[Recommendation, ...]:
+        first = zlib.crc32(request.user_id.encode()) + event_count
+        excluded = set(request.filter.exclude)
+        rows = (row % self._num_items for row in count(first))
+        legal = (row for row in islice(rows, self._num_items) if f"item-{row}" not in excluded)
+        return tuple(
+            Recommendation(f"item-{row}", -0.5 * rank, (row // 100, row // 10 % 10, row % 10))
+            for rank, row in enumerate(islice(legal, request.k), start=1)
+        )
