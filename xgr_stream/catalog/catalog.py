@@ -36,7 +36,7 @@ class Catalog:
         """[items, levels]"""
         self.trie = Trie.from_sids(columns.sids, columns.codes)
         self.base_version = storage.content_hash(columns)
-        """Hash of all but the availability: equal for two catalogs that give items the same tokens."""
+        """Hash of all but the availability. Catalogs of one base version give every item the same tokens."""
         self.revision = 0
         """Grows with every change of availability of this object."""
         self._columns = columns
