@@ -126,6 +126,9 @@ class StreamConfig:
     """How events and requests are taken in and answered."""
 
     topics: TopicNames = field(default_factory=TopicNames)
+    partitions: int | None = 4
+    """Partitions of the topics that are missing when a worker starts, which it creates; as many as its sisters have
+    where some exist. None: a missing topic is refused."""
     codec: Codec = "msgpack"
     """Encoding of what we write; what we read may be either (told apart by its first byte)."""
     history: HistoryConfig = field(default_factory=HistoryConfig)
@@ -145,6 +148,8 @@ class StreamConfig:
             raise ConfigError(f"codec must be 'msgpack' or 'json', not {self.codec!r}")
         if self.partitioner not in ("murmur2", "crc32", "any"):
             raise ConfigError(f"partitioner must be 'murmur2', 'crc32' or 'any', not {self.partitioner!r}")
+        if self.partitions is not None:
+            _at_least("partitions", self.partitions, 1)
         _at_least("default_timeout_ms", self.default_timeout_ms, 1)
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
         _at_least("max_pending_requests", self.max_pending_requests, 1)
