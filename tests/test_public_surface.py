@@ -48,7 +48,7 @@ FIELDS = {
     config.HistoryConfig: "keep_events segment_events",
     config.TopicNames: "events requests responses dead_letters changelog",
     config.StreamConfig: (
-        "topics codec history partitioner default_timeout_ms dedup_window_ms max_message_bytes max_pending_requests "
+        "topics partitions codec history partitioner default_timeout_ms dedup_window_ms max_message_bytes max_pending_requests "
         "shutdown_timeout_s"
     ),
 }
