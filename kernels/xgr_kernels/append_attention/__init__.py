@@ -1,0 +1,37 @@
+"""Attention of a few new tokens of each of many users over their paged prefixes; also a long prefill's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xgr_kernels.append_attention import reference
+from xgr_kernels.checks import check_heads, check_pages, check_shape
+
+__all__ = ["append_attention"]
+
+
+def append_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    *,
+    scale: float,
+) -> Tensor:
+    """Each new token attends to its user's tokens up to and with itself.
+
+    q: [tokens, heads, dim], user i's new tokens being q[query_starts[i] : query_starts[i + 1]], its last ones.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim], with the new tokens written already.
+    page_table: [users, max_pages]; query_starts: [users + 1]; kv_lengths: [users], all tokens, the new ones too.
+    Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
+    """
+    check_shape("q", q, (None, None, None))
+    check_pages(k_pages, v_pages, q.shape[2])
+    check_heads(q.shape[1], k_pages.shape[1])
+    check_shape("page_table", page_table, (None, None))
+    users = len(page_table)
+    check_shape("query_starts", query_starts, (users + 1,))
+    check_shape("kv_lengths", kv_lengths, (users,))
+    return reference.append_attention(q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale)

@@ -1,0 +1,92 @@
+"""The best beams of the next level: legal children only, exact, stopping early."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.beam_select import reference
+from xgr_kernels.checks import check_shape
+
+__all__ = ["BeamSelection", "beam_select"]
+
+
+class BeamSelection(NamedTuple):
+    """The chosen beams, request i owning out_starts[i] : out_starts[i + 1], best first; missing ones at the end."""
+
+    scores: Tensor
+    """[out] float32, accumulated; -inf where a request has fewer candidates than beams."""
+    parents: Tensor
+    """[out] int32, the input row a beam continues; a missing beam's is its request's first row."""
+    nodes: Tensor
+    """[out] int32, the trie node reached, of the next depth; -1 for a missing beam."""
+    beams_scanned: Tensor
+    """[requests] int32, input rows whose children were looked at; their bounds spared the other live ones."""
+
+
+def beam_select(
+    logits: Tensor,
+    scores: Tensor,
+    nodes: Tensor,
+    *,
+    row_starts: Tensor,
+    out_starts: Tensor,
+    child_starts: Tensor,
+    child_codes: Tensor,
+    node_masks: Tensor,
+    mask_index: Tensor,
+    emptied_starts: Tensor,
+    emptied_nodes: Tensor,
+    normalizer: str = "level",
+    log_normalizer: Tensor | None = None,
+) -> BeamSelection:
+    """Extend each request's beams by one level and keep the best, by score descending, then node ascending.
+
+    A candidate's score is its beam's plus logits[row, code] less the row's log-normalizer.
+
+    logits: [rows, codes], of this level; scores: [rows] float32, -inf for a dead beam; nodes: [rows], the node each
+    beam stands at (ignored where dead). row_starts, out_starts: [requests + 1], beams in and beams out.
+    child_starts: [parents + 1]; child_codes: [children], ascending inside a parent: the children of node p are the
+    nodes child_starts[p] : child_starts[p + 1] of the next depth.
+    node_masks: [masks, children] bool, what is legal; mask_index: [requests], the row of it that a request uses.
+    emptied_starts: [requests + 1]; emptied_nodes: [emptied], sorted inside a request: nodes not legal for it alone.
+    normalizer: "level", a log-sum-exp over all codes, or "legal", over the beam's legal children; log_normalizer
+    [rows], where given, goes before it. Raises ValueError on arguments that do not fit each other.
+    """
+    rows = len(logits)
+    check_shape("logits", logits, (rows, None))
+    check_shape("scores", scores, (rows,))
+    check_shape("nodes", nodes, (rows,))
+    check_shape("mask_index", mask_index, (None,))
+    requests = len(mask_index)
+    for name, starts in (("row_starts", row_starts), ("out_starts", out_starts), ("emptied_starts", emptied_starts)):
+        check_shape(name, starts, (requests + 1,))
+    check_shape("child_starts", child_starts, (None,))
+    check_shape("child_codes", child_codes, (None,))
+    check_shape("node_masks", node_masks, (None, len(child_codes)))
+    if scores.dtype != torch.float32:
+        raise ValueError(f"scores must be float32, not {scores.dtype}")
+    if node_masks.dtype != torch.bool:
+        raise ValueError(f"node_masks must be bool, not {node_masks.dtype}")
+    if normalizer not in ("level", "legal"):
+        raise ValueError(f"normalizer must be 'level' or 'legal', not {normalizer!r}")
+    if log_normalizer is not None:
+        check_shape("log_normalizer", log_normalizer, (rows,))
+    chosen = reference.beam_select(
+        logits,
+        scores,
+        nodes,
+        row_starts=row_starts,
+        out_starts=out_starts,
+        child_starts=child_starts,
+        child_codes=child_codes,
+        node_masks=node_masks,
+        mask_index=mask_index,
+        emptied_starts=emptied_starts,
+        emptied_nodes=emptied_nodes,
+        normalizer=normalizer,
+        log_normalizer=log_normalizer,
+    )
+    return BeamSelection(*chosen)

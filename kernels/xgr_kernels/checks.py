@@ -1,0 +1,32 @@
+"""The errors of the wrappers: name the argument, what it was, and what it must be."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+Shape = tuple[int | None, ...]
+
+
+def check_shape(name: str, tensor: Tensor, shape: Shape) -> None:
+    """Raise ValueError unless `tensor` has this shape; None stands for any size."""
+    if tensor.dim() != len(shape) or any(
+        want is not None and want != size for want, size in zip(shape, tensor.shape, strict=True)
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], not {list(tensor.shape)}")
+
+
+def check_heads(heads: int, kv_heads: int) -> None:
+    """Raise ValueError unless the query heads divide into groups of one KV head each."""
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"q must have a multiple of the {kv_heads} KV heads, not {heads} heads")
+
+
+def check_pages(k_pages: Tensor, v_pages: Tensor, dim: int) -> None:
+    """Raise ValueError unless both are contiguous [pages, kv_heads, page_size, dim] of one dtype."""
+    check_shape("k_pages", k_pages, (None, None, None, dim))
+    check_shape("v_pages", v_pages, tuple(k_pages.shape))
+    if v_pages.dtype != k_pages.dtype:
+        raise ValueError(f"v_pages must be {k_pages.dtype} like k_pages, not {v_pages.dtype}")
+    if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
+        raise ValueError("k_pages and v_pages must be contiguous")

@@ -1,0 +1,63 @@
+"""Normalise and rotate queries and keys, and scatter keys and values into their pages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.checks import check_heads, check_pages, check_shape
+from xgr_kernels.kv_write import reference
+
+__all__ = ["kv_write"]
+
+
+def kv_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    positions: Tensor,
+    slots: Tensor,
+    cos_sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Write `k` (normalised, rotated) and `v` into the pages IN PLACE; return `q` normalised and rotated.
+
+    q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim].
+    positions: [tokens] int64, rows of cos_sin: [max_positions, dim], first half cosines, second half sines.
+    slots: [tokens] int64, page · page_size + offset, each nonnegative one at most once; -1: do not write.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; q_norm, k_norm: [dim] RMSNorm weights, or None for no norm.
+    Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
+    """
+    tokens, heads, dim = q.shape
+    check_shape("k", k, (tokens, None, dim))
+    check_shape("v", v, tuple(k.shape))
+    check_heads(heads, k.shape[1])
+    check_shape("positions", positions, (tokens,))
+    check_shape("slots", slots, (tokens,))
+    if positions.dtype != torch.int64 or slots.dtype != torch.int64:
+        raise ValueError(f"positions and slots must be int64, not {positions.dtype} and {slots.dtype}")
+    check_shape("cos_sin", cos_sin, (None, dim))
+    check_pages(k_pages, v_pages, dim)
+    if k_pages.shape[1] != k.shape[1]:
+        raise ValueError(f"k_pages must have the {k.shape[1]} KV heads of k, not {k_pages.shape[1]}")
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None:
+            check_shape(name, norm, (dim,))
+    return reference.kv_write(
+        q,
+        k,
+        v,
+        positions=positions,
+        slots=slots,
+        cos_sin=cos_sin,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+    )

@@ -1,0 +1,47 @@
+"""kv_write in plain torch, computed in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kv_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    positions: Tensor,
+    slots: Tensor,
+    cos_sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> Tensor:
+    cos, sin = cos_sin.index_select(0, positions).float().unsqueeze(1).chunk(2, dim=-1)  # [tokens, 1, dim / 2]
+    k = _rotate(_normalise(k.float(), k_norm, eps), cos, sin)
+    _scatter(k, slots, k_pages)
+    _scatter(v, slots, v_pages)
+    return _rotate(_normalise(q.float(), q_norm, eps), cos, sin).to(q.dtype)
+
+
+def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """RMSNorm over the last dimension."""
+    return x if weight is None else torch.nn.functional.rms_norm(x, x.shape[-1:], weight.float(), eps)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [tokens, heads, dim], whose pairs are (i, i + dim / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _scatter(x: Tensor, slots: Tensor, pages: Tensor) -> None:
+    """Store x [tokens, kv_heads, dim] at its slots of pages [pages, kv_heads, page_size, dim]."""
+    written = slots >= 0
+    if not bool(written.all()):
+        x, slots = x[written], slots[written]
+    page_size = pages.shape[2]
+    pages[slots // page_size, :, slots % page_size] = x.to(pages.dtype)

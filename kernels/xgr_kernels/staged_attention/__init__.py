@@ -1,0 +1,51 @@
+"""Attention of beams: over their request's shared prefix and over their own few tokens, merged by log-sum-exp."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xgr_kernels.checks import check_heads, check_pages, check_shape
+from xgr_kernels.staged_attention import reference
+
+__all__ = ["staged_attention"]
+
+
+def staged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    prefix_lengths: Tensor,
+    row_starts: Tensor,
+    suffix_k: Tensor,
+    suffix_v: Tensor,
+    ancestors: Tensor,
+    *,
+    scale: float,
+) -> Tensor:
+    """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
+
+    q: [rows, heads, dim], request i owning rows row_starts[i] : row_starts[i + 1].
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; page_table: [requests, max_pages];
+    prefix_lengths: [requests], zero allowed; row_starts: [requests + 1].
+    suffix_k, suffix_v: [steps, rows, kv_heads, dim], at least one step; ancestors: [rows, steps]: the token of row r
+    at step s lies at suffix[s, ancestors[r, s]], so a beam's keys stay where its ancestor wrote them.
+    Returns [rows, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
+    """
+    check_shape("q", q, (None, None, None))
+    rows, heads, dim = q.shape
+    check_pages(k_pages, v_pages, dim)
+    kv_heads = k_pages.shape[1]
+    check_heads(heads, kv_heads)
+    check_shape("page_table", page_table, (None, None))
+    check_shape("prefix_lengths", prefix_lengths, (len(page_table),))
+    check_shape("row_starts", row_starts, (len(page_table) + 1,))
+    check_shape("ancestors", ancestors, (rows, None))
+    steps = ancestors.shape[1]
+    if steps < 1:
+        raise ValueError("ancestors must have at least one step, not 0")
+    check_shape("suffix_k", suffix_k, (steps, None, kv_heads, dim))
+    check_shape("suffix_v", suffix_v, tuple(suffix_k.shape))
+    return reference.staged_attention(
+        q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors, scale=scale
+    )

@@ -1,0 +1,82 @@
+"""staged_attention in plain torch, computed in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.ragged import gather_pages, padded_index, size_classes
+
+
+def staged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    prefix_lengths: Tensor,
+    row_starts: Tensor,
+    suffix_k: Tensor,
+    suffix_v: Tensor,
+    ancestors: Tensor,
+    *,
+    scale: float,
+) -> Tensor:
+    kv_heads = k_pages.shape[1]
+    out = torch.empty_like(q)
+    scaled = (q.float() * scale).unflatten(1, (kv_heads, -1))  # [rows, kv_heads, group, dim]
+    own = _attend_suffix(scaled, suffix_k, suffix_v, ancestors)
+    beams = row_starts.diff()
+    for requests in size_classes(beams, prefix_lengths):
+        index, real = padded_index(row_starts[:-1][requests], beams[requests])
+        rows = index[real]
+        table, lengths = page_table[requests], prefix_lengths[requests]
+        if not int(lengths.max()):
+            out[rows] = own[0][rows].flatten(1, 2).to(out.dtype)
+            continue
+        keys, values = gather_pages(k_pages, table, lengths), gather_pages(v_pages, table, lengths)
+        shared = _attend_prefix(scaled[index], keys, values, lengths)
+        merged = _merge([part[real] for part in shared], [part[rows] for part in own])
+        out[rows] = merged.flatten(1, 2).to(out.dtype)
+    return out
+
+
+def _attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Every beam of a request over the same keys, in one product per KV head.
+
+    q: [requests, beams, kv_heads, group, dim], scaled; keys, values: [requests, kv_heads, longest, dim], none empty.
+    Returns the attention [requests, beams, kv_heads, group, dim] and its log-sum-exp, without the last dimension.
+    """
+    requests, beams, kv_heads, group, dim = q.shape
+    rows = q.transpose(1, 2).reshape(requests, kv_heads, beams * group, dim)
+    scores = rows @ keys.transpose(-1, -2)
+    if int(lengths.min()) < keys.shape[2]:
+        beyond = torch.arange(keys.shape[2], device=q.device) >= lengths[:, None]
+        scores.masked_fill_(beyond[:, None, None], -torch.inf)
+    peak = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(peak).exp_()
+    total = weights.sum(-1, keepdim=True)
+    attended = (weights @ values).div_(total)
+    log_total = total.log_().add_(peak)
+
+    def per_beam(x: Tensor) -> Tensor:
+        return x.view(requests, kv_heads, beams, group, -1).transpose(1, 2)
+
+    return per_beam(attended), per_beam(log_total)[..., 0]
+
+
+def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
+    """Each beam over its own tokens, found through its ancestors.
+
+    q: [rows, kv_heads, group, dim], scaled. Returns as _attend_prefix, by row.
+    """
+    step = torch.arange(ancestors.shape[1], device=q.device)
+    keys = suffix_k[step, ancestors.long()].float()  # [rows, steps, kv_heads, dim]
+    values = suffix_v[step, ancestors.long()].float()
+    scores = torch.einsum("rhgd,rshd->rhgs", q, keys)
+    return torch.einsum("rhgs,rshd->rhgd", scores.softmax(-1), values), scores.logsumexp(-1)
+
+
+def _merge(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """Attention over two sets of keys from the attention over each: weighted by their log-sum-exps' softmax."""
+    share = (first[1] - second[1]).sigmoid_()[..., None]
+    return second[0] + share * (first[0] - second[0])

@@ -1,0 +1,51 @@
+"""Each op's tests run on every implementation that this machine has: always the reference, which is the CPU path;
+with triton the kernel too, on the GPU if there is one and else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which nothing has done yet
+
+Run = Callable[..., object]
+
+
+def _implementations(op: str) -> list[str]:
+    has_kernel = importlib.util.find_spec("triton") and importlib.util.find_spec(f"xgr_kernels.{op}.kernel")
+    if not has_kernel:
+        return ["reference"]
+    return ["reference", "cuda" if torch.cuda.is_available() else "interpreter"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "run" in metafunc.fixturenames:
+        op = metafunc.module.__name__.rpartition("test_")[2]
+        metafunc.parametrize("run", _implementations(op), indirect=True)
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Run:
+    """Calls the op of this test module on CPU tensors; what it writes in place comes back too."""
+    op = request.module.__name__.rpartition("test_")[2]
+    module = f"xgr_kernels.{op}.kernel" if request.param == "interpreter" else "xgr_kernels"  # the wrapper dispatches
+    function = getattr(importlib.import_module(module), op)
+    device = "cuda" if request.param == "cuda" else "cpu"
+
+    def call(*args: object, **options: object) -> object:
+        given = [x for x in (*args, *options.values()) if isinstance(x, torch.Tensor)]
+        moved = {id(x): x.to(device) for x in given}
+        result = function(
+            *(moved.get(id(x), x) for x in args), **{name: moved.get(id(x), x) for name, x in options.items()}
+        )
+        for x in given:
+            x.copy_(moved[id(x)])
+        return result.cpu() if isinstance(result, torch.Tensor) else [x.cpu() for x in result]
+
+    return call

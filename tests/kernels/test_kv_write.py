@@ -1,0 +1,87 @@
+"""kv_write against one token and one head at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from xgr_kernels import kv_write
+
+
+def expected(x: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+    """One head of one token, [dim], normalised and rotated."""
+    x = x.double()
+    if norm is not None:
+        x = x / (x.square().mean() + eps).sqrt() * norm
+    half = len(x) // 2
+    angle = cos_sin.double()
+    turned = x.clone()
+    for i in range(half):
+        turned[i] = x[i] * angle[i] - x[i + half] * angle[i + half]
+        turned[i + half] = x[i + half] * angle[i] + x[i] * angle[i + half]
+    return turned
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_one_head_at_a_time(run, seed: int) -> None:
+    rng = random.Random(seed)
+    tokens, kv_heads, group = rng.randint(1, 9), rng.randint(1, 3), rng.choice([1, 2, 3, 7])
+    dim, page_size, pages = rng.choice([16, 40, 64, 128, 256]), rng.choice([1, 4, 16]), 12
+    q, k, v = (torch.randn(tokens, heads, dim) for heads in (kv_heads * group, kv_heads, kv_heads))
+    positions = torch.randint(0, 30, (tokens,))
+    slots = torch.randperm(pages * page_size)[:tokens]
+    slots[torch.rand(tokens) < 0.3] = -1
+    angles = torch.rand(30, dim // 2) * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], 1)
+    q_norm, k_norm = (torch.rand(dim) + 0.5, torch.rand(dim) + 0.5) if rng.random() < 0.7 else (None, None)
+    k_pages, v_pages = torch.randn(pages, kv_heads, page_size, dim), torch.randn(pages, kv_heads, page_size, dim)
+    k_expected, v_expected = k_pages.clone(), v_pages.clone()
+    out = run(
+        q,
+        k,
+        v,
+        positions=positions,
+        slots=slots,
+        cos_sin=cos_sin,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=1e-5,
+    )
+    for token in range(tokens):
+        angle, slot = cos_sin[positions[token]], int(slots[token])
+        for head in range(kv_heads * group):
+            torch.testing.assert_close(out[token, head], expected(q[token, head], angle, q_norm, 1e-5).float())
+        if slot < 0:
+            continue
+        page, offset = divmod(slot, page_size)
+        for head in range(kv_heads):
+            k_expected[page, head, offset] = expected(k[token, head], angle, k_norm, 1e-5)
+            v_expected[page, head, offset] = v[token, head]
+    torch.testing.assert_close(k_pages, k_expected)
+    torch.testing.assert_close(v_pages, v_expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slots": torch.zeros(3, dtype=torch.int64)}, r"slots must have shape \[2\], not \[3\]"),
+        ({"positions": torch.zeros(2)}, "positions and slots must be int64"),
+        ({"v_pages": torch.zeros(4, 2, 4, 8)}, r"v_pages must have shape \[4, 1, 4, 8\], not \[4, 2, 4, 8\]"),
+        ({"k_norm": torch.zeros(7)}, r"k_norm must have shape \[8\], not \[7\]"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict, message: str) -> None:
+    arguments = {
+        "positions": torch.zeros(2, dtype=torch.int64),
+        "slots": torch.zeros(2, dtype=torch.int64),
+        "cos_sin": torch.zeros(5, 8),
+        "k_pages": torch.zeros(4, 1, 4, 8),
+        "v_pages": torch.zeros(4, 1, 4, 8),
+    }
+    with pytest.raises(ValueError, match=message):
+        kv_write(torch.zeros(2, 2, 8), torch.zeros(2, 1, 8), torch.zeros(2, 1, 8), **(arguments | change))

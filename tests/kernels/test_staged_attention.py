@@ -1,0 +1,67 @@
+"""staged_attention against one beam and one head at a time, over the beam's whole sequence."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from xgr_kernels import staged_attention
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_one_head_at_a_time(run, seed: int) -> None:
+    rng = random.Random(seed)
+    requests, kv_heads, group = rng.randint(1, 4), rng.randint(1, 3), rng.choice([1, 2, 3, 7])
+    dim, page_size, steps = rng.choice([16, 64, 128, 256]), rng.choice([1, 4, 16]), rng.randint(1, 4)
+    prefix = [0 if seed % 5 == 0 else rng.choice([0, 1, 9, 80]) for _ in range(requests)]
+    beams = [rng.choice([1, 2, 13]) for _ in range(requests)]
+    check(run, prefix, beams, kv_heads, group, dim, page_size, steps)
+
+
+def check(
+    run, prefix: list[int], beams: list[int], kv_heads: int, group: int, dim: int, page_size: int, steps: int
+) -> None:
+    max_pages = -(-max(prefix) // page_size) + 1
+    order = torch.randperm(len(prefix) * max_pages).view(len(prefix), max_pages)
+    k_pages, v_pages = (torch.full((order.numel(), kv_heads, page_size, dim), torch.nan) for _ in range(2))
+    for request, length in enumerate(prefix):
+        for token in range(length):
+            k_pages[order[request, token // page_size], :, token % page_size] = torch.randn(kv_heads, dim)
+            v_pages[order[request, token // page_size], :, token % page_size] = torch.randn(kv_heads, dim)
+    page_table = order.int()
+    page_table[:, -1] = -1
+    rows = sum(beams)
+    row_starts = torch.tensor([0, *beams]).cumsum(0).int()
+    suffix_k, suffix_v = torch.randn(2, steps, rows, kv_heads, dim)
+    ancestors = torch.randint(0, rows, (rows, steps)).int()
+    ancestors[:, -1] = torch.arange(rows)
+    q = torch.randn(rows, kv_heads * group, dim)
+    lengths = torch.tensor(prefix).int()
+    out = run(q, k_pages, v_pages, page_table, lengths, row_starts, suffix_k, suffix_v, ancestors, scale=0.2)
+    step = torch.arange(steps)
+    for request, length in enumerate(prefix):
+        place = torch.arange(length)
+        pages, offsets = order[request, place // page_size], place % page_size
+        for row in range(row_starts[request], row_starts[request + 1]):
+            for head in range(kv_heads * group):
+                kv_head = head // group
+                keys = torch.cat([k_pages[pages, kv_head, offsets], suffix_k[step, ancestors[row].long(), kv_head]])
+                values = torch.cat([v_pages[pages, kv_head, offsets], suffix_v[step, ancestors[row].long(), kv_head]])
+                weights = (keys.double() @ q[row, head].double() * 0.2).softmax(0)
+                want = (weights @ values.double()).float()
+                torch.testing.assert_close(out[row, head], want, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_arguments_are_named() -> None:
+    pages, q = torch.zeros(4, 2, 4, 8), torch.zeros(3, 2, 8)
+    table, lengths, starts = torch.zeros(1, 1).int(), torch.zeros(1).int(), torch.tensor([0, 3]).int()
+    suffix = torch.zeros(1, 3, 2, 8)
+    for steps, message in (
+        (0, "ancestors must have at least one step, not 0"),
+        (2, r"suffix_k must have shape \[2, any, 2, 8\], not \[1, 3, 2, 8\]"),
+    ):
+        ancestors = torch.zeros(3, steps).int()
+        with pytest.raises(ValueError, match=message):
+            staged_attention(q, pages, pages, table, lengths, starts, suffix, suffix, ancestors, scale=1.0)
