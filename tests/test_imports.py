@@ -20,7 +20,7 @@ LAYERS = (
     {"examples", "cli"},
     {"testing"},
     {"stream", "client"},
-    {"scheduler"},
+    {"scheduler", "evaluation"},
     {"engine"},
     {"model", "cache", "catalog", "history"},
     {"xgr_kernels"},

@@ -1,0 +1,115 @@
+"""`xgr-stream evaluate` and the figures behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+
+from xgr_stream.cli.main import main
+from xgr_stream.engine import Engine
+from xgr_stream.errors import InvalidInput
+from xgr_stream.evaluation import Quality, UserSequence, evaluate, rank_of, read_sequences
+from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_model
+
+HISTORIES = [("ann", [3, 5, 8]), ("bob", [1, 1, 20, 7]), ("cid", [11, 12])]
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine.load(tiny_model(), tiny_catalog())
+
+
+def sequences() -> list[UserSequence]:
+    return [UserSequence(user, tuple(f"item-{item}" for item in items)) for user, items in HISTORIES]
+
+
+def test_quality_of_known_ranks() -> None:
+    quality = Quality.of_ranks([0, 2, None, 10], k=10)
+    assert quality.recall == pytest.approx(0.5)
+    assert quality.ndcg == pytest.approx((1 + 0.5) / 4)
+    assert quality.recall_error == pytest.approx(0.25)
+    assert rank_of(["a", "b"], "b") == 1
+    assert rank_of(["a", "b"], "c") is None
+    with pytest.raises(InvalidInput, match="at least 1 sequence"):
+        Quality.of_ranks([], k=10)
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_ranks_are_those_of_the_facade(engine: Engine, exclude_seen: bool) -> None:
+    done: list[int] = []
+    ranks = evaluate(engine, sequences(), k=20, exclude_seen=exclude_seen, batch_users=2, on_batch=done.append)
+    assert done == [2, 1]
+    for sequence, rank in zip(sequences(), ranks, strict=True):
+        engine.append(sequence.user_id, sequence.history)
+        exclude = sequence.history if exclude_seen else ()
+        items = [item.item_id for item in engine.recommend(sequence.user_id, k=20, exclude=exclude)]
+        assert rank == rank_of(items, sequence.target)
+
+
+def test_it_leaves_no_user_behind(engine: Engine) -> None:
+    evaluate(engine, sequences(), k=5)
+    assert engine.stats().users_warm == 0
+    assert engine.history.num_users == 0
+    engine.check_integrity()
+
+
+def test_every_target_is_found_when_all_items_are_recommended(engine: Engine) -> None:
+    ranks = evaluate(engine, sequences(), k=60, beam_width=512, exclude_seen=False)
+    assert None not in ranks
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_each_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"sequences.{suffix}"
+    write(path)
+    assert read_sequences(path) == sequences()
+
+
+def write(path: Path) -> None:
+    rows = [{"user_id": sequence.user_id, "items": list(sequence.items)} for sequence in sequences()]
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        lines = ["user_id,items", *(f"{row['user_id']},{'|'.join(row['items'])}" for row in rows)]
+        path.write_text("\n".join(lines))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "", "must be a file that ends in one of"),
+        ("a.jsonl", '{"user": "ann"}', "must have the columns user_id and items"),
+        ("a.jsonl", "{", "cannot be read as a .jsonl file"),
+        ("a.jsonl", '{"user_id": "ann", "items": ["item-1"]}', "must hold a history and a target"),
+        ("a.jsonl", '{"user_id": "ann", "items": ["item-1", null]}', "row 1 must have"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        read_sequences(path)
+
+
+def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    write(tmp_path / "sequences.jsonl")
+    paths = {"model": "model", "catalog": "catalog.parquet", "sequences": "sequences.jsonl"}
+    arguments = [part for option, name in paths.items() for part in (f"--{option}", str(tmp_path / name))]
+    result = CliRunner().invoke(main, ["evaluate", *arguments, "--k", "20", "--normalizer", "legal"])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    engine = Engine.load(tiny_model(), tiny_catalog())
+    assert figures["users"] == 3
+    assert figures["normalizer"] == "legal"
+    assert figures["model_version"] == engine.model.version
+    assert figures["catalog_version"] == engine.catalog.version
+    assert f"Recall@20   {figures['recall']:.4f}" in result.stdout

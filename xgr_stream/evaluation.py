@@ -1,0 +1,150 @@
+"""Offline quality: Recall and NDCG of next-item recommendations, for any checkpoint, catalog and file of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import log2, sqrt
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from xgr_stream.engine import Engine
+from xgr_stream.errors import InvalidInput, error_from
+from xgr_stream.types import ItemFilter, RecommendRequest, Status, UserEvent
+
+
+@dataclass(frozen=True, slots=True)
+class UserSequence:
+    """What a user did, oldest first; the last item is the target, those before it the history."""
+
+    user_id: str
+    items: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.items) < 2:
+            raise InvalidInput(f"items of user {self.user_id!r} must hold a history and a target, not {self.items!r}")
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        return self.items[:-1]
+
+    @property
+    def target(self) -> str:
+        return self.items[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over users with one target each, so that recall at k is also the hit rate at k."""
+
+    k: int
+    users: int
+    recall: float
+    ndcg: float
+
+    @classmethod
+    def of_ranks(cls, ranks: Sequence[int | None], k: int) -> Quality:
+        """`ranks`: each user's target's place in the list, from 0; None if it was not recommended."""
+        if not ranks:
+            raise InvalidInput("there must be at least 1 sequence to evaluate, not 0")
+        gains = [1 / log2(rank + 2) for rank in ranks if rank is not None and rank < k]
+        return cls(k, len(ranks), len(gains) / len(ranks), sum(gains) / len(ranks))
+
+    @property
+    def recall_error(self) -> float:
+        """Standard error of `recall`, from the number of users alone."""
+        return sqrt(self.recall * (1 - self.recall) / self.users)
+
+
+def evaluate(
+    engine: Engine,
+    sequences: Sequence[UserSequence],
+    *,
+    k: int = 10,
+    beam_width: int | None = None,
+    exclude_seen: bool = True,
+    batch_users: int = 32,
+    on_batch: Callable[[int], object] = lambda users: None,
+) -> list[int | None]:
+    """The place of each sequence's target among the engine's k best items, None where it is not among them.
+
+    `exclude_seen` filters the history out of the answer, exactly, within the beam search. A target that the catalog
+    does not hold is a miss. Users go through the engine under names of their own and are forgotten after their batch;
+    `on_batch` is called with the number of users done. Raises the `XgrError` that a response carries.
+    """
+    ranks: list[int | None] = []
+    for batch in _batches(sequences, batch_users):
+        requests = [_request(number, sequence, k, beam_width, exclude_seen) for number, sequence in enumerate(batch)]
+        for request, sequence in zip(requests, batch, strict=True):
+            for item in sequence.history:
+                engine.history.apply(UserEvent(request.user_id, item))
+        responses = engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
+        for response, sequence in zip(responses, batch, strict=True):
+            if response.status is Status.ERROR:
+                raise error_from(response.error, response.message)
+            ranks.append(rank_of([item.item_id for item in response.items], sequence.target))
+        engine.forget([request.user_id for request in requests])
+        for request in requests:
+            engine.history.forget(request.user_id)
+        on_batch(len(batch))
+    return ranks
+
+
+def rank_of(items: Sequence[object], target: object) -> int | None:
+    return items.index(target) if target in items else None
+
+
+def read_sequences(path: str | Path) -> list[UserSequence]:
+    """Read a Parquet, CSV or JSON Lines file with the columns `user_id` and `items`: a list, oldest first, the target
+    last (in CSV one string with `|` between the items). Raises `InvalidInput` naming what is wrong."""
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidInput(f"sequences {str(path)!r} must be a file that ends in one of {sorted(_READERS)}")
+    try:
+        table = reader(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInput(f"sequences {str(path)!r} cannot be read as a {path.suffix} file: {error}") from error
+    missing = {"user_id", "items"} - set(table.column_names)
+    if missing:
+        raise InvalidInput(f"sequences {str(path)!r} must have the columns user_id and items, not {table.column_names}")
+    rows = zip(table["user_id"].to_pylist(), table["items"].to_pylist(), strict=True)
+    return [_sequence(number, user_id, items) for number, (user_id, items) in enumerate(rows, start=1)]
+
+
+def _sequence(number: int, user_id: object, items: object) -> UserSequence:
+    if isinstance(items, str):
+        items = items.split("|")
+    if user_id is None or not isinstance(items, list) or None in items:
+        raise InvalidInput(f"row {number} must have a user_id and a list of items, not {user_id!r} and {items!r}")
+    return UserSequence(str(user_id), tuple(map(str, items)))
+
+
+def _read_csv(path: Path) -> pa.Table:
+    # Ids stay strings, so that "007" is not read as 7.
+    types = {"user_id": pa.string(), "items": pa.string()}
+    return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=types))
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".parquet": pa.parquet.read_table,
+    ".csv": _read_csv,
+    ".jsonl": pa.json.read_json,
+    ".ndjson": pa.json.read_json,
+}
+
+
+def _batches(sequences: Sequence[UserSequence], size: int) -> Iterator[Sequence[UserSequence]]:
+    for start in range(0, len(sequences), size):
+        yield sequences[start : start + size]
+
+
+def _request(
+    number: int, sequence: UserSequence, k: int, beam_width: int | None, exclude_seen: bool
+) -> RecommendRequest:
+    seen = ItemFilter(exclude=tuple(dict.fromkeys(sequence.history))) if exclude_seen else ItemFilter()
+    return RecommendRequest(f"evaluate-{number}", f"evaluate-{number}", k, beam_width, seen)
