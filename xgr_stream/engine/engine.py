@@ -105,6 +105,10 @@ class Engine:
     def catalog(self) -> Catalog:
         return self._catalog
 
+    def knows_item(self, item_id: str) -> bool:
+        """Whether the catalog has the item. Safe to call from any thread."""
+        return self._catalog.row(item_id) is not None
+
     def use_catalog(self, catalog: Catalog) -> None:
         """Answer from this catalog from now on. Prefixes that another one tokenised are computed anew on next use,
         unless both give items the same tokens."""

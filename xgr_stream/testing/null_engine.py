@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from xgr_stream.history import HistoryView
+from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
 
 TOKENS_PER_EVENT = 3
@@ -38,7 +38,10 @@ class NullEngine:
     engine raises.
     """
 
-    def __init__(self, *, num_items: int = 1_000, bytes_budget: int = 1 << 30) -> None:
+    def __init__(
+        self, *, num_items: int = 1_000, bytes_budget: int = 1 << 30, history: HistoryStore | None = None
+    ) -> None:
+        self.history = history or HistoryStore()
         self.before_answer: Callable[[Work], None] | None = None
         self._num_items = num_items
         self._bytes_budget = bytes_budget
