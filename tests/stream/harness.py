@@ -113,14 +113,14 @@ class Stream:
         at = self.offsets.get((topic, number), 0) if offset is None else offset
         self.offsets[topic, number] = at + 1
         data = codec.encode(value, "msgpack") if isinstance(value, dict) else value
-        return Record(
-            topic, number, at, user.encode() if key == b"?" else key, data, self.clock.wall_ms() - age_ms
-        )
+        return Record(topic, number, at, user.encode() if key == b"?" else key, data, self.clock.wall_ms() - age_ms)
 
     def event(self, user: str, item: str = "item-1", **options: Any) -> Record:
         return self.record(EVENTS, user, {"v": 1, "item_id": item}, **options)
 
-    def request(self, user: str, request_id: str = "r", *, fields: dict[str, Any] | None = None, **options: Any) -> Record:
+    def request(
+        self, user: str, request_id: str = "r", *, fields: dict[str, Any] | None = None, **options: Any
+    ) -> Record:
         return self.record(REQUESTS, user, {"v": 1, "request_id": request_id, **(fields or {})}, **options)
 
     def process(self, *records: Record) -> list[Output]:

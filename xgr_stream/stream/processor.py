@@ -260,6 +260,7 @@ class Processor:
 
     def abandon(self) -> None:
         """Answer every request still pending with `shutting_down` (poll once more afterwards)."""
+        self._requests.collect()
         self._requests.fail_all()
 
     def _take_events(self, events: dict[Partition, list[Record]]) -> None:

@@ -1,0 +1,247 @@
+"""The device thread: every future is resolved, whatever the engine does."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from xgr_stream.config import EngineConfig
+from xgr_stream.history import HistoryStore, HistoryView
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S, DeviceWorker
+from xgr_stream.testing.clock import ManualClock
+from xgr_stream.testing.null_engine import NullEngine, NullWarmReport
+from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
+
+
+class Gate:
+    """Holds the engine inside `answer` until the test lets it go on; keeps what it was given."""
+
+    def __init__(self, engine: NullEngine) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.batches: list[list[str]] = []
+        engine.before_answer = self
+
+    def __call__(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> None:
+        self.batches.append([request.request_id for request, _ in requests])
+        self.entered.set()
+        assert self.go_on.wait(10)
+
+
+class Device:
+    def __init__(self, engine: NullEngine | None = None, config: EngineConfig | None = None) -> None:
+        self.engine = engine or NullEngine()
+        self.clock = ManualClock()
+        self.metrics = Metrics()
+        self.worker = DeviceWorker(self.engine, config or EngineConfig(), self.clock, self.metrics)
+        self.history = HistoryStore()
+
+    def view(self, user: str, events: int = 1) -> HistoryView:
+        for _ in range(events):
+            self.history.apply(UserEvent(user, "item-1"))
+        view = self.history.view(user)
+        assert view is not None
+        return view
+
+    def settle(self) -> None:
+        """Until all that was put before has been done."""
+        self.worker.call(lambda: None).result(10)
+
+
+@pytest.fixture()
+def device() -> Iterator[Device]:
+    device = Device()
+    device.worker.start()
+    yield device
+    device.worker.stop(5)
+
+
+def test_a_request_is_answered(device: Device) -> None:
+    response = device.worker.submit(RecommendRequest("r", "u"), device.view("u", 3), None).result(10)
+    assert (response.status, response.event_count, response.cache) == (Status.OK, 3, CacheState.COLD)
+
+
+def test_waiting_requests_are_answered_together_within_the_row_budget() -> None:
+    device = Device(config=EngineConfig(beam_width=512, max_batch_rows=1024))
+    gate = Gate(device.engine)
+    device.worker.start()
+    futures = [device.worker.submit(RecommendRequest("r0", "u"), None, None)]
+    assert gate.entered.wait(10)
+    futures += [device.worker.submit(RecommendRequest(f"r{i}", "u"), None, None) for i in range(1, 4)]
+    gate.go_on.set()
+    assert [future.result(10).request_id for future in futures] == ["r0", "r1", "r2", "r3"]
+    assert gate.batches == [["r0"], ["r1", "r2"], ["r3"]]
+    assert device.worker.stop(5)
+
+
+def test_a_user_is_warmed_when_nobody_waits(device: Device) -> None:
+    device.worker.want_append(device.view("u", 2))
+    while device.worker.queue_depths()["append"] or not device.engine.is_resident("u"):
+        device.settle()
+    device.settle()
+    assert device.metrics.registry.get_sample_value("xgr_append_tokens_total") == 6
+    response = device.worker.submit(RecommendRequest("r", "u"), device.history.view("u"), None).result(10)
+    assert response.cache is CacheState.WARM
+
+
+def test_appends_are_coalesced_per_user_and_wait_for_requests() -> None:
+    device = Device()
+    gate = Gate(device.engine)
+    warmed: list[list[int]] = []
+    warm = device.engine.warm
+
+    def noted(views: Sequence[HistoryView]) -> NullWarmReport:
+        warmed.append([view.event_count for view in views])
+        return warm(views)
+
+    device.engine.warm = noted  # type: ignore[method-assign]
+    device.worker.start()
+    first = device.worker.submit(RecommendRequest("r0", "v"), None, None)
+    assert gate.entered.wait(10)
+    for _ in range(3):
+        device.worker.want_append(device.view("u"))
+    second = device.worker.submit(RecommendRequest("r1", "v"), None, None)
+    second.add_done_callback(lambda _: warmed.append([]))
+    gate.go_on.set()
+    first.result(10)
+    second.result(10)
+    while not device.engine.is_resident("u"):
+        device.settle()
+    assert warmed == [[], [3]]
+    assert device.worker.stop(5)
+
+
+def test_a_full_cache_is_not_filled_ahead() -> None:
+    device = Device(NullEngine(bytes_budget=1))
+    device.engine.warm([device.view("resident")])
+    device.worker.start()
+    device.worker.want_append(device.view("u"))
+    device.worker.want_append(device.view("resident"))
+    while device.engine.pending_tokens(device.history.view("resident")):  # type: ignore[arg-type]
+        device.settle()
+    device.settle()
+    assert device.worker.stop(5)
+    assert not device.engine.is_resident("u")
+
+
+def test_an_engine_error_answers_its_batch_and_the_thread_lives(device: Device) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("CUDA error: out of everything")
+
+    device.engine.before_answer = broken
+    response = device.worker.submit(RecommendRequest("r", "u"), None, None).result(10)
+    assert (response.request_id, response.status, response.error) == ("r", Status.ERROR, "engine")
+    device.engine.before_answer = None
+    assert device.worker.submit(RecommendRequest("r", "u"), None, None).result(10).status is Status.UNKNOWN_USER
+
+
+def test_an_engine_that_miscounts_is_an_engine_error(device: Device) -> None:
+    device.engine.answer = lambda requests: []  # type: ignore[method-assign]
+    assert device.worker.submit(RecommendRequest("r", "u"), None, None).result(10).error == "engine"
+
+
+def test_a_failing_append_or_plan_harms_no_request(device: Device) -> None:
+    def broken(_: object) -> int:
+        raise RuntimeError
+
+    device.engine.warm = broken  # type: ignore[method-assign, assignment]
+    device.worker.want_append(device.view("u"))
+    assert device.worker.submit(RecommendRequest("r", "w"), None, None).result(10).status is Status.UNKNOWN_USER
+    device.engine.pending_tokens = broken  # type: ignore[method-assign]
+    assert device.worker.submit(RecommendRequest("r", "u"), device.view("u"), None).result(10).error == "engine"
+    assert device.worker.submit(RecommendRequest("r", "w"), None, None).result(10).status is Status.UNKNOWN_USER
+
+
+def test_an_expired_request_is_not_decoded() -> None:
+    device = Device()
+    gate = Gate(device.engine)
+    device.worker.start()
+    device.worker.submit(RecommendRequest("r0", "u"), None, None)
+    assert gate.entered.wait(10)
+    late = device.worker.submit(RecommendRequest("late", "u"), None, device.clock.now() + 1)
+    withdrawn = device.worker.submit(RecommendRequest("withdrawn", "u"), None, None)
+    assert withdrawn.cancel()
+    device.clock.advance(1.5)
+    gate.go_on.set()
+    response = late.result(10)
+    assert response.error == "deadline_exceeded"
+    assert "1500 ms in the decode queue" in (response.message or "")
+    assert device.worker.stop(5)
+    assert gate.batches == [["r0"]]
+
+
+def test_forgetting_drops_prefixes_and_waiting_appends(device: Device) -> None:
+    device.worker.submit(RecommendRequest("r", "u"), device.view("u"), None).result(10)
+    device.worker.forget(["u", "unknown"])
+    device.settle()
+    assert not device.engine.is_resident("u")
+
+
+def test_a_failing_call_is_reported_to_its_caller(device: Device) -> None:
+    def broken() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        device.worker.call(broken).result(10)
+    device.settle()
+
+
+def test_stopping_answers_what_was_submitted() -> None:
+    device = Device()
+    futures = [device.worker.submit(RecommendRequest(f"r{i}", "u"), None, None) for i in range(100)]
+    device.worker.start()
+    assert device.worker.stop(5)
+    assert {future.result(0).status for future in futures} == {Status.UNKNOWN_USER}
+    late = device.worker.submit(RecommendRequest("late", "u"), None, None).result(0)
+    assert late.error == "shutting_down"
+    with pytest.raises(Exception, match="shutting down"):
+        device.worker.call(lambda: None).result(0)
+
+
+def test_stopping_refuses_what_it_has_no_time_for() -> None:
+    device = Device()
+    gate = Gate(device.engine)
+    device.worker.start()
+    running = device.worker.submit(RecommendRequest("r0", "u"), None, None)
+    assert gate.entered.wait(10)
+    waiting = device.worker.submit(RecommendRequest("r1", "u"), None, None)
+    assert not device.worker.stop(0)
+    gate.go_on.set()
+    assert running.result(10).status is Status.UNKNOWN_USER
+    assert waiting.result(10).error == "shutting_down"
+
+
+def test_the_switch_interval_is_restored() -> None:
+    before = sys.getswitchinterval()
+    device = Device()
+    device.worker.start()
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+    device.worker.stop(5)
+    assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_responses_are_what_the_engine_gave(device: Device) -> None:
+    view = device.view("u", 2)
+    future = device.worker.submit(RecommendRequest("r", "u", k=2), view, None)
+    expected: RecommendResponse = NullEngine().answer([(RecommendRequest("r", "u", k=2), view)])[0]
+    assert future.result(10) == expected
+
+
+def test_real_clock_learns_the_cost_of_a_token() -> None:
+    engine = NullEngine()
+    worker = DeviceWorker(engine, EngineConfig(), SystemClock(), Metrics())
+    worker.start()
+    history = HistoryStore()
+    for i in range(50):
+        history.apply(UserEvent(f"user-{i}", "item-1"))
+        view = history.view(f"user-{i}")
+        assert view is not None
+        worker.want_append(view)
+    while engine.stats().users_warm < 50:
+        worker.call(lambda: None).result(10)
+    assert worker.stop(5)

@@ -1,0 +1,358 @@
+"""Requests through the processor: each is answered, once, and what it saw is what came before it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import pytest
+
+from tests.stream.harness import (
+    DEAD,
+    EVENTS,
+    PARTITIONS,
+    REQUESTS,
+    RESPONSES,
+    Stream,
+    message,
+    produces,
+    sample,
+)
+from xgr_stream.stream.records import Record
+from xgr_stream.types import RecommendRequest, RecommendResponse, Status
+
+
+def answers(stream: Stream, *records: Record) -> list[dict]:
+    return [message(produce) for produce in stream.run(*records) if produce.topic == RESPONSES]
+
+
+def test_a_request_is_answered_on_its_own_partition_and_committed_after_it() -> None:
+    stream = Stream()
+    record = stream.request("u")
+    stream.run(stream.event("u"), stream.event("u"))
+    assert stream.process(record) == []
+    outputs = stream.answer()
+    [produce] = produces(outputs)
+    assert (produce.topic, produce.partition, produce.key) == (RESPONSES, record.partition, b"u")
+    response = message(produce)
+    assert (response["v"], response["request_id"], response["user_id"], response["status"]) == (1, "r", "u", "ok")
+    assert (response["event_count"], response["event_offset"], response["cache"]) == (2, 1, "cold")
+    assert len(response["items"]) == 10
+    assert set(response["stages_ms"]) == {"wait", "append", "decode", "total"}
+    assert stream.processor.committable(REQUESTS, record.partition) is None
+    stream.acknowledge(outputs)
+    assert stream.processor.committable(REQUESTS, record.partition) == 1
+    assert sample(stream, "xgr_requests_total", outcome="ok", cache="cold") == 1
+    assert sample(stream, "xgr_stage_seconds_count", stage="publish") == 1
+
+
+def test_answers_may_come_out_of_order_but_offsets_do_not() -> None:
+    stream = Stream()
+    stream.process(stream.request("u", "a"), stream.request("u", "b"))
+    first, second = stream.worker.submitted
+    stream.worker.submitted = [second]
+    outputs = stream.answer()
+    stream.acknowledge(outputs)
+    partition = stream.partition("u")
+    assert stream.processor.committable(REQUESTS, partition) is None
+    stream.worker.submitted = [first]
+    stream.acknowledge(stream.answer())
+    assert stream.processor.committable(REQUESTS, partition) == 2
+
+
+def test_a_request_sees_every_event_before_it_in_the_batch_and_none_after() -> None:
+    stream = Stream()
+    [answer] = answers(stream, stream.event("u"), stream.event("u"), stream.request("u"), stream.event("u"))
+    assert answer["event_count"] == 2
+
+
+def test_an_unknown_user_is_answered() -> None:
+    [answer] = answers(stream := Stream(), stream.request("nobody"))
+    assert (answer["status"], answer["event_count"], answer["cache"]) == ("unknown_user", 0, "none")
+
+
+def test_a_copy_goes_to_reply_to_and_nobody_waits_for_it() -> None:
+    stream = Stream()
+    written = stream.run(stream.request("u", fields={"reply_to": "my-answers"}))
+    assert [(p.topic, p.required) for p in written] == [(RESPONSES, True), ("my-answers", False)]
+    assert written[0].value == written[1].value
+    assert written[1].partition is None
+
+
+@pytest.mark.parametrize("topic", ["xgr-history-changelog", "user-events", "rec-responses", "..", "a b", "x" * 250])
+def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
+    [answer] = answers(stream := Stream(), stream.request("u", fields={"reply_to": topic}))
+    assert (answer["status"], answer["error"]) == ("error", "invalid_request")
+    assert "reply_to" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "text"),
+    [
+        ({"v": 9}, "unsupported_version", "v must be 1, not 9"),
+        ({"v": "1"}, "malformed", "v must be"),
+        ({"k": 0}, "invalid_request", "k must be an integer from 1 to 1024, not 0"),
+        ({"k": "ten"}, "invalid_request", "k must be"),
+        ({"k": True}, "invalid_request", "k must be"),
+        ({"k": 20, "beam_width": 10}, "invalid_request", "beam_width must be"),
+        ({"beam_width": 1025}, "invalid_request", "beam_width must be"),
+        ({"exclude": "item-1"}, "invalid_request", "exclude must be a list"),
+        ({"exclude": [1]}, "invalid_request", "exclude must be"),
+        ({"allow": ["t"] * 65}, "invalid_request", "allow must hold at most 64"),
+        ({"timeout_ms": -1}, "invalid_request", "timeout_ms must be"),
+        ({"timeout_ms": 0}, "deadline_exceeded", "had 0 ms"),
+        ({"min_offset": 1.5}, "invalid_request", "min_offset must be"),
+        ({"user_id": "w"}, "invalid_request", "user_id must equal the record's key"),
+        ({"user_id": 7}, "invalid_request", "user_id must equal the record's key"),
+    ],
+)
+def test_a_bad_request_with_an_id_gets_an_error_response(fields: dict, error: str, text: str) -> None:
+    stream = Stream()
+    [answer] = answers(stream, stream.request("u", "r-1", fields=fields))
+    assert (answer["request_id"], answer["status"], answer["error"]) == ("r-1", "error", error)
+    assert text in answer["message"]
+    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 1
+    assert sample(stream, "xgr_requests_total", outcome=error, cache="none") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"garbage", "malformed"),
+        (None, "malformed"),
+        ({"v": 1}, "invalid_request"),
+        ({"v": 1, "request_id": ""}, "invalid_request"),
+        ({"v": 1, "request_id": 5}, "invalid_request"),
+        ({"v": 1, "request_id": "x" * 257}, "invalid_request"),
+        (b"\x81\xa1v\x01" + b"x" * (10 << 20), "too_large"),
+    ],
+)
+def test_a_request_without_an_id_to_answer_to_becomes_a_dead_letter(value: object, reason: str) -> None:
+    stream = Stream()
+    [dead] = stream.run(stream.record(REQUESTS, "u", value))  # type: ignore[arg-type]
+    assert dead.topic == DEAD
+    letter = message(dead)
+    assert (letter["reason"], letter["topic"]) == (reason, REQUESTS)
+    assert len(letter["value"] or b"") <= 64 * 1024
+    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 1
+
+
+def test_a_request_placed_by_another_partitioner_is_told_so_where_it_was_sent() -> None:
+    stream = Stream()
+    wrong = (stream.partition("u") + 1) % PARTITIONS
+    [produce] = stream.run(stream.request("u", partition=wrong))
+    assert produce.partition == wrong
+    assert message(produce)["error"] == "misplaced"
+    assert sample(stream, "xgr_misplaced_records_total", topic=REQUESTS) == 1
+
+
+def test_an_expired_request_is_answered_and_never_computed() -> None:
+    stream = Stream()
+    [answer] = answers(stream, stream.request("u", age_ms=1_000))
+    assert answer["error"] == "deadline_exceeded"
+    assert stream.worker.submitted == []
+
+
+def test_a_request_is_answered_at_its_deadline_even_if_the_device_hangs() -> None:
+    stream = Stream()
+    stream.process(stream.request("u", fields={"timeout_ms": 300}, age_ms=100))
+    assert stream.processor.next_deadline() == pytest.approx(stream.clock.now() + 0.2)
+    stream.clock.advance(0.19)
+    assert stream.processor.poll() == []
+    stream.clock.advance(0.02)
+    [produce] = produces(stream.processor.poll())
+    assert message(produce)["error"] == "deadline_exceeded"
+    assert stream.worker.work() == 0
+    assert stream.processor.poll() == []
+    assert stream.processor.next_deadline() is None
+
+
+def test_a_record_from_the_future_or_without_time_has_its_whole_timeout() -> None:
+    stream = Stream()
+    for i, record in enumerate((stream.request("u", "a", age_ms=-5_000), stream.request("u", "b"))):
+        stream.process(record._replace(timestamp_ms=-1) if i else record)
+    assert stream.processor.next_deadline() == pytest.approx(stream.clock.now() + 1.0)
+
+
+def test_requests_over_capacity_are_refused_at_once() -> None:
+    stream = Stream(max_pending_requests=2)
+    outputs = stream.process(*(stream.request("u", f"r{i}") for i in range(3)))
+    [produce] = produces(outputs)
+    assert (message(produce)["request_id"], message(produce)["error"]) == ("r2", "over_capacity")
+    stream.acknowledge(stream.answer())
+    assert stream.process(stream.request("u", "r2")) == []
+    assert stream.processor.pending == 1
+
+
+def test_min_offset_waits_for_the_event() -> None:
+    stream = Stream()
+    stream.run(stream.event("u"))
+    assert stream.run(stream.request("u", fields={"min_offset": 1})) == []
+    [answer] = answers(stream, stream.event("u"))
+    assert (answer["event_count"], answer["event_offset"]) == (2, 1)
+
+
+def test_min_offset_already_read_does_not_wait() -> None:
+    stream = Stream()
+    assert len(answers(stream, stream.event("u"), stream.request("u", fields={"min_offset": 0}))) == 1
+
+
+def test_min_offset_counts_what_was_read_before_the_restart() -> None:
+    stream = Stream(restored=False)
+    partition = stream.partition("u")
+    stream.processor.restored(partition, position=10)
+    assert answers(stream, stream.request("u", "a", fields={"min_offset": 9}))[0]["status"] == "unknown_user"
+    assert answers(stream, stream.request("u", "b", fields={"min_offset": 10})) == []
+
+
+def test_min_offset_never_read_ends_with_the_deadline() -> None:
+    stream = Stream()
+    stream.process(stream.request("u", fields={"min_offset": 99}))
+    stream.clock.advance(1.0)
+    [produce] = produces(stream.processor.poll())
+    assert message(produce)["error"] == "deadline_exceeded"
+    assert "history" in message(produce)["message"]
+
+
+def test_a_request_waits_for_its_partitions_history() -> None:
+    stream = Stream(restored=False)
+    assert stream.process(stream.event("u"), stream.request("u")) == []
+    assert stream.worker.submitted == []
+    stream.processor.restored(stream.partition("u"))
+    assert [message(p)["event_count"] for p in stream.run() if p.topic == RESPONSES] == [1]
+
+
+def test_a_redelivered_request_is_answered_from_memory() -> None:
+    stream = Stream()
+    [first] = [p.value for p in stream.run(stream.request("u"))]
+    [again] = stream.process(stream.request("u", fields={"reply_to": "elsewhere"}))
+    assert [p.value for p in again.produces] == [first, first]
+    stream.acknowledge([again])
+    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 2
+    stream.clock.advance(61)
+    assert stream.process(stream.request("u")) == []
+    assert stream.processor.pending == 1
+
+
+def test_a_request_redelivered_while_it_is_computed_is_computed_once() -> None:
+    stream = Stream()
+    stream.process(stream.request("u"), stream.request("u"))
+    assert len(stream.worker.submitted) == 1
+    assert len(stream.acknowledge(stream.answer())) == 0
+    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 2
+
+
+def test_the_same_id_of_another_user_is_another_request() -> None:
+    stream = Stream()
+    assert [a["user_id"] for a in answers(stream, stream.request("u"), stream.request("w"))] == ["u", "w"]
+
+
+def test_errors_are_not_remembered() -> None:
+    stream = Stream()
+    stream.run(stream.request("u", age_ms=2_000))
+    assert [a["status"] for a in answers(stream, stream.request("u"))] == ["unknown_user"]
+
+
+def test_a_new_owner_reads_back_recent_answers() -> None:
+    stream = Stream()
+    [written] = stream.run(stream.request("u"))
+    partition = stream.partition("u")
+    successor = Stream()
+    log = [
+        Record(RESPONSES, partition, 0, b"u", b"not a response", stream.clock.wall_ms()),
+        Record(RESPONSES, partition, 1, b"u", None, stream.clock.wall_ms()),
+        Record(RESPONSES, partition, 2, b"u", written.value, stream.clock.wall_ms()),
+    ]
+    successor.processor.restore_answers(partition, log)
+    assert [p.value for p in produces(successor.process(successor.request("u")))] == [written.value]
+
+
+def test_a_failing_device_worker_is_an_engine_error() -> None:
+    stream = Stream()
+    stream.process(stream.request("u"))
+    stream.worker.submitted[0][2].set_exception(RuntimeError("boom"))
+    [produce] = produces(stream.processor.poll())
+    assert message(produce)["error"] == "engine"
+
+
+def test_revoking_drops_pending_requests_without_an_answer() -> None:
+    stream = Stream()
+    own = RecommendRequest("own", "u")
+    future = stream.processor.submit(own)
+    stream.process(stream.request("u"))
+    stream.processor.revoke([stream.partition("u")])
+    assert stream.processor.pending == 0
+    assert stream.worker.work() == 0
+    assert stream.processor.poll() == []
+    assert stream.processor.committable(REQUESTS, stream.partition("u")) is None
+    assert future.result(0).error == "not_owned"
+
+
+def test_shutdown_answers_what_was_taken_and_refuses_the_rest() -> None:
+    stream = Stream()
+    stream.process(stream.request("u", "done"), stream.request("u", "late"))
+    done, late = stream.worker.submitted
+    stream.processor.close()
+    stream.worker.submitted = [done]
+    stream.worker.work()
+    stream.processor.abandon()
+    by_id = {message(p)["request_id"]: message(p).get("error") for p in produces(stream.processor.poll())}
+    assert by_id == {"done": None, "late": "shutting_down"}
+    assert stream.processor.pending == 0
+    assert late[2].cancelled()
+    assert stream.processor.submit(RecommendRequest("x", "u")).result(0).error == "shutting_down"
+
+
+def test_a_request_of_this_process_goes_the_same_way() -> None:
+    stream = Stream()
+    stream.run(stream.event("u"))
+    future: Future[RecommendResponse] = stream.processor.submit(RecommendRequest("own", "u", k=3))
+    twice = stream.processor.submit(RecommendRequest("own", "u", k=3))
+    assert twice.result(0).error == "invalid_request"
+    assert stream.answer() == []
+    response = future.result(0)
+    assert (response.status, response.event_count, len(response.items)) == (Status.OK, 1, 3)
+    assert stream.processor.owns("u")
+
+
+def test_a_user_of_another_worker_is_not_owned() -> None:
+    stream = Stream()
+    stream.processor.revoke([stream.partition("u")])
+    assert not stream.processor.owns("u")
+    assert stream.processor.submit(RecommendRequest("own", "u")).result(0).error == "not_owned"
+
+
+def test_a_wake_comes_once_between_two_polls() -> None:
+    stream = Stream()
+    stream.processor.poll()
+    stream.wakes = 0
+    stream.processor.process([stream.event("u"), stream.event("u"), stream.request("u"), stream.request("w")])
+    assert stream.wakes == 1
+    stream.processor.poll()
+    stream.worker.work()
+    assert stream.wakes == 2
+    assert len(stream.processor.poll()) == 2
+
+
+def test_json_in_and_out() -> None:
+    stream = Stream(codec="json")
+    record = stream.record(REQUESTS, "u", b'{"v": 1, "request_id": "r", "user_id": "u"}')
+    [produce] = stream.run(record)
+    assert produce.value is not None
+    assert produce.value.startswith(b'{"v":1,"request_id":"r"')
+
+
+def test_every_request_gets_exactly_one_answer_whatever_happens() -> None:
+    stream = Stream(max_pending_requests=8)
+    records = [
+        stream.request(
+            f"user-{i % 5}", f"r{i}", age_ms=1_500 if i % 7 == 0 else 0, fields={"k": i % 4, "min_offset": i % 3}
+        )
+        for i in range(40)
+    ]
+    written = stream.run(*records)
+    stream.clock.advance(2.0)
+    written += produces(stream.processor.poll())
+    ids = [message(p)["request_id"] for p in written if p.topic == RESPONSES]
+    assert sorted(ids) == sorted(f"r{i}" for i in range(40))
+    assert stream.processor.pending == 0
+    assert stream.processor.committable(EVENTS, 0) is None
