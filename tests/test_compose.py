@@ -17,6 +17,7 @@ import yaml
 
 from xgr_stream.config import TopicNames
 from xgr_stream.metrics import Metrics
+from xgr_stream.stream.topology import CHANGELOG_CONFIG
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -115,6 +116,8 @@ def test_topics_are_those_of_the_defaults(tmp_path: Path) -> None:
     assert {created[topic][0] for topic in together} == {6}
     assert [topic for topic, (_, line) in created.items() if "cleanup.policy=compact" in line] == [names.changelog]
     assert all("--if-not-exists" in line for _, line in created.values())
+    for setting in CHANGELOG_CONFIG.items():
+        assert f"--config={'='.join(setting)} " in created[names.changelog][1], "a worker would create it otherwise"
 
 
 def exposed_names() -> dict[str, set[str]]:
