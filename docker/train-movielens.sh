@@ -4,11 +4,11 @@
 set -eu
 
 folder=$1
-if [ -f "$folder/xgr.json" ]; then
+if [ -f "$folder/training.json" ]; then
   echo "$folder holds a model already; nothing to train"
   exit 0
 fi
 
 data=$(mktemp -d)
 python -m pip install --no-deps --target "$data" recbole==1.2.1
-PYTHONPATH=$data exec python -m examples.movielens.train --out "$folder"
+PYTHONPATH=$data exec python -m examples.movielens.train --output "$folder"

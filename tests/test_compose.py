@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import click
 import compose_spec
 import pytest
 import yaml
@@ -82,6 +84,38 @@ def test_both_workers_differ_in_the_device_alone(services: dict[str, Any]) -> No
     assert [word for word in gpu.pop("command") if word != "--device=cuda"] == cpu.pop("command")
     del gpu["profiles"], gpu["deploy"]
     assert cpu == gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("worker", "xgr_stream.cli.worker:worker"),
+        ("worker-gpu", "xgr_stream.cli.worker:worker"),
+        ("load", "examples.load_generator:main"),
+    ],
+)
+def test_commands_are_understood(services: dict[str, Any], name: str, target: str) -> None:
+    module, attribute = target.split(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    words = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in services[name]["command"]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
+
+    numbers = {parameter.name: parameter.type for parameter in command.params}
+    for option, value in (word[2:].split("=") for word in words if word.startswith("--")):
+        kind = numbers[option.replace("-", "_")]
+        if not isinstance(kind, click.Path):
+            kind.convert(value, None, None)
+
+
+def test_the_training_script_calls_what_is_there() -> None:
+    script = (DOCKER / "train-movielens.sh").read_text()
+    train = importlib.import_module("examples.movielens.train")
+    options = {option for parameter in train.main.params for option in parameter.opts}
+    assert "-m examples.movielens.train --output " in script
+    assert "--output" in options
+    assert '"training.json"' in Path(train.__file__).read_text(), "the file that marks a finished training"
+    assert "/training.json" in script
 
 
 def test_broker_addresses_are_advertised(services: dict[str, Any]) -> None:
