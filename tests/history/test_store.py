@@ -120,7 +120,7 @@ def test_partitions_are_dropped_one_by_one() -> None:
 
 def test_a_user_is_on_one_partition() -> None:
     store = filled(1)
-    with pytest.raises(InvalidEvent, match="partition must be 0, which holds user .*, not 1"):
+    with pytest.raises(InvalidEvent, match=r"partition must be 0, which holds user .*, not 1"):
         store.apply(UserEvent("u", "a"), partition=1, offset=99)
     assert names(store) == ["item-0"]
 

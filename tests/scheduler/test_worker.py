@@ -53,7 +53,7 @@ class Device:
         self.worker.call(lambda: None).result(10)
 
 
-@pytest.fixture()
+@pytest.fixture
 def device() -> Iterator[Device]:
     device = Device()
     device.worker.start()

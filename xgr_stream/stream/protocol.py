@@ -29,6 +29,7 @@ from xgr_stream.types import (
 )
 
 VERSION = 1
+DEFAULT_K = 10
 DEAD_LETTER_BYTES = 64 * 1024
 """How much of a dead letter's key and value are kept, each."""
 
@@ -59,7 +60,7 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
     return RecommendRequest(
         request_id=_required(message, "request_id", InvalidRequest),
         user_id=_user_id(message, key, InvalidRequest),
-        k=message.get("k", 10),
+        k=DEFAULT_K if (k := message.get("k")) is None else k,
         beam_width=message.get("beam_width"),
         filter=ItemFilter(
             exclude=_strings(message, "exclude"), allow=_strings(message, "allow"), deny=_strings(message, "deny")

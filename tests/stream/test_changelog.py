@@ -1,0 +1,69 @@
+"""Changelog records that are not ours, or of a newer release, stop the partition."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xgr_stream.config import HistoryConfig
+from xgr_stream.errors import HistoryError
+from xgr_stream.history import HistoryStore
+from xgr_stream.stream import changelog
+
+DELTA = changelog.delta_key("u", 0)
+SEGMENT = changelog.segment_key("u", 0)
+
+
+def pack(*fields: object) -> bytes:
+    data: bytes = msgpack.packb(fields)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        (DELTA, pack(2, 0, "a", None), "major version must be 1, not 2: a newer release wrote it"),
+        (SEGMENT, pack(2, 0, ["a"], None), "major version must be 1, not 2"),
+        (None, pack(1, 0, "a", None), "key must not be null"),
+        (b"user-7", pack(1, 0, "a", None), "can't be read"),
+        (pack(9, "u", 0), pack(1), "kind must be 0, 1 or 2, not 9"),
+        (pack(0, 7, 0), pack(1, 0, "a", None), "user must be str"),
+        (pack(0, "u", "0"), pack(1, 0, "a", None), "number must be int"),
+        (pack(0, "u"), pack(1, 0, "a", None), "can't be read"),
+        (DELTA, b"", "can't be read"),
+        (DELTA, pack(1, 0), "can't be read"),
+        (DELTA, pack(1, 0, 7, None), "item must be str"),
+        (DELTA, pack(1, 0, "a", 3), "action must be str"),
+        (SEGMENT, pack(1, 0, ["a", 3], None), "items must be strings"),
+        (SEGMENT, pack(1, 0, ["a", "b"], ["x"]), "actions must be null or hold"),
+        (SEGMENT, pack(1, 0, ["a"], None), "segment_events must be 1"),
+    ],
+)
+def test_a_record_that_is_not_ours_is_an_error(key: bytes | None, value: bytes | None, text: str) -> None:
+    store = HistoryStore(HistoryConfig(segment_events=2))
+    with pytest.raises(HistoryError, match=text):
+        changelog.restore(store, 0, key, value)
+
+
+def test_elements_that_a_later_minor_release_adds_are_ignored() -> None:
+    store = HistoryStore(HistoryConfig(segment_events=2))
+    changelog.restore(store, 0, DELTA, pack(1, 5, "a", None, "new"))
+    store.finish_restore(0)
+    assert store.last_offset(0) == 5
+
+
+def test_a_fence_is_known_by_its_nonce() -> None:
+    key, value = changelog.fence(b"mine")
+    assert changelog.is_fence(key, value, b"mine")
+    assert not changelog.is_fence(key, value, b"other")
+    assert not changelog.is_fence(DELTA, pack(1, b"mine"), b"mine")
+
+
+@given(st.binary(max_size=40), st.none() | st.binary(max_size=40))
+def test_whatever_the_bytes_nothing_but_a_history_error_is_raised(key: bytes, value: bytes | None) -> None:
+    with suppress(HistoryError):
+        changelog.restore(HistoryStore(), 0, key, value)

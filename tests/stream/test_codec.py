@@ -1,0 +1,103 @@
+"""Decoding what strangers send: within limits, and with one kind of error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xgr_stream.errors import InvalidInput, MalformedMessage, MessageTooLarge
+from xgr_stream.stream import codec, protocol
+
+LIMIT = 1 << 20
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+fields = ("v", "request_id", "user_id", "item_id", "k", "beam_width", "exclude", "timeout_ms", "min_offset", "action")
+messages = st.dictionaries(st.sampled_from(fields) | st.text(max_size=6), values, max_size=8)
+
+
+@given(messages)
+def test_what_is_encoded_is_decoded(message: dict) -> None:
+    assert codec.decode(codec.encode(message, "msgpack"), LIMIT) == message
+    assert codec.decode(codec.encode(message, "json"), LIMIT) == message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xc1",
+        b"\x93\x01\x02\x03",
+        b"\x81\xa1v",
+        b"\x81\xa1v\x01\x00",
+        b"\x81\x01\x02",
+        b"\x81\xc4\x01v\x01",
+        b"\x81\xa1v\xa2\xff\xfe",
+        b"\x81\xa1v\xd6\xff\x00\x00\x00\x00",
+        b"\x81\xa1v\xc7\x00\x05",
+        b"\x81\xa1v" + b"\x91" * 5_000,
+        b"\x81\xa1v\xdd\x7f\xff\xff\xff",
+        b"\x81\xa1v\xdb\x7f\xff\xff\xff",
+        b"\xdf\x7f\xff\xff\xff",
+        msgpack.packb({"v": [1] * 10_001}),
+        msgpack.packb({"v": "x" * 65_537}),
+        b"{",
+        b"[1]",
+        b"null",
+        b'{"v": NaN}',
+        b'{"v": "\\ud800"}',
+        b'{"v": "\xff"}',
+        b'{"v":' + b"[" * 100_000,
+        b'{"v": ' + b"9" * 5_000 + b"}",
+        b"\x80\x04\x95\x05cos\nsystem",
+    ],
+)
+def test_what_is_not_a_message_within_limits_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        codec.decode(data, LIMIT)
+
+
+def test_a_message_beyond_the_limit_is_not_looked_at() -> None:
+    with pytest.raises(MessageTooLarge, match="at most 10 bytes, not 11"):
+        codec.decode(b"x" * 11, 10)
+
+
+def refusal(parse: Callable[..., object], *arguments: object) -> str:
+    """Why the arguments are refused; empty if they are not."""
+    try:
+        parse(*arguments)
+    except InvalidInput as error:
+        return str(error) or "without a reason"
+    return ""
+
+
+@given(st.binary(max_size=200) | messages.map(msgpack.packb), st.none() | st.binary(max_size=10))
+def test_whatever_comes_in_is_read_or_refused(data: bytes, key: bytes | None) -> None:
+    if refusal(codec.decode, data, LIMIT):
+        return
+    message = codec.decode(data, LIMIT)
+    request_id, user_id = protocol.sender(message, key)
+    assert request_id is None or 0 < len(request_id) <= 256
+    user_id.encode()
+    reasons = refusal(protocol.parse_event, message, key), refusal(protocol.parse_request, message, key)
+    assert "without a reason" not in (*reasons, refusal(protocol.parse_response, message))
+
+
+@given(messages, st.none() | st.just(b"u"))
+def test_mistyped_fields_are_named(message: dict, key: bytes | None) -> None:
+    readable = {"request_id": "r", "item_id": "i", **message, "v": 1}
+    for parse in (protocol.parse_event, protocol.parse_request):
+        reason = refusal(parse, readable, key)
+        assert not reason or any(
+            name in reason for name in (*fields, "timestamp_ms", "allow", "deny", "reply_to", "key")
+        )
