@@ -18,7 +18,8 @@ from xgr_stream.types import UserEvent
 
 logger = logging.getLogger(__name__)
 
-DecodeEvent = Callable[[Record], UserEvent]
+DecodeEvent = Callable[[Record], UserEvent | None]
+"""None: the record is none of ours; it is passed over."""
 
 MAX_LOGGED_ITEMS = 10_000
 """Unknown items that are named in the log, once each, before it falls silent about them."""
@@ -53,7 +54,11 @@ class Ingest:
         added = replayed = 0
         for record in records:
             try:
+                partition.events_seen = record.offset
                 event = self._read(record)
+                if event is None:
+                    partition.events.acknowledge(record.offset)
+                    continue
                 applied = self._history.apply(event, partition=record.partition, offset=record.offset)
             except InvalidInput as error:
                 if isinstance(error, Misplaced):
@@ -73,7 +78,6 @@ class Ingest:
                     if applied.sealed is not None:
                         then = self._clean_up(partition, event.user_id, applied.sealed)
                     self._outbox.put(Output(partition, (self._produce(partition, entry),), record=record, then=then))
-            partition.events_seen = record.offset
         self._metrics.events.inc(added)
         self._metrics.events_replayed.inc(replayed)
         return grown
@@ -84,8 +88,8 @@ class Ingest:
         if produces:
             self._outbox.put(Output(partition, produces))
 
-    def _read(self, record: Record) -> UserEvent:
-        """The record's event, on its user's own partition. Raises `InvalidInput`."""
+    def _read(self, record: Record) -> UserEvent | None:
+        """The record's event, on its user's own partition; None for a record to pass over. Raises `InvalidInput`."""
         value = record.value
         if value is None:
             raise InvalidEvent("value must not be null: a null value is reserved for forgetting a user")
@@ -98,7 +102,8 @@ class Ingest:
         except Exception as error:
             logger.debug("decode_event failed on %s-%d", record.topic, record.partition, exc_info=True)
             raise InvalidEvent(f"the record can't be read as an event: {type(error).__name__}") from error
-        self._placement.check(event.user_id, record.partition)
+        if event is not None:
+            self._placement.check(event.user_id, record.partition)
         return event
 
     def _decode_ours(self, record: Record) -> UserEvent:

@@ -1,0 +1,224 @@
+"""Ask for recommendations over Kafka, from any program: request out, response in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import count
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from xgr_stream.config import Codec, TopicNames
+from xgr_stream.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MessageTooLarge,
+    RequestFailed,
+    ShuttingDown,
+    TopologyError,
+    error_from,
+)
+from xgr_stream.stream import codec as codecs
+from xgr_stream.stream import protocol
+from xgr_stream.stream.connection import Connection
+from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status, UserEvent
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 15.0
+REMEMBERED = 10_000
+"""Finished requests that are remembered to tell late and duplicate responses from those of other clients."""
+
+
+class EventPosition(NamedTuple):
+    """Where an event came to lie. Pass it as `after` to get an answer that has seen it."""
+
+    partition: int
+    offset: int
+
+
+class RecommendClient:
+    """Many concurrent requests over one producer and one consumer, which reads all responses without a group.
+
+        async with RecommendClient("localhost:9092") as client:
+            position = await client.send_event("user-7", "item-1")
+            response = await client.recommend("user-7", k=10, timeout=0.5, after=position)
+
+    Belongs to the event loop that entered it. `late` and `duplicates` count the responses that came after their
+    request had timed out, or again; they are dropped.
+    """
+
+    def __init__(
+        self,
+        brokers: str | Connection,
+        *,
+        topics: TopicNames | None = None,
+        codec: Codec = "msgpack",
+        max_message_bytes: int = 1 << 20,
+    ) -> None:
+        self.late = 0
+        self.duplicates = 0
+        self._connection = Connection.of(brokers)
+        self._topics = topics or TopicNames()
+        self._codec = codec
+        self._max_message_bytes = max_message_bytes
+        self._ids = map(f"{uuid.uuid4().hex}-{{}}".format, count())
+        self._waiting: dict[str, asyncio.Future[RecommendResponse]] = {}
+        self._finished: OrderedDict[str, bool] = OrderedDict()
+        self._producer: AIOKafkaProducer | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Connect. Raises `TopologyError` if there is no responses topic."""
+        try:
+            self._producer = await self._connection.start_producer(max_request_size=self._max_message_bytes)
+            self._consumer = self._connection.consumer()
+            await self._consumer.start()
+            await self._assign(self._producer, self._consumer)
+        except BaseException:
+            await self.stop()
+            raise
+        self._reader = asyncio.create_task(self._read(self._consumer), name="xgr-responses")
+        self._reader.add_done_callback(self._on_reader_done)
+
+    async def stop(self) -> None:
+        """Disconnect. Requests still waiting fail with `ShuttingDown`."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.wait([reader])
+        self._fail_waiting(ShuttingDown("the client was stopped"))
+        for part in (self._consumer, self._producer):
+            if part is not None:
+                await part.stop()
+        self._consumer = self._producer = None
+
+    async def recommend(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        beam_width: int | None = None,
+        exclude: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        timeout: float = 1.0,
+        after: EventPosition | None = None,
+    ) -> RecommendResponse:
+        """The `k` best items for a user, as `response.items`, within `timeout` seconds.
+
+        Raises `DeadlineExceeded` when the time is up, and the error that an error response names.
+        """
+        request = RecommendRequest(
+            next(self._ids),
+            user_id,
+            k,
+            beam_width,
+            ItemFilter(tuple(exclude), tuple(allow), tuple(deny)),
+            timeout_ms=round(timeout * 1000),
+            min_offset=None if after is None else after.offset,
+        )
+        response = await self.respond(request, timeout=timeout)
+        if response.status is Status.ERROR:
+            raise error_from(response.error, response.message)
+        return response
+
+    async def respond(self, request: RecommendRequest, *, timeout: float = 1.0) -> RecommendResponse:
+        """The response to a request, an error response too. Raises `DeadlineExceeded` when none comes in time, and
+        `RequestFailed` when the request can't be sent. Its id must not be under way already."""
+        if request.request_id in self._waiting:
+            raise ValueError(f"request_id must not be under way already, and {request.request_id!r} is")
+        future: asyncio.Future[RecommendResponse] = asyncio.get_running_loop().create_future()
+        self._waiting[request.request_id] = future
+        try:
+            async with asyncio.timeout(timeout):
+                value = codecs.encode(protocol.request_message(request), self._codec)
+                await self._send(self._topics.requests, request.user_id, value)
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded(f"no response came within {timeout * 1000:.0f} ms") from None
+        finally:
+            del self._waiting[request.request_id]
+            self._finished[request.request_id] = future.done() and not future.cancelled()
+            if len(self._finished) > REMEMBERED:
+                self._finished.popitem(last=False)
+
+    async def send_event(
+        self, user_id: str, item_id: str, action: str | None = None, *, timestamp_ms: int | None = None
+    ) -> EventPosition:
+        """Write an event, durably; its position can be passed to `recommend(after=...)` to read your own write."""
+        message = protocol.event_message(UserEvent(user_id, item_id, action, timestamp_ms))
+        return await self._send(self._topics.events, user_id, codecs.encode(message, self._codec))
+
+    async def _send(self, topic: str, user_id: str, value: bytes) -> EventPosition:
+        """Write a record, durably. The producer places it by its key: murmur2, as Java's does."""
+        if self._producer is None or self._reader is None:
+            raise RuntimeError(
+                "the client must be started before it is used: async with RecommendClient(...) as client"
+            )
+        try:
+            written = await self._producer.send_and_wait(topic, value, user_id.encode())
+        except MessageSizeTooLargeError as error:
+            raise MessageTooLarge(f"the message is too large to be sent: {error}") from error
+        except KafkaError as error:
+            raise RequestFailed(f"the message was not sent to {topic}: {error}") from error
+        return EventPosition(written.partition, written.offset)
+
+    async def _assign(self, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer) -> None:
+        """Read all responses from now on: every position is known before the first request is sent."""
+        topic = self._topics.responses
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                numbers = await producer.partitions_for(topic)
+        except (KafkaError, TimeoutError) as error:
+            raise TopologyError(f"topic {topic} must exist before a client starts: start a worker first") from error
+        partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+        consumer.assign(partitions)
+        await consumer.seek_to_end(*partitions)
+        for partition in partitions:
+            await consumer.position(partition)
+
+    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        async for message in consumer:
+            try:
+                response = protocol.parse_response(codecs.decode(message.value or b"", self._max_message_bytes))
+            except InvalidInput as error:
+                logger.warning("a record of %s at offset %d is no response: %s", message.topic, message.offset, error)
+            else:
+                self._on_response(response)
+
+    def _on_response(self, response: RecommendResponse) -> None:
+        future = self._waiting.get(response.request_id)
+        if future is not None and not future.done():
+            future.set_result(response)
+        elif future is not None or self._finished.get(response.request_id):
+            self.duplicates += 1
+        elif response.request_id in self._finished:
+            self.late += 1
+            self._finished[response.request_id] = True
+
+    def _on_reader_done(self, reader: asyncio.Task[None]) -> None:
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            self._reader = None
+            self._fail_waiting(RequestFailed(f"responses can't be read any more: {error}"))
+
+    def _fail_waiting(self, error: RequestFailed) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)

@@ -1,0 +1,163 @@
+"""`attach`: a recommender inside an existing Faust app."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import faust
+from faust.topics import Topic
+from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth, server_list
+from faust.types import ChannelT
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.errors import ConfigError
+from xgr_stream.history import HistoryStore
+from xgr_stream.metrics import Metrics
+from xgr_stream.stream import codec
+from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.stream.ingest import DecodeEvent
+from xgr_stream.stream.recommender import Recommender
+from xgr_stream.stream.records import Record
+from xgr_stream.stream.repartition import Repartition, ToEvent
+from xgr_stream.stream.runtime import ServedEngine, Setup
+from xgr_stream.types import UserEvent
+
+if TYPE_CHECKING:
+    from xgr_stream.catalog import Catalog
+    from xgr_stream.model import Model
+
+Source = str | ChannelT[Any]
+
+
+def attach(
+    app: faust.App,
+    *,
+    model: str | Path | Model | None = None,
+    catalog: str | Path | Catalog | None = None,
+    engine: ServedEngine | None = None,
+    config: StreamConfig | None = None,
+    engine_config: EngineConfig | None = None,
+    events: Source | Sequence[Source] | None = None,
+    event: ToEvent | None = None,
+    repartition: bool = False,
+    metrics: Metrics | None = None,
+) -> Recommender:
+    """Make a Faust app serve recommendations: its worker takes in events and requests, beside the app's own agents.
+
+    Give a `model` and its `catalog` (paths or loaded), or an `engine`. `events` is the application's own topic of
+    events (name or Faust topic) instead of `config.topics.events`; `event` turns one of its values, as an agent of
+    that topic would get it, into a `UserEvent`, or None for one that is none of ours. It must be keyed by user id. With
+    `repartition=True`, `events` may be any topics and channels, keyed by anything: they are converted and written
+    into `config.topics.events`.
+
+    The app's consumer must keep equal partition numbers together: Faust's own assignor, which it uses while
+    `table_standby_replicas` is at least 1. `/metrics`, `/healthz` and `/readyz` are added to the app's web server.
+    """
+    config = config or StreamConfig()
+    metrics = metrics or Metrics()
+    engine_config = engine_config or EngineConfig()
+    engine = engine or _load(model, catalog, config, engine_config)
+    sources = [] if events is None else [events] if isinstance(events, str | ChannelT) else list(events)
+    decode_event: DecodeEvent | None = None
+    if sources and not repartition:
+        config = replace(config, topics=replace(config.topics, events=_only_topic(sources)))
+    if event is not None and not repartition:
+        decode_event = _decoder(_reader(app, sources[0] if sources else "", config), event)
+
+    def make_setup() -> Setup:
+        return Setup(engine, connection_of(app), app.conf.id, config, engine_config, metrics, decode_event)
+
+    recommender = Recommender(config, metrics)
+    driver = FaustDriver(app, recommender, make_setup)
+    if repartition:
+        Repartition(app, driver, config, metrics, [_convertible(app, source, config, event) for source in sources])
+    _add_pages(app, driver, metrics)
+    return recommender
+
+
+def connection_of(app: faust.App) -> Connection:
+    """The brokers that the app itself uses, with its credentials."""
+    transport: Any = app.transport
+    bootstrap = ",".join(server_list(transport.url, transport.default_port))
+    return Connection(bootstrap, credentials_to_aiokafka_auth(app.conf.broker_credentials, app.conf.ssl_context))
+
+
+def _load(
+    model: str | Path | Model | None,
+    catalog: str | Path | Catalog | None,
+    config: StreamConfig,
+    engine_config: EngineConfig,
+) -> ServedEngine:
+    from xgr_stream.engine import Engine
+
+    if model is None or catalog is None:
+        raise ConfigError("model and catalog must both be given, or an engine")
+    return Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
+
+
+def _only_topic(sources: Sequence[Source]) -> str:
+    names = [_topic_name(source) for source in sources]
+    if len(names) != 1 or names[0] is None:
+        raise ConfigError(
+            "events must be one topic with one name, since a recommender has one ordered topic of events; several "
+            "topics, patterns and channels can be written into it with repartition=True"
+        )
+    return names[0]
+
+
+def _topic_name(source: Source) -> str | None:
+    if isinstance(source, str):
+        return source
+    names = source.topics if isinstance(source, Topic) else ()
+    return names[0] if len(names) == 1 else None
+
+
+def _reader(app: faust.App, source: Source, config: StreamConfig) -> Callable[[bytes], Any]:
+    """Bytes → what an agent of this topic would get. Of one given by name: the map that the message is."""
+    if not isinstance(source, Topic):
+        return lambda value: codec.decode(value, config.max_message_bytes)
+    return lambda value: app.serializers.loads_value(source.value_type, value, serializer=source.value_serializer)
+
+
+def _decoder(read: Callable[[bytes], Any], event: ToEvent) -> Callable[[Record], UserEvent | None]:
+    def decode(record: Record) -> UserEvent | None:
+        return event(read(record.value or b""))
+
+    return decode
+
+
+def _convertible(
+    app: faust.App, source: Source, config: StreamConfig, event: ToEvent | None
+) -> tuple[ChannelT[Any], ToEvent]:
+    """A source to repartition, and what turns what its agent gets into a `UserEvent`."""
+    if event is None:
+        raise ConfigError("event must be given with repartition=True: a function from a value to UserEvent or None")
+    channel = app.topic(source) if isinstance(source, str) else source
+    if not isinstance(channel, Topic):
+        return channel, event
+    read = _reader(app, source, config)
+    return channel, lambda value: event(read(value or b""))
+
+
+def _add_pages(app: faust.App, driver: FaustDriver, metrics: Metrics) -> None:
+    @app.page("/metrics", name="xgr-metrics")
+    async def metrics_page(web: Any, request: Any) -> Any:
+        return web.bytes(generate_latest(metrics.registry), content_type=CONTENT_TYPE_LATEST.split(";")[0])
+
+    @app.page("/healthz", name="xgr-healthz")
+    async def healthz(web: Any, request: Any) -> Any:
+        healthy = driver.runtime is not None and driver.runtime.failure is None
+        return web.text("ok\n" if healthy else "failed\n", status=200 if healthy else 503)
+
+    @app.page("/readyz", name="xgr-readyz")
+    async def readyz(web: Any, request: Any) -> Any:
+        readiness = {"ready": False} if driver.runtime is None else driver.runtime.readiness()
+        return web.text(
+            json.dumps(readiness), content_type="application/json", status=200 if readiness["ready"] else 503
+        )

@@ -1,0 +1,80 @@
+"""How to reach the brokers, and the aiokafka clients that are made with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from xgr_stream.errors import ConfigError
+from xgr_stream.stream.records import Record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The brokers of one cluster."""
+
+    bootstrap: str
+    """`host:port`, several separated by commas."""
+    security: Mapping[str, Any] = field(default_factory=dict)
+    """Passed on to aiokafka: `security_protocol`, `ssl_context`, `sasl_mechanism`, `sasl_plain_username`, ..."""
+    fetch_max_wait_ms: int = 500
+    """How long a broker may hold back an empty answer to a fetch. Kafka answers at once when something comes."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bootstrap, str) or not self.bootstrap:
+            raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
+
+    @classmethod
+    def of(cls, brokers: str | Connection) -> Connection:
+        return brokers if isinstance(brokers, Connection) else cls(brokers)
+
+    def admin(self) -> AIOKafkaAdminClient:
+        return AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, **self.security)
+
+    def consumer(self, **options: Any) -> AIOKafkaConsumer:
+        """A consumer that commits only when it is told to."""
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap,
+            enable_auto_commit=False,
+            fetch_max_wait_ms=self.fetch_max_wait_ms,
+            **self.security,
+            **options,
+        )
+
+    async def start_producer(self, **options: Any) -> AIOKafkaProducer:
+        """A started producer that keeps the order of what it is given: acks=all, one batch at a time per partition;
+        idempotent where the broker lets it be."""
+        settings = {"bootstrap_servers": self.bootstrap, "acks": "all", **self.security, **options}
+        producer = AIOKafkaProducer(enable_idempotence=True, **settings)
+        try:
+            await producer.start()
+        except KafkaConnectionError:
+            await producer.stop()
+            raise
+        except KafkaError as error:
+            logger.warning("the broker refuses an idempotent producer (%s): a retry may write a record twice", error)
+            await producer.stop()
+            producer = AIOKafkaProducer(**settings)
+            await producer.start()
+        return producer
+
+
+def record_of(message: Any) -> Record:
+    """What an aiokafka consumer returned, as a record."""
+    return Record(
+        message.topic,
+        message.partition,
+        message.offset,
+        message.key,
+        message.value,
+        message.timestamp,
+        tuple(message.headers),
+    )

@@ -1,0 +1,149 @@
+"""The driver without Faust: one aiokafka consumer, micro-batches, commits by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
+
+from xgr_stream.stream.connection import record_of
+from xgr_stream.stream.runtime import Runtime, Setup
+
+logger = logging.getLogger(__name__)
+
+POLL_MS = 200
+MAX_BATCH = 1_000
+COMMIT_INTERVAL_S = 1.0
+SESSION_TIMEOUT_MS = 10_000
+HEARTBEAT_INTERVAL_MS = 1_000
+
+
+class KafkaDriver:
+    """Runs one worker from `run` until `stop`. At least once: offsets are committed behind what is durable."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.runtime = Runtime(setup, on_progress=self._on_progress, on_failure=self._on_failure)
+        self._topics = (setup.config.topics.events, setup.config.topics.requests)
+        self._shutdown_timeout_s = setup.config.shutdown_timeout_s
+        # Gives a worker the same partition numbers of all topics that have equal counts; round robin does not.
+        self._consumer: AIOKafkaConsumer = setup.connection.consumer(
+            group_id=setup.group_id,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy=(RangePartitionAssignor,),
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+        )
+        self._committed: dict[TopicPartition, int] = {}
+        self._advanced: set[TopicPartition] = set()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask `run` to end: what was taken is answered first, for at most the shutdown timeout."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`. Raises what keeps the worker from going on."""
+        try:
+            await self.runtime.start()
+            await self._consumer.start()
+            self._consumer.subscribe(self._topics, listener=_Listener(self))
+            await self._until_stopped()
+            await self.runtime.drain(self._shutdown_timeout_s)
+            await self.commit()
+        finally:
+            await self._consumer.stop()
+            await self.runtime.stop()
+        if self.runtime.failure is not None:
+            raise self.runtime.failure
+
+    async def _until_stopped(self) -> None:
+        tasks = {
+            asyncio.create_task(self._consume(), name="xgr-consume"),
+            asyncio.create_task(self._commit_regularly(), name="xgr-commit"),
+        }
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+
+    async def _consume(self) -> None:
+        while True:
+            batches = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
+            for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
+                # Events before requests, so that a request sees what its user did before it.
+                self.runtime.process(map(record_of, batches[tp]))
+                self._advanced.add(tp)  # records that were taken before are done at once
+            self._rest_and_resume()
+
+    def _rest_and_resume(self) -> None:
+        """Let the partitions rest whose records are taken faster than they are made durable."""
+        assigned = {tp for tp in self._consumer.assignment() if tp.topic in self._topics}
+        rest = {tp for tp in assigned if self.runtime.backlogged(tp.topic, tp.partition)}
+        self._consumer.resume(*(self._consumer.paused() & assigned) - rest)
+        self._consumer.pause(*rest)
+
+    # Commits
+
+    async def commit(self) -> None:
+        """Commit as far as everything is durable. A commit that fails is made up for by the next."""
+        assigned = self._consumer.assignment()
+        offsets = {}
+        for tp in self._advanced & assigned:
+            offset = self.runtime.processor.committable(tp.topic, tp.partition)
+            if offset is not None and offset != self._committed.get(tp):
+                offsets[tp] = offset
+        self._advanced.clear()
+        if not offsets:
+            return
+        try:
+            await self._consumer.commit(offsets)
+        except KafkaError as error:
+            self._advanced.update(offsets)
+            logger.warning("offsets were not committed, and will be with the next ones: %s", error)
+        else:
+            self._committed.update(offsets)
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL_S)
+            await self.commit()
+
+    def _on_progress(self, topic: str, partition: int) -> None:
+        self._advanced.add(TopicPartition(topic, partition))
+
+    def _on_failure(self, error: BaseException) -> None:
+        self._stopping.set()
+
+    # Rebalance
+
+    async def revoked(self, partitions: Iterable[TopicPartition]) -> None:
+        await self.commit()
+        self._committed.clear()
+        self._advanced.clear()
+        self.runtime.revoke(partitions)
+
+    async def assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        try:
+            self.runtime.assign(partitions)
+        except Exception as error:  # noqa: BLE001  aiokafka would log it and go on
+            self.runtime.fail(error)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, driver: KafkaDriver) -> None:
+        self._driver = driver
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._driver.revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        await self._driver.assigned(assigned)

