@@ -19,16 +19,17 @@ def popularity(data: MovieLens) -> Scorer:
     return lambda history: counts
 
 
-def item_knn(data: MovieLens, *, shrinkage: float = 20.0) -> Scorer:
-    """The sum of an item's cosine similarities to the history's, by users in common; rare pairs count less."""
+def item_knn(data: MovieLens, *, recent: int = 10) -> Scorer:
+    """The sum of an item's cosine similarities (by users in common) to the user's `recent` last items; the whole
+    history does worse."""
     seen = np.zeros((len(data.users), data.num_items), np.float32)
     for row, user in enumerate(data.users):
         seen[row, user.training] = 1.0
     together = seen.T @ seen
-    norms = np.sqrt(np.diag(together))
-    similarity = together / (np.outer(norms, norms) + shrinkage)
+    norms = np.sqrt(np.maximum(np.diag(together), 1.0))
+    similarity = together / np.outer(norms, norms)
     np.fill_diagonal(similarity, 0.0)
-    return lambda history: similarity[history].sum(axis=0)
+    return lambda history: similarity[history[-recent:]].sum(axis=0)
 
 
 def top_items(scores: np.ndarray, seen: Sequence[int] | np.ndarray, k: int) -> list[int]:

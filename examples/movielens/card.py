@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import torch
@@ -34,19 +35,21 @@ popularity. The last one is the test above, recommended from all events before i
 **Semantic IDs.** PPMI-SVD of the training events' co-occurrence, residual k-means, last level reassigned so that every
 movie has an ID of its own.
 
-**Training.** `{command}`, seed {recipe.seed}, {recipe.epochs} epochs in {seconds:.0f} s on {threads} threads (PyTorch
-{torch}); AdamW, learning rate {recipe.learning_rate}, dropout {recipe.dropout}, label smoothing {recipe.smoothing},
+**Training.** `{command}`, seed {recipe.seed}, {recipe.epochs} epochs in {seconds:.0f} s, {threads} threads, PyTorch
+{torch}; AdamW, learning rate {recipe.learning_rate}, dropout {recipe.dropout}, label smoothing {recipe.smoothing},
 average of the late weights.
 
 **Evaluation.** By the engine that serves it, beam {beam}, normalizer `{normalizer}`, xgr-stream {version}:
 
-    xgr-stream evaluate --model {path} --catalog {path}/catalog.parquet --sequences {path}/test.jsonl --k {k} --beam {beam}
+    xgr-stream evaluate --k {k} --beam {beam} \\
+      --model {path} --catalog {path}/catalog.parquet --sequences {path}/test.jsonl
 
 Model version {model_version}, catalog version {catalog_version}.
 """
 
 
 def write_card(
+    folder: Path,
     path: Path,
     data: MovieLens,
     recipe: Recipe,
@@ -56,14 +59,14 @@ def write_card(
     command: str,
     seconds: float,
 ) -> None:
-    """`qualities`: by method, this model's first."""
+    """Write it into `folder`, for a checkpoint that will stand at `path`; `qualities` by method, this model's first."""
     own = next(iter(qualities.values()))
     rows = [f"| {method} | {found.recall:.4f} | {found.ndcg:.4f} |" for method, found in qualities.items()]
     missing = "" if "SASRec" in qualities else "SASRec takes minutes and is trained with the full recipe only."
     text = CARD.format(
         recipe=recipe,
         shape=recipe.shape,
-        parameters=engine.model.config.parameters,
+        parameters=sum(prod(shape) for shape in engine.model.config.tensor_shapes().values()),
         k=own.k,
         rows="\n".join(rows),
         error=own.recall_error,
@@ -83,4 +86,4 @@ def write_card(
         model_version=engine.model.version,
         catalog_version=engine.catalog.version,
     )
-    (path / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")

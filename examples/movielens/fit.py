@@ -33,6 +33,8 @@ class Recipe:
     """Events in context, in training and (through xgr.json) when the model is served."""
     average: float = 0.99
     """Decay of the running average of the weights, which is what is kept; it starts after 30 % of the steps."""
+    with_sasrec: bool = False
+    """Whether the card compares with SASRec, which takes as long to train as the quick recipe."""
     seed: int = 0
 
 
@@ -50,7 +52,7 @@ def fit(data: MovieLens, sids: np.ndarray, recipe: Recipe) -> Decoder:
     ]
     total = sum(map(len, epochs))
     average = _Average(decoder, recipe.average, first_step=int(0.3 * total))
-    progress = tqdm(total=total, desc=f"training ({recipe.name})", unit="step", dynamic_ncols=True, smoothing=0.05)
+    progress = tqdm(total=total, desc=f"training ({recipe.name})", unit="step", dynamic_ncols=True, mininterval=0.5)
     for number, epoch in enumerate(epochs, start=1):
         losses = []
         for batch in epoch:

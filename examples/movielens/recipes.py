@@ -13,4 +13,5 @@ FULL = Recipe(
     epochs=40,
     dropout=0.4,
     average=0.995,
+    with_sasrec=True,
 )

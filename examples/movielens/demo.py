@@ -1,0 +1,162 @@
+"""Real users' events go through a Kafka-protocol broker into a Faust app and come back as recommendations.
+
+    python -m examples.movielens.demo                               # an embedded broker
+    python -m examples.movielens.demo --bootstrap localhost:9092    # yours
+
+The first run trains the model (about two minutes on two cores) and keeps it in models/movielens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from tqdm import tqdm
+
+from examples.movielens import report
+from examples.movielens.app import MIB, topic_names
+from examples.movielens.data import DataMissing, MovieLens, UserEvents, load
+from examples.movielens.process import AppProcess
+from examples.movielens.recipes import QUICK
+from examples.movielens.replay import Replay, Replayed, timeline
+from examples.movielens.timing import ColdAndWarm, Latency, cold_and_warm, requests_per_second
+from examples.movielens.train import BEAM, K, checkpoint_path, is_trained, train
+from xgr_stream import RecommendClient
+from xgr_stream.testing.broker import Broker, EmbeddedBroker, OutsideBroker
+
+REPLAY_CACHE_BYTES = 1024 * MIB
+COLD_CACHE_BYTES = 4 * MIB
+"""Room for three users' prefixes, so that after a restart every user's first request is cold."""
+
+TIMED_USERS = 60
+SHOWN_USERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that the demo measured."""
+
+    replayed: Replayed
+    users_warm: int
+    timed: ColdAndWarm
+    requests_per_second: float
+    failed: int
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--users", type=click.IntRange(2), default=250, help="How many users' events to replay.")
+@click.option("--bootstrap", help="host:port of a broker that runs already, instead of the embedded one.")
+@click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A trained checkpoint.")
+@click.option("--seed", default=0, help="Draws the users.")
+def main(users: int, bootstrap: str | None, model: Path | None, seed: int) -> None:
+    """Replay MovieLens users through a broker and a Faust app, and judge what is recommended."""
+    started = time.perf_counter()
+    try:
+        data = load()
+    except DataMissing as error:
+        raise click.ClickException(str(error)) from error
+    path = model or _trained(data)
+    chosen = random.Random(seed).sample(data.users, min(users, len(data.users)))
+    broker = OutsideBroker(bootstrap) if bootstrap else EmbeddedBroker()
+    with broker:
+        outcome = asyncio.run(_run(data, chosen, path, broker))
+    _print_users(data, chosen, outcome.replayed)
+    figures = _print_summary(data, chosen, outcome)
+    click.echo(json.dumps({**figures, "seconds": round(time.perf_counter() - started, 1)}))
+    sys.exit(1 if outcome.failed else 0)
+
+
+def _trained(data: MovieLens) -> Path:
+    path = checkpoint_path(QUICK)
+    if not is_trained(path, QUICK):
+        report.heading("First run: semantic IDs and a small decoder are trained, and kept for the next runs")
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+        train(data, QUICK, path, "python -m examples.movielens.train")
+    return path
+
+
+async def _run(data: MovieLens, users: list[UserEvents], model: Path, broker: Broker) -> Outcome:
+    """Two lives of the app: one that takes in the events and answers between them, and one that begins with an empty
+    cache and the histories that the first left in the changelog."""
+    run = secrets.token_hex(4)
+    topics = topic_names(run)
+    report.heading(f"{len(users)} users' events, in time order, through {broker.bootstrap} into a Faust app")
+    with AppProcess(broker, run, model, beam=BEAM, cache_bytes=REPLAY_CACHE_BYTES, label="starting the app") as app:
+        async with RecommendClient(broker.connection, topics=topics) as client:
+            steps = timeline(users)
+            with tqdm(total=len(steps), desc="replaying", unit="event", dynamic_ncols=True, mininterval=0.5) as bar:
+                replayed = await Replay(data, client, K).run(steps, bar.update)
+            burst, rate = await requests_per_second(data, client, users, K)
+            users_warm = int(app.metric("xgr_users_warm"))
+    with AppProcess(broker, run, model, beam=BEAM, cache_bytes=COLD_CACHE_BYTES, label="restarting the app"):
+        async with RecommendClient(broker.connection, topics=topics) as client:
+            with tqdm(total=min(TIMED_USERS, len(users)), desc="cold and warm", unit="user", dynamic_ncols=True) as bar:
+                timed = await cold_and_warm(data, client, users[:TIMED_USERS], K, bar.update)
+    answers = [*replayed.answers, *burst, *timed.answers]
+    failures = [answer.error for answer in answers if answer.response is None]
+    for error in failures[:5]:
+        click.secho(f"a request was not answered: {error}", fg="red", err=True)
+    return Outcome(replayed, users_warm, timed, rate, len(failures))
+
+
+def _print_users(data: MovieLens, users: list[UserEvents], replayed: Replayed) -> None:
+    for user in users[:SHOWN_USERS]:
+        answers = [answer for answer in replayed.answers if answer.user is user]
+        report.show_user(data, user, sorted(answers, key=lambda answer: answer.number))
+
+
+def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -> dict[str, object]:
+    """The summary; returns its figures."""
+    replayed = outcome.replayed
+    model = report.model_quality(data, replayed.answers, K)
+    popular = report.popularity_quality(data, replayed.answers, K)
+    cold, warm = Latency.of(outcome.timed.cold), Latency.of(outcome.timed.warm)
+    lift = model.recall / popular.recall if popular.recall else float("inf")
+    events_per_second = replayed.num_events / replayed.seconds
+    report.heading("Summary")
+    click.echo(
+        f"hit rate at {K}   {model.recall:.3f}, popularity {popular.recall:.3f}: {lift:.1f} times as many hits, "
+        f"on {model.users} events that training never saw"
+    )
+    for name, latency in (("warm", warm), ("cold", cold)):
+        click.echo(
+            f"{name} request     P50 {latency.p50:.1f} ms, P99 {latency.p99:.1f} ms in the app; "
+            f"P50 {latency.end_to_end_p50:.1f} ms, P99 {latency.end_to_end_p99:.1f} ms end to end"
+        )
+    click.echo(f"warm vs cold     {cold.p50 / warm.p50:.1f} times faster, the same {warm.requests} users one by one")
+    click.echo(
+        f"throughput       {events_per_second:,.0f} events/s with {len(replayed.answers)} requests between them; "
+        f"{outcome.requests_per_second:,.0f} requests/s"
+    )
+    click.echo(f"users warm       {outcome.users_warm} of {len(users)}")
+    return {
+        "users": len(users),
+        "events": replayed.num_events,
+        "requests_failed": outcome.failed,
+        "scored_events": model.users,
+        "hit_rate_at_10": round(model.recall, 4),
+        "popularity_hit_rate_at_10": round(popular.recall, 4),
+        "hit_rate_factor": round(lift, 2),
+        "warm_p50_ms": round(warm.p50, 2),
+        "warm_p99_ms": round(warm.p99, 2),
+        "cold_p50_ms": round(cold.p50, 2),
+        "cold_p99_ms": round(cold.p99, 2),
+        "warm_end_to_end_p50_ms": round(warm.end_to_end_p50, 2),
+        "cold_end_to_end_p50_ms": round(cold.end_to_end_p50, 2),
+        "cold_over_warm": round(cold.p50 / warm.p50, 2),
+        "events_per_second": round(events_per_second, 1),
+        "requests_per_second": round(outcome.requests_per_second, 1),
+        "users_warm": outcome.users_warm,
+    }
+
+
+if __name__ == "__main__":
+    main()
