@@ -232,7 +232,7 @@ def test_responses_are_what_the_engine_gave(device: Device) -> None:
     assert future.result(10) == expected
 
 
-def test_real_clock_learns_the_cost_of_a_token() -> None:
+def test_every_wanted_append_is_done_when_there_is_time() -> None:
     engine = NullEngine()
     worker = DeviceWorker(engine, EngineConfig(), SystemClock(), Metrics())
     worker.start()

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError
+from xgr_stream.history.interner import Interner
 from xgr_stream.history.records import Delta, Segment, Stale, user_hash
 from xgr_stream.history.user import UserHistory
 
@@ -34,12 +35,12 @@ class PartitionRestore:
     """Rebuilds one partition's histories. Feed `delta` and `segment`, then `finish`, then take `users`."""
 
     def __init__(
-        self, partition: int, config: HistoryConfig, add_item: Callable[[str], int], add_action: Callable[[str], int]
+        self, partition: int, config: HistoryConfig, item_names: Interner, add_action: Callable[[str], int]
     ) -> None:
         self.users: dict[str, UserHistory] = {}
         self._partition = partition
         self._config = config
-        self._add_item = add_item
+        self._item_names = item_names
         self._add_action = add_action
         self._aside: dict[str, _Aside] = {}
         self._stale = Stale()
@@ -102,7 +103,7 @@ class PartitionRestore:
         return user
 
     def _append(self, user_id: str, user: UserHistory, delta: Delta) -> None:
-        user.append(self._add_item(delta.item_id), -1 if delta.action is None else self._add_action(delta.action))
+        user.append(self._item_names.add(delta.item_id), -1 if delta.action is None else self._add_action(delta.action))
         user.last_offset = delta.offset
 
     def _continue(self, user_id: str, user: UserHistory, first: int, segment: Segment) -> None:
@@ -121,7 +122,7 @@ class PartitionRestore:
             user.trim(kept_from)
 
     def _interned(self, segment: Segment) -> tuple[list[int], list[int]]:
-        items = list(map(self._add_item, segment.items))
+        items = self._item_names.add_all(segment.items)
         if segment.actions is None:
             return items, [-1] * len(items)
         return items, [-1 if action is None else self._add_action(action) for action in segment.actions]
@@ -150,7 +151,7 @@ class PartitionRestore:
         last_offset, last_number = user.last_offset, user.event_count - 1
         for number, delta in aside.deltas.items():
             action = -1 if delta.action is None else self._add_action(delta.action)
-            events.setdefault(number, (self._add_item(delta.item_id), action))
+            events.setdefault(number, (self._item_names.add(delta.item_id), action))
             if number > last_number:
                 last_offset, last_number = delta.offset, number
         for number, segment in aside.segments.items():
