@@ -1,6 +1,6 @@
 """Sends events and requests at steady rates, and says what came back.
 
-    python -m examples.load_generator --bootstrap localhost:9092 --catalog models/movielens/catalog.parquet
+    python -m examples.load_generator --broker localhost:9092 --catalog models/movielens/catalog.parquet
 
 Users walk through the catalog from one item to a near one, in the order of the semantic IDs, with a jump now and then.
 The load is open: arrivals are a Poisson process and wait for no answer, so that a slow worker shows as latency.
@@ -131,8 +131,8 @@ async def _until_told(seconds: float | None) -> None:
         await asyncio.wait_for(told.wait(), seconds)
 
 
-async def _generate(bootstrap: str, users: Users, rates: tuple[float, float], k: int, seconds: float | None) -> None:
-    async with RecommendClient(bootstrap) as client:
+async def _generate(broker: str, users: Users, rates: tuple[float, float], k: int, seconds: float | None) -> None:
+    async with RecommendClient(broker) as client:
         load = Load(client, users, k=k)
         tasks = [asyncio.create_task(load.run(*rates)), asyncio.create_task(load.report())]
         ended = asyncio.create_task(_until_told(seconds))
@@ -146,7 +146,7 @@ async def _generate(bootstrap: str, users: Users, rates: tuple[float, float], k:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bootstrap", default="localhost:9092", help="host:port of the brokers.")
+@click.option("--broker", default="localhost:9092", help="host:port of the brokers.")
 @click.option("--catalog", required=True, type=click.Path(exists=True), help="The catalog that the worker serves.")
 @click.option("--users", default=500, type=click.IntRange(1), help="How many users there are.")
 @click.option("--events-per-second", default=50.0, type=click.FloatRange(0))
@@ -155,7 +155,7 @@ async def _generate(bootstrap: str, users: Users, rates: tuple[float, float], k:
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="When to stop; without it, on a signal.")
 @click.option("--seed", default=0)
 def main(
-    bootstrap: str,
+    broker: str,
     catalog: str,
     users: int,
     events_per_second: float,
@@ -166,7 +166,7 @@ def main(
 ) -> None:
     """Send events and requests at steady rates, and say what came back."""
     walkers = Users(Catalog.load(catalog).item_ids, users, seed)
-    asyncio.run(_generate(bootstrap, walkers, (events_per_second, requests_per_second), k, seconds))
+    asyncio.run(_generate(broker, walkers, (events_per_second, requests_per_second), k, seconds))
 
 
 if __name__ == "__main__":

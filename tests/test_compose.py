@@ -97,15 +97,13 @@ def test_both_workers_differ_in_the_device_alone(services: dict[str, Any]) -> No
 def test_commands_are_understood(services: dict[str, Any], name: str, target: str) -> None:
     module, attribute = target.split(":")
     command: click.Command = getattr(importlib.import_module(module), attribute)
-    words = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in services[name]["command"]]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
-
-    numbers = {parameter.name: parameter.type for parameter in command.params}
-    for option, value in (word[2:].split("=") for word in words if word.startswith("--")):
-        kind = numbers[option.replace("-", "_")]
-        if not isinstance(kind, click.Path):
-            kind.convert(value, None, None)
+    parameters = {option: parameter for parameter in command.params for option in parameter.opts}
+    for word in services[name]["command"]:
+        if word.startswith("--"):
+            option, value = re.sub(r"\$\{\w+:-(.*)\}", r"\1", word).split("=")
+            assert option in parameters
+            if not isinstance(parameters[option].type, click.Path):
+                parameters[option].type.convert(value, None, None)
 
 
 def test_the_training_script_calls_what_is_there() -> None:
@@ -124,7 +122,7 @@ def test_broker_addresses_are_advertised(services: dict[str, Any]) -> None:
     assert addresses == {"broker:19092", "localhost:9092"}
     assert "broker:19092" in services["topics"]["entrypoint"]
     for name in ("worker", "worker-gpu", "load"):
-        assert "--bootstrap=broker:19092" in services[name]["command"]
+        assert "--broker=broker:19092" in services[name]["command"]
 
 
 def test_topics_are_those_of_the_defaults(tmp_path: Path) -> None:
@@ -207,7 +205,7 @@ def test_prometheus_reads_the_port_that_the_workers_serve(services: dict[str, An
     scrape = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"][0]["dns_sd_configs"][0]
     assert set(scrape["names"]) == {name for name in services if name.startswith("worker")}
     for name in scrape["names"]:
-        assert f"--metrics-port={scrape['port']}" in services[name]["command"]
+        assert f"--web-port={scrape['port']}" in services[name]["command"]
         assert services[name]["expose"] == [str(scrape["port"])]
         assert f":{scrape['port']}/" in services[name]["healthcheck"]["test"][-1]
 
