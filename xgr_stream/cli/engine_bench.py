@@ -119,7 +119,7 @@ class EngineBench:
     def measure(self, batch: int, *, against_transformers: bool) -> BatchFigures:
         workload = self._workload
         users = [self._user(i) for i in range(batch)]
-        warm, responses = _timed(lambda: self._answer(users, CacheState.WARM), workload.repeats, warm_up=2)
+        warm, _ = _timed(lambda: self._answer(users, CacheState.WARM), workload.repeats, warm_up=2)
         cold, _ = _timed(lambda: self._answer(users, CacheState.COLD), workload.repeats, warm_up=2, before=self._forget)
         if not against_transformers:
             return BatchFigures(batch, warm, cold, None, 0)
@@ -128,6 +128,7 @@ class EngineBench:
         baseline = TransformersBaseline(workload.model, self._engine.model, self._engine.catalog, workload.beam)
         contexts = np.stack([self._context(user) for user in users])
         timing, beams = _timed(lambda: baseline.generate(contexts), workload.baseline_repeats, warm_up=1)
+        responses = self._answer([self._user(i) for i in range(batch)], CacheState.WARM, k=workload.beam)
         differing = sum(not _same(mine, theirs) for mine, theirs in zip(responses, beams, strict=True))
         return BatchFigures(batch, warm, cold, timing, differing)
 
@@ -152,10 +153,11 @@ class EngineBench:
         events = tokens.encode(catalog.sids[catalog.rows(items)])
         return np.concatenate((tokens.prompt, events, tokens.tail))
 
-    def _answer(self, users: Sequence[str], expected: CacheState) -> list[RecommendResponse]:
+    def _answer(self, users: Sequence[str], expected: CacheState, k: int = 10) -> list[RecommendResponse]:
         beam = self._workload.beam
         view = self._engine.history.view
-        responses = self._engine.answer([(RecommendRequest(user, user, beam, beam), view(user)) for user in users])
+        requests = [RecommendRequest(user, user, min(k, beam), beam) for user in users]
+        responses = self._engine.answer([(request, view(request.user_id)) for request in requests])
         if any(response.cache is not expected for response in responses):
             raise ConfigError(f"every request must be {expected}; raise the cache's budget or lower --batch")
         return responses

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_kernels.append_attention import append_attention
@@ -67,26 +69,48 @@ class Appender:
         pages = page_table([p.append.draft.pages[: pool.pages_for(p.kv_tokens)] for p in pieces])
         slots = pages[owner, positions // pool.page_size].astype(np.int64) * pool.page_size + positions % pool.page_size
 
-        tokens = to_device(np.concatenate([p.append.tokens[p.first : p.last] for p in pieces]), device)
+        # Of a piece that goes on in the next forward, keys and values are all that is needed.
+        ends = [i for i, piece in enumerate(pieces) if piece.ends]
+        wanted = to_device(query_starts[1:][ends] - 1, device)
         attend = _PrefixAttention(
             self,
             positions=to_device(positions, device),
             slots=to_device(slots, device),
-            page_table=to_device(pages, device),
-            query_starts=to_device(query_starts.astype(np.int32), device),
-            kv_lengths=to_device((starts + lengths).astype(np.int32), device),
+            queries=_Queries.of(query_starts, starts + lengths, pages, device),
+            last_queries=_Queries.of(np.arange(len(ends) + 1), (starts + lengths)[ends], pages[ends], device),
+            wanted=wanted,
         )
-        hidden = self._decoder.forward(tokens, attend.positions, attend)
+        tokens = to_device(np.concatenate([p.append.tokens[p.first : p.last] for p in pieces]), device)
+        hidden = self._decoder.forward(tokens, attend.positions, attend, wanted)
+        slots_out = np.array([pieces[i].append.draft.hidden_slot[0] for i in ends], dtype=np.int64)
+        self._cache.hidden[to_device(slots_out, device)] = hidden
 
-        ended = [i for i, piece in enumerate(pieces) if piece.ends]
-        if ended:
-            slots_out = np.concatenate([pieces[i].append.draft.hidden_slot for i in ended])
-            last = to_device(query_starts[1:][ended] - 1, device)
-            self._cache.hidden[to_device(slots_out.astype(np.int64), device)] = hidden[last]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Queries:
+    """Which tokens attend to what."""
+
+    starts: Tensor
+    """[users + 1] int32"""
+    kv_lengths: Tensor
+    """[users] int32: tokens that the user's last query sees."""
+    page_table: Tensor
+    """[users, max_pages] int32"""
+
+    @classmethod
+    def of(
+        cls, starts: NDArray[np.int64], kv_lengths: NDArray[np.int64], pages: NDArray[np.int32], device: torch.device
+    ) -> _Queries:
+        return cls(
+            to_device(starts.astype(np.int32), device),
+            to_device(kv_lengths.astype(np.int32), device),
+            to_device(pages, device),
+        )
 
 
 class _PrefixAttention:
-    """Attention of one append forward: each user's new tokens over their prefix and each other."""
+    """Attention of one append forward: each user's new tokens over their prefix and each other; in the last layer
+    the `wanted` tokens alone."""
 
     def __init__(
         self,
@@ -94,18 +118,19 @@ class _PrefixAttention:
         *,
         positions: Tensor,
         slots: Tensor,
-        page_table: Tensor,
-        query_starts: Tensor,
-        kv_lengths: Tensor,
+        queries: _Queries,
+        last_queries: _Queries,
+        wanted: Tensor,
     ) -> None:
         self._decoder = appender._decoder
         self._pool = appender._cache.pool
+        self._last_layer = appender._config.num_layers - 1
         self._scale = appender._config.head_dim**-0.5
         self.positions = positions
         self._slots = slots
-        self._page_table = page_table
-        self._query_starts = query_starts
-        self._kv_lengths = kv_lengths
+        self._queries = queries
+        self._last_queries = last_queries
+        self._wanted = wanted
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k_pages, v_pages = self._pool.k[layer], self._pool.v[layer]
@@ -122,8 +147,13 @@ class _PrefixAttention:
             k_norm=self._decoder.k_norm(layer),
             eps=self._decoder.rms_eps,
         )
+        queries = self._queries
+        if layer == self._last_layer:
+            q, queries = q[self._wanted], self._last_queries
+            if not len(q):
+                return q
         return append_attention(
-            q, k_pages, v_pages, self._page_table, self._query_starts, self._kv_lengths, scale=self._scale
+            q, k_pages, v_pages, queries.page_table, queries.starts, queries.kv_lengths, scale=self._scale
         )
 
 

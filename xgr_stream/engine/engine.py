@@ -19,7 +19,7 @@ from xgr_stream.engine.context import ContextReader
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
-from xgr_stream.engine.sizing import check_history, page_pool, prefill_operations
+from xgr_stream.engine.sizing import check_history, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.errors import EngineError, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
@@ -73,6 +73,8 @@ class Engine:
             history = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, self.window.max_events)))
         check_history(history.config, self.window)
         self.history = history
+        if model.decoder.device.type == "cpu":
+            keep_freed_memory()
         self.cache = PrefixCache(
             page_pool(model, config.cache, self.window),
             model.config.hidden_size,

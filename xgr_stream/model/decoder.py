@@ -19,7 +19,8 @@ from xgr_stream.model.weights import DecoderWeights
 class Attend(Protocol):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
         """Normalises and rotates `q` [n, heads, head_dim] and `k` [n, kv_heads, head_dim], keeps `k` and `v`, and
-        attends over all that each token may see. Returns [n, heads, head_dim]."""
+        attends over all that each token may see. Returns [n, heads, head_dim]; in the last layer those of the
+        `wanted` tokens alone, if `forward` was given any."""
 
 
 class Decoder:
@@ -56,9 +57,10 @@ class Decoder:
         """[head_dim]: the weight of the key's RMSNorm, None where the family has none."""
         return self._weights.layers[layer].k_norm
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         """Runs all layers over `tokens` [n] int64 at `positions` [n] int64, in whatever order and of whatever users:
-        only `attend` relates them. Returns the hidden states after the final norm, [n, hidden]."""
+        only `attend` relates them. Returns the hidden states after the final norm, [n, hidden]; with `wanted` [m],
+        indices of tokens, theirs alone, [m, hidden], and the last layer computes nothing else but keys and values."""
         config, eps = self.config, self.config.rms_eps
         heads, kv_heads = config.num_heads, config.num_kv_heads
         hidden = F.embedding(tokens, self._weights.embedding)
@@ -66,6 +68,8 @@ class Decoder:
             normed = F.rms_norm(hidden, (config.hidden_size,), layer.input_norm, eps)
             qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
             attended = attend(i, *qkv.tensor_split((heads, heads + kv_heads), dim=1))
+            if wanted is not None and i == config.num_layers - 1:
+                hidden = hidden[wanted]
             hidden = hidden + F.linear(attended.flatten(1), layer.output, layer.output_bias)
             normed = F.rms_norm(hidden, (config.hidden_size,), layer.post_norm, eps)
             gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)

