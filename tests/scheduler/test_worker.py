@@ -216,6 +216,13 @@ def test_stopping_refuses_what_it_has_no_time_for() -> None:
     assert waiting.result(10).error == "shutting_down"
 
 
+def test_a_worker_that_never_started_refuses_what_it_was_given() -> None:
+    device = Device()
+    future = device.worker.submit(RecommendRequest("r", "u"), None, None)
+    assert device.worker.stop(5)
+    assert future.result(0).error == "shutting_down"
+
+
 def test_the_switch_interval_is_restored() -> None:
     before = sys.getswitchinterval()
     device = Device()

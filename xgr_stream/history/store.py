@@ -149,8 +149,8 @@ class HistoryStore:
         twice = self._users.keys() & restore.users.keys()
         if twice:
             raise HistoryError(
-                f"the changelog of partition {partition} holds users whose history is here already ({len(twice)}, such as "
-                f"{user_hash(min(twice))}): was the number of the topic's partitions changed?"
+                f"the changelog of partition {partition} holds {len(twice)} users whose history is here already, such "
+                f"as {user_hash(min(twice))}: was the number of the topic's partitions changed?"
             )
         for user in restore.users.values():
             self._num_events += user.end - user.start

@@ -94,7 +94,10 @@ class DeviceWorker:
                 self._stopping = True
                 self._stop_by = self._clock.now() + timeout
                 self._inbox.put(None)
-        if self._switch_interval is not None:
+        if self._thread.ident is None:
+            self._stop_by = self._clock.now()
+            self._take_in()
+        elif self._switch_interval is not None:
             self._thread.join(timeout + 1.0)
             sys.setswitchinterval(self._switch_interval)
             self._switch_interval = None

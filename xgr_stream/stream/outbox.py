@@ -67,7 +67,7 @@ class Outbox:
     def dead_letter(self, partition: Partition, record: Record, error: XgrError) -> None:
         """Put the record aside for people to look at; its offset goes on once that is durable."""
         self._metrics.dead_letters.labels(error.code).inc()
-        logger.debug("dead letter from %s-%d at %d: %s", record.topic, record.partition, record.offset, error)
+        logger.debug("dead letter from %s-%d at %d: %s", record.topic, record.partition, record.offset, error.code)
         value = codec.encode(protocol.dead_letter_message(record, error), self._config.codec)
         produce = Produce(self._config.topics.dead_letters, None, record.key, value)
         self.put(Output(partition, (produce,), record=record))

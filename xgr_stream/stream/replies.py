@@ -79,7 +79,7 @@ class Replies:
         try:
             response = protocol.parse_response(codec.decode(record.value, self._config.max_message_bytes))
         except InvalidInput as error:
-            logger.debug("response at %s-%d, %d: %s", record.topic, record.partition, record.offset, error)
+            logger.debug("response at %s-%d, %d: %s", record.topic, record.partition, record.offset, error.code)
             return
         if response.status is not Status.ERROR:
             key = AnswerKey(record.partition, response.user_id, response.request_id)
