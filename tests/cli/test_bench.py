@@ -1,0 +1,38 @@
+"""`xgr-stream bench engine` runs, compares and writes its figures; speed itself is not a test's business."""
+
+import json
+
+from click.testing import CliRunner
+
+from xgr_stream.cli.bench import bench
+
+
+def test_engine_against_transformers(tmp_path):
+    path = tmp_path / "figures.json"
+    small = [
+        "--events",
+        "5",
+        "--beam",
+        "4",
+        "--batch",
+        "1",
+        "--batch",
+        "2",
+        "--repeats",
+        "2",
+        "--baseline-repeats",
+        "1",
+    ]
+    result = CliRunner().invoke(bench, ["engine", "--against", "transformers", *small, "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "same beams for 2 of 2 requests" in result.output
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert all(row["differing"] == 0 and row["baseline_ms"][0] > 0 for row in rows)
+
+
+def test_engine_alone():
+    result = CliRunner().invoke(bench, ["engine", "--events", "5", "--beam", "4", "--batch", "1", "--repeats", "1"])
+    assert result.exit_code == 0, result.output
+    assert "faster than cold" in result.output
+    assert "transformers" not in result.output

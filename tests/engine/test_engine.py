@@ -1,0 +1,235 @@
+import pytest
+
+from tests.property.users import ask, record
+from xgr_stream.catalog import Catalog
+from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
+from xgr_stream.engine import Engine
+from xgr_stream.errors import CheckpointError, ConfigError, InvalidRequest, NothingLegal
+from xgr_stream.history import HistoryStore
+from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_items, tiny_model
+from xgr_stream.types import CacheState, ItemFilter, Status, UserEvent
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine.load(tiny_model(), tiny_catalog(), config=EngineConfig(window=WindowConfig(max_events=4, stride=2)))
+
+
+def events(*numbers: int) -> list[tuple[str, None]]:
+    return [(f"item-{n}", None) for n in numbers]
+
+
+def test_models_and_catalogs_load_from_paths(tmp_path):
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    model = save_tiny_model(tmp_path / "model")
+    engine = Engine.load(model, tmp_path / "catalog.parquet")
+    engine.append("user", ["item-1", "item-2"])
+    assert len(engine.recommend("user", k=5)) == 5
+
+
+def test_the_cache_state_says_how_the_user_was_found(engine):
+    record(engine, "user", events(1, 2))
+    assert ask(engine, ("user", 3, 8))[0].cache is CacheState.COLD
+    assert ask(engine, ("user", 3, 8))[0].cache is CacheState.WARM
+    record(engine, "user", events(3))
+    (response,) = ask(engine, ("user", 3, 8))
+    assert response.cache is CacheState.APPENDED
+    assert response.event_count == 3
+    assert set(response.stages_ms) == {"append", "decode"}
+    assert ask(engine, ("nobody", 3, 8))[0].cache is CacheState.NONE
+
+
+def test_the_response_names_offset_model_and_catalog(engine):
+    engine.history.apply(UserEvent("user", "item-1"), offset=41)
+    engine.warm([engine.history.view("user")])
+    engine.history.apply(UserEvent("user", "unheard-of"), offset=47)
+    (response,) = ask(engine, ("user", 3, 8))
+    assert response.cache is CacheState.WARM  # the event brought no tokens
+    assert (response.event_count, response.event_offset) == (2, 47)
+    assert response.model_version == engine.model.version
+    assert response.catalog_version == engine.catalog.version
+
+
+def test_a_request_with_an_older_view_gets_what_is_cached(engine):
+    record(engine, "user", events(1))
+    old = engine.history.view("user")
+    record(engine, "user", events(2))
+    engine.warm([engine.history.view("user")])
+    assert engine.warm([old]).tokens == 0
+    assert engine.pending_tokens(old) == 0
+    assert engine.cache.get("user").event_count == 2
+
+
+def test_the_window_moves_in_steps_and_a_warm_user_follows(engine):
+    appended = engine
+    fresh = Engine.load(engine.model, engine.catalog, config=engine.config)
+    for n in range(9):
+        record(appended, "user", events(n))
+        record(fresh, "user", events(n))
+        fresh.forget(["user"])
+        (warm,) = ask(appended, ("user", 5, 32))
+        (cold,) = ask(fresh, ("user", 5, 32))
+        assert [r.item_id for r in warm.items] == [r.item_id for r in cold.items]
+        prefix = appended.cache.get("user")
+        assert prefix.window_start == engine.window.start(n + 1)
+        assert prefix.num_tokens == 3 * (n + 1 - prefix.window_start)
+
+
+def test_pending_tokens_bound_what_warming_computes(engine):
+    record(engine, "user", [*events(1, 2), ("unheard-of", None)])
+    view = engine.history.view("user")
+    assert engine.pending_tokens(view) == 6
+    report = engine.warm([view])
+    assert (report.users, report.tokens) == (1, 6)
+    assert engine.pending_tokens(view) == 0
+    record(engine, "user", events(3))
+    assert engine.pending_tokens(engine.history.view("user")) == 3
+
+
+def test_an_unknown_user_is_answered_from_popularity(engine):
+    popularity = dict(zip(tiny_items()["item_id"], tiny_items()["popularity"], strict=True))
+    best = sorted(popularity, key=popularity.__getitem__, reverse=True)
+    record(engine, "stranger", [("unheard-of", None)])
+    for user in ("nobody", "stranger"):
+        (response,) = ask(engine, (user, 3, 8, ItemFilter(exclude=(best[0],))))
+        assert response.status is Status.UNKNOWN_USER
+        assert [r.item_id for r in response.items] == best[1:4]
+    assert not engine.is_resident("stranger")
+    assert [r.item_id for r in engine.recommend("nobody", k=2)] == best[:2]
+
+
+def test_filters_that_leave_nothing_fail_that_request_alone(engine):
+    record(engine, "user", events(1))
+    bad, good = ask(engine, ("user", 3, 8, ItemFilter(allow=("unheard-of",))), ("user", 3, 8))
+    assert (bad.status, bad.error) == (Status.ERROR, "nothing_legal")
+    assert "filters" in bad.message
+    assert good.status is Status.OK
+    with pytest.raises(NothingLegal):
+        engine.recommend("user", exclude=engine.catalog.item_ids)
+
+
+def test_more_than_there_is_gives_all_there_is(engine):
+    record(engine, "user", events(1))
+    (response,) = ask(engine, ("user", 500, 1000))
+    assert len(response.items) == engine.catalog.num_items
+    assert engine.stats().beams_dead == 1000 - engine.catalog.trie.num_leaves
+
+
+def test_a_beam_beyond_the_limit_is_refused(engine):
+    with pytest.raises(InvalidRequest, match="beam_width must be"):
+        engine.recommend("user", beam_width=100_000)
+
+
+def test_batches_beyond_the_row_limit_are_split():
+    engine = Engine.load(tiny_model(), tiny_catalog(), config=EngineConfig(max_batch_rows=1024))
+    for i in range(5):
+        record(engine, f"user-{i}", events(i, i + 1))
+    together = ask(engine, *((f"user-{i}", 5, 600) for i in range(5)))
+    for i, response in enumerate(together):
+        assert response.request_id == f"request-{i}"
+        assert response.items == ask(engine, (f"user-{i}", 5, 600))[0].items
+
+
+def test_availability_counts_from_the_next_request_on_and_keeps_users_warm(engine):
+    engine.append("user", ["item-1"])
+    best = engine.recommend("user", k=3)[0].item_id
+    before = engine.catalog.version
+    engine.catalog.set_available([best], False)
+    (response,) = ask(engine, ("user", 3, 8))
+    assert response.cache is CacheState.WARM
+    assert best not in {r.item_id for r in response.items}
+    assert response.catalog_version == engine.catalog.version != before
+
+
+def test_another_catalog_makes_prefixes_be_computed_anew(engine):
+    engine.append("user", ["item-1", "item-2"])
+    other = tiny_catalog(seed=1)
+    engine.use_catalog(other)
+    (response,) = ask(engine, ("user", 3, 8))
+    assert response.cache is CacheState.COLD
+    assert response.catalog_version == other.version
+    fresh = Engine.load(engine.model, other)
+    fresh.append("user", ["item-1", "item-2"])
+    assert [r.item_id for r in response.items] == [r.item_id for r in fresh.recommend("user", k=3, beam_width=8)]
+    engine.check_integrity()
+
+
+def test_a_failed_forward_leaves_no_memory_taken(engine, monkeypatch):
+    engine.append("user", ["item-1"])
+    record(engine, "user", events(2))
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(engine.model.decoder, "forward", broken)
+    with pytest.raises(RuntimeError, match="device lost"):
+        ask(engine, ("user", 3, 8))
+    assert not engine.is_resident("user")
+    engine.check_integrity()
+    monkeypatch.undo()
+    assert ask(engine, ("user", 3, 8))[0].status is Status.OK
+
+
+def test_a_cache_too_small_for_one_window_is_refused():
+    config = EngineConfig(cache=CacheConfig(budget_bytes=4096), window=WindowConfig(max_events=100))
+    with pytest.raises(ConfigError, match=r"cache.budget_bytes must hold one window: \d+ bytes for 100 events"):
+        Engine.load(tiny_model(), tiny_catalog(), config=config)
+
+
+def test_a_window_beyond_the_models_positions_is_refused():
+    model = tiny_model(config={"max_position_embeddings": 64})
+    with pytest.raises(ConfigError, match="takes up to 1538 positions, the model has 64"):
+        Engine.load(model, tiny_catalog())
+
+
+def test_a_history_shorter_than_the_window_is_refused():
+    history = HistoryStore(HistoryConfig(keep_events=100))
+    with pytest.raises(ConfigError, match="keep_events must cover the window of 512 events, not 100"):
+        Engine.load(tiny_model(), tiny_catalog(), history=history)
+
+
+def test_a_catalog_of_other_levels_is_refused():
+    with pytest.raises(CheckpointError, match="levels"):
+        Engine.load(tiny_model((8, 8)), tiny_catalog((8, 8, 8)))
+
+
+def test_the_checkpoint_names_window_and_normalizer_unless_the_config_does():
+    model = tiny_model(xgr={"normalizer": "legal", "window": {"max_events": 7}})
+    engine = Engine.load(model, tiny_catalog())
+    assert (engine.normalizer, engine.window.max_events) == ("legal", 7)
+    config = EngineConfig(normalizer="vocabulary", window=WindowConfig(max_events=5))
+    engine = Engine.load(model, tiny_catalog(), config=config)
+    assert (engine.normalizer, engine.window.max_events) == ("vocabulary", 5)
+    assert Engine.load(tiny_model(), tiny_catalog()).normalizer == "level"
+
+
+def test_actions_reach_the_model():
+    model = tiny_model(xgr={"event": {"actions": {"buy": [1]}}})
+    engine = Engine.load(model, tiny_catalog())
+    engine.append("plain", ["item-1", "item-2"])
+    engine.append("buyer", ["item-1", "item-2"], ["buy", None])
+    assert engine.cache.get("plain").num_tokens == 6
+    assert engine.cache.get("buyer").num_tokens == 7
+
+
+def test_half_precision_ranks_much_as_float32_does(tmp_path):
+    path = save_tiny_model(tmp_path / "model")
+    full, half = (Engine.load(path, tiny_catalog(), config=EngineConfig(dtype=d)) for d in ("float32", "bfloat16"))
+    for engine in (full, half):
+        engine.append("user", [f"item-{n}" for n in range(12)])
+    top = [{r.item_id for r in engine.recommend("user", k=20)} for engine in (full, half)]
+    assert len(top[0] & top[1]) >= 15
+    assert full.cache.hidden.element_size() == 2 * half.cache.hidden.element_size()
+
+
+def test_a_large_filter_set_is_kept_within_bounds(engine):
+    record(engine, "user", events(1))
+    tags = ["red", "green", "blue", *(f"tag-{n}" for n in range(40))]
+    catalog = Catalog.from_table({**tiny_items(), "tags": [[tags[i % len(tags)]] for i in range(60)]}, codes=(8, 8, 8))
+    engine.use_catalog(catalog)
+    for start in range(0, 40, 5):
+        filters = [ItemFilter(allow=(tag,)) for tag in tags[start : start + 5]]
+        for item_filter, response in zip(filters, ask(engine, *(("user", 9, 64, f) for f in filters)), strict=True):
+            index = tags.index(item_filter.allow[0])
+            expected = {f"item-{i}" for i in range(60) if i % len(tags) == index}
+            assert {r.item_id for r in response.items} == expected
