@@ -48,8 +48,8 @@ FIELDS = {
     config.HistoryConfig: "keep_events segment_events",
     config.TopicNames: "events requests responses dead_letters changelog",
     config.StreamConfig: (
-        "topics partitions codec history partitioner default_timeout_ms dedup_window_ms max_message_bytes max_pending_requests "
-        "shutdown_timeout_s"
+        "topics partitions codec history partitioner default_timeout_ms dedup_window_ms max_message_bytes "
+        "max_pending_requests shutdown_timeout_s"
     ),
 }
 
