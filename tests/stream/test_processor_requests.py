@@ -18,7 +18,7 @@ from tests.stream.harness import (
     sample,
 )
 from xgr_stream.stream.records import Record
-from xgr_stream.types import RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import Recommendation, RecommendRequest, RecommendResponse, Status
 
 
 def answers(stream: Stream, *records: Record) -> list[dict]:
@@ -272,6 +272,17 @@ def test_a_failing_device_worker_is_an_engine_error() -> None:
     stream.worker.submitted[0][2].set_exception(RuntimeError("boom"))
     [produce] = produces(stream.processor.poll())
     assert message(produce)["error"] == "engine"
+
+
+@pytest.mark.parametrize(("codec", "score"), [("json", float("nan")), ("msgpack", object())])
+def test_a_response_that_cannot_be_written_is_an_engine_error(codec: str, score: float) -> None:
+    stream = Stream(codec=codec)
+    stream.process(stream.request("u"))
+    [(_, _, computing)] = stream.worker.submitted
+    computing.set_result(RecommendResponse("r", "u", Status.OK, (Recommendation("item-1", score, (1,)),)))
+    [produce] = produces(stream.processor.poll())
+    assert message(produce)["error"] == "engine"
+    assert sample(stream, "xgr_requests_total", outcome="engine", cache="none") == 1
 
 
 def test_revoking_drops_pending_requests_without_an_answer() -> None:

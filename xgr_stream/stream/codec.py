@@ -35,9 +35,13 @@ def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
 
 
 def encode(message: dict[str, Any], codec: Codec) -> bytes:
-    """The bytes of a message; in JSON, `bytes` values become base64 strings."""
+    """The bytes of a message; in JSON, `bytes` values become base64 strings.
+
+    Raises `TypeError`, `ValueError` or `OverflowError` for what the encoding can't hold.
+    """
     if codec == "json":
-        return json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=_base64).encode()
+        text = json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_base64)
+        return text.encode()
     data: bytes = _pack(message)
     return data
 

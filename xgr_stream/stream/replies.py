@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import InvalidInput, Misplaced, XgrError
+from xgr_stream.errors import EngineError, InvalidInput, Misplaced, XgrError
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import codec, protocol
@@ -43,7 +43,14 @@ class Replies:
         response: RecommendResponse,
     ) -> None:
         """Answer a request that was understood; `records` are those that brought it."""
-        value = codec.encode(protocol.response_message(response), self._config.codec)
+        try:
+            value = self._encoded(response)
+        except (TypeError, ValueError, OverflowError) as error:
+            logger.exception("the engine's response can't be encoded")
+            failure = EngineError(f"the engine's response can't be encoded as {self._config.codec}: {error}")
+            response = RecommendResponse.failure(request.request_id, request.user_id, failure)
+            value = self._encoded(response)
+        self.count(response)
         if response.status is not Status.ERROR:
             self._recent.remember(_key(partition, request), value, self._clock.wall_ms())
         for record in records:
@@ -67,7 +74,7 @@ class Replies:
             return
         response = RecommendResponse.failure(request_id, user_id, error)
         self.count(response)
-        value = codec.encode(protocol.response_message(response), self._config.codec)
+        value = self._encoded(response)
         key = record.key if record.key is not None else user_id.encode() or None
         produce = Produce(self._config.topics.responses, partition.number, key, value)
         self._outbox.put(Output(partition, (produce,), record=record, then=self._published(record)))
@@ -88,6 +95,9 @@ class Replies:
     def forget(self, partition: Partition) -> None:
         """Forget the answers given on a partition."""
         self._recent.drop(partition.number)
+
+    def _encoded(self, response: RecommendResponse) -> bytes:
+        return codec.encode(protocol.response_message(response), self._config.codec)
 
     def _put(self, partition: Partition, record: Record, request: RecommendRequest, value: bytes) -> None:
         key = request.user_id.encode()

@@ -161,7 +161,6 @@ class Requests:
             pending = self._admit(partition, request, record.timestamp_ms)
         except XgrError as error:
             response = RecommendResponse.failure(request.request_id, request.user_id, error)
-            self._replies.count(response)
             self._replies.send(partition, [record], request, response)
         else:
             pending.records.append(record)
@@ -255,8 +254,8 @@ class Requests:
         if pending.future is None and not pending.records:
             return
         response = self._timed(pending, response)
-        self._replies.count(response)
         if pending.future is not None and pending.future.set_running_or_notify_cancel():
+            self._replies.count(response)
             pending.future.set_result(response)
         if pending.records:
             self._replies.send(pending.partition, pending.records, pending.request, response)
