@@ -27,6 +27,10 @@ class Connection:
     """Passed on to aiokafka: `security_protocol`, `ssl_context`, `sasl_mechanism`, `sasl_plain_username`, ..."""
     fetch_max_wait_ms: int = 500
     """How long a broker may hold back an empty answer to a fetch. Kafka answers at once when something comes."""
+    session_timeout_ms: int = 10_000
+    """How long a worker may be silent before its partitions go to another. Heartbeats come ten times as often."""
+    rebalance_timeout_ms: int = 10_000
+    """How long the workers of a group may take to join when it changes."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.bootstrap, str) or not self.bootstrap:
@@ -46,6 +50,16 @@ class Connection:
             enable_auto_commit=False,
             fetch_max_wait_ms=self.fetch_max_wait_ms,
             **self.security,
+            **options,
+        )
+
+    def group_consumer(self, group_id: str, **options: Any) -> AIOKafkaConsumer:
+        """A consumer that becomes a member of the group when it subscribes."""
+        return self.consumer(
+            group_id=group_id,
+            session_timeout_ms=self.session_timeout_ms,
+            rebalance_timeout_ms=self.rebalance_timeout_ms,
+            heartbeat_interval_ms=self.session_timeout_ms // 10,
             **options,
         )
 

@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 POLL_MS = 200
 MAX_BATCH = 1_000
 COMMIT_INTERVAL_S = 1.0
-SESSION_TIMEOUT_MS = 10_000
-HEARTBEAT_INTERVAL_MS = 1_000
 
 
 class KafkaDriver:
@@ -30,12 +28,10 @@ class KafkaDriver:
         self._topics = (setup.config.topics.events, setup.config.topics.requests)
         self._shutdown_timeout_s = setup.config.shutdown_timeout_s
         # Gives a worker the same partition numbers of all topics that have equal counts; round robin does not.
-        self._consumer: AIOKafkaConsumer = setup.connection.consumer(
-            group_id=setup.group_id,
+        self._consumer: AIOKafkaConsumer = setup.connection.group_consumer(
+            setup.group_id,
             auto_offset_reset="earliest",
             partition_assignment_strategy=(RangePartitionAssignor,),
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
         )
         self._committed: dict[TopicPartition, int] = {}
         self._advanced: set[TopicPartition] = set()

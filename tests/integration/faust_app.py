@@ -1,0 +1,69 @@
+"""A Faust app with a recommender, run as a process by the tests. Prints its readiness whenever that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+
+import faust
+
+import xgr_stream as xgr
+from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.testing import NullEngine, tiny_catalog, tiny_model
+from xgr_stream.testing.broker import EmbeddedBroker
+
+
+def slow_engine() -> NullEngine:
+    engine = NullEngine()
+    engine.before_answer = lambda batch: time.sleep(0.5)
+    return engine
+
+
+ENGINES = {
+    "null": NullEngine,
+    "slow": slow_engine,
+    "tiny": lambda: xgr.Engine.load(tiny_model(), tiny_catalog()),
+}
+
+
+async def main(settings: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory() as data:
+        app = faust.App(
+            settings["group"],
+            broker=f"kafka://{settings['broker']}",
+            web_enabled=False,
+            datadir=data,
+            consumer_auto_offset_reset="earliest",
+        )
+        if settings["embedded"]:
+            EmbeddedBroker().tune(app)
+        engine = ENGINES[settings["engine"]]()
+        xgr.attach(app, engine=engine, config=xgr.StreamConfig(topics=xgr.TopicNames(**settings["topics"])))
+        app.finalize()
+        stopping = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+        await app.start()
+        telling = asyncio.create_task(tell(next(s for s in app._children if isinstance(s, FaustDriver))))
+        await app.wait_for_stopped(stopping.wait())
+        telling.cancel()
+        await app.stop()
+        if app.crash_reason is not None:
+            raise app.crash_reason
+
+
+async def tell(driver: FaustDriver) -> None:
+    told = None
+    while True:
+        now = None if driver.runtime is None else driver.runtime.readiness()
+        if now != told and now is not None and now["partitions"]:
+            print(json.dumps(now), flush=True)
+            told = now
+        await asyncio.sleep(0.02)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))

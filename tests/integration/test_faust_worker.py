@@ -1,0 +1,94 @@
+"""The Faust app as a process: two workers, a restart, a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from tests.integration.workers import FaustWorker
+from xgr_stream import Engine
+from xgr_stream.client import RecommendClient
+from xgr_stream.config import TopicNames
+from xgr_stream.testing import tiny_catalog, tiny_model
+from xgr_stream.testing.broker import Broker
+from xgr_stream.types import RecommendResponse, Status
+
+SCORE_TOLERANCE = 1e-4
+
+
+async def test_two_workers_answer_every_request_as_the_engine_does(broker: Broker, topics: TopicNames) -> None:
+    catalog, users = tiny_catalog(), [f"user-{n}" for n in range(24)]
+    alone = Engine.load(tiny_model(), catalog)
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(FaustWorker(broker, topics, engine="tiny")) for _ in range(2)]
+        owned = await asyncio.gather(*(worker.ready(count=2) for worker in workers))
+        assert sorted([*owned[0], *owned[1]]) == [0, 1, 2, 3]
+        client = await stack.enter_async_context(RecommendClient(broker.connection, topics=topics))
+        chance = random.Random(7)
+        for _ in range(4):
+            responses = await _a_round(client, alone, users, chance, list(catalog.item_ids))
+            for user_id, response in responses.items():
+                _assert_equal(response, alone, user_id)
+        for worker in workers:
+            assert await worker.stop() == 0
+
+
+async def _a_round(
+    client: RecommendClient, alone: Engine, users: list[str], chance: random.Random, item_ids: list[str]
+) -> dict[str, RecommendResponse]:
+    """Some more events of each user, to the workers and to the engine alone; then everybody asks."""
+    positions = {}
+    for user_id in users:
+        items = chance.choices(item_ids, k=chance.randint(1, 5))
+        alone.append(user_id, items)
+        for item in items:
+            positions[user_id] = await client.send_event(user_id, item)
+    asked = [client.recommend(user, k=5, timeout=20, after=positions[user]) for user in users]
+    return dict(zip(users, await asyncio.gather(*asked), strict=True))
+
+
+def _assert_equal(response: RecommendResponse, alone: Engine, user_id: str) -> None:
+    view = alone.history.view(user_id)
+    assert view is not None
+    assert (response.status, response.event_count) == (Status.OK, view.event_count)
+    expected = alone.recommend(user_id, k=5)
+    assert [item.score for item in response.items] == pytest.approx(
+        [item.score for item in expected], abs=SCORE_TOLERANCE
+    )
+    worst = expected[-1].score
+    clear = {item.item_id for item in expected if item.score > worst + SCORE_TOLERANCE}
+    assert clear <= {item.item_id for item in response.items}
+
+
+async def test_a_new_worker_knows_what_the_old_one_learnt(broker: Broker, topics: TopicNames) -> None:
+    async with FaustWorker(broker, topics) as first:
+        await first.ready(count=4)
+        async with RecommendClient(broker.connection, topics=topics) as client:
+            for number in range(70):  # more than two sealed segments
+                position = await client.send_event("user-1", f"item-{number}")
+            before = await client.recommend("user-1", timeout=20, after=position)
+            assert before.event_count == 70
+            assert await first.stop() == 0
+            async with FaustWorker(broker, topics) as second:
+                await second.ready(count=4)
+                after = await client.recommend("user-1", timeout=20)
+                assert (after.event_count, after.event_offset) == (70, position.offset)
+                assert after.items == before.items
+                assert await second.stop() == 0
+
+
+async def test_a_worker_that_is_told_to_stop_answers_what_it_took(broker: Broker, topics: TopicNames) -> None:
+    async with FaustWorker(broker, topics, engine="slow") as worker:
+        await worker.ready(count=4)
+        async with RecommendClient(broker.connection, topics=topics) as client:
+            asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(20)]
+            await asyncio.sleep(0.3)
+            assert await worker.stop() == 0
+            answered = [task for task in asked if task.done()]
+            assert answered
+            assert all(task.exception() is None for task in answered)
+            async with FaustWorker(broker, topics):  # the next worker answers those that the first had not taken
+                await asyncio.gather(*asked)

@@ -1,0 +1,138 @@
+"""The aiokafka worker against a broker: there and back, restarts, rebalances, its end, and topics that don't fit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+from aiokafka.admin import NewTopic
+
+from tests.integration.workers import kafka_worker, until
+from xgr_stream.client import RecommendClient
+from xgr_stream.config import StreamConfig
+from xgr_stream.errors import HistoryError, TopologyError
+from xgr_stream.stream import changelog
+from xgr_stream.stream.topology import ensure_topics
+from xgr_stream.testing import NullEngine
+from xgr_stream.testing.broker import Broker
+from xgr_stream.types import Status
+
+
+async def test_an_answer_has_seen_ones_own_events(broker: Broker, config: StreamConfig) -> None:
+    async with kafka_worker(broker, config), RecommendClient(broker.connection, topics=config.topics) as client:
+
+        async def use(user_id: str) -> None:
+            for number in range(1, 6):
+                position = await client.send_event(user_id, f"item-{number}")
+                response = await client.recommend(user_id, k=3, timeout=10, after=position)
+                assert (response.status, response.user_id) == (Status.OK, user_id)
+                assert (response.event_count, response.event_offset) == (number, position.offset)
+
+        await asyncio.gather(*(use(f"user-{n}") for n in range(20)))
+
+
+async def test_a_restart_loses_and_repeats_nothing(broker: Broker, config: StreamConfig) -> None:
+    await ensure_topics(broker.connection, config.topics, 4)
+    async with RecommendClient(broker.connection, topics=config.topics) as client:
+        sent = 0
+        for _ in range(2):
+            async with kafka_worker(broker, config) as driver:
+                for _ in range(45):
+                    sent += 1
+                    position = await client.send_event("user-1", f"item-{sent}")
+                response = await client.recommend("user-1", timeout=20, after=position)
+                assert response.event_count == sent
+                driver.runtime.setup.engine.history.check_integrity()
+
+
+async def test_a_second_worker_takes_over_with_the_history(broker: Broker, config: StreamConfig) -> None:
+    users = [f"user-{n}" for n in range(16)]
+    async with (
+        kafka_worker(broker, config) as first,
+        RecommendClient(broker.connection, topics=config.topics) as client,
+    ):
+
+        async def each_remembers_one_event() -> None:
+            responses = await asyncio.gather(*(client.recommend(user, timeout=30) for user in users))
+            assert [response.event_count for response in responses] == [1] * len(users)
+
+        for user in users:
+            await client.send_event(user, "item-1")
+        async with kafka_worker(broker, config) as second:
+            await until(lambda: len(first.runtime.processor.assigned) == 2)
+            assert first.runtime.processor.assigned.isdisjoint(second.runtime.processor.assigned)
+            await each_remembers_one_event()
+        await each_remembers_one_event()
+
+
+async def test_what_was_taken_is_answered_before_the_end(broker: Broker, config: StreamConfig) -> None:
+    engine = NullEngine()
+    engine.before_answer = lambda batch: time.sleep(0.2)
+    await ensure_topics(broker.connection, config.topics, 4)
+    async with RecommendClient(broker.connection, topics=config.topics) as client:
+        async with kafka_worker(broker, config, engine) as driver:
+            asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(30)]
+            await until(lambda: driver.runtime.processor.pending)
+            taken = driver.runtime.processor.pending
+        # The worker has ended here.
+        assert sum(task.done() for task in asked) >= taken
+        async with kafka_worker(broker, config):
+            responses = await asyncio.gather(*asked)
+        assert {response.status for response in responses} == {Status.UNKNOWN_USER}
+
+
+async def test_what_cannot_be_answered_in_time_is_refused(broker: Broker, config: StreamConfig) -> None:
+    engine = NullEngine()
+    engine.before_answer = lambda batch: time.sleep(0.5 * len(batch))
+    hasty = replace(config, shutdown_timeout_s=0.2)
+    await ensure_topics(broker.connection, config.topics, 4)
+    async with RecommendClient(broker.connection, topics=config.topics) as client:
+        async with kafka_worker(broker, hasty, engine) as driver:
+            asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(6)]
+            await until(lambda: driver.runtime.processor.pending)
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_unequal_partition_counts_are_refused(broker: Broker, config: StreamConfig) -> None:
+    topics = config.topics
+    await _create(broker, {topics.events: 4, topics.requests: 3, topics.responses: 4, topics.changelog: 4})
+    with pytest.raises(TopologyError, match=rf"{topics.requests} has 3.*[Rr]ecreate"):
+        async with kafka_worker(broker, config):
+            pass
+
+
+async def test_missing_topics_are_refused_if_they_are_not_to_be_created(broker: Broker, config: StreamConfig) -> None:
+    with pytest.raises(TopologyError, match=f"{config.topics.events}.*do not: create them"):
+        async with kafka_worker(broker, replace(config, partitions=None)):
+            pass
+
+
+async def test_missing_topics_get_the_partitions_of_their_sisters(broker: Broker, config: StreamConfig) -> None:
+    await _create(broker, {config.topics.events: 2})
+    async with kafka_worker(broker, config) as driver:
+        assert driver.runtime.num_partitions == 2
+        assert driver.runtime.processor.assigned == {0, 1}
+
+
+async def test_a_recreated_events_topic_stops_the_worker(broker: Broker, config: StreamConfig) -> None:
+    """The history has seen an offset that the topic does not reach."""
+    async with kafka_worker(broker, config) as driver:
+        key, value = changelog.delta_key("user-1", 0), changelog._pack((changelog.MAJOR, 1_000, "item-1", None))
+        await driver.runtime.producer.send_and_wait(config.topics.changelog, value, key, partition=0)
+    with pytest.raises(HistoryError, match="recreated"):
+        async with kafka_worker(broker, config):
+            pass
+
+
+async def _create(broker: Broker, counts: dict[str, int]) -> None:
+    admin = broker.connection.admin()
+    await admin.start()
+    await admin.create_topics([NewTopic(name, count, 1) for name, count in counts.items()])
+    await admin.close()
+    await asyncio.sleep(0.5)

@@ -1,0 +1,142 @@
+"""`xgr-stream worker`: consume events and answer requests, without an application of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
+
+if TYPE_CHECKING:
+    from xgr_stream.stream.runtime import ServedEngine
+
+MIB = 1 << 20
+
+
+def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> TopicNames:
+    names = {}
+    for pair in pairs:
+        role, _, name = pair.partition("=")
+        if role not in TopicNames.__dataclass_fields__ or not name:
+            roles = ", ".join(TopicNames.__dataclass_fields__)
+            raise click.BadParameter(f"must be ROLE=NAME with a role of {roles}, not {pair!r}")
+        names[role] = name
+    return TopicNames(**names)
+
+
+@click.command()
+@click.option("--broker", "--bootstrap", "broker", default="localhost:9092", help="HOST:PORT, several with commas.")
+@click.option("--model", required=True, type=click.Path(exists=True, file_okay=False), help="Checkpoint directory.")
+@click.option("--catalog", required=True, type=click.Path(exists=True), help="Catalog file, or a table of items.")
+@click.option("--group", default="xgr-stream", help="Consumer group; its workers share the partitions.")
+@click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of topics that are missing.")
+@click.option("--topic", "topics", multiple=True, callback=_topics, metavar="ROLE=NAME", help="Name a topic otherwise.")
+@click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="What consumes the topics.")
+@click.option("--device", default="cpu", help="Where the model computes.")
+@click.option("--beam-width", default=64, type=click.IntRange(1), help="Beams of a request that names none.")
+@click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@click.option("--web-host", "--metrics-host", "web_host", default="127.0.0.1", help="Address for Prometheus.")
+@click.option("--web-port", "--metrics-port", "web_port", default=9464, type=click.IntRange(1), help="Its port.")
+def worker(
+    broker: str,
+    model: str,
+    catalog: str,
+    group: str,
+    partitions: int,
+    topics: TopicNames,
+    driver: str,
+    device: str,
+    beam_width: int,
+    cache_mib: int,
+    web_host: str,
+    web_port: int,
+) -> None:
+    """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
+    from xgr_stream.engine import Engine
+    from xgr_stream.history import HistoryStore
+
+    config = StreamConfig(topics=topics, partitions=partitions)
+    engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
+    engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
+    serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(engine, broker, group, config, engine_config, (web_host, web_port)))
+
+
+async def _serve_with_kafka(
+    engine: ServedEngine,
+    broker: str,
+    group: str,
+    config: StreamConfig,
+    engine_config: EngineConfig,
+    web: tuple[str, int],
+) -> None:
+    from prometheus_client import start_http_server
+
+    from xgr_stream.metrics import Metrics
+    from xgr_stream.stream.connection import Connection
+    from xgr_stream.stream.kafka_driver import KafkaDriver
+    from xgr_stream.stream.runtime import Setup
+
+    metrics = Metrics()
+    server, thread = start_http_server(web[1], addr=web[0], registry=metrics.registry)
+    try:
+        driver = KafkaDriver(Setup(engine, Connection(broker), group, config, engine_config, metrics))
+        _on_signal(driver.stop)
+        click.echo(f"serving {config.topics.requests} from {broker}; metrics on http://{web[0]}:{web[1]}/metrics")
+        await driver.run()
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+async def _serve_with_faust(
+    engine: ServedEngine,
+    broker: str,
+    group: str,
+    config: StreamConfig,
+    engine_config: EngineConfig,
+    web: tuple[str, int],
+) -> None:
+    import faust
+
+    from xgr_stream.stream import attach
+
+    app = faust.App(
+        group,
+        broker=[f"kafka://{address}" for address in broker.split(",")],
+        web_bind=web[0],
+        web_port=web[1],
+        consumer_auto_offset_reset="earliest",
+    )
+    attach(app, engine=engine, config=config, engine_config=engine_config)
+    app.finalize()
+    stopping = asyncio.Event()
+    _on_signal(stopping.set)
+    await app.start()
+    try:
+        await app.wait_for_stopped(stopping.wait())
+    finally:
+        await app.stop()
+    if app.crash_reason is not None:
+        raise app.crash_reason
+
+
+def _on_signal(stop: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed: a fifth more events per second."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
