@@ -22,8 +22,13 @@ def kv_write(
 ) -> Tensor:
     cos, sin = cos_sin.index_select(0, positions).float().unsqueeze(1).chunk(2, dim=-1)  # [tokens, 1, dim / 2]
     k = _rotate(_normalise(k.float(), k_norm, eps), cos, sin)
-    _scatter(k, slots, k_pages)
-    _scatter(v, slots, v_pages)
+    written = slots >= 0
+    if not bool(written.all()):
+        k, v, slots = k[written], v[written], slots[written]
+    page_size = k_pages.shape[2]
+    page, offset = slots // page_size, slots % page_size
+    k_pages[page, :, offset] = k.to(k_pages.dtype)
+    v_pages[page, :, offset] = v.to(v_pages.dtype)
     return _rotate(_normalise(q.float(), q_norm, eps), cos, sin).to(q.dtype)
 
 
@@ -35,13 +40,4 @@ def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of [tokens, heads, dim], whose pairs are (i, i + dim / 2)."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def _scatter(x: Tensor, slots: Tensor, pages: Tensor) -> None:
-    """Store x [tokens, kv_heads, dim] at its slots of pages [pages, kv_heads, page_size, dim]."""
-    written = slots >= 0
-    if not bool(written.all()):
-        x, slots = x[written], slots[written]
-    page_size = pages.shape[2]
-    pages[slots // page_size, :, slots % page_size] = x.to(pages.dtype)
+    return torch.cat([(first * cos).addcmul_(second, sin, value=-1), (second * cos).addcmul_(first, sin)], dim=-1)
