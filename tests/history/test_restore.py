@@ -85,6 +85,22 @@ def test_a_gap_is_an_error_that_names_user_and_numbers(
     assert store.num_users == 0
 
 
+def test_keeping_fewer_events_than_before_names_the_rest_stale() -> None:
+    store = empty(keep=3)
+    for number in range(3):
+        store.restore_segment(0, "u", number, segment(number))
+    assert store.finish_restore(0) == Stale(segments={("u", 0), ("u", 1)})
+    assert items(store) == ["i6", "i7", "i8"]
+
+
+def test_keeping_more_events_than_before_is_refused_with_the_remedy() -> None:
+    store = empty(keep=20)
+    for number in (4, 5):
+        store.restore_segment(0, "u", number, segment(number))
+    with pytest.raises(HistoryError, match="keep_events was raised after events had been let go .set it back"):
+        store.finish_restore(0)
+
+
 def test_another_segment_size_is_refused() -> None:
     with pytest.raises(HistoryError, match="segment_events must be 2, with which the changelog was written, not 3"):
         empty().restore_segment(0, "u", 0, Segment(5, ["a", "b"], None))

@@ -99,7 +99,7 @@ class PartitionRestore:
     # What continues a history
 
     def _start(self, user_id: str, first_number: int) -> UserHistory:
-        user = self.users[user_id] = UserHistory(self._partition, first_number, self._config.segment_events)
+        user = self.users[user_id] = UserHistory(self._partition, first_number)
         return user
 
     def _append(self, user_id: str, user: UserHistory, delta: Delta) -> None:
@@ -189,7 +189,8 @@ class PartitionRestore:
         more = "" if len(gaps) <= MAX_NAMED else f" and {len(gaps) - MAX_NAMED} users more"
         raise HistoryError(
             f"the changelog of partition {self._partition} lacks events ({named}{more}): records were deleted or "
-            "written without order; restore the topic from a copy, or reset the history and replay the events topic"
+            "written without order (restore the topic from a copy, or reset the history and replay the events topic), "
+            "or keep_events was raised after events had been let go (set it back)"
         )
 
 
