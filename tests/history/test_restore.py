@@ -97,7 +97,7 @@ def test_keeping_more_events_than_before_is_refused_with_the_remedy() -> None:
     store = empty(keep=20)
     for number in (4, 5):
         store.restore_segment(0, "u", number, segment(number))
-    with pytest.raises(HistoryError, match="keep_events was raised after events had been let go .set it back"):
+    with pytest.raises(HistoryError, match=r"keep_events was raised .* .set it back"):
         store.finish_restore(0)
 
 
