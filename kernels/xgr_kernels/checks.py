@@ -9,11 +9,14 @@ Shape = tuple[int | None, ...]
 
 def check_shape(name: str, tensor: Tensor, shape: Shape) -> None:
     """Raise ValueError unless `tensor` has this shape; None stands for any size."""
-    if tensor.dim() != len(shape) or any(
-        want is not None and want != size for want, size in zip(shape, tensor.shape, strict=True)
-    ):
+    actual = tensor.shape
+    fits = len(actual) == len(shape)
+    for want, size in zip(shape, actual, strict=False):  # a decode checks a hundred shapes: no generator here
+        if want is not None and want != size:
+            fits = False
+    if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], not {list(tensor.shape)}")
+        raise ValueError(f"{name} must have shape [{wanted}], not {list(actual)}")
 
 
 def check_heads(heads: int, kv_heads: int) -> None:

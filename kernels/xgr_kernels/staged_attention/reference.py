@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,9 @@ def staged_attention(
             out[rows] = own[0][rows].flatten(1, 2).to(out.dtype)
             continue
         keys, values = gather_pages(k_pages, table, lengths), gather_pages(v_pages, table, lengths)
+        if len(requests) == len(beams) and index.numel() == len(q):  # as many beams each: rows stay where they are
+            shared = _attend_prefix(scaled.unflatten(0, index.shape), keys, values, lengths)
+            return _merge([part.flatten(0, 1) for part in shared], own).flatten(1, 2).to(q.dtype)
         shared = _attend_prefix(scaled[index], keys, values, lengths)
         merged = _merge([part[real] for part in shared], [part[rows] for part in own])
         out[rows] = merged.flatten(1, 2).to(out.dtype)
@@ -100,7 +105,7 @@ def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Ten
     return (scores.softmax(1).unsqueeze(-1) * values).sum(1), scores.logsumexp(1)
 
 
-def _merge(first: list[Tensor], second: list[Tensor]) -> Tensor:
+def _merge(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Attention over two sets of keys from the attention over each: weighted by their log-sum-exps' softmax."""
     share = (first[1] - second[1]).sigmoid_()[..., None]
     return second[0] + share * (first[0] - second[0])
