@@ -4,7 +4,7 @@ from tests.property.users import ask, record
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
 from xgr_stream.engine import Engine
-from xgr_stream.errors import CheckpointError, ConfigError, InvalidRequest, NothingLegal
+from xgr_stream.errors import CheckpointError, ConfigError, InvalidEvent, InvalidRequest, NothingLegal
 from xgr_stream.history import HistoryStore
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_items, tiny_model
 from xgr_stream.types import CacheState, ItemFilter, Status, UserEvent
@@ -118,6 +118,14 @@ def test_more_than_there_is_gives_all_there_is(engine):
 def test_a_beam_beyond_the_limit_is_refused(engine):
     with pytest.raises(InvalidRequest, match="beam_width must be"):
         engine.recommend("user", beam_width=100_000)
+
+
+def test_events_that_are_not_a_list_are_refused(engine):
+    with pytest.raises(InvalidEvent, match="items must be a sequence of item ids, not 'item-1'"):
+        engine.append("user", "item-1")
+    with pytest.raises(InvalidEvent, match=r"actions must be one per item \(2\), not 1"):
+        engine.append("user", ["item-1", "item-2"], ["view"])
+    assert engine.history.view("user") is None
 
 
 def test_batches_beyond_the_row_limit_are_split():

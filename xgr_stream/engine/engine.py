@@ -20,7 +20,7 @@ from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.sizing import check_history, keep_freed_memory, page_pool, prefill_operations
-from xgr_stream.errors import EngineError, NothingLegal, XgrError, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -124,7 +124,11 @@ class Engine:
     # The facade: one user at a time, out of this engine's own history.
 
     def append(self, user_id: str, items: Sequence[str], actions: Sequence[str | None] | None = None) -> None:
-        """These events happened, in this order; the user is warm afterwards."""
+        """These events happened, in this order; the user is warm afterwards. `actions`: one per item."""
+        if isinstance(items, str):
+            raise InvalidEvent(f"items must be a sequence of item ids, not {items!r}")
+        if actions is not None and len(actions) != len(items):
+            raise InvalidEvent(f"actions must be one per item ({len(items)}), not {len(actions)}")
         for item, action in zip(items, actions or [None] * len(items), strict=True):
             self.history.apply(UserEvent(user_id, item, action))
         view = self.history.view(user_id)
