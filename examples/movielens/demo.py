@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import secrets
 import sys
@@ -27,7 +28,7 @@ from examples.movielens.data import DataMissing, MovieLens, UserEvents, load
 from examples.movielens.process import AppProcess
 from examples.movielens.recipes import QUICK
 from examples.movielens.replay import Replay, Replayed, timeline
-from examples.movielens.timing import ColdAndWarm, Latency, cold_and_warm, requests_per_second
+from examples.movielens.timing import ColdAndWarm, Latency, Prober
 from examples.movielens.train import BEAM, K, checkpoint_path, is_trained, train
 from xgr_stream import RecommendClient
 from xgr_stream.testing.broker import Broker, EmbeddedBroker, OutsideBroker
@@ -37,7 +38,6 @@ COLD_CACHE_BYTES = 4 * MIB
 """Room for three users' prefixes, so that after a restart every user's first request is cold."""
 
 TIMED_USERS = 60
-SHOWN_USERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,11 @@ def main(users: int, bootstrap: str | None, model: Path | None, seed: int) -> No
     path = model or _trained(data)
     chosen = random.Random(seed).sample(data.users, min(users, len(data.users)))
     broker = OutsideBroker(bootstrap) if bootstrap else EmbeddedBroker()
+    if not bootstrap:
+        _expect_embedded_broker()
     with broker:
         outcome = asyncio.run(_run(data, chosen, path, broker))
-    _print_users(data, chosen, outcome.replayed)
+    report.show_users(data, chosen, outcome.replayed.answers)
     figures = _print_summary(data, chosen, outcome)
     click.echo(json.dumps({**figures, "seconds": round(time.perf_counter() - started, 1)}))
     sys.exit(1 if outcome.failed else 0)
@@ -83,6 +85,12 @@ def _trained(data: MovieLens) -> Path:
     return path
 
 
+def _expect_embedded_broker() -> None:
+    """It refuses idempotent producers, which is worth a warning everywhere else."""
+    for name in ("aiokafka", "xgr_stream.stream.connection"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 async def _run(data: MovieLens, users: list[UserEvents], model: Path, broker: Broker) -> Outcome:
     """Two lives of the app: one that takes in the events and answers between them, and one that begins with an empty
     cache and the histories that the first left in the changelog."""
@@ -94,23 +102,17 @@ async def _run(data: MovieLens, users: list[UserEvents], model: Path, broker: Br
             steps = timeline(users)
             with tqdm(total=len(steps), desc="replaying", unit="event", dynamic_ncols=True, mininterval=0.5) as bar:
                 replayed = await Replay(data, client, K).run(steps, bar.update)
-            burst, rate = await requests_per_second(data, client, users, K)
+            burst, rate = await Prober(data, client, replayed, K).requests_per_second(users)
             users_warm = int(app.metric("xgr_users_warm"))
     with AppProcess(broker, run, model, beam=BEAM, cache_bytes=COLD_CACHE_BYTES, label="restarting the app"):
         async with RecommendClient(broker.connection, topics=topics) as client:
             with tqdm(total=min(TIMED_USERS, len(users)), desc="cold and warm", unit="user", dynamic_ncols=True) as bar:
-                timed = await cold_and_warm(data, client, users[:TIMED_USERS], K, bar.update)
+                timed = await Prober(data, client, replayed, K).cold_and_warm(users[:TIMED_USERS], bar.update)
     answers = [*replayed.answers, *burst, *timed.answers]
     failures = [answer.error for answer in answers if answer.response is None]
     for error in failures[:5]:
         click.secho(f"a request was not answered: {error}", fg="red", err=True)
     return Outcome(replayed, users_warm, timed, rate, len(failures))
-
-
-def _print_users(data: MovieLens, users: list[UserEvents], replayed: Replayed) -> None:
-    for user in users[:SHOWN_USERS]:
-        answers = [answer for answer in replayed.answers if answer.user is user]
-        report.show_user(data, user, sorted(answers, key=lambda answer: answer.number))
 
 
 def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -> dict[str, object]:
@@ -119,6 +121,7 @@ def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -
     model = report.model_quality(data, replayed.answers, K)
     popular = report.popularity_quality(data, replayed.answers, K)
     cold, warm = Latency.of(outcome.timed.cold), Latency.of(outcome.timed.warm)
+    longest = outcome.timed.longest_third()
     lift = model.recall / popular.recall if popular.recall else float("inf")
     events_per_second = replayed.num_events / replayed.seconds
     report.heading("Summary")
@@ -131,7 +134,10 @@ def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -
             f"{name} request     P50 {latency.p50:.1f} ms, P99 {latency.p99:.1f} ms in the app; "
             f"P50 {latency.end_to_end_p50:.1f} ms, P99 {latency.end_to_end_p99:.1f} ms end to end"
         )
-    click.echo(f"warm vs cold     {cold.p50 / warm.p50:.1f} times faster, the same {warm.requests} users one by one")
+    click.echo(
+        f"warm vs cold     {outcome.timed.factor:.1f} times faster, the same {warm.requests} users one by one; "
+        f"{longest.factor:.1f} times for the third of at least {longest.cold[-1].number} movies"
+    )
     click.echo(
         f"throughput       {events_per_second:,.0f} events/s with {len(replayed.answers)} requests between them; "
         f"{outcome.requests_per_second:,.0f} requests/s"
@@ -151,7 +157,8 @@ def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -
         "cold_p99_ms": round(cold.p99, 2),
         "warm_end_to_end_p50_ms": round(warm.end_to_end_p50, 2),
         "cold_end_to_end_p50_ms": round(cold.end_to_end_p50, 2),
-        "cold_over_warm": round(cold.p50 / warm.p50, 2),
+        "cold_over_warm": round(outcome.timed.factor, 2),
+        "cold_over_warm_long_histories": round(longest.factor, 2),
         "events_per_second": round(events_per_second, 1),
         "requests_per_second": round(outcome.requests_per_second, 1),
         "users_warm": outcome.users_warm,

@@ -62,12 +62,12 @@ class AppProcess:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        with tqdm(desc=self._label, bar_format="{desc} {elapsed}", dynamic_ncols=True) as progress:
+        with tqdm(desc=self._label, bar_format="{desc} {elapsed}", mininterval=1.0) as progress:
             while not self._serves():
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the app does not serve; it said:\n{self._said()}")
                 time.sleep(0.1)
-                progress.refresh()
+                progress.update()
 
     def _serves(self) -> bool:
         try:

@@ -63,6 +63,8 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Replayed:
     answers: list[Answer]
+    last: dict[str, EventPosition]
+    """Where each user's last event came to lie."""
     num_events: int
     seconds: float
 
@@ -96,7 +98,8 @@ class Replay:
                 take = self._take_scored(step, self._last[user_id]) if step.scored else self._send(step)
                 self._last[user_id] = tasks.create_task(take)
                 self._last[user_id].add_done_callback(done)
-        return Replayed(self._answers, len(steps), time.perf_counter() - started)
+        last = {user_id: task.result() for user_id, task in self._last.items()}
+        return Replayed(self._answers, last, len(steps), time.perf_counter() - started)
 
     async def _take_scored(self, step: Step, before: asyncio.Task[EventPosition]) -> EventPosition:
         after = await before

@@ -20,14 +20,36 @@ def heading(text: str) -> None:
     click.secho(f"\n{text}", bold=True)
 
 
-def show_user(data: MovieLens, user: UserEvents, answers: Sequence[Answer]) -> None:
-    """One user's last movies, what was recommended next and what they watched next."""
+def show_users(data: MovieLens, users: Sequence[UserEvents], answers: Sequence[Answer]) -> None:
+    """The first two users with a hit, and the first without one."""
+    by_user = {user.user_id: sorted(_of(user, answers), key=lambda answer: answer.number) for user in users}
+    hits = {user_id for user_id, own in by_user.items() if any(place_of_target(data, a) is not None for a in own)}
+    with_hit = [user for user in users if user.user_id in hits][:2]
+    without = [user for user in users if user.user_id not in hits][:1]
+    heading(
+        f"{len(hits)} of {len(users)} users watched one of their recommendations next. Two who did, one who did not:"
+    )
+    for user in with_hit + without:
+        _show_user(data, user, by_user[user.user_id])
+
+
+def place_of_target(data: MovieLens, answer: Answer) -> int | None:
+    """Where in the recommendation the movie stands that was watched next, from 0."""
+    return rank_of(answer.items, data.movies[answer.target].item_id)
+
+
+def _of(user: UserEvents, answers: Sequence[Answer]) -> list[Answer]:
+    return [answer for answer in answers if answer.user is user]
+
+
+def _show_user(data: MovieLens, user: UserEvents, answers: Sequence[Answer]) -> None:
+    """One user's last movies, what was recommended and what they watched next, twice."""
     first = answers[0]
     heading(f"User {user.user_id}, {first.number} movies so far, the last ones:")
     for item in first.history[-WATCHED_SHOWN:]:
         click.echo(f"     {_title(data, int(item))}")
     for answer in answers:
-        place = rank_of(answer.items, data.movies[answer.target].item_id)
+        place = place_of_target(data, answer)
         click.echo("   recommended:")
         for rank, item_id in enumerate(answer.items):
             if rank < RECOMMENDED_SHOWN or rank == place:
@@ -39,7 +61,7 @@ def show_user(data: MovieLens, user: UserEvents, answers: Sequence[Answer]) -> N
 
 
 def model_quality(data: MovieLens, answers: Sequence[Answer], k: int) -> Quality:
-    return Quality.of_ranks([rank_of(answer.items, data.movies[answer.target].item_id) for answer in answers], k)
+    return Quality.of_ranks([place_of_target(data, answer) for answer in answers], k)
 
 
 def popularity_quality(data: MovieLens, answers: Sequence[Answer], k: int) -> Quality:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.movielens.data import MovieLens, UserEvents
-from examples.movielens.replay import Answer, ask
+from examples.movielens.replay import Answer, Replayed, ask
 from xgr_stream import CacheState, RecommendClient
 
 CONCURRENCY = 32
@@ -43,33 +43,50 @@ class ColdAndWarm:
     def answers(self) -> list[Answer]:
         return self.cold + self.warm
 
+    @property
+    def factor(self) -> float:
+        """How many times faster the warm requests were in the worker, by their medians."""
+        return Latency.of(self.cold).p50 / Latency.of(self.warm).p50
 
-async def cold_and_warm(
-    data: MovieLens, client: RecommendClient, users: Sequence[UserEvents], k: int, on_user: Callable[[], object]
-) -> ColdAndWarm:
-    """Ask for each user twice, one request at a time. For a worker that has the histories but no prefixes: the first
-    answer is cold, the second warm; the responses say which they were, and only users for whom both hold count."""
-    pairs = []
-    for user in users:
-        pairs.append([await ask(data, client, user, len(user.items), k) for _ in range(2)])
-        on_user()
-    kept = [pair for pair in pairs if [_state(answer) for answer in pair] == [CacheState.COLD, CacheState.WARM]]
-    return ColdAndWarm([cold for cold, _ in kept], [warm for _, warm in kept])
+    def longest_third(self) -> ColdAndWarm:
+        """Those of the users with the longest histories."""
+        order = sorted(range(len(self.cold)), key=lambda index: -self.cold[index].number)
+        kept = order[: max(1, len(order) // 3)]
+        return ColdAndWarm([self.cold[index] for index in kept], [self.warm[index] for index in kept])
 
 
-async def requests_per_second(
-    data: MovieLens, client: RecommendClient, users: Sequence[UserEvents], k: int
-) -> tuple[list[Answer], float]:
-    """Ask for every user once, `CONCURRENCY` requests at a time; (answers, requests per second)."""
-    slots = asyncio.Semaphore(CONCURRENCY)
+class Prober:
+    """Asks for users whose replay is over; each answer sees all of its user's events."""
 
-    async def one(user: UserEvents) -> Answer:
-        async with slots:
-            return await ask(data, client, user, len(user.items), k)
+    def __init__(self, data: MovieLens, client: RecommendClient, replayed: Replayed, k: int) -> None:
+        self._data, self._client, self._k = data, client, k
+        self._last = replayed.last
 
-    started = time.perf_counter()
-    answers = await asyncio.gather(*map(one, users))
-    return answers, len(answers) / (time.perf_counter() - started)
+    async def cold_and_warm(self, users: Sequence[UserEvents], on_user: Callable[[], object]) -> ColdAndWarm:
+        """Ask for each user twice, one request at a time. In a worker that has the histories but not the prefixes the
+        first answer is cold and the second warm; the answers say what they were, and only such pairs are kept."""
+        pairs = []
+        for user in users:
+            pairs.append([await self._ask(user) for _ in range(2)])
+            on_user()
+        kept = [pair for pair in pairs if [_state(answer) for answer in pair] == [CacheState.COLD, CacheState.WARM]]
+        return ColdAndWarm([cold for cold, _ in kept], [warm for _, warm in kept])
+
+    async def requests_per_second(self, users: Sequence[UserEvents]) -> tuple[list[Answer], float]:
+        """Ask for every user once, `CONCURRENCY` requests at a time; (answers, requests per second)."""
+        slots = asyncio.Semaphore(CONCURRENCY)
+
+        async def one(user: UserEvents) -> Answer:
+            async with slots:
+                return await self._ask(user)
+
+        started = time.perf_counter()
+        answers = await asyncio.gather(*map(one, users))
+        return answers, len(answers) / (time.perf_counter() - started)
+
+    async def _ask(self, user: UserEvents) -> Answer:
+        after = self._last[user.user_id]
+        return await ask(self._data, self._client, user, len(user.items), self._k, after=after)
 
 
 def _state(answer: Answer) -> CacheState | None:

@@ -101,9 +101,16 @@ def _measure(data: MovieLens, recipe: Recipe, path: Path, catalog: Catalog) -> t
         "popularity": quality(data, popularity(data), K),
         "item-kNN": quality(data, item_knn(data), K),
     }
+    for method, found in qualities.items():
+        _show(method, found)
     if recipe.with_sasrec:
         qualities["SASRec"] = quality(data, train_sasrec(data, recipe.seed), K)
+        _show("SASRec", qualities["SASRec"])
     return engine, qualities
+
+
+def _show(method: str, found: Quality) -> None:
+    print(f"{method.strip('*'):<12} Recall@{K} {found.recall:.4f}   NDCG@{K} {found.ndcg:.4f}", flush=True)
 
 
 def _as_json(recipe: Recipe) -> dict[str, object]:
@@ -123,9 +130,7 @@ def main(full: bool, seed: int, threads: int, output: Path | None) -> None:
     path = output or checkpoint_path(recipe)
     recipe = dataclasses.replace(recipe, seed=seed)
     command = f"python -m examples.movielens.train{' --full' if full else ''} --seed {seed} --threads {threads}"
-    qualities = train(load(), recipe, path, command)
-    for method, found in qualities.items():
-        click.echo(f"{method.strip('*'):<12} Recall@{K} {found.recall:.4f}   NDCG@{K} {found.ndcg:.4f}")
+    train(load(), recipe, path, command)
     click.echo(f"written to {path}, the card is {path / 'README.md'}")
 
 
