@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from xgr_stream.stream.runtime import ServedEngine
 
 MIB = 1 << 20
+SESSION_TIMEOUT_S = 10.0
+"""How long a worker may be silent before its partitions go to another. Faust's own default is a minute."""
 
 
 def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> TopicNames:
@@ -112,6 +114,9 @@ async def _serve_with_faust(
         web_bind=web[0],
         web_port=web[1],
         consumer_auto_offset_reset="earliest",
+        broker_session_timeout=SESSION_TIMEOUT_S,
+        broker_rebalance_timeout=SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=SESSION_TIMEOUT_S / 10,
     )
     attach(app, engine=engine, config=config, engine_config=engine_config)
     app.finalize()

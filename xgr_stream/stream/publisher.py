@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
@@ -132,7 +132,7 @@ class Publisher:
             self._on_progress(output.topic, output.partition.number)
 
     def _retry_or_fail(self, output: Output, produce: Produce, error: BaseException) -> None:
-        if not getattr(error, "retriable", False):
+        if not _passes(error):
             logger.error("the broker refused a record of %s: %s", produce.topic, error)
             self._on_failure(error)
             return
@@ -177,3 +177,8 @@ class Publisher:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether trying again can help. aiokafka does not call its own time-out retriable."""
+    return isinstance(error, KafkaTimeoutError | KafkaConnectionError) or bool(getattr(error, "retriable", False))

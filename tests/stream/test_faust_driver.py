@@ -1,0 +1,252 @@
+"""The Faust driver without a broker: its agents in Faust's test context, acks in offset order, assignments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import faust
+import pytest
+from faust.types import TP
+
+from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
+from xgr_stream.errors import ConfigError, TopologyError
+from xgr_stream.metrics import Metrics
+from xgr_stream.stream import codec
+from xgr_stream.stream.attachment import attach
+from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.stream.recommender import Recommender
+from xgr_stream.stream.runtime import Runtime, Setup
+from xgr_stream.testing import NullEngine
+from xgr_stream.types import UserEvent
+
+USER = b"user-1"
+PARTITION = 0
+"""Where the tests that accept any placement put everything."""
+
+
+@pytest.fixture
+def app(tmp_path: Any) -> faust.App:
+    return faust.App("test", broker="kafka://127.0.0.1:1", web_enabled=False, datadir=tmp_path, autodiscover=False)
+
+
+@pytest.fixture
+async def driver(app: faust.App) -> AsyncIterator[FaustDriver]:
+    """A driver whose runtime was never started: nothing is sent, and the test plays the broker."""
+    config = StreamConfig(partitioner="any")
+
+    def make_setup() -> Setup:
+        return Setup(NullEngine(), Connection("127.0.0.1:1"), "test", config, EngineConfig(), Metrics())
+
+    recommender = Recommender(config, Metrics())
+    driver = FaustDriver(app, recommender, make_setup)
+    driver.runtime = Runtime(make_setup(), on_progress=driver._acknowledge, on_failure=_raise)
+    driver.runtime.num_partitions = 4
+    driver.runtime._device.start()
+    driver.runtime.processor.assign({PARTITION}, 4)
+    driver.runtime.processor.restored(PARTITION)
+    yield driver
+    driver.runtime._device.stop(1.0)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def event_bytes(item_id: str = "item-1") -> bytes:
+    return codec.encode({"v": 1, "item_id": item_id}, "msgpack")
+
+
+async def put(agent: Any, value: bytes | None) -> Any:
+    """Give an agent one record, and let it work."""
+    event = await agent.put(key=USER, value=value, partition=PARTITION, wait=False)
+    event.acked = _count_acks(event)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return event
+
+
+def _count_acks(event: Any) -> list[int]:
+    acks: list[int] = []
+    event.ack = lambda: acks.append(event.message.offset)
+    return acks
+
+
+def acknowledge(driver: FaustDriver, outputs: list[Any]) -> None:
+    """What the publisher does once the broker has all of an output."""
+    assert driver.runtime is not None
+    for output in outputs:
+        driver.runtime.processor.acknowledged(output)
+        if output.topic is not None:
+            driver._acknowledge(output.topic, output.partition.number)
+
+
+async def test_events_are_acknowledged_in_offset_order(driver: FaustDriver) -> None:
+    processor = driver.runtime.processor
+    async with driver.events.test_context() as agent:
+        events = [await put(agent, event_bytes(f"item-{n}")) for n in range(4)]
+        outputs = processor.poll()
+        assert len(outputs) == 4
+        acknowledge(driver, outputs[2:])
+        assert [event.acked for event in events] == [[], [], [], []]
+        acknowledge(driver, outputs[:1])
+        assert [event.acked for event in events] == [[0], [], [], []]
+        acknowledge(driver, outputs[1:2])
+        assert [event.acked for event in events] == [[0], [1], [2], [3]]
+
+
+async def test_nothing_that_a_record_holds_escapes_the_agent(driver: FaustDriver) -> None:
+    processor = driver.runtime.processor
+    async with driver.events.test_context() as agent:
+        for value in (None, b"", b"\xc1", b"{", codec.encode({"v": 1}, "json"), event_bytes()):
+            await put(agent, value)
+        outputs = processor.poll()
+        dead_letters = driver._recommender.config.topics.dead_letters
+        assert [output.produces[0].topic == dead_letters for output in outputs] == [True] * 5 + [False]
+        acknowledge(driver, outputs)
+    assert processor.committable(driver._recommender.config.topics.events, PARTITION) == 6
+
+
+async def test_requests_are_answered_and_then_acknowledged(driver: FaustDriver) -> None:
+    processor = driver.runtime.processor
+    value = codec.encode({"v": 1, "request_id": "one", "k": 2, "timeout_ms": 60_000}, "msgpack")
+    async with driver.requests.test_context() as agent:
+        event = await put(agent, value)
+        outputs: list[Any] = []
+        async with asyncio.timeout(10):
+            while not (outputs := processor.poll()):  # noqa: ASYNC110  the device's thread knows of no event
+                await asyncio.sleep(0.005)
+        (output,) = outputs
+        response = codec.decode(output.produces[0].value, 1 << 20)
+        assert (response["request_id"], len(response["items"])) == ("one", 2)
+        assert event.acked == []
+        acknowledge(driver, [output])
+        assert event.acked == [0]
+
+
+async def test_an_event_that_was_taken_before_is_done_at_once(driver: FaustDriver) -> None:
+    async with driver.events.test_context() as agent:
+        first = await put(agent, event_bytes())
+        acknowledge(driver, driver.runtime.processor.poll())
+        agent.sent_offset = 0
+        again = await put(agent, event_bytes())
+        assert (first.acked, again.acked) == ([0], [0])
+        assert driver.runtime.setup.engine.history.num_events == 1
+
+
+async def test_events_that_come_before_their_assignment_are_held(driver: FaustDriver) -> None:
+    topics, processor = driver._recommender.config.topics, driver.runtime.processor
+    ours = {TP(topics.events, PARTITION), TP(topics.requests, PARTITION)}
+    driver.runtime._recovery = NoRecovery()
+    await driver._on_revoked(None, ours)
+    async with driver.events.test_context() as agent:
+        event = await put(agent, event_bytes())
+        assert processor.poll() == []
+        await driver._on_assigned(None, ours)
+        processor.restored(PARTITION)
+        acknowledge(driver, processor.poll())
+        assert event.acked == [0]
+
+
+async def test_events_of_an_earlier_generation_are_left_to_come_again(driver: FaustDriver, app: faust.App) -> None:
+    async with driver.events.test_context() as agent:
+        event = await agent.put(key=USER, value=event_bytes(), partition=PARTITION, wait=False)
+        app.consumer_generation_id += 1
+        driver.take([event])
+    assert driver.runtime.processor.poll() == []
+
+
+async def test_what_is_revoked_is_not_acknowledged(driver: FaustDriver) -> None:
+    topics = driver._recommender.config.topics
+    async with driver.events.test_context() as agent:
+        event = await put(agent, event_bytes())
+        outputs = driver.runtime.processor.poll()
+        await driver._on_revoked(None, {TP(topics.events, PARTITION), TP(topics.requests, PARTITION)})
+        acknowledge(driver, outputs)
+        assert event.acked == []
+
+
+async def test_an_assignment_that_splits_a_partition_fails_the_worker(driver: FaustDriver) -> None:
+    topics = driver._recommender.config.topics
+    with pytest.raises(TopologyError, match="table_standby_replicas"):
+        await driver._on_assigned(None, {TP(topics.events, 1), TP(topics.requests, 2)})
+
+
+class NoRecovery:
+    async def run(self, number: int) -> None: ...
+
+
+# attach
+
+
+def test_attach_needs_something_to_serve(app: faust.App) -> None:
+    with pytest.raises(ConfigError, match="model and catalog"):
+        attach(app, model="models/shop")
+
+
+@pytest.mark.parametrize("source", [lambda app: app.channel(), lambda app: app.topic("a", "b"), lambda app: ["a", "b"]])
+def test_attach_refuses_several_sources_without_repartition(app: faust.App, source: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="repartition=True"):
+        attach(app, engine=NullEngine(), events=source(app))
+
+
+def test_attach_takes_the_applications_own_topic(app: faust.App) -> None:
+    views = app.topic("page-views")
+    recommender = attach(app, engine=NullEngine(), events=views, event=lambda view: None)
+    assert recommender.config.topics == TopicNames(events="page-views")
+
+
+async def test_the_recommender_is_deaf_until_the_app_runs(app: faust.App) -> None:
+    recommender = attach(app, engine=NullEngine())
+    with pytest.raises(RuntimeError, match="must have started"):
+        await recommender.recommend("user-1")
+
+
+class PageView(faust.Record):
+    user: str
+    item: str | None
+
+
+def to_event(view: PageView) -> UserEvent | None:
+    return None if view.item is None else UserEvent(view.user, view.item)
+
+
+async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> None:
+    sent: list[tuple[str, bytes, bytes]] = []
+    attach(
+        app,
+        engine=NullEngine(),
+        events=[app.topic("page-views", value_type=PageView)],
+        event=to_event,
+        repartition=True,
+    )
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    driver.runtime = FakeRuntime(sent)
+    agent = app.agents["xgr-repartition-0"]
+    async with agent.test_context() as converting:
+        views = [PageView(user="user-1", item="item-1"), PageView(user="user-2", item=None)]
+        events = [await put(converting, view.dumps(serializer="json")) for view in views]
+        broken = await put(converting, b"no page view")
+        async with asyncio.timeout(5):
+            while not broken.acked:  # noqa: ASYNC110  the agent knows of no event
+                await asyncio.sleep(0.005)
+        assert [event.acked for event in [*events, broken]] == [[0], [1], [2]]
+    assert [(topic, key) for topic, key, _ in sent] == [("user-events", b"user-1"), ("rec-dead-letters", USER)]
+    assert codec.decode(sent[0][2], 1_000) == {"v": 1, "user_id": "user-1", "item_id": "item-1"}
+    assert codec.decode(sent[1][2], 1_000)["reason"] == "invalid_event"
+
+
+class FakeRuntime:
+    """Just a producer that has written at once."""
+
+    def __init__(self, sent: list[tuple[str, bytes, bytes]]) -> None:
+        self._sent = sent
+        self.producer = self
+
+    async def send(self, topic: str, value: bytes, key: bytes) -> asyncio.Future[None]:
+        self._sent.append((topic, key, value))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
