@@ -164,7 +164,7 @@ def test_all_beams_dead(run) -> None:
 def test_a_leading_beam_spares_the_others(run) -> None:
     """One beam has enough children and the others' bounds lie below them: they are not scanned."""
     case = random_case(
-        random.Random(5), requests=1, rows=7, codes=16, width=4, normalizer="level", dead=0.0, dense=True
+        random.Random(5), requests=1, rows=7, codes=130, width=4, normalizer="level", dead=0.0, dense=True
     )
     case.scores[:] = torch.tensor([-90.0, -80.0, 0.0, -70.0, -60.0, -50.0, -40.0])
     chosen = case.select(run)

@@ -41,6 +41,7 @@ def beam_select(
     emptied_nodes: Tensor,
     normalizer: str = "level",
     log_normalizer: Tensor | None = None,
+    num_out: int | None = None,
 ) -> BeamSelection:
     """Extend each request's beams by one level and keep the best, by score descending, then node ascending.
 
@@ -53,7 +54,8 @@ def beam_select(
     node_masks: [masks, children] bool, what is legal; mask_index: [requests], the row of it that a request uses.
     emptied_starts: [requests + 1]; emptied_nodes: [emptied], sorted inside a request: nodes not legal for it alone.
     normalizer: "level", a log-sum-exp over all codes, or "legal", over the beam's legal children; log_normalizer
-    [rows], where given, goes before it. Raises ValueError on arguments that do not fit each other.
+    [rows], where given, goes before it. num_out: out_starts[-1], which is read back from the device, a host
+    synchronisation, where it is not given. Raises ValueError on arguments that do not fit each other.
     """
     rows = len(logits)
     check_shape("logits", logits, (rows, None))
@@ -88,5 +90,6 @@ def beam_select(
         emptied_nodes=emptied_nodes,
         normalizer=normalizer,
         log_normalizer=log_normalizer,
+        num_out=num_out,
     )
     return BeamSelection(*chosen)

@@ -28,14 +28,15 @@ def beam_select(
     emptied_nodes: Tensor,
     normalizer: str,
     log_normalizer: Tensor | None,
+    num_out: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits = logits.float()
     widths = out_starts.diff().long()
     request_of = torch.repeat_interleave(row_starts.diff())  # [rows]
     alive = scores > -torch.inf
     at = nodes.long().clamp(min=0)
-    first_child = child_starts.long()[at]
-    num_children = (child_starts.long()[at + 1] - first_child).masked_fill_(~alive, 0)
+    first_child = child_starts[at].long()
+    num_children = (child_starts[at + 1].long() - first_child).masked_fill_(~alive, 0)
 
     def legal_children(rows: Tensor) -> tuple[Tensor, Tensor]:
         """Row and node [legal] of the legal children of these rows, row by row, nodes ascending."""
@@ -62,17 +63,18 @@ def beam_select(
         leading, others = (alive & leads).nonzero().flatten(), (alive & ~leads).nonzero().flatten()
         row, node = legal_children(leading)
     score = scores[row] + (logits[row, child_codes[node].long()] - norm[row])
-    tau = _nth_best(score, request_of[row], widths)
-    others = others[bound[others] >= tau[request_of[others]]]
     if len(others):
+        tau = _nth_best(score, request_of[row], widths)
+        others = others[bound[others] >= tau[request_of[others]]]
         more_row, more_node = legal_children(others)
+        row, node = torch.cat([row, more_row]), torch.cat([node, more_node])
         more_score = scores[more_row] + (logits[more_row, child_codes[more_node].long()] - norm[more_row])
-        kept = more_score >= tau[request_of[more_row]]
-        row, node = torch.cat([row, more_row[kept]]), torch.cat([node, more_node[kept]])
-        score = torch.cat([score, more_score[kept]])
+        score = torch.cat([score, more_score])
+        kept = score >= tau[request_of[row]]
+        row, node, score = row[kept], node[kept], score[kept]
     scanned = torch.bincount(request_of[torch.cat([leading, others])], minlength=len(widths))
-    chosen = _ordered(score, node, request_of[row], tau)
-    return *_fill(score[chosen], row[chosen], node[chosen], request_of, row_starts, out_starts), scanned.int()
+    chosen = _ordered(score, node, request_of[row], len(widths))
+    return *_fill(score[chosen], row[chosen], node[chosen], request_of, row_starts, out_starts, num_out), scanned.int()
 
 
 def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
@@ -108,16 +110,21 @@ def _nth_best(score: Tensor, request: Tensor, n: Tensor) -> Tensor:
     return table.topk(widest, dim=1).values.gather(1, (n - 1).clamp(min=0)[:, None])[:, 0]
 
 
-def _ordered(score: Tensor, node: Tensor, request: Tensor, least: Tensor) -> Tensor:
-    """Indices of the candidates not below their request's `least`: by request, score descending, node ascending."""
-    order = (score >= least[request]).nonzero().flatten()
-    order = order[node[order].argsort()]
+def _ordered(score: Tensor, node: Tensor, request: Tensor, requests: int) -> Tensor:
+    """Indices of the candidates: by request, score descending, node ascending."""
+    order = node.argsort()
     order = order[score[order].argsort(descending=True, stable=True)]
-    return order[request[order].argsort(stable=True)]
+    return order if requests == 1 else order[request[order].argsort(stable=True)]
 
 
 def _fill(
-    score: Tensor, row: Tensor, node: Tensor, request_of: Tensor, row_starts: Tensor, out_starts: Tensor
+    score: Tensor,
+    row: Tensor,
+    node: Tensor,
+    request_of: Tensor,
+    row_starts: Tensor,
+    out_starts: Tensor,
+    num_out: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Put the ordered candidates into the requests' output beams; drop those beyond, mark beams left over missing."""
     request = request_of[row]
@@ -125,7 +132,7 @@ def _fill(
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[request]
     fits = place < out_starts.diff()[request]
     slot = (out_starts[request] + place)[fits]
-    missing = torch.repeat_interleave(row_starts[:-1].int(), out_starts.diff())  # [out]
+    missing = torch.repeat_interleave(row_starts[:-1].int(), out_starts.diff(), output_size=num_out)  # [out]
     scores = score.new_full((len(missing),), -torch.inf)
     scores[slot] = score[fits]
     parents, nodes = missing.clone(), torch.full_like(missing, -1)
