@@ -113,6 +113,8 @@ class FilterResolver:
         return tagged.legal
 
     def _emptied(self, legal: LegalItems, excluded: Int32Array) -> tuple[Int32Array, ...]:
+        if not len(excluded):  # most requests: 5 µs instead of 65
+            return (excluded,) * self._trie.levels
         leaves = self._trie.leaf_of(excluded)
         emptied = []
         for depth in range(1, self._trie.levels + 1):
