@@ -129,7 +129,7 @@ async def test_example_that_embeds_in_faust(broker: Broker, shop: Path, tmp_path
     consumer.subscribe(["offers"])
     await consumer.start()
     try:
-        async with process(*start, "worker", "-l", "warning", **settings):
+        async with process(*start, "worker", "-l", "warn", **settings):
             for item in ("item-1", "item-2"):
                 view = {"user_id": "user-7", "item_id": item, "cart": ["item-3"]}
                 await producer.send_and_wait("page-views", codec.encode(view, "json"), b"user-7")
