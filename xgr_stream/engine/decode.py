@@ -77,6 +77,7 @@ class BeamDecoder:
                 emptied_nodes=legality.emptied_nodes[level],
                 normalizer="level" if self._normalizer == "vocabulary" else self._normalizer,
                 log_normalizer=self._log_normalizer(hidden),
+                num_out=int(starts[level + 1][-1]),
             )
             scores, nodes = selection.scores, selection.nodes
             if level < self._levels - 1:

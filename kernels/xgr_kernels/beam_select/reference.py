@@ -92,7 +92,10 @@ def _log_sum_exp(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 def _leads(bound: Tensor, num_children: Tensor, row_starts: Tensor, widths: Tensor) -> Tensor:
     """Which rows [rows] are scanned first: by bound, those that together have `widths` [requests] children."""
-    index, real = padded_index(row_starts[:-1], row_starts.diff())
+    beams = row_starts.diff()
+    if bool((beams == 1).all()):  # level 0
+        return torch.ones_like(bound, dtype=torch.bool)
+    index, real = padded_index(row_starts[:-1], beams)
     by_bound = bound[index].masked_fill_(~real, -torch.inf).argsort(dim=1, descending=True, stable=True)
     children = num_children[index].masked_fill_(~real, 0).gather(1, by_bound)
     enough = children.cumsum(1) - children < widths[:, None]
