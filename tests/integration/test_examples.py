@@ -138,7 +138,9 @@ async def test_example_that_embeds_in_faust(broker: Broker, shop: Path, tmp_path
                 while len(offers) < 2:
                     offers.append(json.loads((await consumer.getone()).value))
             assert "xgr_events_total 2.0" in await _get(port, "/metrics")
-            assert json.loads((await _get(port, "/readyz")).partition("\r\n\r\n")[2])["ready"]
+            async with asyncio.timeout(10):  # the partitions without this user may still be restored
+                while not json.loads((await _get(port, "/readyz")).partition("\r\n\r\n")[2])["ready"]:
+                    await asyncio.sleep(0.1)
         for offer in offers:
             assert offer["user_id"] == "user-7"
             assert len(offer["item_ids"]) == 5
