@@ -68,16 +68,18 @@ class Recovery:
         end = (await consumer.end_offsets([events]))[events]
         consumer.assign([log, events])
         await consumer.seek_to_beginning(log)
-        consumer.seek(events, end)
-        complete = False
-        while not complete:
+        # The last event tells the end on brokers, too, that count a batch of several records as one.
+        consumer.seek(events, max(end - 1, 0))
+        fenced, looked = False, end == 0
+        while not (fenced and looked):
             batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
-            if behind := batches.get(events):  # new ones, or the broker counts a batch of several records as one
-                end = behind[-1].offset + 1
+            if last := batches.get(events):
+                end = last[-1].offset + 1
                 consumer.pause(events)
             records = batches.get(log, [])
             self._processor.restore(number, map(record_of, records))
-            complete = any(changelog.is_fence(record.key, record.value, nonce) for record in records)
+            fenced = fenced or any(changelog.is_fence(record.key, record.value, nonce) for record in records)
+            looked = looked or bool(last) or (fenced and not batches)  # it may have expired
         self._processor.restored(number, position=await consumer.committed(events), end=end)
 
     async def _write_fence(self, number: int) -> bytes:
