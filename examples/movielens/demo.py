@@ -71,8 +71,11 @@ def main(users: int, bootstrap: str | None, model: Path | None, seed: int) -> No
     with broker:
         outcome = asyncio.run(_run(data, chosen, path, broker))
     report.show_users(data, chosen, outcome.replayed.answers)
-    figures = _print_summary(data, chosen, outcome)
-    click.echo(json.dumps({**figures, "seconds": round(time.perf_counter() - started, 1)}))
+    figures = _print_summary(
+        data, chosen, outcome, "through the embedded broker" if bootstrap is None else "end to end"
+    )
+    conditions = {**_conditions(path, outcome), "seconds": round(time.perf_counter() - started, 1)}
+    click.echo(json.dumps({**figures, **conditions}))
     sys.exit(1 if outcome.failed else 0)
 
 
@@ -115,7 +118,15 @@ async def _run(data: MovieLens, users: list[UserEvents], model: Path, broker: Br
     return Outcome(replayed, users_warm, timed, rate, len(failures))
 
 
-def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -> dict[str, object]:
+def _conditions(model: Path, outcome: Outcome) -> dict[str, object]:
+    """What the figures were computed with."""
+    settings = json.loads((model / "xgr.json").read_text(encoding="utf-8"))
+    response = outcome.timed.warm[0].response
+    versions = {} if response is None else {"model": response.model_version, "catalog": response.catalog_version}
+    return {"beam_width": BEAM, "normalizer": settings.get("normalizer", "level"), **versions}
+
+
+def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome, route: str) -> dict[str, object]:
     """The summary; returns its figures."""
     replayed = outcome.replayed
     model = report.model_quality(data, replayed.answers, K)
@@ -132,7 +143,7 @@ def _print_summary(data: MovieLens, users: list[UserEvents], outcome: Outcome) -
     for name, latency in (("warm", warm), ("cold", cold)):
         click.echo(
             f"{name} request     P50 {latency.p50:.1f} ms, P99 {latency.p99:.1f} ms in the app; "
-            f"P50 {latency.end_to_end_p50:.1f} ms, P99 {latency.end_to_end_p99:.1f} ms end to end"
+            f"P50 {latency.end_to_end_p50:.1f} ms, P99 {latency.end_to_end_p99:.1f} ms {route}"
         )
     click.echo(
         f"warm vs cold     {outcome.timed.factor:.1f} times faster, the same {warm.requests} users one by one; "

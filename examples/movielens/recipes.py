@@ -12,6 +12,7 @@ FULL = Recipe(
     Shape(hidden=192, head_dim=48, intermediate=576),
     epochs=40,
     dropout=0.4,
+    smoothing=0.0,
     average=0.995,
     with_sasrec=True,
 )

@@ -70,6 +70,8 @@ class Prober:
             pairs.append([await self._ask(user) for _ in range(2)])
             on_user()
         kept = [pair for pair in pairs if [_state(answer) for answer in pair] == [CacheState.COLD, CacheState.WARM]]
+        if not kept:
+            raise RuntimeError("no user was answered cold and then warm")
         return ColdAndWarm([cold for cold, _ in kept], [warm for _, warm in kept])
 
     async def requests_per_second(self, users: Sequence[UserEvents]) -> tuple[list[Answer], float]:
