@@ -51,6 +51,15 @@ recommender = xgr.attach(
     catalog=os.environ.get("SHOP_CATALOG", "catalog.parquet"),
     events=page_views,
     event=event_of,
+    # A recommender's topics are its own: another one's history belongs to other events.
+    config=xgr.StreamConfig(
+        topics=xgr.TopicNames(
+            requests="shop-rec-requests",
+            responses="shop-rec-responses",
+            dead_letters="shop-rec-dead-letters",
+            changelog="shop-history-changelog",
+        )
+    ),
 )
 
 

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from tests.integration.workers import FaustWorker
+from tests.integration.workers import FaustWorker, until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import TopicNames
@@ -87,8 +87,7 @@ async def test_a_worker_that_is_told_to_stop_answers_what_it_took(broker: Broker
             asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(20)]
             await asyncio.sleep(0.3)
             assert await worker.stop() == 0
-            answered = [task for task in asked if task.done()]
-            assert answered
-            assert all(task.exception() is None for task in answered)
+            await until(lambda: any(task.done() for task in asked), 5.0)
+            assert all(task.exception() is None for task in asked if task.done())
             async with FaustWorker(broker, topics):  # the next worker answers those that the first had not taken
                 await asyncio.gather(*asked)
