@@ -35,7 +35,7 @@ popularity. The last one is the test above, recommended from all events before i
 **Semantic IDs.** PPMI-SVD of the training events' co-occurrence, residual k-means, last level reassigned so that every
 movie has an ID of its own.
 
-**Training.** `{command}`, seed {recipe.seed}, {recipe.epochs} epochs in {seconds:.0f} s, {threads} threads, PyTorch
+**Training.** `{command}`, seed {recipe.seed}, {recipe.epochs} epochs in {seconds:.0f} s on {threads} core(s), PyTorch
 {torch}; AdamW, learning rate {recipe.learning_rate}, dropout {recipe.dropout}, label smoothing {recipe.smoothing},
 average of the late weights.
 
