@@ -38,6 +38,9 @@ async def main(settings: dict[str, object]) -> None:
             web_enabled=False,
             datadir=data,
             consumer_auto_offset_reset="earliest",
+            broker_session_timeout=6.0,
+            broker_rebalance_timeout=4.0,
+            broker_heartbeat_interval=0.5,
         )
         if settings["embedded"]:
             EmbeddedBroker().tune(app)
