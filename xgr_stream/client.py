@@ -130,7 +130,7 @@ class RecommendClient:
             user_id,
             k,
             beam_width,
-            ItemFilter(tuple(exclude), tuple(allow), tuple(deny)),
+            ItemFilter.of(exclude, allow, deny),
             timeout_ms=round(timeout * 1000),
             min_offset=None if after is None else after.offset,
         )

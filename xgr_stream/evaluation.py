@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
+from xgr_stream.catalog.table import read_json_lines
 from xgr_stream.engine import Engine
 from xgr_stream.errors import InvalidInput, error_from
 from xgr_stream.types import ItemFilter, RecommendRequest, Status, UserEvent
@@ -133,8 +133,8 @@ def _read_csv(path: Path) -> pa.Table:
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".parquet": pa.parquet.read_table,
     ".csv": _read_csv,
-    ".jsonl": pa.json.read_json,
-    ".ndjson": pa.json.read_json,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
 }
 
 

@@ -7,9 +7,10 @@ its value and what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import cast
 
 from xgr_stream.errors import InvalidEvent, InvalidRequest, XgrError
 
@@ -87,11 +88,18 @@ class ItemFilter:
     def __post_init__(self) -> None:
         for name, limit in (("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)):
             values = getattr(self, name)
-            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+            # A string is a collection of strings too, and its characters are nobody's items.
+            listed = isinstance(values, Collection) and not isinstance(values, str)
+            if not listed or not all(isinstance(v, str) for v in values):
                 raise InvalidRequest(f"{name} must be a sequence of strings, not {_shown(values)}")
             if len(values) > limit:
                 raise InvalidRequest(f"{name} must hold at most {limit} entries, not {len(values)}")
             object.__setattr__(self, name, tuple(values))
+
+    @classmethod
+    def of(cls, exclude: Collection[str] = (), allow: Collection[str] = (), deny: Collection[str] = ()) -> ItemFilter:
+        """From collections of any kind: lists, sets, the keys of a dictionary."""
+        return cls(cast("tuple[str, ...]", exclude), cast("tuple[str, ...]", allow), cast("tuple[str, ...]", deny))
 
 
 NO_FILTER = ItemFilter()

@@ -123,11 +123,20 @@ def test_attributes_come_along() -> None:
     assert catalog.live_counts[0].tolist() == [2]
 
 
+def test_codes_may_be_numpys() -> None:
+    embeddings = clustered(3)
+    plain = Catalog.from_embeddings(["a", "b", "c"], embeddings, levels=2, codes=4)
+    assert Catalog.from_embeddings(["a", "b", "c"], embeddings, levels=2, codes=np.int64(4)).version == plain.version
+
+
 @pytest.mark.parametrize(
     ("item_ids", "embeddings", "levels", "codes", "message"),
     [
         (["a", "b"], [[1.0, 2.0], [3.0, float("nan")]], 1, 2, "embeddings[1, 1] is nan, expected a finite number"),
         (["a"], [[float("-inf")]], 1, 2, "embeddings[0, 0] is -inf, expected a finite number"),
+        (["a"], [[1e30]], 1, 2, "embeddings[0, 0] is 1.0000000150474662e+30, expected a finite number below 1e+15"),
+        (["a", "b"], [[1.0], [1.0, 2.0]], 1, 2, "embeddings cannot be read as numbers, expected [items, dim]"),
+        (["a"], [["x"]], 1, 2, "embeddings cannot be read as numbers, expected [items, dim]"),
         (["a"], [1.0, 2.0], 1, 2, "embeddings have shape (2,), expected [items, dim] with at least 1 of each"),
         ([], np.zeros((0, 4)), 1, 2, "embeddings have shape (0, 4), expected [items, dim] with at least 1 of each"),
         (["a"], [[1.0], [2.0]], 1, 2, "columns have lengths {'item_id': 1, 'sid_0': 2}, expected equal ones"),

@@ -62,6 +62,14 @@ def test_json_lines(tmp_path: Path) -> None:
     assert_is_items(Catalog.from_table(path))
 
 
+def test_json_that_looks_like_dates_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item_id": "2024-01-01", "sid": [1, 2], "tags": ["2023-12-31"], "since": "2020-02-02"}\n')
+    catalog = Catalog.from_table(path)
+    assert catalog.item_ids == ("2024-01-01",)
+    assert catalog.resolve(ItemFilter(allow=("2023-12-31",))).num_items == 1
+
+
 def test_integer_item_ids_become_strings() -> None:
     catalog = Catalog.from_table({"item_id": [7, 12], "sid": [[0], [1]]})
     assert catalog.item_ids == ("7", "12")

@@ -4,7 +4,7 @@ from tests.property.users import ask, record
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
 from xgr_stream.engine import Engine
-from xgr_stream.errors import CheckpointError, ConfigError, InvalidEvent, InvalidRequest, NothingLegal
+from xgr_stream.errors import CheckpointError, ConfigError, EngineError, InvalidEvent, InvalidRequest, NothingLegal
 from xgr_stream.history import HistoryStore
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_items, tiny_model
 from xgr_stream.types import CacheState, ItemFilter, Status, UserEvent
@@ -125,7 +125,25 @@ def test_events_that_are_not_a_list_are_refused(engine):
         engine.append("user", "item-1")
     with pytest.raises(InvalidEvent, match=r"actions must be one per item \(2\), not 1"):
         engine.append("user", ["item-1", "item-2"], ["view"])
+    with pytest.raises(InvalidEvent, match="item_id must be"):
+        engine.append("user", ["item-1", ""])
     assert engine.history.view("user") is None
+
+
+@pytest.mark.parametrize("name", ["exclude", "allow", "deny"])
+def test_filters_that_are_no_collections_are_refused(engine, name):
+    engine.append("user", ["item-1"])
+    for wrong in ("item-1", None, 7, [7]):
+        with pytest.raises(InvalidRequest, match=f"{name} must be a sequence of strings"):
+            engine.recommend("user", **{name: wrong})
+    engine.recommend("user", exclude={"item-1"}, deny=dict.fromkeys(["red"]))
+
+
+def test_scores_that_are_not_numbers_are_an_error(engine):
+    engine.append("user", ["item-1"])
+    engine.cache.hidden.fill_(float("nan"))
+    with pytest.raises(EngineError, match="scores are not numbers"):
+        engine.recommend("user")
 
 
 def test_batches_beyond_the_row_limit_are_split():

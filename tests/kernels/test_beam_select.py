@@ -145,10 +145,16 @@ def test_equals_exhaustive_loop(run, seed: int) -> None:
     check(case, case.select(run))
 
 
-def test_ties_go_to_the_smaller_node(run) -> None:
-    case = random_case(random.Random(3), normalizer="level", dead=0.0)
+@pytest.mark.parametrize("normalizer", ["level", "legal"])
+@pytest.mark.parametrize("width", [4, 65])
+def test_ties_go_to_the_smaller_node(run, width: int, normalizer: str) -> None:
+    """Of beams that stand at their nodes in any order: neither rows nor the order of scanning may settle a tie."""
+    case = random_case(
+        random.Random(3), requests=3, rows=17, codes=7, width=width, normalizer=normalizer, dead=0.0, dense=True
+    )
     case.logits.zero_()
     case.scores.zero_()
+    assert (case.nodes.diff() < 0).any()
     check(case, case.select(run))
 
 

@@ -35,6 +35,9 @@ def test_save_refuses_what_would_not_load(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "new", model.config.to_dict(), tensors, XGR)
     with pytest.raises(CheckpointError, match="beyond the checkpoint's vocabulary"):
         save_checkpoint(tmp_path / "new", model.config.to_dict(), model.state_dict(), XGR | {"prompt": [101]})
+    window = {"window": {"max_events": 100_000}}
+    with pytest.raises(CheckpointError, match="a window of 100000 events takes up to"):
+        save_checkpoint(tmp_path / "new", model.config.to_dict(), model.state_dict(), XGR | window)
     assert not (tmp_path / "new").exists()
 
 
@@ -81,6 +84,21 @@ def test_unknown_dtype(tmp_path: Path) -> None:
     save_model(tmp_path)
     with pytest.raises(ConfigError, match="dtype must be None or one of float32, bfloat16, float16, not 'int8'"):
         load_model(tmp_path, dtype="int8", item_tokens=XGR)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_unknown_device(tmp_path: Path, device: str) -> None:
+    save_model(tmp_path)
+    with pytest.raises(ConfigError, match=f"device must be one that torch can use here, not '{device}'"):
+        load_model(tmp_path, device=device, item_tokens=XGR)
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    model = make_model("qwen3", tie_word_embeddings=False)
+    tensors = model.state_dict()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    save_checkpoint(tmp_path, model.config.to_dict(), tensors, XGR)
+    assert load_model(tmp_path).version == build_model(model.config.to_dict(), tensors, XGR).version
 
 
 def test_the_window_must_fit_the_positions(tmp_path: Path) -> None:

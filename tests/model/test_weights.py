@@ -35,10 +35,12 @@ def edit(path: Path, **tensors: Tensor | None) -> None:
             r"down_proj.weight has shape \(48, 70\) in the checkpoint; config.json asks for \(48, 72\)",
         ),
         ("model__norm__weight", torch.ones(48, dtype=torch.int8), "model.norm.weight must be of float32, float16"),
+        ("model__norm__weight", torch.full((48,), torch.nan), "model.norm.weight must hold finite numbers, not NaN"),
+        ("model__norm__weight", torch.full((48,), torch.inf), "model.norm.weight must hold finite numbers, not NaN"),
         ("model__norm__bias", torch.ones(48), r"holds tensor model.norm.bias of shape \(48,\), for which a qwen3"),
         ("lm_head__weight", torch.ones(101, 48), "holds tensor lm_head.weight of shape"),
     ],
-    ids=["missing", "shape", "dtype", "extra", "another head although tied"],
+    ids=["missing", "shape", "dtype", "NaN", "infinity", "extra", "another head although tied"],
 )
 def test_tensors_that_do_not_fit(tmp_path: Path, name: str, tensor: Tensor | None, message: str) -> None:
     save_model(tmp_path, tie_word_embeddings=True)

@@ -65,7 +65,7 @@ class Catalog:
         embeddings: npt.ArrayLike,
         *,
         levels: int,
-        codes: int | Sequence[int],
+        codes: int | np.integer[Any] | Sequence[int],
         seed: int = 0,
         unique: bool = False,
         columns: Mapping[str, Sequence[Any]] | None = None,
@@ -76,7 +76,8 @@ class Catalog:
         Near items may share a SID; with `unique` the last level is reassigned so that none do. `columns`: `tags`,
         `popularity`, `available`, as `from_table` takes them.
         """
-        per_level = (codes,) * levels if isinstance(codes, int) else tuple(codes)
+        each = (codes,) * levels if isinstance(codes, int | np.integer) else tuple(codes)
+        per_level = tuple(int(c) if isinstance(c, np.integer) else c for c in each)
         if len(per_level) != levels:
             raise CatalogError(f"codes is {per_level}, expected one number or {levels}, as many as levels")
         sids = residual_kmeans(embeddings, per_level, seed=seed, unique=unique)

@@ -10,6 +10,9 @@ import numpy.typing as npt
 from xgr_stream.catalog.kmeans import Codes, FloatArray, assign, squared_distances, train_codebook
 from xgr_stream.errors import CatalogError
 
+_LARGEST = 1e15
+"""Squares of differences of such numbers, summed over dimensions, stay finite in float32."""
+
 
 def residual_kmeans(
     embeddings: npt.ArrayLike, codes: Sequence[int], *, seed: int = 0, unique: bool = False
@@ -40,13 +43,19 @@ def residual_kmeans(
 
 def _checked(embeddings: npt.ArrayLike) -> FloatArray:
     """A copy in float32, [items, dim]."""
-    array = np.array(embeddings, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(embeddings, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise CatalogError(f"embeddings cannot be read as numbers, expected [items, dim]: {error}") from error
     if array.ndim != 2 or 0 in array.shape:
         raise CatalogError(f"embeddings have shape {array.shape}, expected [items, dim] with at least 1 of each")
-    finite = np.isfinite(array)
+    finite = np.abs(array) < _LARGEST  # False for NaN
     if not finite.all():
         row, column = divmod(int(np.argmin(finite)), array.shape[1])
-        raise CatalogError(f"embeddings[{row}, {column}] is {array[row, column]}, expected a finite number")
+        raise CatalogError(
+            f"embeddings[{row}, {column}] is {array[row, column]}, expected a finite number below {_LARGEST:g}"
+        )
     return array
 
 

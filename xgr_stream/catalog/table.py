@@ -16,6 +16,10 @@ from xgr_stream.errors import CatalogError
 Columns: TypeAlias = str | Path | Mapping[str, Sequence[Any]] | pa.Table
 """A file, or the columns themselves."""
 
+_STRINGS = pa.list_(pa.string())
+_JSON_BLOCK_BYTES = 16 << 20
+"""A row must fit: arrow's own megabyte refuses a user of 100,000 events."""
+
 
 def read_table(source: Columns) -> pa.Table:
     """The table of items, columns unchecked; `CatalogError` names what cannot be read."""
@@ -64,13 +68,24 @@ def _read_csv(path: Path) -> pa.Table:
     return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=types))
 
 
-def _read_json(path: Path) -> pa.Table:
-    return pa.json.read_json(path)
+def read_json_lines(path: Path) -> pa.Table:
+    """Rows of up to `_JSON_BLOCK_BYTES`. What looks like a date stays a string, where arrow would read a timestamp."""
+    options = pa.json.ReadOptions(block_size=_JSON_BLOCK_BYTES)
+    table = pa.json.read_json(path, read_options=options)
+    dates = [field for field in table.schema if _holds_dates(field.type)]
+    if not dates:
+        return table
+    schema = pa.schema([(f.name, pa.string() if pa.types.is_timestamp(f.type) else _STRINGS) for f in dates])
+    return pa.json.read_json(path, options, pa.json.ParseOptions(explicit_schema=schema))
+
+
+def _holds_dates(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind.value_type if pa.types.is_list(kind) else kind))
 
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".parquet": _read_parquet,
     ".csv": _read_csv,
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
 }

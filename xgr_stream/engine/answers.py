@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xgr_stream.cache import UserPrefix
 from xgr_stream.catalog import Catalog, ResolvedFilter
-from xgr_stream.errors import XgrError
+from xgr_stream.errors import EngineError, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
 
@@ -58,6 +58,8 @@ class Answers:
         """`beams`: leaves [width] and scores [width], best first; -1 marks the missing ones, which are last."""
         leaves, scores = beams
         found = leaves[leaves >= 0]
+        if not len(found):  # a search over legal items finds one, unless its scores cannot be compared
+            return self.failed(job.request, EngineError("the model's scores are not numbers; does its dtype overflow?"))
         positions, rows = self._catalog.items_at(found, job.filter)
         self._counters.beams_dead += job.width - len(found)
         self._counters.invalid_items += len(found) - len(np.unique(positions))

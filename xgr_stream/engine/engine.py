@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -129,8 +129,10 @@ class Engine:
             raise InvalidEvent(f"items must be a sequence of item ids, not {items!r}")
         if actions is not None and len(actions) != len(items):
             raise InvalidEvent(f"actions must be one per item ({len(items)}), not {len(actions)}")
-        for item, action in zip(items, actions or [None] * len(items), strict=True):
-            self.history.apply(UserEvent(user_id, item, action))
+        # All are checked before the first is applied: an append that raises has changed nothing.
+        pairs = zip(items, actions or [None] * len(items), strict=True)
+        for event in [UserEvent(user_id, item, action) for item, action in pairs]:
+            self.history.apply(event)
         view = self.history.view(user_id)
         if view is not None:
             self.warm([view])
@@ -141,13 +143,12 @@ class Engine:
         k: int = 10,
         *,
         beam_width: int | None = None,
-        exclude: Sequence[str] = (),
-        allow: Sequence[str] = (),
-        deny: Sequence[str] = (),
+        exclude: Collection[str] = (),
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
     ) -> tuple[Recommendation, ...]:
         """The k best items for the user, best first. Raises the `XgrError` that a response would carry."""
-        item_filter = ItemFilter(tuple(exclude), tuple(allow), tuple(deny))
-        request = RecommendRequest("recommend", user_id, k, beam_width, item_filter)
+        request = RecommendRequest("recommend", user_id, k, beam_width, ItemFilter.of(exclude, allow, deny))
         (response,) = self.answer([(request, self.history.view(user_id))])
         if response.status is Status.ERROR:
             raise error_from(response.error, response.message)

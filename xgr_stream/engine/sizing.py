@@ -22,7 +22,7 @@ def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePoo
     if positions > config.max_positions:
         raise ConfigError(
             f"window.max_events of {window.max_events} takes up to {positions} positions, the model has "
-            f"{config.max_positions}; make the window smaller"
+            f"{config.max_positions}; make it smaller, in xgr.json's window or EngineConfig's"
         )
     page_bytes = PagePool.page_bytes(
         layers=config.num_layers,

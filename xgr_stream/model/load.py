@@ -88,10 +88,18 @@ def build_model(
     tensors = check_tensors(parsed, tensors)
     tokens = ItemTokens(settings, parsed.vocab_size, vocabulary)
     _check_window(parsed, settings, tokens)
-    device = torch.device(device)
+    device = _device(device)
     weights = place_weights(parsed, tensors, device, _dtype(dtype, device))
     version = content_hash(parsed, tensors, repr(settings), *(str(ids.tolist()) for ids in tokens.token_ids))
     return Model(parsed, Decoder(parsed, weights, tokens.token_ids), tokens, settings, version)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, if tensors can be put on it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for CUDA
+        raise ConfigError(f"device must be one that torch can use here, not {str(device)!r}: {error}") from error
 
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype:
@@ -124,9 +132,12 @@ def save_checkpoint(
     path = Path(path)
     parsed = ModelConfig.from_json(dict(config))
     checked = check_tensors(parsed, tensors)
-    ItemTokens(Settings.from_json(dict(xgr)), parsed.vocab_size, lambda: read_vocabulary(path))
+    settings = Settings.from_json(dict(xgr))
+    _check_window(parsed, settings, ItemTokens(settings, parsed.vocab_size, lambda: read_vocabulary(path)))
     path.mkdir(parents=True, exist_ok=True)
-    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in checked.items()}
+    # A copy each: safetensors refuses tensors that share memory, as views of fused ones do.
+    contiguous = torch.contiguous_format
+    owned = {name: tensor.cpu().clone(memory_format=contiguous) for name, tensor in checked.items()}
     # transformers refuses a file that does not say which framework wrote it.
     save_file(owned, path / "model.safetensors", metadata={"format": "pt"})
     # config.json last: a directory without it is no checkpoint yet.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -72,6 +73,9 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[st
             )
         if tensor.dtype not in _FLOATS:
             raise CheckpointError(f"tensor {name} must be of float32, float16 or bfloat16, not {tensor.dtype}")
+        # NaN passes through both; unlike isfinite() this takes no memory.
+        if not all(map(math.isfinite, map(float, tensor.detach().aminmax()))):
+            raise CheckpointError(f"tensor {name} must hold finite numbers, not NaN or infinity")
     for name in sorted(tensors.keys() - shapes.keys()):
         if not _is_redundant(name, tensors):
             raise CheckpointError(
