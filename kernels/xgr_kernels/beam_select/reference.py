@@ -2,7 +2,7 @@
 
 A beam's bound is its score plus its row's best log-probability: no child can score more. τ, a request's width-th best
 candidate among the beams that lead by bound, can only rise as more are scanned; so a beam whose bound is below τ is
-not scanned, and a candidate below τ is not kept. Ties survive both, and the sort settles them by node.
+not scanned, and a candidate below τ is not kept. Ties survive both; the sort leaves them in the order of their nodes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.ragged import padded_index
+
+FEW = 16
+"""Up to as many children per beam asked for, all are scanned: bounds would cost more than they spare."""
 
 
 def beam_select(
@@ -33,48 +36,47 @@ def beam_select(
     logits = logits.float()
     widths = out_starts.diff().long()
     request_of = torch.repeat_interleave(row_starts.diff())  # [rows]
+    mask_of = mask_index[request_of]
     alive = scores > -torch.inf
     at = nodes.long().clamp(min=0)
     first_child = child_starts[at].long()
-    num_children = (child_starts[at + 1].long() - first_child).masked_fill_(~alive, 0)
+    num_children = (child_starts[at + 1] - first_child).masked_fill_(~alive, 0)
+    # In this order the children come sorted by node, too, request by request.
+    by_node = (request_of * len(child_starts) + at).argsort()
 
-    def legal_children(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and node [legal] of the legal children of these rows, row by row, nodes ascending."""
+    def legal_children(scanned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows] is true."""
+        rows = by_node[scanned[by_node]]
         counts = num_children[rows]
-        row = torch.repeat_interleave(rows, counts)
-        step_back = torch.repeat_interleave(counts.cumsum(0) - counts - first_child[rows], counts)
-        node = torch.arange(len(row), device=row.device) - step_back
-        legal = node_masks[mask_index.long()[request_of[row]], node]
+        parent = torch.repeat_interleave(counts)
+        row, skipped = rows[parent], (first_child[rows] - counts.cumsum(0) + counts)[parent]
+        node = torch.arange(len(row), device=row.device) + skipped
+        legal = node_masks[mask_of[row], node]
         if len(emptied_nodes):
             owner, stride = torch.repeat_interleave(emptied_starts.diff()), len(child_codes)
             legal &= ~_contains(owner * stride + emptied_nodes, request_of[row] * stride + node)
-        return row[legal], node[legal]
+        row, node = row[legal], node[legal]
+        return row, node, logits[row, child_codes[node]]
 
-    live = alive.nonzero().flatten()
-    if log_normalizer is None and normalizer == "legal":
-        leading, others = live, live[:0]  # the normalizer takes every legal child: nothing is left to spare
-        row, node = legal_children(leading)
-        norm = _log_sum_exp(logits[row, child_codes[node].long()], row, len(logits))
-        bound = scores
-    else:
-        norm = logits.logsumexp(-1) if log_normalizer is None else log_normalizer
-        bound = (scores + (logits.amax(-1) - norm)).masked_fill_(~alive, -torch.inf)
-        leads = _leads(bound, num_children, row_starts, widths)
-        leading, others = (alive & leads).nonzero().flatten(), (alive & ~leads).nonzero().flatten()
-        row, node = legal_children(leading)
-    score = scores[row] + (logits[row, child_codes[node].long()] - norm[row])
-    if len(others):
-        tau = _nth_best(score, request_of[row], widths)
-        others = others[bound[others] >= tau[request_of[others]]]
-        more_row, more_node = legal_children(others)
-        row, node = torch.cat([row, more_row]), torch.cat([node, more_node])
-        more_score = scores[more_row] + (logits[more_row, child_codes[more_node].long()] - norm[more_row])
-        score = torch.cat([score, more_score])
+    if log_normalizer is None and normalizer == "level":
+        log_normalizer = logits.logsumexp(-1)
+    scanned, tau = alive, None
+    # Without a normalizer yet, it takes every legal child: nothing is left to spare.
+    if log_normalizer is not None and int(num_children.sum()) > FEW * int(widths.sum()):
+        bound = (scores - log_normalizer + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
+        leading = alive & _leads(bound, num_children, row_starts, widths)
+        row, _, logit = legal_children(leading)
+        tau = _nth_best((scores - log_normalizer)[row] + logit, request_of[row], widths)
+        scanned = leading | (alive & (bound >= tau[request_of]))
+    row, node, logit = legal_children(scanned)
+    if log_normalizer is None:
+        log_normalizer = _log_sum_exp(logit, row, len(logits))
+    score = (scores - log_normalizer)[row] + logit
+    if tau is not None:
         kept = score >= tau[request_of[row]]
         row, node, score = row[kept], node[kept], score[kept]
-    scanned = torch.bincount(request_of[torch.cat([leading, others])], minlength=len(widths))
-    chosen = _ordered(score, node, request_of[row], len(widths))
-    return *_fill(score[chosen], row[chosen], node[chosen], request_of, row_starts, out_starts, num_out), scanned.int()
+    best = _best(score, row, node, request_of[row], row_starts, out_starts, num_out)
+    return *best, torch.bincount(request_of[scanned], minlength=len(widths)).int()
 
 
 def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
@@ -92,10 +94,7 @@ def _log_sum_exp(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 def _leads(bound: Tensor, num_children: Tensor, row_starts: Tensor, widths: Tensor) -> Tensor:
     """Which rows [rows] are scanned first: by bound, those that together have `widths` [requests] children."""
-    beams = row_starts.diff()
-    if bool((beams == 1).all()):  # level 0
-        return torch.ones_like(bound, dtype=torch.bool)
-    index, real = padded_index(row_starts[:-1], beams)
+    index, real = padded_index(row_starts[:-1], row_starts.diff())
     by_bound = bound[index].masked_fill_(~real, -torch.inf).argsort(dim=1, descending=True, stable=True)
     children = num_children[index].masked_fill_(~real, 0).gather(1, by_bound)
     enough = children.cumsum(1) - children < widths[:, None]
@@ -105,40 +104,38 @@ def _leads(bound: Tensor, num_children: Tensor, row_starts: Tensor, widths: Tens
 def _nth_best(score: Tensor, request: Tensor, n: Tensor) -> Tensor:
     """The n-th best score [requests] of each request's candidates, which lie request by request; -inf if there are
     fewer."""
-    counts = torch.bincount(request, minlength=len(n))
-    place = torch.arange(len(request), device=score.device) - (counts.cumsum(0) - counts)[request]
+    place, most = _places(request, len(n))
     widest = int(n.max())
-    table = score.new_full((len(n), max(int(counts.max()), widest)), -torch.inf)
+    table = score.new_full((len(n), max(most, widest)), -torch.inf)
     table[request, place] = score
     return table.topk(widest, dim=1).values.gather(1, (n - 1).clamp(min=0)[:, None])[:, 0]
 
 
-def _ordered(score: Tensor, node: Tensor, request: Tensor, requests: int) -> Tensor:
-    """Indices of the candidates: by request, score descending, node ascending."""
-    order = node.argsort()
-    order = order[score[order].argsort(descending=True, stable=True)]
-    return order if requests == 1 else order[request[order].argsort(stable=True)]
-
-
-def _fill(
+def _best(
     score: Tensor,
     row: Tensor,
     node: Tensor,
-    request_of: Tensor,
+    request: Tensor,
     row_starts: Tensor,
     out_starts: Tensor,
     num_out: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the ordered candidates into the requests' output beams; drop those beyond, mark beams left over missing."""
-    request = request_of[row]
-    counts = torch.bincount(request, minlength=len(out_starts) - 1)
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[request]
-    fits = place < out_starts.diff()[request]
-    slot = (out_starts[request] + place)[fits]
-    missing = torch.repeat_interleave(row_starts[:-1].int(), out_starts.diff(), output_size=num_out)  # [out]
-    scores = score.new_full((len(missing),), -torch.inf)
-    scores[slot] = score[fits]
-    parents, nodes = missing.clone(), torch.full_like(missing, -1)
-    parents[slot] = row[fits].int()
-    nodes[slot] = node[fits].int()
-    return scores, parents, nodes
+    """The requests' output beams, from candidates that lie request by request, nodes ascending."""
+    requests, widths = len(out_starts) - 1, out_starts.diff()
+    place, most = _places(request, requests)
+    # Beams for which there are no candidates stay as they are here, and come last.
+    shape = (requests, max(most, int(widths.max())))
+    scores = score.new_full(shape, -torch.inf)
+    nodes = torch.full(shape, -1, dtype=torch.int32, device=score.device)
+    parents = row_starts[:-1, None].int().repeat(1, shape[1])
+    scores[request, place], nodes[request, place], parents[request, place] = score, node.int(), row.int()
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    owner = torch.repeat_interleave(widths, output_size=num_out)  # [out]
+    chosen = owner, order[owner, torch.arange(len(owner), device=score.device) - out_starts[owner]]
+    return scores[chosen], parents[chosen], nodes[chosen]
+
+
+def _places(request: Tensor, requests: int) -> tuple[Tensor, int]:
+    """Each candidate's place among its request's, which lie side by side: [n]; and how many the largest has."""
+    counts = torch.bincount(request, minlength=requests)
+    return torch.arange(len(request), device=request.device) - (counts.cumsum(0) - counts)[request], int(counts.max())
