@@ -20,8 +20,8 @@ def kv_write(
     k_norm: Tensor | None,
     eps: float,
 ) -> Tensor:
-    cos, sin = cos_sin.index_select(0, positions).float().unsqueeze(1).chunk(2, dim=-1)  # [tokens, 1, dim / 2]
-    k = _rotate(_normalise(k.float(), k_norm, eps), cos, sin)
+    both = torch.cat([_normalise(q.float(), q_norm, eps), _normalise(k.float(), k_norm, eps)], dim=1)
+    q_turned, k = _rotate(both, cos_sin.index_select(0, positions).float()).tensor_split((q.shape[1],), dim=1)
     written = slots >= 0
     if not bool(written.all()):
         k, v, slots = k[written], v[written], slots[written]
@@ -29,7 +29,7 @@ def kv_write(
     page, offset = slots // page_size, slots % page_size
     k_pages[page, :, offset] = k.to(k_pages.dtype)
     v_pages[page, :, offset] = v.to(v_pages.dtype)
-    return _rotate(_normalise(q.float(), q_norm, eps), cos, sin).to(q.dtype)
+    return q_turned.to(q.dtype)
 
 
 def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -37,7 +37,8 @@ def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return x if weight is None else torch.nn.functional.rms_norm(x, x.shape[-1:], weight.float(), eps)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [tokens, heads, dim], whose pairs are (i, i + dim / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([(first * cos).addcmul_(second, sin, value=-1), (second * cos).addcmul_(first, sin)], dim=-1)
+def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotary embedding of [tokens, heads, dim], whose pairs are (i, i + dim / 2), by cos_sin [tokens, dim]."""
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    cos, signed_sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), signed_sin)

@@ -24,21 +24,24 @@ def staged_attention(
     scale: float,
 ) -> Tensor:
     kv_heads = k_pages.shape[1]
-    out = torch.empty_like(q)
     scaled = (q.float() * scale).unflatten(1, (kv_heads, -1))  # [rows, kv_heads, group, dim]
     own = _attend_suffix(scaled, suffix_k, suffix_v, ancestors)
     beams = row_starts.diff()
-    for requests in size_classes(beams, prefix_lengths):
+    classes = size_classes(beams, prefix_lengths)
+    if len(classes) == 1 and int(beams.max()) * len(beams) == len(q) and int(prefix_lengths.max()):
+        # As many beams each: rows stay where they are.
+        keys, values = (gather_pages(pages, page_table, prefix_lengths) for pages in (k_pages, v_pages))
+        shared = _attend_prefix(scaled.unflatten(0, (len(beams), -1)), keys, values, prefix_lengths)
+        return _merge([part.flatten(0, 1) for part in shared], own).flatten(1, 2).to(q.dtype)
+    out = torch.empty_like(q)
+    for requests in classes:
         index, real = padded_index(row_starts[:-1][requests], beams[requests])
         rows = index[real]
         table, lengths = page_table[requests], prefix_lengths[requests]
         if not int(lengths.max()):
             out[rows] = own[0][rows].flatten(1, 2).to(out.dtype)
             continue
-        keys, values = gather_pages(k_pages, table, lengths), gather_pages(v_pages, table, lengths)
-        if len(requests) == len(beams) and index.numel() == len(q):  # as many beams each: rows stay where they are
-            shared = _attend_prefix(scaled.unflatten(0, index.shape), keys, values, lengths)
-            return _merge([part.flatten(0, 1) for part in shared], own).flatten(1, 2).to(q.dtype)
+        keys, values = (gather_pages(pages, table, lengths) for pages in (k_pages, v_pages))
         shared = _attend_prefix(scaled[index], keys, values, lengths)
         merged = _merge([part[real] for part in shared], [part[rows] for part in own])
         out[rows] = merged.flatten(1, 2).to(out.dtype)
