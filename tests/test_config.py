@@ -27,6 +27,8 @@ from xgr_stream.errors import ConfigError
         (lambda: WindowConfig(max_events=0), "max_events"),
         (lambda: WindowConfig(max_events=8, stride=0), "stride"),
         (lambda: WindowConfig(max_events=8, stride=9), "stride"),
+        (lambda: WindowConfig(max_events="many"), "max_events"),  # type: ignore[arg-type]
+        (lambda: WindowConfig(max_events=2.5), "max_events"),  # type: ignore[arg-type]
         (lambda: CacheConfig(budget_bytes=0), "budget_bytes"),
         (lambda: CacheConfig(page_size=0), "page_size"),
         (lambda: CacheConfig(page_size=48), "page_size"),

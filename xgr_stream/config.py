@@ -16,9 +16,10 @@ Partitioner = Literal["murmur2", "crc32", "any"]
 MIB = 1 << 20
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{name} must be at least {least}, not {value!r}")
+def _at_least(name: str, value: float, least: float, kind: type = int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value >= least:
+        what = "an integer" if kind is int else "a number"
+        raise ConfigError(f"{name} must be {what} of at least {least}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class StreamConfig:
         _at_least("default_timeout_ms", self.default_timeout_ms, 1)
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
         _at_least("max_pending_requests", self.max_pending_requests, 1)
-        _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0)
+        _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0, float)
 
 
 def environment(name: str, default: str | None = None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import log2, sqrt
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pyarrow.parquet
 
 from xgr_stream.catalog.table import read_json_lines
 from xgr_stream.engine import Engine
-from xgr_stream.errors import InvalidInput, error_from
+from xgr_stream.errors import InvalidInput, NothingLegal, error_from
 from xgr_stream.types import ItemFilter, RecommendRequest, Status, UserEvent
 
 
@@ -23,10 +24,21 @@ class UserSequence:
 
     user_id: str
     items: tuple[str, ...]
+    actions: tuple[str | None, ...] | None = None
+    """One per item, the target's ignored; None: the history has none."""
 
     def __post_init__(self) -> None:
         if len(self.items) < 2:
             raise InvalidInput(f"items of user {self.user_id!r} must hold a history and a target, not {self.items!r}")
+        if self.actions is not None and len(self.actions) != len(self.items):
+            raise InvalidInput(
+                f"actions of user {self.user_id!r} must be one per item ({len(self.items)}), not {len(self.actions)}"
+            )
+
+    @property
+    def events(self) -> Iterator[tuple[str, str | None]]:
+        """Item and action of each event of the history."""
+        return zip(self.history, self.actions or repeat(None), strict=False)
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -80,11 +92,12 @@ def evaluate(
     for batch in _batches(sequences, batch_users):
         requests = [_request(number, sequence, k, beam_width, exclude_seen) for number, sequence in enumerate(batch)]
         for request, sequence in zip(requests, batch, strict=True):
-            for item in sequence.history:
-                engine.history.apply(UserEvent(request.user_id, item))
+            for item, action in sequence.events:
+                engine.history.apply(UserEvent(request.user_id, item, action))
         responses = engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
         for response, sequence in zip(responses, batch, strict=True):
-            if response.status is Status.ERROR:
+            # Whoever has seen everything is recommended nothing: a miss, not the end of the evaluation.
+            if response.status is Status.ERROR and response.error != NothingLegal.code:
                 raise error_from(response.error, response.message)
             ranks.append(rank_of([item.item_id for item in response.items], sequence.target))
         engine.forget([request.user_id for request in requests])
@@ -100,7 +113,8 @@ def rank_of(items: Sequence[object], target: object) -> int | None:
 
 def read_sequences(path: str | Path) -> list[UserSequence]:
     """Read a Parquet, CSV or JSON Lines file with the columns `user_id` and `items`: a list, oldest first, the target
-    last (in CSV one string with `|` between the items). Raises `InvalidInput` naming what is wrong."""
+    last (in CSV one string with `|` between the items); optionally `actions`, of the same form, one per item, empty
+    or null for none. Raises `InvalidInput` naming what is wrong."""
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -112,21 +126,24 @@ def read_sequences(path: str | Path) -> list[UserSequence]:
     missing = {"user_id", "items"} - set(table.column_names)
     if missing:
         raise InvalidInput(f"sequences {str(path)!r} must have the columns user_id and items, not {table.column_names}")
-    rows = zip(table["user_id"].to_pylist(), table["items"].to_pylist(), strict=True)
-    return [_sequence(number, user_id, items) for number, (user_id, items) in enumerate(rows, start=1)]
+    columns = [table[name].to_pylist() for name in ("user_id", "items")]
+    columns.append(table["actions"].to_pylist() if "actions" in table.column_names else [None] * len(table))
+    return [_sequence(number, *row) for number, row in enumerate(zip(*columns, strict=True), start=1)]
 
 
-def _sequence(number: int, user_id: object, items: object) -> UserSequence:
-    if isinstance(items, str):
-        items = items.split("|")
+def _sequence(number: int, user_id: object, items: object, actions: object) -> UserSequence:
+    items, actions = (value.split("|") if isinstance(value, str) else value for value in (items, actions))
     if user_id is None or not isinstance(items, list) or None in items:
         raise InvalidInput(f"row {number} must have a user_id and a list of items, not {user_id!r} and {items!r}")
-    return UserSequence(str(user_id), tuple(map(str, items)))
+    if actions is not None and not isinstance(actions, list):
+        raise InvalidInput(f"row {number} must have a list of actions, or none, not {actions!r}")
+    named = None if actions is None else tuple(None if action in (None, "") else str(action) for action in actions)
+    return UserSequence(str(user_id), tuple(map(str, items)), named)
 
 
 def _read_csv(path: Path) -> pa.Table:
     # Ids stay strings, so that "007" is not read as 7.
-    types = {"user_id": pa.string(), "items": pa.string()}
+    types = {"user_id": pa.string(), "items": pa.string(), "actions": pa.string()}
     return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=types))
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from xgr_stream.cli.bench import bench
@@ -29,6 +30,13 @@ def test_engine_against_transformers(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert [row["batch"] for row in rows] == [1, 2]
     assert all(row["differing"] == 0 and row["baseline_ms"][0] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("option", ["--beam", "--events", "--batch", "--repeats", "--baseline-repeats", "--threads"])
+def test_nothing_to_measure_is_refused_by_name(option):
+    result = CliRunner().invoke(bench, ["engine", option, "0"])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
 
 
 def test_engine_alone():

@@ -63,6 +63,40 @@ def test_every_target_is_found_when_all_items_are_recommended(engine: Engine) ->
     assert None not in ranks
 
 
+def test_actions_are_read_by_the_model() -> None:
+    engine = Engine.load(tiny_model(xgr={"event": {"actions": {"buy": [5]}}}), tiny_catalog())
+    items, actions = ("item-3", "item-5", "item-8"), ("buy", None, None)
+    assert evaluate(engine, [UserSequence("ann", items, actions)], k=60, beam_width=512) == evaluate(
+        engine, [UserSequence("ann", items, ("buy", "unheard-of", "buy"))], k=60, beam_width=512
+    )
+    engine.append("ann", items[:2], actions[:2])
+    expected = [item.item_id for item in engine.recommend("ann", k=60, beam_width=512)]
+    for target in expected[:20]:
+        sequence = UserSequence("ann", (*items[:2], target), actions)
+        (rank,) = evaluate(engine, [sequence], k=60, beam_width=512, exclude_seen=False)
+        assert rank == expected.index(target)
+    with pytest.raises(InvalidInput, match=r"actions of user 'ann' must be one per item \(3\), not 1"):
+        UserSequence("ann", items, ("buy",))
+
+
+def test_whoever_has_seen_everything_is_a_miss(engine: Engine) -> None:
+    everything = UserSequence("ann", (*engine.catalog.item_ids, "item-1"))
+    assert evaluate(engine, [everything, *sequences()])[0] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"user_id": "2024-01-01", "items": ["2024-01-01", "b"], "actions": ["buy", null]}'),
+        ("a.csv", "user_id,items,actions\n2024-01-01,2024-01-01|b,buy|"),
+    ],
+)
+def test_actions_and_dates_are_read_as_written(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_sequences(path) == [UserSequence("2024-01-01", ("2024-01-01", "b"), ("buy", None))]
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_each_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"sequences.{suffix}"

@@ -139,7 +139,9 @@ def test_filters_that_are_no_collections_are_refused(engine, name):
     engine.recommend("user", exclude={"item-1"}, deny=dict.fromkeys(["red"]))
 
 
-def test_scores_that_are_not_numbers_are_an_error(engine):
+@pytest.mark.parametrize("codes", [(8,), (8, 8, 8)])
+def test_scores_that_are_not_numbers_are_an_error(codes):
+    engine = Engine.load(tiny_model(codes), tiny_catalog(codes))
     engine.append("user", ["item-1"])
     engine.cache.hidden.fill_(float("nan"))
     with pytest.raises(EngineError, match="scores are not numbers"):

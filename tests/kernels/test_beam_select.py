@@ -155,7 +155,10 @@ def test_ties_go_to_the_smaller_node(run, width: int, normalizer: str) -> None:
     case.logits.zero_()
     case.scores.zero_()
     assert (case.nodes.diff() < 0).any()
-    check(case, case.select(run))
+    chosen = case.select(run)
+    check(case, chosen)
+    smallest = [node for candidates in expected(case) for _, _, node in candidates[:width]]
+    assert chosen.nodes.tolist() == smallest
 
 
 def test_all_beams_dead(run) -> None:

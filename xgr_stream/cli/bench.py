@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from xgr_stream.types import MAX_BEAM_WIDTH
+
 
 @click.group()
 def bench() -> None:
@@ -28,19 +30,32 @@ def bench() -> None:
     type=click.Choice(["transformers"]),
     help="Also run its constrained beam search, compare the results, and print how much faster the engine is.",
 )
-@click.option("--beam", default=50, show_default=True, help="Beam width.")
-@click.option("--events", default=200, show_default=True, help="Events in each user's history.")
+@click.option("--beam", type=click.IntRange(1, MAX_BEAM_WIDTH), default=50, show_default=True, help="Beam width.")
+@click.option("--events", type=click.IntRange(1), default=200, show_default=True, help="Events in each user's history.")
 @click.option(
     "--batch",
     "batches",
+    type=click.IntRange(1),
     multiple=True,
     default=(1, 8),
     show_default=True,
     help="Requests at once; may be given several times.",
 )
-@click.option("--repeats", default=20, show_default=True, help="Timed runs of the engine, after two that are not.")
-@click.option("--baseline-repeats", default=3, show_default=True, help="Timed runs of the baseline, after one.")
-@click.option("--threads", default=0, help="Torch threads of both.  [default: torch's own choice]")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Timed runs of the engine, after two that are not.",
+)
+@click.option(
+    "--baseline-repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Timed runs of the baseline, after one.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Torch threads of both.  [default: torch's own choice]")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here."
@@ -54,7 +69,7 @@ def engine(
     batches: tuple[int, ...],
     repeats: int,
     baseline_repeats: int,
-    threads: int,
+    threads: int | None,
     seed: int,
     json_path: Path | None,
 ) -> None:
@@ -71,7 +86,7 @@ def engine(
             events=events,
             repeats=repeats,
             baseline_repeats=baseline_repeats,
-            threads=threads,
+            threads=threads or 0,
             seed=seed,
         )
         run = EngineBench(workload)

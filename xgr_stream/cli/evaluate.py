@@ -23,7 +23,7 @@ from xgr_stream.evaluation import evaluate as rank_targets
     "--sequences",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Parquet, CSV or JSON Lines: user_id, items (oldest first; the last is the target).",
+    help="Parquet, CSV or JSON Lines: user_id, items (oldest first; the last is the target), optionally actions.",
 )
 @click.option("--k", type=click.IntRange(1), default=10, help="Length of a recommendation.")
 @click.option("--beam", type=click.IntRange(1), default=50, help="Beam width, at least k.")

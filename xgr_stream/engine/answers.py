@@ -58,7 +58,8 @@ class Answers:
         """`beams`: leaves [width] and scores [width], best first; -1 marks the missing ones, which are last."""
         leaves, scores = beams
         found = leaves[leaves >= 0]
-        if not len(found):  # a search over legal items finds one, unless its scores cannot be compared
+        # A search over legal items finds one, unless its scores cannot be compared.
+        if not len(found) or not np.isfinite(scores[: len(found)]).all():
             return self.failed(job.request, EngineError("the model's scores are not numbers; does its dtype overflow?"))
         positions, rows = self._catalog.items_at(found, job.filter)
         self._counters.beams_dead += job.width - len(found)
