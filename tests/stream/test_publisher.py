@@ -66,7 +66,7 @@ class Producer:
 
 @pytest.fixture
 async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimpleNamespace]:
-    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.03)
     monkeypatch.setattr(module, "COPY_TIMEOUT_S", 0.05)
     processor, producer, metrics = Processor(), Producer(), Metrics()
     progress: list[tuple[str, int]] = []
@@ -132,7 +132,7 @@ async def test_a_write_that_times_out_is_tried_again(stage: SimpleNamespace) -> 
     stage.producer.fate += [KafkaTimeoutError(), KafkaTimeoutError(), None]
     await stage.publish(output(0, b"a"))
     assert stage.processor.done == []
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.15)
     assert [value for _, value in stage.producer.sent] == [b"a", b"a", b"a"]
     assert len(stage.processor.done) == 1
     assert stage.publisher.idle
@@ -164,6 +164,48 @@ async def test_a_retry_ends_when_the_partition_is_revoked(stage: SimpleNamespace
     stage.producer.fate.append(KafkaTimeoutError())
     await stage.publish(Output(partition, (Produce("out", 1, None, b"a"),)))
     partition.held = False
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.15)
     assert len(stage.producer.sent) == 1
+    assert stage.publisher.idle
+
+
+async def test_a_failed_write_holds_back_the_later_ones_of_its_partition(stage: SimpleNamespace) -> None:
+    """Or a worker that died in between would leave a user's second event without the first."""
+    stage.producer.fate += [KafkaTimeoutError(), None]
+    await stage.publish(output(0, b"a"))
+    await stage.publish(output(1, b"b"), elsewhere := Output(Partition(2), (Produce("out", 2, None, b"other"),)))
+    await stage.publish(output(2, b"c"))
+    assert [value for _, value in stage.producer.sent] == [b"a", b"other"]
+    assert stage.processor.done == [elsewhere]
+    stage.producer.fate += [None, None, None]
+    await asyncio.sleep(0.15)
+    assert [value for _, value in stage.producer.sent] == [b"a", b"other", b"a", b"b", b"c"]
+    assert len(stage.processor.done) == 4
+    await stage.publish(output(3, b"d"))
+    assert stage.producer.sent[-1] == ("out", b"d")
+
+
+async def test_nothing_follows_a_failed_write_before_it_is_durable(stage: SimpleNamespace) -> None:
+    stage.producer.fate.append(KafkaTimeoutError())
+    await stage.publish(output(0, b"a"), output(1, b"b"))
+    await asyncio.sleep(0.05)
+    assert [value for _, value in stage.producer.sent] == [b"a", b"b", b"a"]
+    await stage.publish(output(2, b"c"))
+    stage.producer.futures[1].set_exception(KafkaTimeoutError())  # it was under way when the first one failed
+    stage.producer.fate += [None, None]
+    stage.producer.futures[2].set_result(None)
+    await asyncio.sleep(0.15)
+    assert [value for _, value in stage.producer.sent] == [b"a", b"b", b"a", b"b", b"c"]
+    assert len(stage.processor.done) == 3
+    assert stage.publisher.idle
+
+
+async def test_what_is_held_back_is_dropped_with_its_partition(stage: SimpleNamespace) -> None:
+    partition = Partition(1)
+    stage.producer.fate.append(KafkaTimeoutError())
+    await stage.publish(Output(partition, (Produce("out", 1, None, b"a"),)))
+    await stage.publish(Output(partition, (Produce("out", 1, None, b"b"), Produce("out", 1, None, b"c"))))
+    partition.held = False
+    await asyncio.sleep(0.15)
+    assert [value for _, value in stage.producer.sent] == [b"a"]
     assert stage.publisher.idle

@@ -7,7 +7,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
@@ -27,8 +29,33 @@ MAX_COPIES = 1_000
 """Copies under way; further ones are given up at once."""
 
 
+class Write(NamedTuple):
+    """One required record on its way. `number` is its place in the order of all writes."""
+
+    number: int
+    output: Output
+    produce: Produce
+
+    @property
+    def place(self) -> tuple[str, int | None]:
+        return self.produce.topic, self.produce.partition
+
+
+class Late:
+    """The writes of a topic partition that wait since one of them failed: a heap, the earliest on top."""
+
+    def __init__(self) -> None:
+        self.writes: list[Write] = []
+        self.failed = True
+        """Whether the earliest must be known to be durable before any other follows."""
+
+
 class Publisher:
     """Polls the processor and sends its outputs in order. All on the event loop's thread.
+
+    A record that can't be written for now holds back the later ones of its topic partition until it is durable: the
+    changelog must not hold a user's next event without the one before. Only those that the producer had already may
+    overtake it, and an idempotent producer does not fail a record that it has taken before it has tried for good.
 
     `on_progress(topic, partition)` is called when a record's outputs became durable, `on_failure(error)` when the
     broker refuses a record for good: the worker must stop then, its offset is never committed.
@@ -53,6 +80,8 @@ class Publisher:
         self._awake = asyncio.Event()
         self._sending = False
         self._waiting: dict[Output, int] = {}
+        self._late: dict[tuple[str, int | None], Late] = {}
+        self._numbers = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
         loop = asyncio.get_running_loop()
@@ -104,22 +133,34 @@ class Publisher:
             return
         self._waiting[output] = len(required)
         for produce in required:
-            await self._send_required(output, produce)
+            write = Write(next(self._numbers), output, produce)
+            if (late := self._late.get(write.place)) is not None:
+                heappush(late.writes, write)
+            else:
+                await self._write(write)
 
-    async def _send_required(self, output: Output, produce: Produce) -> None:
+    async def _write(self, write: Write) -> asyncio.Future[object] | None:
+        """Hand a record to the producer. None: it would not take it, or the record's partition is no longer ours."""
+        if not write.output.partition.held:
+            self._waiting.pop(write.output, None)
+            return None
         try:
-            future = await self._enqueue(produce)
+            future = await self._enqueue(write.produce)
         except KafkaError as error:
-            self._retry_or_fail(output, produce, error)
-        else:
-            future.add_done_callback(partial(self._on_sent, output, produce))
+            self._retry_or_fail(write, error)
+            return None
+        future.add_done_callback(partial(self._on_sent, write))
+        return future
 
-    def _on_sent(self, output: Output, produce: Produce, future: asyncio.Future[object]) -> None:
+    def _on_sent(self, write: Write, future: asyncio.Future[object]) -> None:
         if future.cancelled():  # the producer was stopped: nobody knows whether it was written
             return
         error = future.exception()
         if error is not None:
-            self._retry_or_fail(output, produce, error)
+            self._retry_or_fail(write, error)
+            return
+        output = write.output
+        if output not in self._waiting:  # another of its records was given up with the partition
             return
         self._waiting[output] -= 1
         if not self._waiting[output]:
@@ -131,20 +172,32 @@ class Publisher:
         if output.topic is not None:
             self._on_progress(output.topic, output.partition.number)
 
-    def _retry_or_fail(self, output: Output, produce: Produce, error: BaseException) -> None:
+    def _retry_or_fail(self, write: Write, error: BaseException) -> None:
+        topic, _ = write.place
         if not _passes(error):
-            logger.error("the broker refused a record of %s: %s", produce.topic, error)
+            logger.error("the broker refused a record of %s: %s", topic, error)
             self._on_failure(error)
             return
-        logger.warning("writing to %s failed (%s); trying again", produce.topic, error)
-        self._spawn(self._retry(output, produce))
+        logger.warning("writing to %s failed (%s); trying again", topic, error)
+        late = self._late.get(write.place)
+        if late is None:
+            late = self._late[write.place] = Late()
+            self._spawn(self._catch_up(write.place, late))
+        late.failed = True
+        heappush(late.writes, write)
 
-    async def _retry(self, output: Output, produce: Produce) -> None:
-        await asyncio.sleep(RETRY_AFTER_S)
-        if output.partition.held:
-            await self._send_required(output, produce)
-        else:
-            self._waiting.pop(output, None)
+    async def _catch_up(self, place: tuple[str, int | None], late: Late) -> None:
+        """Write what is late in its order: one that failed alone, until it is durable, then the others behind it."""
+        while late.writes:
+            if not late.failed:
+                await self._write(heappop(late.writes))
+                continue
+            await asyncio.sleep(RETRY_AFTER_S)
+            late.failed = False
+            future = await self._write(heappop(late.writes))
+            if future is not None:
+                await asyncio.wait([future])
+        del self._late[place]
 
     def _send_copy(self, produce: Produce) -> None:
         if self._copies >= MAX_COPIES:
