@@ -1,6 +1,6 @@
 """Events and requests over Kafka, from any program. Start a worker first: `xgr-stream worker --help`.
 
-python -m examples.client --bootstrap localhost:9092 --user user-7 --watched item-1 --watched item-2
+python -m examples.client --broker localhost:9092 --user user-7 --watched item-1 --watched item-2
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def show(response: RecommendResponse) -> None:
 
 
 @click.command()
-@click.option("--bootstrap", default="localhost:9092")
+@click.option("--broker", "bootstrap", default="localhost:9092")
 @click.option("--user", "user_id", default="user-7")
 @click.option("--watched", multiple=True, default=("item-1", "item-2"))
 def main(bootstrap: str, user_id: str, watched: tuple[str, ...]) -> None:

@@ -26,7 +26,9 @@ class Metrics:
         self.events_unknown_item = self._counter(
             "events_unknown_item", "Events whose item the catalog does not know; kept, without tokens."
         )
-        self.events_behind = self._gauge("events_behind", "Events in the topic that are still to be read.", "partition")
+        self.events_behind = self._gauge(
+            "events_behind", "Offsets between the end of the events topic and what was processed of it.", "partition"
+        )
         self.appends = self._counter("appends", "User prefixes brought up to date before anybody asked.")
         self.append_tokens = self._counter("append_tokens", "Tokens appended or prefilled for them.")
         self.requests = self._counter(
@@ -41,7 +43,9 @@ class Metrics:
         )
         self.users_warm = self._gauge("users_warm", "Users whose prefix is resident.")
         self.cache_bytes = self._gauge("cache_bytes", "Prefix cache, used and budget.", "kind")
-        self.beams_dead = self._counter("beams_dead", "Beams that ended without a legal continuation.")
+        self.beams_dead = self._counter(
+            "beams_dead", "Beams left unfilled: the filters, or a small catalog, had fewer legal items than the beam."
+        )
         self.invalid_items = self._counter("invalid_items", "Items answered that were not legal; always 0.")
         self.queue_depth = self._gauge("queue_depth", "Work waiting for the device.", "queue")
         self.dead_letters = self._counter("dead_letters", "Records sent to the dead letter topic.", "reason")

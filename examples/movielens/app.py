@@ -1,6 +1,6 @@
 """The Faust app of the demo: `attach` makes it take in events and answer requests. Runs as a process of its own.
 
-python -m examples.movielens.app --bootstrap localhost:9092 --run demo
+python -m examples.movielens.app --broker localhost:9092 --run demo
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def topic_names(run: str) -> xgr.TopicNames:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bootstrap", default="localhost:9092")
+@click.option("--broker", "bootstrap", default="localhost:9092")
 @click.option("--embedded", is_flag=True, help="The broker is the embedded one, which wants to be asked often.")
 @click.option("--run", required=True, help="Names this run's topics and consumer group.")
 @click.option("--model", default="models/movielens", type=click.Path(exists=True, path_type=Path))

@@ -1,7 +1,7 @@
 """Real users' events go through a Kafka-protocol broker into a Faust app and come back as recommendations.
 
     python -m examples.movielens.demo                               # an embedded broker
-    python -m examples.movielens.demo --bootstrap localhost:9092    # yours
+    python -m examples.movielens.demo --broker localhost:9092    # yours
 
 The first run trains the model (about two minutes on two cores) and keeps it in models/movielens.
 """
@@ -53,7 +53,7 @@ class Outcome:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--users", type=click.IntRange(2), default=250, help="How many users' events to replay.")
-@click.option("--bootstrap", help="host:port of a broker that runs already, instead of the embedded one.")
+@click.option("--broker", "bootstrap", help="host:port of a broker that runs already, instead of the embedded one.")
 @click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A trained checkpoint.")
 @click.option("--seed", default=0, help="Draws the users.")
 def main(users: int, bootstrap: str | None, model: Path | None, seed: int) -> None:

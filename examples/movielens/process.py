@@ -29,7 +29,7 @@ class AppProcess:
         self._port = free_port()
         self._label = label
         options = {
-            "--bootstrap": broker.bootstrap,
+            "--broker": broker.bootstrap,
             "--run": run,
             "--model": str(model),
             "--beam": str(beam),

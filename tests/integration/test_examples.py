@@ -77,7 +77,7 @@ async def test_worker_command_and_client_example(broker: Broker, shop: Path, dri
         worker += ["--group", "another"]
     async with process(*worker):
         await _until_answering(broker)
-        async with process("-m", "examples.client", "--bootstrap", broker.bootstrap) as client:
+        async with process("-m", "examples.client", "--broker", broker.bootstrap) as client:
             output, _ = await asyncio.wait_for(client.communicate(), 40)
         assert b"2 events seen" in output or b"4 events seen" in output
         assert b"20 of 20 other users answered" in output

@@ -42,7 +42,9 @@ async def driver(app: faust.App) -> AsyncIterator[FaustDriver]:
 
     recommender = Recommender(config, Metrics())
     driver = FaustDriver(app, recommender, make_setup)
-    driver.runtime = Runtime(make_setup(), on_progress=driver._acknowledge, on_failure=_raise)
+    driver.runtime = Runtime(
+        make_setup(), on_progress=driver._acknowledge, on_failure=_raise, end_offset=driver._end_offset
+    )
     driver.runtime.num_partitions = 4
     driver.runtime._device.start()
     driver.runtime.processor.assign({PARTITION}, 4)

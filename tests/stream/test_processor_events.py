@@ -265,3 +265,16 @@ def test_nothing_is_taken_after_close() -> None:
     assert stream.process(stream.event("u"), stream.request("u")) == []
     assert stream.processor.backlog(EVENTS, stream.partition("u")) == 0
     assert stream.processor.backlog(REQUESTS, stream.partition("u")) == 0
+
+
+def test_events_are_behind_until_they_are_processed() -> None:
+    stream = Stream(restored=False)
+    stream.process(stream.event("u"))
+    number = stream.partition("u")
+    assert stream.processor.events_behind(number, 3) == 3  # held until the history is there
+    stream.processor.restored(number, position=0)
+    assert stream.processor.events_behind(number, 3) == 2
+    stream.process(stream.event("u"), stream.event("u"))
+    assert stream.processor.events_behind(number, 3) == 0
+    stream.processor.revoke([number])
+    assert stream.processor.events_behind(number, 9) == 0

@@ -43,6 +43,7 @@ def test_a_request_is_answered_on_its_own_partition_and_committed_after_it() -> 
     assert stream.processor.committable(REQUESTS, record.partition) == 1
     assert sample(stream, "xgr_requests_total", outcome="ok", cache="cold") == 1
     assert sample(stream, "xgr_stage_seconds_count", stage="publish") == 1
+    assert sample(stream, "xgr_stage_seconds_count", stage="total") == 1
 
 
 def test_answers_may_come_out_of_order_but_offsets_do_not() -> None:
@@ -322,6 +323,8 @@ def test_a_request_of_this_process_goes_the_same_way() -> None:
     assert stream.answer() == []
     response = future.result(0)
     assert (response.status, response.event_count, len(response.items)) == (Status.OK, 1, 3)
+    assert sample(stream, "xgr_requests_total", outcome="ok", cache="cold") == 1
+    assert sample(stream, "xgr_stage_seconds_count", stage="total") == 1
     assert stream.processor.owns("u")
 
 

@@ -31,7 +31,7 @@ def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, .
 
 
 @click.command()
-@click.option("--broker", "--bootstrap", "broker", default="localhost:9092", help="HOST:PORT, several with commas.")
+@click.option("--broker", default="localhost:9092", help="HOST:PORT, several with commas.")
 @click.option("--model", required=True, type=click.Path(exists=True, file_okay=False), help="Checkpoint directory.")
 @click.option("--catalog", required=True, type=click.Path(exists=True), help="Catalog file, or a table of items.")
 @click.option("--group", default="xgr-stream", help="Consumer group; its workers share the partitions.")
@@ -41,8 +41,8 @@ def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, .
 @click.option("--device", default="cpu", help="Where the model computes.")
 @click.option("--beam-width", default=64, type=click.IntRange(1), help="Beams of a request that names none.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
-@click.option("--web-host", "--metrics-host", "web_host", default="127.0.0.1", help="Address for Prometheus.")
-@click.option("--web-port", "--metrics-port", "web_port", default=9464, type=click.IntRange(1), help="Its port.")
+@click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz and /readyz.")
+@click.option("--web-port", default=9464, type=click.IntRange(1), help="Its port.")
 def worker(
     broker: str,
     model: str,
@@ -77,23 +77,18 @@ async def _serve_with_kafka(
     engine_config: EngineConfig,
     web: tuple[str, int],
 ) -> None:
-    from prometheus_client import start_http_server
-
     from xgr_stream.metrics import Metrics
     from xgr_stream.stream.connection import Connection
+    from xgr_stream.stream.health import Pages, served
     from xgr_stream.stream.kafka_driver import KafkaDriver
     from xgr_stream.stream.runtime import Setup
 
     metrics = Metrics()
-    server, thread = start_http_server(web[1], addr=web[0], registry=metrics.registry)
-    try:
-        driver = KafkaDriver(Setup(engine, Connection(broker), group, config, engine_config, metrics))
+    driver = KafkaDriver(Setup(engine, Connection(broker), group, config, engine_config, metrics))
+    async with served(Pages(lambda: driver.runtime, metrics), *web):
         _on_signal(driver.stop)
         click.echo(f"serving {config.topics.requests} from {broker}; metrics on http://{web[0]}:{web[1]}/metrics")
         await driver.run()
-    finally:
-        server.shutdown()
-        thread.join()
 
 
 async def _serve_with_faust(

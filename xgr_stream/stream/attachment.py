@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import faust
 from faust.topics import Topic
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth, server_list
 from faust.types import ChannelT
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import ConfigError
@@ -21,6 +19,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.stream.health import Page, Pages
 from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
@@ -146,18 +145,14 @@ def _convertible(
 
 
 def _add_pages(app: faust.App, driver: FaustDriver, metrics: Metrics) -> None:
-    @app.page("/metrics", name="xgr-metrics")
-    async def metrics_page(web: Any, request: Any) -> Any:
-        return web.bytes(generate_latest(metrics.registry), content_type=CONTENT_TYPE_LATEST.split(";")[0])
+    pages = Pages(lambda: driver.runtime, metrics)
+    for path, page in pages.by_path().items():
+        app.page(path, name=f"xgr-{path[1:]}")(_view(page))
 
-    @app.page("/healthz", name="xgr-healthz")
-    async def healthz(web: Any, request: Any) -> Any:
-        healthy = driver.runtime is not None and driver.runtime.failure is None
-        return web.text("ok\n" if healthy else "failed\n", status=200 if healthy else 503)
 
-    @app.page("/readyz", name="xgr-readyz")
-    async def readyz(web: Any, request: Any) -> Any:
-        readiness = {"ready": False} if driver.runtime is None else driver.runtime.readiness()
-        return web.text(
-            json.dumps(readiness), content_type="application/json", status=200 if readiness["ready"] else 503
-        )
+def _view(page: Callable[[], Page]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def view(web: Any, request: Any) -> Any:
+        status, content_type, body = page()
+        return web.bytes(body, content_type=content_type, status=status)
+
+    return view

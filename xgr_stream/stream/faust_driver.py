@@ -67,7 +67,12 @@ class FaustDriver(Service):
         self._open.clear()
         self._early.clear()
         self._draining = None
-        self.runtime = Runtime(self._make_setup(), on_progress=self._acknowledge, on_failure=self._crash_app)
+        self.runtime = Runtime(
+            self._make_setup(),
+            on_progress=self._acknowledge,
+            on_failure=self._crash_app,
+            end_offset=self._end_offset,
+        )
         await self.runtime.start()
         self._recommender.bind(self.runtime)
 
@@ -95,6 +100,14 @@ class FaustDriver(Service):
         self._open.clear()
         self._early.clear()
         self._progress.set()
+
+    def _end_offset(self, topic: str, partition: int) -> int | None:
+        consumer: Any = self._app.consumer
+        try:
+            end: int | None = consumer.highwater(TP(topic, partition))
+        except Exception:  # noqa: BLE001  it lives in a thread of its own, and may be between two assignments
+            return None
+        return end
 
     def _crash_app(self, error: BaseException) -> None:
         asyncio.get_running_loop().create_task(self._app.crash(error))

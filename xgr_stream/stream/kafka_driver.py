@@ -24,7 +24,9 @@ class KafkaDriver:
     """Runs one worker from `run` until `stop`. At least once: offsets are committed behind what is durable."""
 
     def __init__(self, setup: Setup) -> None:
-        self.runtime = Runtime(setup, on_progress=self._on_progress, on_failure=self._on_failure)
+        self.runtime = Runtime(
+            setup, on_progress=self._on_progress, on_failure=self._on_failure, end_offset=self._end_offset
+        )
         self._topics = (setup.config.topics.events, setup.config.topics.requests)
         self._shutdown_timeout_s = setup.config.shutdown_timeout_s
         # Gives a worker the same partition numbers of all topics that have equal counts; round robin does not.
@@ -118,6 +120,13 @@ class KafkaDriver:
 
     def _on_failure(self, error: BaseException) -> None:
         self._stopping.set()
+
+    def _end_offset(self, topic: str, partition: int) -> int | None:
+        tp = TopicPartition(topic, partition)
+        if tp not in self._consumer.assignment():
+            return None
+        end: int | None = self._consumer.highwater(tp)
+        return end
 
     # Rebalance
 

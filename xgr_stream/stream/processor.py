@@ -239,6 +239,11 @@ class Processor:
         held = self._partitions.get(partition)
         return 0 if held is None else self._tracker(held, topic).pending
 
+    def events_behind(self, partition: int, end: int) -> int:
+        """Offsets of an events partition that ends at `end` which are not processed yet."""
+        held = self._partitions.get(partition)
+        return 0 if held is None else max(0, end - 1 - held.events_seen)
+
     # Time and the end
 
     def on_wake(self, wake: Callable[[], None]) -> None:

@@ -29,6 +29,11 @@ class Replies:
         self._metrics = metrics
         self._recent = RecentAnswers(config.dedup_window_ms, clock)
 
+    def count_own(self, response: RecommendResponse) -> None:
+        """Count an answer to a request of this process's own, which nothing is published for."""
+        self.count(response)
+        self._metrics.stage_seconds.labels("total").observe(response.stages_ms["total"] / 1000)
+
     def count(self, response: RecommendResponse) -> None:
         self._metrics.requests.labels(response.error or response.status.value, response.cache.value).inc()
         for stage, ms in response.stages_ms.items():

@@ -255,7 +255,7 @@ class Requests:
             return
         response = self._timed(pending, response)
         if pending.future is not None and pending.future.set_running_or_notify_cancel():
-            self._replies.count(response)
+            self._replies.count_own(response)
             pending.future.set_result(response)
         if pending.records:
             self._replies.send(pending.partition, pending.records, pending.request, response)

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 2.0
 """How long refusals may take to be written once the shutdown timeout is over."""
+REPORT_INTERVAL_S = 1.0
 MAX_BACKLOG = 10_000
 """Records of a topic partition that may be taken and not durable yet; then its consumption waits."""
 
@@ -60,7 +61,8 @@ class Runtime:
     """Runs once: `start`, then assignments and records, then `drain` and `stop`. On one event loop.
 
     `on_progress(topic, partition)`: more of this topic partition may be committed. `on_failure(error)`: this worker
-    can't go on; it is called once at most.
+    can't go on; it is called once at most. `end_offset(topic, partition)`: where a topic partition ends by what the
+    consumer heard last, None if it heard nothing yet.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Runtime:
         *,
         on_progress: Callable[[str, int], None],
         on_failure: Callable[[BaseException], None],
+        end_offset: Callable[[str, int], int | None],
         clock: Clock | None = None,
     ) -> None:
         self.setup = setup
@@ -77,6 +80,7 @@ class Runtime:
         self.failure: BaseException | None = None
         self._on_progress = on_progress
         self._on_failure = on_failure
+        self._end_offset = end_offset
         self._device = DeviceWorker(setup.engine, setup.engine_config, self.clock, setup.metrics)
         self.processor = Processor(
             self._device,
@@ -91,6 +95,7 @@ class Runtime:
         self._producer: AIOKafkaProducer | None = None
         self._publisher: Publisher | None = None
         self._sender: asyncio.Task[None] | None = None
+        self._reporter: asyncio.Task[None] | None = None
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
     @property
@@ -118,6 +123,8 @@ class Runtime:
         self._device.start()
         self._sender = asyncio.create_task(self._publisher.run(), name="xgr-publisher")
         self._sender.add_done_callback(self._on_task_done)
+        self._reporter = asyncio.create_task(self._report_regularly(), name="xgr-report")
+        self._reporter.add_done_callback(self._on_task_done)
 
     # Partitions and records
 
@@ -140,6 +147,8 @@ class Runtime:
         for number in numbers & self._recoveries.keys():
             self._recoveries.pop(number).cancel()
         self.processor.revoke(numbers)
+        for number in numbers:
+            self.setup.metrics.events_behind.remove(number)
 
     def process(self, records: Iterable[Record]) -> None:
         self.processor.process(records)
@@ -165,7 +174,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """Stop everything, drained or not. What is not durable is not acknowledged."""
-        tasks = [*self._recoveries.values(), *([self._sender] if self._sender else [])]
+        tasks = [*self._recoveries.values(), *filter(None, (self._sender, self._reporter))]
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
             task.cancel()
@@ -188,6 +197,19 @@ class Runtime:
         return True
 
     # Failure and health
+
+    def report(self) -> None:
+        """Set the gauges of how far each partition's events are behind."""
+        for number in self.processor.assigned:
+            end = self._end_offset(self.topics.events, number)
+            if end is not None:
+                behind = self.processor.events_behind(number, end)
+                self.setup.metrics.events_behind.labels(number).set(behind)
+
+    async def _report_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            self.report()
 
     def fail(self, error: BaseException) -> None:
         """This worker can't go on. Tells the driver, once."""
