@@ -29,21 +29,25 @@ def padded_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return (starts.long()[:, None] + offsets).masked_fill_(~real, 0), real
 
 
-def gather_pages(pages: Tensor, page_table: Tensor, lengths: Tensor) -> Tensor:
-    """The first `lengths` tokens of each table's pages, one copy each, zero behind them.
+def gather_pages(k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the first `lengths` tokens of each table's pages, one copy each, zero behind them.
 
-    pages: [pages, kv_heads, page_size, dim]; page_table: [batch, max_pages]; lengths: [batch].
-    Returns [batch, kv_heads, longest, dim] in float32.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; page_table: [batch, max_pages]; lengths: [batch].
+    Returns two of [batch, kv_heads, longest, dim] in float32.
     """
-    kv_heads, page_size, dim = pages.shape[1:]
-    longest = int(lengths.max())
+    kv_heads, page_size, dim = k_pages.shape[1:]
+    shortest, longest = int(lengths.min()), int(lengths.max())
     used = -(-longest // page_size)
     table = page_table[:, None, :used].long().clamp(min=0)  # a table's unused tail may hold anything negative
-    index = table * kv_heads + torch.arange(kv_heads, device=pages.device)[:, None]
-    # One row per (page, head): index_select is 3.5 times as fast as indexing here.
-    chunks = pages.view(-1, page_size * dim).index_select(0, index.flatten())
-    tokens = chunks.view(len(table), kv_heads, used * page_size, dim)[:, :, :longest].float()
-    if int(lengths.min()) < longest:
-        beyond = torch.arange(longest, device=pages.device) >= lengths[:, None]
-        tokens.masked_fill_(beyond[:, None, :, None], 0)  # unwritten memory may hold NaN, and 0 · NaN is NaN
-    return tokens
+    index = (table * kv_heads + torch.arange(kv_heads, device=table.device)[:, None]).flatten()
+
+    def gather(pages: Tensor) -> Tensor:
+        # One row per (page, head): index_select is 3.5 times as fast as indexing here.
+        chunks = pages.view(-1, page_size * dim).index_select(0, index)
+        tokens = chunks.view(len(table), kv_heads, used * page_size, dim)[:, :, :longest].float()
+        if shortest < longest:
+            beyond = torch.arange(longest, device=pages.device) >= lengths[:, None]
+            tokens.masked_fill_(beyond[:, None, :, None], 0)  # unwritten memory may hold NaN, and 0 · NaN is NaN
+        return tokens
+
+    return gather(k_pages), gather(v_pages)

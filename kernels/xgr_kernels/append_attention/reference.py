@@ -26,8 +26,7 @@ def append_attention(
         if int(counts.max()) == 0:
             continue
         index, real = padded_index(query_starts[:-1][users], counts)
-        keys = gather_pages(k_pages, page_table[users], lengths)
-        values = gather_pages(v_pages, page_table[users], lengths)
+        keys, values = gather_pages(k_pages, v_pages, page_table[users], lengths)
         attended = _attend(q[index].float(), keys, values, counts, lengths, scale)
         out[index[real]] = attended[real].to(out.dtype)
     return out

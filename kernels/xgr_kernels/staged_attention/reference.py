@@ -30,7 +30,7 @@ def staged_attention(
     classes = size_classes(beams, prefix_lengths)
     if len(classes) == 1 and int(beams.max()) * len(beams) == len(q) and int(prefix_lengths.max()):
         # As many beams each: rows stay where they are.
-        keys, values = (gather_pages(pages, page_table, prefix_lengths) for pages in (k_pages, v_pages))
+        keys, values = gather_pages(k_pages, v_pages, page_table, prefix_lengths)
         shared = _attend_prefix(scaled.unflatten(0, (len(beams), -1)), keys, values, prefix_lengths)
         return _merge([part.flatten(0, 1) for part in shared], own).flatten(1, 2).to(q.dtype)
     out = torch.empty_like(q)
@@ -41,7 +41,7 @@ def staged_attention(
         if not int(lengths.max()):
             out[rows] = own[0][rows].flatten(1, 2).to(out.dtype)
             continue
-        keys, values = (gather_pages(pages, table, lengths) for pages in (k_pages, v_pages))
+        keys, values = gather_pages(k_pages, v_pages, table, lengths)
         shared = _attend_prefix(scaled[index], keys, values, lengths)
         merged = _merge([part[real] for part in shared], [part[rows] for part in own])
         out[rows] = merged.flatten(1, 2).to(out.dtype)
