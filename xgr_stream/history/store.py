@@ -118,7 +118,8 @@ class HistoryStore:
         return dropped
 
     def forget(self, user_id: str) -> bool:
-        """Forget one user; False if there was none."""
+        """Forget one user; False if there was none. An engine's prefix of theirs still holds what they did, and would
+        be answered from when they come back: `Engine.forget` them too."""
         user = self._users.pop(user_id, None)
         if user is None:
             return False
