@@ -7,7 +7,7 @@ from xgr_stream.engine import Engine
 from xgr_stream.errors import CheckpointError, ConfigError, EngineError, InvalidEvent, InvalidRequest, NothingLegal
 from xgr_stream.history import HistoryStore
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_items, tiny_model
-from xgr_stream.types import CacheState, ItemFilter, Status, UserEvent
+from xgr_stream.types import CacheState, ItemFilter, RecommendRequest, Status, UserEvent
 
 
 @pytest.fixture
@@ -57,6 +57,20 @@ def test_a_request_with_an_older_view_gets_what_is_cached(engine):
     engine.warm([engine.history.view("user")])
     assert engine.warm([old]).tokens == 0
     assert engine.pending_tokens(old) == 0
+    assert engine.cache.get("user").event_count == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_requests_of_one_user_in_a_batch_see_the_newest_view(engine, order):
+    views = []
+    for n in range(2):
+        record(engine, "user", events(n))
+        views.append(engine.history.view("user"))
+    responses = engine.answer([(RecommendRequest(f"r-{i}", "user", 3), views[i]) for i in order])
+    assert [response.event_count for response in responses] == [2, 2]
+    assert responses[0].items == responses[1].items
+    engine.forget(["user"])
+    assert engine.warm([views[i] for i in order]).users == 1
     assert engine.cache.get("user").event_count == 2
 
 
