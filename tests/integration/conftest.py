@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from tests.integration.raw import Raw
+from tests.integration.workers import kafka_worker
+from xgr_stream import Engine
+from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig, TopicNames
+from xgr_stream.history import HistoryStore
+from xgr_stream.stream.kafka_driver import KafkaDriver
+from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.broker import ApacheKafka, Broker, EmbeddedBroker, OutsideBroker
 
 LARGE_MESSAGES = "message.max.bytes=20000000"
@@ -40,13 +48,40 @@ def broker() -> Iterator[Broker]:
         yield chosen
 
 
-@pytest.fixture
-def topics() -> TopicNames:
-    """Names that no other test uses."""
+def own_topics() -> TopicNames:
+    """Names that nobody else uses."""
     own = uuid.uuid4().hex[:8]
     return TopicNames(*(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "changelog")))
 
 
 @pytest.fixture
+def topics() -> TopicNames:
+    return own_topics()
+
+
+@pytest.fixture
 def config(topics: TopicNames) -> StreamConfig:
     return StreamConfig(topics=topics, shutdown_timeout_s=5.0)
+
+
+# One worker for all the tests that need no life of it for themselves, each with users of its own.
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def worker(broker: Broker) -> AsyncIterator[KafkaDriver]:
+    config = StreamConfig(topics=own_topics(), default_timeout_ms=20_000)
+    engine = Engine.load(tiny_model(), tiny_catalog(), history=HistoryStore(config.history))
+    async with kafka_worker(broker, config, engine) as driver:
+        yield driver
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def raw(broker: Broker, worker: KafkaDriver) -> AsyncIterator[Raw]:
+    async with Raw(broker, worker.runtime.topics) as raw:
+        yield raw
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(broker: Broker, worker: KafkaDriver) -> AsyncIterator[RecommendClient]:
+    async with RecommendClient(broker.connection, topics=worker.runtime.topics) as client:
+        yield client

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from tests.integration.raw import Raw
-from tests.integration.workers import kafka_worker
-from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
-from xgr_stream.config import StreamConfig, TopicNames
 from xgr_stream.errors import MessageTooLarge, NothingLegal
-from xgr_stream.history import HistoryStore
 from xgr_stream.stream.kafka_driver import KafkaDriver
-from xgr_stream.testing import tiny_catalog, tiny_model
-from xgr_stream.testing.broker import Broker
 from xgr_stream.types import Status
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TEN_MB = 10_000_000
-
-
-@pytest.fixture(scope="module")
-def our_topics() -> TopicNames:
-    own = uuid.uuid4().hex[:8]
-    return TopicNames(*(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "changelog")))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def worker(broker: Broker, our_topics: TopicNames) -> AsyncIterator[KafkaDriver]:
-    config = StreamConfig(topics=our_topics, default_timeout_ms=20_000)
-    engine = Engine.load(tiny_model(), tiny_catalog(), history=HistoryStore(config.history))
-    async with kafka_worker(broker, config, engine) as driver:
-        yield driver
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def raw(broker: Broker, our_topics: TopicNames, worker: KafkaDriver) -> AsyncIterator[Raw]:
-    async with Raw(broker, our_topics) as raw:
-        yield raw
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(broker: Broker, our_topics: TopicNames, worker: KafkaDriver) -> AsyncIterator[RecommendClient]:
-    async with RecommendClient(broker.connection, topics=our_topics) as client:
-        yield client
 
 
 def request_id() -> str:
@@ -61,11 +28,13 @@ def request_id() -> str:
     [
         ({"k": 0}, "invalid_request", "k must be"),
         ({"k": "ten"}, "invalid_request", "k must be"),
+        ({"k": 2_000}, "invalid_request", "k must be"),
         ({"k": 10, "beam_width": 5}, "invalid_request", "beam_width"),
         ({"beam_width": 5_000}, "invalid_request", "beam_width"),
         ({"exclude": "item-1"}, "invalid_request", "exclude"),
         ({"user_id": "somebody-else"}, "invalid_request", "user_id"),
         ({"allow": ["no-such-tag"]}, "nothing_legal", ""),
+        ({"exclude": [f"item-{n}" for n in range(60)]}, "nothing_legal", ""),
         ({"v": 9}, "unsupported_version", "v must be"),
     ],
 )
@@ -131,12 +100,21 @@ async def test_event_on_a_partition_that_is_not_its_keys(raw: Raw) -> None:
     assert (await raw.dead_letter("user-4"))["reason"] == "misplaced"
 
 
-async def test_event_of_an_unknown_item_is_kept(client: RecommendClient, worker: KafkaDriver) -> None:
-    await client.send_event("user-5", "item-1")
-    position = await client.send_event("user-5", "no-such-item")
-    response = await client.recommend("user-5", timeout=20, after=position)
-    assert (response.status, response.event_count) == (Status.OK, 2)
-    assert worker.runtime.setup.metrics.events_unknown_item._value.get() >= 1
+async def test_event_of_an_unknown_item_is_kept_without_tokens(
+    client: RecommendClient, worker: KafkaDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It counts, is counted and named in the log once, and the answer is the one without it."""
+    position = await client.send_event("user-5", "item-1")
+    before = await client.recommend("user-5", timeout=20, after=position)
+    counted = worker.runtime.setup.metrics.events_unknown_item._value.get()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            position = await client.send_event("user-5", "no-such-item")
+        after = await client.recommend("user-5", timeout=20, after=position)
+    assert (after.status, after.event_count) == (Status.OK, 3)
+    assert [item.item_id for item in after.items] == [item.item_id for item in before.items]
+    assert worker.runtime.setup.metrics.events_unknown_item._value.get() == counted + 2
+    assert caplog.text.count("no-such-item") == 1
 
 
 async def test_unknown_user_gets_what_is_popular(client: RecommendClient) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from dataclasses import replace
 
 import pytest
@@ -12,25 +12,14 @@ from aiokafka.admin import NewTopic
 from tests.integration.workers import kafka_worker, until
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import HistoryError, TopologyError
+from xgr_stream.errors import HistoryError, ShuttingDown, TopologyError
 from xgr_stream.stream import changelog
+from xgr_stream.stream.kafka_driver import KafkaDriver
+from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import Status
-
-
-async def test_an_answer_has_seen_ones_own_events(broker: Broker, config: StreamConfig) -> None:
-    async with kafka_worker(broker, config), RecommendClient(broker.connection, topics=config.topics) as client:
-
-        async def use(user_id: str) -> None:
-            for number in range(1, 6):
-                position = await client.send_event(user_id, f"item-{number}")
-                response = await client.recommend(user_id, k=3, timeout=10, after=position)
-                assert (response.status, response.user_id) == (Status.OK, user_id)
-                assert (response.event_count, response.event_offset) == (number, position.offset)
-
-        await asyncio.gather(*(use(f"user-{n}") for n in range(20)))
 
 
 async def test_a_restart_loses_and_repeats_nothing(broker: Broker, config: StreamConfig) -> None:
@@ -64,39 +53,58 @@ async def test_a_second_worker_takes_over_with_the_history(broker: Broker, confi
             await until(lambda: len(first.runtime.processor.assigned) == 2)
             assert first.runtime.processor.assigned.isdisjoint(second.runtime.processor.assigned)
             await each_remembers_one_event()
+            await _anybody_may_be_asked_for(users, first)
+            await until(lambda: _partitions_told_of(first) == first.runtime.processor.assigned)
         await each_remembers_one_event()
 
 
+async def _anybody_may_be_asked_for(users: list[str], worker: KafkaDriver) -> None:
+    """In process: directly for the worker's own users, over the request topic for those of another."""
+    assert {worker.runtime.processor.owns(user) for user in users} == {True, False}
+    recommender = Recommender(worker.runtime.setup.config, worker.runtime.setup.metrics)
+    recommender.bind(worker.runtime)
+    try:
+        responses = await asyncio.gather(*(recommender.recommend(user, timeout=20) for user in users))
+        assert [(r.user_id, r.event_count) for r in responses] == [(user, 1) for user in users]
+    finally:
+        await recommender.release()
+
+
+def _partitions_told_of(worker: KafkaDriver) -> set[int]:
+    """The partitions that the worker says how far it is behind on."""
+    (gauge,) = worker.runtime.setup.metrics.events_behind.collect()
+    return {int(sample.labels["partition"]) for sample in gauge.samples}
+
+
 async def test_what_was_taken_is_answered_before_the_end(broker: Broker, config: StreamConfig) -> None:
-    engine = NullEngine()
-    engine.before_answer = lambda batch: time.sleep(0.2)
+    engine, stopped = NullEngine(), threading.Event()
+    engine.before_answer = lambda batch: stopped.wait(10)
     await ensure_topics(broker.connection, config.topics, 4)
     async with RecommendClient(broker.connection, topics=config.topics) as client:
         async with kafka_worker(broker, config, engine) as driver:
             asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(30)]
-            await until(lambda: driver.runtime.processor.pending)
-            taken = driver.runtime.processor.pending
+            await until(lambda: driver.runtime.processor.pending == len(asked))
+            driver.stop()
+            stopped.set()
         # The worker has ended here; the client may still be reading.
-        await until(lambda: sum(task.done() for task in asked) >= taken, 5.0)
-        async with kafka_worker(broker, config):
-            responses = await asyncio.gather(*asked)
+        responses = await asyncio.wait_for(asyncio.gather(*asked), 5.0)
         assert {response.status for response in responses} == {Status.UNKNOWN_USER}
 
 
 async def test_what_cannot_be_answered_in_time_is_refused(broker: Broker, config: StreamConfig) -> None:
-    engine = NullEngine()
-    engine.before_answer = lambda batch: time.sleep(0.5 * len(batch))
+    engine, ended = NullEngine(), threading.Event()
+    engine.before_answer = lambda batch: ended.wait(10)
     hasty = replace(config, shutdown_timeout_s=0.2)
     await ensure_topics(broker.connection, config.topics, 4)
     async with RecommendClient(broker.connection, topics=config.topics) as client:
         async with kafka_worker(broker, hasty, engine) as driver:
             asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(6)]
-            await until(lambda: driver.runtime.processor.pending)
-            began = time.monotonic()
-        assert time.monotonic() - began < 10
-        for task in asked:
-            task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+            await until(lambda: driver.runtime.processor.pending == len(asked))
+            driver.stop()
+            refusals = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10.0)
+            ended.set()
+        assert [type(refusal) for refusal in refusals] == [ShuttingDown] * len(asked)
+        assert {str(refusal) for refusal in refusals} == {"the worker shut down before this request was answered"}
 
 
 async def test_unequal_partition_counts_are_refused(broker: Broker, config: StreamConfig) -> None:
@@ -122,9 +130,11 @@ async def test_missing_topics_get_the_partitions_of_their_sisters(broker: Broker
 
 async def test_a_recreated_events_topic_stops_the_worker(broker: Broker, config: StreamConfig) -> None:
     """The history has seen an offset that the topic does not reach."""
-    async with kafka_worker(broker, config) as driver:
-        key, value = changelog.delta_key("user-1", 0), changelog._pack((changelog.MAJOR, 1_000, "item-1", None))
-        await driver.runtime.producer.send_and_wait(config.topics.changelog, value, key, partition=0)
+    await ensure_topics(broker.connection, config.topics, 4)
+    producer = await broker.connection.start_producer()
+    key, value = changelog.delta_key("user-1", 0), changelog._pack((changelog.MAJOR, 1_000, "item-1", None))
+    await producer.send_and_wait(config.topics.changelog, value, key, partition=0)
+    await producer.stop()
     with pytest.raises(HistoryError, match="recreated"):
         async with kafka_worker(broker, config):
             pass

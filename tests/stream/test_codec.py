@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xgr_stream.errors import InvalidInput, MalformedMessage, MessageTooLarge
@@ -29,6 +29,9 @@ messages = st.dictionaries(st.sampled_from(fields) | st.text(max_size=6), values
 
 
 @given(messages)
+@example({"v": "\\ud800", "\\u": '"\\u'})
+@example({"v": "\x00\x1f\x7f\x85\u2028\ufeff\U0010ffff", "\x00": ["\ufffe"]})
+@example({"v": [-(2**63), 2**64 - 1, 1.7976931348623157e308, 5e-324, -0.0], "NaN": "Infinity"})
 def test_what_is_encoded_is_decoded(message: dict) -> None:
     assert codec.decode(codec.encode(message, "msgpack"), LIMIT) == message
     assert codec.decode(codec.encode(message, "json"), LIMIT) == message

@@ -114,7 +114,7 @@ class EmbeddedBroker(Broker):
 
     def _connection(self, bootstrap: str) -> Connection:
         # It takes half the session timeout to let a member join.
-        return Connection(bootstrap, {}, EMBEDDED_FETCH_WAIT_MS, session_timeout_ms=3_000, rebalance_timeout_ms=2_000)
+        return Connection(bootstrap, {}, EMBEDDED_FETCH_WAIT_MS, session_timeout_ms=2_000, rebalance_timeout_ms=2_000)
 
     def tune(self, app: faust.App) -> None:
         """Faust asks every broker to hold back an empty fetch for 1.5 s; this one then sleeps half of it. It also
@@ -131,9 +131,9 @@ class EmbeddedBroker(Broker):
             def _new_consumer_thread(self) -> ImpatientThread:
                 return ImpatientThread(self, loop=self.loop, beacon=self.beacon)
 
-        app.conf.broker_session_timeout = 3.0
+        app.conf.broker_session_timeout = 2.0
         app.conf.broker_rebalance_timeout = 2.0
-        app.conf.broker_heartbeat_interval = 0.3
+        app.conf.broker_heartbeat_interval = 0.2
         setattr(app.transport, "Consumer", ImpatientConsumer)  # noqa: B010  declared as a class variable
 
 

@@ -1,0 +1,81 @@
+"""What one worker does for those who ask it, end to end: read your writes, copies to `reply_to`, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+from aiokafka.admin import NewTopic
+
+from tests.integration.raw import Raw
+from tests.integration.workers import until
+from xgr_stream.client import RecommendClient
+from xgr_stream.stream import codec
+from xgr_stream.stream.kafka_driver import KafkaDriver
+from xgr_stream.stream.recommender import Recommender
+from xgr_stream.testing.broker import Broker
+from xgr_stream.types import RecommendRequest, Status
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_an_answer_has_seen_ones_own_events(client: RecommendClient) -> None:
+    async def use(user_id: str) -> None:
+        for number in range(1, 6):
+            position = await client.send_event(user_id, f"item-{number}")
+            response = await client.recommend(user_id, k=3, timeout=20, after=position)
+            assert (response.status, response.user_id) == (Status.OK, user_id)
+            assert (response.event_count, response.event_offset) == (number, position.offset)
+
+    await asyncio.gather(*(use(f"reader-{n}") for n in range(20)))
+
+
+async def test_a_reply_to_topic_gets_a_copy(broker: Broker, raw: Raw) -> None:
+    own = uuid.uuid4().hex
+    topic = f"shop-answers-{own}"
+    admin = broker.connection.admin()
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await admin.close()
+    consumer = broker.connection.consumer(auto_offset_reset="earliest")
+    consumer.subscribe([topic])
+    await consumer.start()
+    try:
+        await raw.request("copied", {"v": 1, "request_id": own, "k": 3, "reply_to": topic})
+        response = await raw.response(own)
+        async with asyncio.timeout(15):
+            copy = await consumer.getone()
+    finally:
+        await consumer.stop()
+    assert copy.key == b"copied"
+    assert codec.decode(copy.value, 1 << 20) == response
+    assert (response["status"], len(response["items"])) == ("unknown_user", 3)
+
+
+async def test_a_reply_to_topic_that_is_not_there_keeps_nobody_waiting(raw: Raw) -> None:
+    own = uuid.uuid4().hex
+    await raw.request("copied", {"v": 1, "request_id": own, "reply_to": f"nowhere-{own}"})
+    assert (await raw.response(own))["status"] == "unknown_user"
+
+
+async def test_figures_of_a_worker(client: RecommendClient, worker: KafkaDriver) -> None:
+    """Every stage is observed, requests are counted by outcome and cache, and events are behind by none at last."""
+    registry = worker.runtime.setup.metrics.registry
+
+    def figure(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    position = await client.send_event("counted", "item-1")
+    await client.recommend("counted", timeout=20, after=position)
+    before = figure("xgr_requests_total", outcome="ok", cache="warm") or 0.0
+    await client.recommend("counted", timeout=20)
+    assert figure("xgr_requests_total", outcome="ok", cache="warm") == before + 1
+    recommender = Recommender(worker.runtime.setup.config, worker.runtime.setup.metrics)
+    recommender.bind(worker.runtime)
+    response = await recommender.respond(RecommendRequest(uuid.uuid4().hex, "counted"))
+    assert response.status is Status.OK
+    assert figure("xgr_requests_total", outcome="ok", cache="warm") == before + 2
+    for stage in ("wait", "append", "decode", "publish", "total"):
+        assert figure("xgr_stage_seconds_count", stage=stage), stage
+    await until(lambda: [figure("xgr_events_behind", partition=str(n)) for n in range(4)] == [0.0] * 4)
