@@ -55,7 +55,13 @@ def bench() -> None:
     show_default=True,
     help="Timed runs of the baseline, after one.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Torch threads of both.  [default: torch's own choice]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Torch threads, of the engine and of the baseline alike.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here."
@@ -69,7 +75,7 @@ def engine(
     batches: tuple[int, ...],
     repeats: int,
     baseline_repeats: int,
-    threads: int | None,
+    threads: int,
     seed: int,
     json_path: Path | None,
 ) -> None:
@@ -86,7 +92,7 @@ def engine(
             events=events,
             repeats=repeats,
             baseline_repeats=baseline_repeats,
-            threads=threads or 0,
+            threads=threads,
             seed=seed,
         )
         run = EngineBench(workload)

@@ -97,8 +97,7 @@ class EngineBench:
     """One engine and users with random histories, the same for every batch size."""
 
     def __init__(self, workload: Workload) -> None:
-        if workload.threads:
-            torch.set_num_threads(workload.threads)
+        torch.set_num_threads(workload.threads)
         self._workload = workload
         model = load_model(workload.model)
         # The score that `generate` computes, so that the results can be compared.
@@ -112,7 +111,7 @@ class EngineBench:
         return (
             f"{model.config.model_type}, {model.config.num_layers} layers, hidden size {model.config.hidden_size}, "
             f"{' × '.join(map(str, model.tokens.codes))} codes, {self._engine.catalog.num_items} items; beam "
-            f"{workload.beam}, {workload.events} events; {platform.machine()}, {torch.get_num_threads()} threads, "
+            f"{workload.beam}, {workload.events} events; {platform.machine()}, {workload.threads} torch thread(s), "
             f"torch {torch.__version__}, seed {workload.seed}; medians (fastest to slowest)"
         )
 

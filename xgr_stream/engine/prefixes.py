@@ -82,8 +82,10 @@ class PrefixBuilder:
 
         Evicts others. If it raises, these users are no longer cached, since an append writes over their tails.
         """
+        pending = [plan for plan in plans if len(plan.tokens)]
+        if not pending:
+            return [self._settled(plan) for plan in plans]
         with self._cache.pinned([plan.base for plan in plans if plan.base is not None]):
-            pending = [plan for plan in plans if len(plan.tokens)]
             drafts: list[Draft] = []
             try:
                 for plan in pending:

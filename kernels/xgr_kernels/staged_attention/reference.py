@@ -105,10 +105,11 @@ def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Ten
     values = suffix_v[step, ancestors].float().unsqueeze(3)
     # Elementwise: as matrix products these are many tiny ones, five times as slow.
     scores = (q.unsqueeze(1) * keys).sum(-1)  # [rows, steps, kv_heads, group]
-    return (scores.softmax(1).unsqueeze(-1) * values).sum(1), scores.logsumexp(1)
+    log_weights = scores.log_softmax(1)
+    return (log_weights.exp().unsqueeze(-1) * values).sum(1), (scores - log_weights)[:, 0]
 
 
 def _merge(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Attention over two sets of keys from the attention over each: weighted by their log-sum-exps' softmax."""
     share = (first[1] - second[1]).sigmoid_()[..., None]
-    return second[0] + share * (first[0] - second[0])
+    return torch.lerp(second[0], first[0], share)
