@@ -6,6 +6,7 @@ python -m examples.movielens.app --broker localhost:9092 --run demo
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 
 import click
@@ -39,25 +40,27 @@ def topic_names(run: str) -> xgr.TopicNames:
 def main(bootstrap: str, embedded: bool, run: str, model: Path, beam: int, cache_bytes: int, web_port: int) -> None:
     """Serve recommendations until told to stop."""
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
-    app = faust.App(
-        f"movielens-{run}",
-        broker=f"kafka://{bootstrap}",
-        web_host="127.0.0.1",
-        web_port=web_port,
-        broker_session_timeout=6,
-        broker_rebalance_timeout=2,
-        broker_heartbeat_interval=0.5,
-    )
-    if embedded:
-        EmbeddedBroker().tune(app)
-    xgr.attach(
-        app,
-        model=model,
-        catalog=model / "catalog.parquet",
-        config=xgr.StreamConfig(topics=topic_names(run)),
-        engine_config=xgr.EngineConfig(beam_width=beam, cache=xgr.CacheConfig(budget_bytes=cache_bytes)),
-    )
-    faust.Worker(app, loglevel="warning").execute_from_commandline()
+    with tempfile.TemporaryDirectory(prefix="movielens-") as datadir:
+        app = faust.App(
+            f"movielens-{run}",
+            broker=f"kafka://{bootstrap}",
+            datadir=datadir,
+            web_bind="127.0.0.1",
+            web_port=web_port,
+            broker_session_timeout=6,
+            broker_rebalance_timeout=2,
+            broker_heartbeat_interval=0.5,
+        )
+        if embedded:
+            EmbeddedBroker().tune(app)
+        xgr.attach(
+            app,
+            model=model,
+            catalog=model / "catalog.parquet",
+            config=xgr.StreamConfig(topics=topic_names(run)),
+            engine_config=xgr.EngineConfig(beam_width=beam, cache=xgr.CacheConfig(budget_bytes=cache_bytes)),
+        )
+        faust.Worker(app, loglevel="warning").execute_from_commandline()
 
 
 if __name__ == "__main__":

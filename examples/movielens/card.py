@@ -83,7 +83,7 @@ def write_card(
         normalizer=engine.normalizer,
         version=__version__,
         path=path,
-        model_version=engine.model.version,
+        model_version=engine.version,
         catalog_version=engine.catalog.version,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

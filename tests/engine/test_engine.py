@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.property.users import ask, record
@@ -46,7 +49,7 @@ def test_the_response_names_offset_model_and_catalog(engine):
     (response,) = ask(engine, ("user", 3, 8))
     assert response.cache is CacheState.WARM  # the event brought no tokens
     assert (response.event_count, response.event_offset) == (2, 47)
-    assert response.model_version == engine.model.version
+    assert response.model_version == engine.version
     assert response.catalog_version == engine.catalog.version
 
 
@@ -221,7 +224,23 @@ def test_a_cache_too_small_for_one_window_is_refused():
 def test_a_window_beyond_the_models_positions_is_refused():
     model = tiny_model(config={"max_position_embeddings": 64})
     with pytest.raises(ConfigError, match="takes up to 1538 positions, the model has 64"):
-        Engine.load(model, tiny_catalog())
+        Engine.load(model, tiny_catalog(), config=EngineConfig(window=WindowConfig(512)))
+
+
+def test_the_default_window_is_what_the_models_positions_take():
+    small = tiny_model(config={"max_position_embeddings": 64})
+    assert Engine.load(small, tiny_catalog()).window == WindowConfig(20)
+    assert Engine.load(tiny_model(), tiny_catalog()).window == WindowConfig()
+
+
+@pytest.mark.parametrize(
+    "other", [{"window": WindowConfig(8)}, {"normalizer": "legal"}, {"beam_width": 65}, {"dtype": "bfloat16"}]
+)
+def test_responses_tell_settings_apart_that_answers_depend_on(tmp_path: Path, other: dict[str, Any]):
+    path = save_tiny_model(tmp_path / "model")
+    usual = Engine.load(path, tiny_catalog())
+    assert Engine.load(path, tiny_catalog()).version == usual.version
+    assert Engine.load(path, tiny_catalog(), config=EngineConfig(**other)).version != usual.version
 
 
 def test_a_history_shorter_than_the_window_is_refused():

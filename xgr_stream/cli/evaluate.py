@@ -72,7 +72,7 @@ def evaluate(
         "users": quality.users,
         "unknown_targets": unknown,
         "max_events": engine.window.max_events,
-        "model_version": engine.model.version,
+        "model_version": engine.version,
         "catalog_version": engine.catalog.version,
         "xgr_stream_version": __version__,
         "seconds": round(time.perf_counter() - started, 2),

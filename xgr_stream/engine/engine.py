@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ import torch
 
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import Catalog
-from xgr_stream.config import EngineConfig, HistoryConfig, WindowConfig
+from xgr_stream.config import EngineConfig, HistoryConfig
 from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.context import ContextReader
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
-from xgr_stream.engine.sizing import check_history, keep_freed_memory, page_pool, prefill_operations
+from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.errors import EngineError, InvalidEvent, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
@@ -67,8 +68,11 @@ class Engine:
     def __init__(self, model: Model, catalog: Catalog, *, config: EngineConfig, history: HistoryStore | None) -> None:
         self.model = model
         self.config = config
-        self.window = config.window or model.settings.window or WindowConfig()
+        self.window = config.window or model.settings.window or default_window(model)
         self.normalizer = config.normalizer or model.settings.normalizer or "level"
+        settings = (self.window, self.normalizer, config.beam_width, str(model.decoder.dtype))
+        self.version = f"{model.version}.{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
+        """What responses name as their model: the checkpoint, and the settings that answers depend on."""
         if history is None:
             history = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, self.window.max_events)))
         check_history(history.config, self.window)
@@ -161,7 +165,7 @@ class Engine:
         """Append what these users' prefixes lack, then decode all requests together. One response per request, in
         order; one request's fault becomes its response. Requests of one user all see the newest of their views, and
         at least what is cached."""
-        answers = Answers(self._catalog, self.model.version, self._counters)
+        answers = Answers(self._catalog, self.version, self._counters)
         responses: dict[int, RecommendResponse] = {}
         views = _newest(view for _, view in requests)
         jobs: deque[Job] = deque()

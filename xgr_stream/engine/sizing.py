@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import torch
 
 from xgr_stream.cache import PagePool
@@ -11,6 +13,13 @@ from xgr_stream.model import Model, ModelConfig
 
 _LARGEST_KEPT_BLOCK = (32 << 20) - 8192
 """Just below glibc's DEFAULT_MMAP_THRESHOLD_MAX, its header and alignment included."""
+
+
+def default_window(model: Model) -> WindowConfig:
+    """The default window, or as many events of it as the model has positions for."""
+    events = range(1, WindowConfig().max_events + 1)
+    fitting = bisect_right(events, model.config.max_positions, key=model.tokens.context_tokens)
+    return WindowConfig(max(1, fitting))
 
 
 def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePool:

@@ -47,7 +47,7 @@ class Recommender:
             user_id,
             k,
             beam_width,
-            ItemFilter(tuple(exclude), tuple(allow), tuple(deny)),
+            ItemFilter.of(exclude, allow, deny),
             timeout_ms=None if timeout is None else round(timeout * 1000),
             min_offset=None if after is None else after.offset,
         )
