@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -31,10 +32,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@contextlib.asynccontextmanager
-async def process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python process of this project's; ended with SIGTERM, upon which it must end well."""
-    running = await asyncio.create_subprocess_exec(
+async def _started(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    """A Python process of this project's."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
         cwd=ROOT,
@@ -47,6 +47,12 @@ async def process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
+
+
+@contextlib.asynccontextmanager
+async def process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A Python process of this project's; ended with SIGTERM, upon which it must end well."""
+    running = await _started(*arguments, **environment)
     try:
         yield running
         if running.returncode is None:
@@ -60,29 +66,64 @@ async def process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.
         raise
 
 
+# As `xgr-stream worker` does it, with short sessions where the broker takes half of one to let a member join.
+RUN_WORKER = """
+from xgr_stream.cli import worker
+from xgr_stream.cli.main import main
+if {embedded}:
+    worker.SESSION_TIMEOUT_S = 2.0
+main()
+"""
+
+
 @pytest.mark.parametrize("driver", ["kafka", "faust"])
 async def test_worker_command_and_client_example(broker: Broker, shop: Path, driver: str) -> None:
     port = free_port()
-    worker = [
-        "-c",
-        "from xgr_stream.cli.main import main; main()",
-        "worker",
-        "--broker",
-        broker.bootstrap,
-        "--driver",
-        driver,
-    ]
-    worker += ["--model", str(shop / "model"), "--catalog", str(shop / "catalog.parquet"), "--web-port", str(port)]
-    if driver == "faust":  # both take the default topics, one after the other
-        worker += ["--group", "another"]
-    async with process(*worker):
+    options = {
+        "--broker": broker.bootstrap,
+        "--driver": driver,
+        "--group": f"shop-{driver}",  # both take the default topics, one after the other
+        "--model": str(shop / "model"),
+        "--catalog": str(shop / "catalog.parquet"),
+        "--web-port": str(port),
+    }
+    program = RUN_WORKER.format(embedded=isinstance(broker, EmbeddedBroker))
+    async with process("-c", program, "worker", *(part for option in options.items() for part in option)):
         await _until_answering(broker)
         async with process("-m", "examples.client", "--broker", broker.bootstrap) as client:
             output, _ = await asyncio.wait_for(client.communicate(), 40)
         assert b"2 events seen" in output or b"4 events seen" in output
         assert b"20 of 20 other users answered" in output
-        metrics = await _get(port, "/metrics")
-        assert "xgr_requests_total{" in metrics
+        assert await _get(port, "/healthz") == (200, "ok\n")
+        status, ready = await _get(port, "/readyz")
+        assert (status, json.loads(ready)["partitions"]) == (200, [0, 1, 2, 3])
+        status, metrics = await _get(port, "/metrics")
+        assert status == 200
+        assert 'xgr_requests_total{cache="none",outcome="unknown_user"}' in metrics
+        assert 'xgr_stage_seconds_count{stage="publish"}' in metrics
+        await asyncio.sleep(1.5)  # it is set once a second
+        assert 'xgr_events_behind{partition="3"} 0.0' in (await _get(port, "/metrics"))[1]
+
+
+async def test_worker_command_refuses_topics_that_do_not_belong_together(broker: Broker, shop: Path) -> None:
+    own = {role: f"{role}-{uuid.uuid4().hex[:8]}" for role in ("events", "requests", "responses", "changelog")}
+    admin = broker.connection.admin()
+    await admin.start()
+    await admin.create_topics([NewTopic(name, 3 if role == "requests" else 4, 1) for role, name in own.items()])
+    await admin.close()
+    options = ["--broker", broker.bootstrap, "--model", str(shop / "model")]
+    options += ["--catalog", str(shop / "catalog.parquet"), "--web-port", str(free_port())]
+    options += [part for role, name in own.items() for part in ("--topic", f"{role}={name}")]
+
+    async def run(driver: str) -> None:
+        program = RUN_WORKER.format(embedded=False)
+        worker = await _started("-c", program, "worker", *options, "--driver", driver)
+        output, _ = await asyncio.wait_for(worker.communicate(), 40)
+        assert f"Error: topology: partition counts must be equal, but {own['events']} has 4" in output.decode()
+        assert worker.returncode == 1
+
+    for driver in ("kafka", "faust"):
+        await run(driver)
 
 
 async def _until_answering(broker: Broker) -> None:
@@ -95,12 +136,14 @@ async def _until_answering(broker: Broker) -> None:
             await asyncio.sleep(0.2)
 
 
-async def _get(port: int, path: str) -> str:
+async def _get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a page on this machine."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = (await asyncio.wait_for(reader.read(), 10)).decode()
     writer.close()
-    return answer.decode()
+    head, _, body = answer.partition("\r\n\r\n")
+    return int(head.split()[1]), body
 
 
 RUN_EMBEDDED = """
@@ -138,8 +181,9 @@ async def test_example_that_embeds_in_faust(broker: Broker, shop: Path, tmp_path
             async with asyncio.timeout(50):
                 while len(offers) < 2:
                     offers.append(json.loads((await consumer.getone()).value))
-            assert "xgr_events_total 2.0" in await _get(port, "/metrics")
-            assert json.loads((await _get(port, "/readyz")).partition("\r\n\r\n")[2])["partitions"] == [0, 1, 2, 3]
+            assert "xgr_events_total 2.0" in (await _get(port, "/metrics"))[1]
+            assert json.loads((await _get(port, "/readyz"))[1])["partitions"] == [0, 1, 2, 3]
+            assert await _get(port, "/healthz") == (200, "ok\n")
         for offer in offers:
             assert offer["user_id"] == "user-7"
             assert len(offer["item_ids"]) == 5

@@ -84,7 +84,8 @@ async def _serve_with_kafka(
     from xgr_stream.stream.runtime import Setup
 
     metrics = Metrics()
-    driver = KafkaDriver(Setup(engine, Connection(broker), group, config, engine_config, metrics))
+    connection = Connection(broker, session_timeout_ms=round(SESSION_TIMEOUT_S * 1000))
+    driver = KafkaDriver(Setup(engine, connection, group, config, engine_config, metrics))
     async with served(Pages(lambda: driver.runtime, metrics), *web):
         _on_signal(driver.stop)
         click.echo(f"serving {config.topics.requests} from {broker}; metrics on http://{web[0]}:{web[1]}/metrics")
