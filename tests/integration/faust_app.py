@@ -30,6 +30,11 @@ ENGINES = {
 }
 
 
+def to_event(view: dict[str, str]) -> xgr.UserEvent:
+    """What a page view tells of its user. Page views are keyed by page."""
+    return xgr.UserEvent(view["visitor"], view["page"])
+
+
 async def main(settings: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory() as data:
         app = faust.App(
@@ -45,7 +50,15 @@ async def main(settings: dict[str, object]) -> None:
         if settings["embedded"]:
             EmbeddedBroker().tune(app)
         engine = ENGINES[settings["engine"]]()
-        xgr.attach(app, engine=engine, config=xgr.StreamConfig(topics=xgr.TopicNames(**settings["topics"])))
+        sources = [app.topic(name, value_serializer="json") for name in settings["sources"]]
+        xgr.attach(
+            app,
+            engine=engine,
+            config=xgr.StreamConfig(topics=xgr.TopicNames(**settings["topics"])),
+            events=sources or None,
+            event=to_event if sources else None,
+            repartition=bool(sources),
+        )
         app.finalize()
         stopping = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -69,4 +82,7 @@ async def tell(driver: FaustDriver) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+    chosen = json.loads(sys.argv[1])
+    if chosen["waits"]:
+        sys.stdin.readline()
+    asyncio.run(main(chosen))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 
 import pytest
 import torch
+from aiokafka.admin import NewTopic
 
+from tests.integration.raw import Raw
 from tests.integration.workers import FaustWorker, until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import TopicNames
+from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendResponse, Status
@@ -66,7 +70,7 @@ def _assert_equal(response: RecommendResponse, alone: Engine, user_id: str) -> N
 
 
 async def test_a_new_worker_knows_what_the_old_one_learnt(broker: Broker, topics: TopicNames) -> None:
-    async with FaustWorker(broker, topics) as first:
+    async with FaustWorker(broker, topics) as first, FaustWorker(broker, topics, waits=True) as second:
         await first.ready(count=4)
         async with RecommendClient(broker.connection, topics=topics) as client:
             for number in range(70):  # more than two sealed segments
@@ -74,16 +78,47 @@ async def test_a_new_worker_knows_what_the_old_one_learnt(broker: Broker, topics
             before = await client.recommend("user-1", timeout=20, after=position)
             assert before.event_count == 70
             assert await first.stop() == 0
-            async with FaustWorker(broker, topics) as second:
-                await second.ready(count=4)
-                after = await client.recommend("user-1", timeout=20)
-                assert (after.event_count, after.event_offset) == (70, position.offset)
-                assert after.items == before.items
-                assert await second.stop() == 0
+            second.go()
+            await second.ready(count=4)
+            after = await client.recommend("user-1", timeout=20)
+            assert (after.event_count, after.event_offset) == (70, position.offset)
+            assert after.items == before.items
+            assert await second.stop() == 0
+
+
+async def test_page_views_of_any_key_become_events_of_their_users(broker: Broker, topics: TopicNames) -> None:
+    await ensure_topics(broker.connection, topics, 4)
+    admin = broker.connection.admin()
+    await admin.start()
+    await admin.create_topics([NewTopic(f"views-{topics.events}", 2, 1)])
+    await admin.close()
+    async with FaustWorker(broker, topics, sources=[f"views-{topics.events}"]) as worker:
+        await worker.ready(count=4)
+        producer = await broker.connection.start_producer()
+        users = [f"user-{n}" for n in range(8)]
+        for number in range(5):
+            for user in users:
+                page = f"item-{number}"
+                view = json.dumps({"visitor": user, "page": page}).encode()
+                await producer.send_and_wait(f"views-{topics.events}", view, page.encode())
+        await producer.send_and_wait(f"views-{topics.events}", b'{"page": "item-1"}', b"nobody")
+        await producer.stop()
+        async with Raw(broker, topics) as raw, RecommendClient(broker.connection, topics=topics) as client:
+            assert (await raw.dead_letter("nobody"))["reason"] == "invalid_event"
+            for _ in range(100):
+                counts = {(await client.recommend(user, timeout=10)).event_count for user in users}
+                if counts == {5}:
+                    break
+                await asyncio.sleep(0.1)
+            assert counts == {5}
+        assert await worker.stop() == 0
 
 
 async def test_a_worker_that_is_told_to_stop_answers_what_it_took(broker: Broker, topics: TopicNames) -> None:
-    async with FaustWorker(broker, topics, engine="slow") as worker:
+    async with (
+        FaustWorker(broker, topics, engine="slow") as worker,
+        FaustWorker(broker, topics, waits=True) as following,
+    ):
         await worker.ready(count=4)
         async with RecommendClient(broker.connection, topics=topics) as client:
             asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(20)]
@@ -91,5 +126,5 @@ async def test_a_worker_that_is_told_to_stop_answers_what_it_took(broker: Broker
             assert await worker.stop() == 0
             await until(lambda: any(task.done() for task in asked), 5.0)
             assert all(task.exception() is None for task in asked if task.done())
-            async with FaustWorker(broker, topics):  # the next worker answers those that the first had not taken
-                await asyncio.gather(*asked)
+            following.go()  # it answers those that the first had not taken
+            await asyncio.gather(*asked)

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,13 +60,25 @@ async def kafka_worker(
 class FaustWorker:
     """`python tests/integration/faust_app.py` as a process of its own."""
 
-    def __init__(self, broker: Broker, topics: TopicNames, *, engine: str = "null", group: str = "") -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        topics: TopicNames,
+        *,
+        engine: str = "null",
+        group: str = "",
+        sources: Sequence[str] = (),
+        waits: bool = False,
+    ) -> None:
+        """`sources`: topics of page views to repartition. `waits`: it loads, and joins when it is told to `go`."""
         self._settings = {
             "broker": broker.bootstrap,
             "embedded": isinstance(broker, EmbeddedBroker),
             "topics": asdict(topics),
             "engine": engine,
             "group": group or f"group-{topics.events}",
+            "sources": list(sources),
+            "waits": waits,
         }
         self.process: asyncio.subprocess.Process | None = None
 
@@ -77,9 +89,15 @@ class FaustWorker:
             json.dumps(self._settings),
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"},
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         return self
+
+    def go(self) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
 
     async def ready(self, count: int | None = None) -> list[int]:
         """Wait until it serves its partitions (`count` of them, if given), and return them."""
