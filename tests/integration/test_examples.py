@@ -89,7 +89,7 @@ async def test_worker_command_and_client_example(broker: Broker, shop: Path, dri
     }
     program = RUN_WORKER.format(embedded=isinstance(broker, EmbeddedBroker))
     async with process("-c", program, "worker", *(part for option in options.items() for part in option)):
-        await _until_answering(broker)
+        await until_answering(broker)
         async with process("-m", "examples.client", "--broker", broker.bootstrap) as client:
             output, _ = await asyncio.wait_for(client.communicate(), 40)
         assert b"2 events seen" in output or b"4 events seen" in output
@@ -126,7 +126,7 @@ async def test_worker_command_refuses_topics_that_do_not_belong_together(broker:
         await run(driver)
 
 
-async def _until_answering(broker: Broker) -> None:
+async def until_answering(broker: Broker) -> None:
     async with asyncio.timeout(50):
         while True:
             with contextlib.suppress(XgrError):
