@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from xgr_stream.cli.main import main
 from xgr_stream.testing import save_tiny_model, tiny_catalog
+from xgr_stream.testing.broker import free_port
 
 
 def _of_other_levels(shop: Path) -> None:
@@ -55,3 +57,27 @@ def test_what_does_not_fit_is_named(tmp_path: Path, spoil: Callable[[Path], None
     assert result.exit_code == 1
     assert result.output.startswith(("Error: checkpoint: ", "Error: catalog: ", "Error: config: "))
     assert all(part in result.output for part in says), result.output
+
+
+def _run(shop: Path, *options: str) -> str:
+    """What the command says when it ends with 1, as something to read: no traceback."""
+    save_tiny_model(shop / "model")
+    tiny_catalog().save(shop / "catalog.parquet")
+    named = ["--model", str(shop / "model"), "--catalog", str(shop / "catalog.parquet")]
+    result = CliRunner().invoke(main, ["worker", "--broker", "127.0.0.1:1", *named, *options])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+    return result.output
+
+
+def test_a_broker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "Error: no broker at 127.0.0.1:1 (--broker): " in _run(tmp_path, "--web-port", str(free_port()))
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        said = _run(tmp_path, "--web-port", str(port))
+    assert f"Error: config: web host and port must be free to listen on, and 127.0.0.1:{port} is not: " in said

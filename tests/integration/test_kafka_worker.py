@@ -11,11 +11,13 @@ from aiokafka.admin import NewTopic
 
 from tests.integration.workers import kafka_worker, until
 from xgr_stream.client import RecommendClient
-from xgr_stream.config import StreamConfig
+from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import HistoryError, ShuttingDown, TopologyError
+from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recommender import Recommender
+from xgr_stream.stream.runtime import Runtime, Setup
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker
@@ -74,6 +76,18 @@ def _partitions_told_of(worker: KafkaDriver) -> set[int]:
     """The partitions that the worker says how far it is behind on."""
     (gauge,) = worker.runtime.setup.metrics.events_behind.collect()
     return {int(sample.labels["partition"]) for sample in gauge.samples}
+
+
+async def test_a_worker_is_not_ready_before_it_is_told_what_to_serve(broker: Broker, config: StreamConfig) -> None:
+    setup = Setup(NullEngine(), broker.connection, "group-ready", config, EngineConfig(), Metrics())
+    runtime = Runtime(setup, on_progress=lambda *_: None, on_failure=lambda _: None, end_offset=lambda *_: None)
+    await runtime.start()
+    try:
+        assert not runtime.readiness()["ready"]
+        runtime.assign([])  # more workers than partitions: this one has nothing to do
+        assert runtime.readiness()["ready"]
+    finally:
+        await runtime.stop()
 
 
 async def test_what_was_taken_is_answered_before_the_end(broker: Broker, config: StreamConfig) -> None:

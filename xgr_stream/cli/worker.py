@@ -58,6 +58,8 @@ def worker(
     web_port: int,
 ) -> None:
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
+    from aiokafka.errors import KafkaConnectionError
+
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
 
@@ -65,8 +67,11 @@ def worker(
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
     serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(engine, broker, group, config, engine_config, (web_host, web_port)))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(engine, broker, group, config, engine_config, (web_host, web_port)))
+    except KafkaConnectionError as error:
+        raise click.ClickException(f"no broker at {broker} (--broker): {error}") from error
 
 
 async def _serve_with_kafka(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from xgr_stream.errors import ConfigError
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.runtime import Runtime
 
@@ -52,14 +53,19 @@ class Pages:
 
 @asynccontextmanager
 async def served(pages: Pages, host: str, port: int) -> AsyncIterator[None]:
-    """Serve the pages on this event loop for as long as the context is entered. Raises `OSError` for a port in use."""
+    """Serve the pages on this event loop while the context is entered. Raises `ConfigError` for a port in use."""
     app = web.Application()
     for path, page in pages.by_path().items():
         app.router.add_get(path, _handler(page))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"web host and port must be free to listen on, and {host}:{port} is not: {error}"
+            ) from error
         yield
     finally:
         await runner.cleanup()

@@ -92,6 +92,7 @@ class Runtime:
             decode_event=setup.decode_event,
         )
         self.num_partitions = 0
+        self._joined = False
         self._producer: AIOKafkaProducer | None = None
         self._publisher: Publisher | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -134,6 +135,7 @@ class Runtime:
         Raises `TopologyError` when events and requests of a partition were given to different workers.
         """
         numbers = check_assignment(self.topics, assigned)
+        self._joined = True
         new = numbers - self.processor.assigned
         self.processor.assign(new, self.num_partitions)
         for number in new:
@@ -219,7 +221,7 @@ class Runtime:
             self._on_failure(error)
 
     def readiness(self) -> Mapping[str, Any]:
-        """Whether this worker serves all it was assigned, and what keeps it from it."""
+        """Whether this worker has been told what is its to serve and serves all of it, and what keeps it from it."""
         misplaced = {
             labels["topic"]: int(value)
             for labels, value in (
@@ -231,7 +233,7 @@ class Runtime:
         }
         restoring = sorted(self.processor.restoring)
         return {
-            "ready": self.failure is None and self._sender is not None and not restoring,
+            "ready": self.failure is None and self._joined and not restoring,
             "failure": None if self.failure is None else str(self.failure),
             "partitions": sorted(self.processor.assigned),
             "restoring": restoring,
