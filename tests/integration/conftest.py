@@ -67,7 +67,7 @@ def config(topics: TopicNames) -> StreamConfig:
 # One worker for all the tests that need no life of it for themselves, each with users of its own.
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def worker(broker: Broker) -> AsyncIterator[KafkaDriver]:
     config = StreamConfig(topics=own_topics(), default_timeout_ms=20_000)
     engine = Engine.load(tiny_model(), tiny_catalog(), history=HistoryStore(config.history))
@@ -75,13 +75,13 @@ async def worker(broker: Broker) -> AsyncIterator[KafkaDriver]:
         yield driver
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def raw(broker: Broker, worker: KafkaDriver) -> AsyncIterator[Raw]:
     async with Raw(broker, worker.runtime.topics) as raw:
         yield raw
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(broker: Broker, worker: KafkaDriver) -> AsyncIterator[RecommendClient]:
     async with RecommendClient(broker.connection, topics=worker.runtime.topics) as client:
         yield client

@@ -14,7 +14,7 @@ from xgr_stream.errors import MessageTooLarge, NothingLegal
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.types import Status
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TEN_MB = 10_000_000
 

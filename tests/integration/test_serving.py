@@ -17,7 +17,7 @@ from xgr_stream.stream.recommender import Recommender
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendRequest, Status
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_an_answer_has_seen_ones_own_events(client: RecommendClient) -> None:
