@@ -201,8 +201,8 @@ class Runtime:
     # Failure and health
 
     def report(self) -> None:
-        """Set the gauges of how far each partition's events are behind."""
-        for number in self.processor.assigned:
+        """Set the gauges of how far each partition's events are behind, once its history says how far it is."""
+        for number in self.processor.assigned - self.processor.restoring:
             end = self._end_offset(self.topics.events, number)
             if end is not None:
                 behind = self.processor.events_behind(number, end)
