@@ -16,7 +16,6 @@ from xgr_stream.config import (
     StreamConfig,
     TopicNames,
     WindowConfig,
-    environment,
 )
 from xgr_stream.errors import ConfigError
 
@@ -80,10 +79,3 @@ def test_the_window_starts_where_it_must(window: WindowConfig, event_count: int)
 @given(windows, st.integers(0, 5_000))
 def test_the_window_never_moves_back(window: WindowConfig, event_count: int) -> None:
     assert window.start(event_count) <= window.start(event_count + 1)
-
-
-def test_the_environment_is_read_under_one_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XGR_SOMETHING", "here")
-    assert environment("SOMETHING") == "here"
-    assert environment("NOTHING_SUCH") is None
-    assert environment("NOTHING_SUCH", "default") == "default"

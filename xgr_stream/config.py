@@ -1,8 +1,7 @@
-"""Settings, as small frozen objects, each checked when it is built. The one place that reads the environment."""
+"""Settings, as small frozen objects, each checked when it is built. Nothing is read from the environment."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -155,8 +154,3 @@ class StreamConfig:
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
         _at_least("max_pending_requests", self.max_pending_requests, 1)
         _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0, float)
-
-
-def environment(name: str, default: str | None = None) -> str | None:
-    """The value of the environment variable `XGR_<name>`, or `default`."""
-    return os.environ.get(f"XGR_{name}", default)
