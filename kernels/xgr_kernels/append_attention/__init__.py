@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from xgr_kernels.append_attention import reference
 from xgr_kernels.checks import check_heads, check_pages, check_shape
+from xgr_kernels.dispatch import implementation
 
 __all__ = ["append_attention"]
 
@@ -34,4 +34,4 @@ def append_attention(
     users = len(page_table)
     check_shape("query_starts", query_starts, (users + 1,))
     check_shape("kv_lengths", kv_lengths, (users,))
-    return reference.append_attention(q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale)
+    return implementation("append_attention", q)(q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xgr_kernels.beam_select import reference
 from xgr_kernels.checks import check_shape
+from xgr_kernels.dispatch import implementation
 
 __all__ = ["BeamSelection", "beam_select"]
 
@@ -76,7 +76,7 @@ def beam_select(
         raise ValueError(f"normalizer must be 'level' or 'legal', not {normalizer!r}")
     if log_normalizer is not None:
         check_shape("log_normalizer", log_normalizer, (rows,))
-    chosen = reference.beam_select(
+    chosen = implementation("beam_select", logits)(
         logits,
         scores,
         nodes,

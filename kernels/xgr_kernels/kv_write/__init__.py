@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.checks import check_heads, check_pages, check_shape
-from xgr_kernels.kv_write import reference
+from xgr_kernels.dispatch import implementation
 
 __all__ = ["kv_write"]
 
@@ -48,7 +48,7 @@ def kv_write(
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         if norm is not None:
             check_shape(name, norm, (dim,))
-    return reference.kv_write(
+    return implementation("kv_write", q)(
         q,
         k,
         v,

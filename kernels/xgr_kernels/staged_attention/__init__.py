@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from xgr_kernels.checks import check_heads, check_pages, check_shape
-from xgr_kernels.staged_attention import reference
+from xgr_kernels.dispatch import implementation
 
 __all__ = ["staged_attention"]
 
@@ -46,6 +46,6 @@ def staged_attention(
         raise ValueError("ancestors must have at least one step, not 0")
     check_shape("suffix_k", suffix_k, (steps, None, kv_heads, dim))
     check_shape("suffix_v", suffix_v, tuple(suffix_k.shape))
-    return reference.staged_attention(
+    return implementation("staged_attention", q)(
         q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors, scale=scale
     )

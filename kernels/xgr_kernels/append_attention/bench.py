@@ -1,0 +1,79 @@
+"""Times append_attention: 28 layers in one graph, the shape of Qwen3-1.7B (16 heads, 8 KV heads of 128).
+
+python -m xgr_kernels.append_attention.bench
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from xgr_kernels.append_attention.kernel import append_attention
+from xgr_kernels.append_attention.reference import append_attention as reference
+from xgr_kernels.timing import graph_ms
+
+LAYERS, HEADS, KV_HEADS, DIM, PAGE_SIZE = 28, 16, 8, 128, 64
+
+
+def arguments(new: list[int], prefix: list[int], dtype: torch.dtype, *, pools: int = 1) -> list[tuple[Tensor, ...]]:
+    """One call's tensors for each of some pools of pages: random data, pages in random order."""
+    users, lengths = len(new), [a + b for a, b in zip(new, prefix, strict=True)]
+    max_pages = -(-max(lengths) // PAGE_SIZE)
+    device = "cuda"
+    table = torch.randperm(users * max_pages, device=device).view(users, max_pages).int()
+    starts = torch.tensor([0, *new], device=device).cumsum(0).int()
+    calls = []
+    for _ in range(pools):
+        q = torch.randn(sum(new), HEADS, DIM, dtype=dtype, device=device)
+        pages = torch.randn(2, users * max_pages, KV_HEADS, PAGE_SIZE, DIM, dtype=dtype, device=device)
+        calls.append((q, pages[0], pages[1], table, starts, torch.tensor(lengths, device=device).int()))
+    return calls
+
+
+def error(new: list[int], prefix: list[int], dtype: torch.dtype) -> float:
+    """‖kernel − reference‖ / ‖reference‖."""
+    (call,) = arguments(new, prefix, dtype)
+    want = reference(*(x.float() if x.is_floating_point() else x for x in call), scale=DIM**-0.5)
+    got = append_attention(*call, scale=DIM**-0.5).float()
+    return float((got - want).norm() / want.norm())
+
+
+def run(call: Callable[..., Tensor] = append_attention, **options: object) -> Iterator[tuple[str, float, float]]:
+    """(case, median ms, spread) of each case; pools of pages rotate so that no layer finds the last one's in cache."""
+    for name, new, prefix, pools in (
+        ("64 users x 3 tokens over 1000", [3] * 64, [997] * 64, 4),
+        ("64 users x 3 tokens over 5000", [3] * 64, [4997] * 64, 2),
+        ("1 user x 3 tokens over 1000", [3], [997], 28),
+        ("1 user x 3 tokens over 5000", [3], [4997], 28),
+        ("prefill of 1000 tokens", [1000], [0], 28),
+        ("prefill of 5000 tokens", [5000], [0], 4),
+    ):
+        calls = arguments(new, prefix, torch.bfloat16, pools=pools)
+        layers = [calls[layer % pools] for layer in range(LAYERS)]
+        yield name, *graph_ms(lambda layers=layers: [call(*x, scale=DIM**-0.5, **options) for x in layers])
+
+
+def torch_prefill_ms(tokens: int) -> float:
+    """torch's causal attention over contiguous tensors, cuDNN's, as a measure for a prefill."""
+    q = torch.randn(1, HEADS, tokens, DIM, dtype=torch.bfloat16, device="cuda")
+    k, v = torch.randn(2, 1, KV_HEADS, tokens, DIM, dtype=torch.bfloat16, device="cuda")
+
+    def work() -> None:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+            for _ in range(LAYERS):
+                scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    return graph_ms(work)[0]
+
+
+if __name__ == "__main__":
+    wrong = error([3, 1, 70], [997, 5, 300], torch.bfloat16)
+    if not wrong < 1e-2:
+        raise SystemExit(f"append_attention is wrong: relative error {wrong}; nothing is timed")
+    for case, median, spread in run():
+        print(f"append_attention x{LAYERS}, {case}: {median:.3f} ms (± {spread:.3f})")
+    for tokens in (1000, 5000):
+        print(f"torch's attention x{LAYERS}, prefill of {tokens} tokens: {torch_prefill_ms(tokens):.3f} ms")

@@ -1,0 +1,24 @@
+"""Which implementation of an op a tensor takes: Triton's on CUDA, the reference elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def implementation(op: str, tensor: Tensor) -> Callable[..., Any]:
+    """The function named `op` of its kernel.py for a CUDA tensor, where triton is installed, else of reference.py."""
+    return _implementation(op, tensor.is_cuda)
+
+
+@functools.cache
+def _implementation(op: str, on_cuda: bool) -> Callable[..., Any]:
+    kernel = on_cuda and importlib.util.find_spec("triton") is not None
+    module = importlib.import_module(f"xgr_kernels.{op}.{'kernel' if kernel else 'reference'}")
+    function: Callable[..., Any] = getattr(module, op)
+    return function

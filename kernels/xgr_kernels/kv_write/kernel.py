@@ -1,0 +1,88 @@
+"""kv_write in Triton: one program a token, all of its heads."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _normalised_halves(
+    x, heads, weight, eps, DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr
+):
+    """The two halves [HEADS, HALF] of one token's heads, each head normalised over both."""
+    head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (i < DIM // 2)
+    first = tl.load(x + head * DIM + i, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(x + head * DIM + DIM // 2 + i, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        power = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / DIM
+        factor = tl.rsqrt(power + eps)[:, None]
+        first *= factor * tl.load(weight + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
+        second *= factor * tl.load(weight + DIM // 2 + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _store_halves(target, stride, first, second, heads, DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
+    head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (i < DIM // 2)
+    tl.store(target + head * stride + i, first.to(target.dtype.element_ty), mask=inside)
+    tl.store(target + head * stride + DIM // 2 + i, second.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _kernel(
+    out, q, k, v, positions, slots, cos_sin, k_pages, v_pages, q_norm, k_norm,
+    heads, kv_heads, q_stride, k_stride, v_stride, eps,
+    PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, HALF)[None, :]
+    angles = cos_sin + tl.load(positions + token) * DIM
+    cos = tl.load(angles + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
+    sin = tl.load(angles + DIM // 2 + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
+    first, second = _normalised_halves(q + token * q_stride, heads, q_norm, eps, DIM, HEADS, HALF, Q_NORM)
+    target = out + token * heads * DIM
+    _store_halves(target, DIM, first * cos - second * sin, second * cos + first * sin, heads, DIM, HEADS, HALF)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        place = (slot // PAGE_SIZE * kv_heads * PAGE_SIZE + slot % PAGE_SIZE) * DIM
+        stride = PAGE_SIZE * DIM
+        k_first, k_second = _normalised_halves(k + token * k_stride, kv_heads, k_norm, eps, DIM, KV_HEADS, HALF, K_NORM)
+        turned, turned_too = k_first * cos - k_second * sin, k_second * cos + k_first * sin
+        _store_halves(k_pages + place, stride, turned, turned_too, kv_heads, DIM, KV_HEADS, HALF)
+        v_first, v_second = _normalised_halves(v + token * v_stride, kv_heads, k_norm, eps, DIM, KV_HEADS, HALF, False)
+        _store_halves(v_pages + place, stride, v_first, v_second, kv_heads, DIM, KV_HEADS, HALF)
+
+
+def kv_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    positions: Tensor,
+    slots: Tensor,
+    cos_sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> Tensor:
+    tokens, heads, dim = q.shape
+    kv_heads, page_size = k_pages.shape[1:3]
+    q, k, v = (x if x.stride()[1:] == (dim, 1) else x.contiguous() for x in (q, k, v))
+    out = torch.empty(tokens, heads, dim, dtype=q.dtype, device=q.device)
+    if tokens:
+        _kernel[(tokens,)](
+            out, q, k, v, positions.contiguous(), slots.contiguous(), cos_sin.contiguous(), k_pages, v_pages, q_norm,
+            k_norm, heads, kv_heads, q.stride(0), k.stride(0), v.stride(0), eps,
+            PAGE_SIZE=page_size, DIM=dim, HALF=triton.next_power_of_2(dim // 2),
+            HEADS=triton.next_power_of_2(heads), KV_HEADS=triton.next_power_of_2(kv_heads),
+            Q_NORM=q_norm is not None, K_NORM=k_norm is not None,
+        )  # fmt: skip
+    return out

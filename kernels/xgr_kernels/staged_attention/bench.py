@@ -1,0 +1,71 @@
+"""Times staged_attention: 28 layers in one graph, the shape of Qwen3-1.7B (16 heads, 8 KV heads of 128), 256 beams.
+
+python -m xgr_kernels.staged_attention.bench
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.staged_attention.kernel import staged_attention
+from xgr_kernels.staged_attention.reference import staged_attention as reference
+from xgr_kernels.timing import graph_ms
+
+LAYERS, HEADS, KV_HEADS, DIM, PAGE_SIZE, BEAMS, STEPS = 28, 16, 8, 128, 64, 256, 2
+
+
+def arguments(
+    lengths: list[int], dtype: torch.dtype, *, layers: int = 1, beams: int = BEAMS
+) -> list[tuple[Tensor, ...]]:
+    """One call's tensors for each layer: random data, pages in random order."""
+    requests, rows = len(lengths), len(lengths) * beams
+    max_pages = -(-max(lengths) // PAGE_SIZE)
+    device = "cuda"
+    table = torch.randperm(requests * max_pages, device=device).view(requests, max_pages).int()
+    shared = (
+        table,
+        torch.tensor(lengths, device=device).int(),
+        (torch.arange(requests + 1, device=device) * beams).int(),
+    )
+    ancestors = torch.arange(rows, device=device)[:, None] // beams * beams
+    ancestors = (ancestors + torch.randint(0, beams, (rows, STEPS), device=device)).int()
+    calls = []
+    for _ in range(layers):
+        q = torch.randn(rows, HEADS, DIM, dtype=dtype, device=device)
+        pages = torch.randn(2, requests * max_pages, KV_HEADS, PAGE_SIZE, DIM, dtype=dtype, device=device)
+        suffix = torch.randn(2, STEPS, rows, KV_HEADS, DIM, dtype=dtype, device=device)
+        calls.append((q, pages[0], pages[1], *shared, suffix[0], suffix[1], ancestors))
+    return calls
+
+
+def error(lengths: list[int], dtype: torch.dtype, *, beams: int = BEAMS) -> float:
+    """‖kernel − reference‖ / ‖reference‖."""
+    (call,) = arguments(lengths, dtype, beams=beams)
+    want = reference(*(x.float() if x.is_floating_point() else x for x in call), scale=DIM**-0.5)
+    got = staged_attention(*call, scale=DIM**-0.5).float()
+    return float((got - want).norm() / want.norm())
+
+
+def run(call: Callable[..., Tensor] = staged_attention, **options: object) -> Iterator[tuple[str, float, float]]:
+    """(case, median ms, spread) of each case."""
+    ragged = [300, 500, 1000, 2000, 3233, 4000, 5000, 6000]
+    for name, lengths in (
+        ("batch 1, 1000 tokens", [1000]),
+        ("batch 1, 5000 tokens", [5000]),
+        ("batch 8, 1000 tokens", [1000] * 8),
+        ("batch 8, 5000 tokens", [5000] * 8),
+        ("batch 8, 300 to 6000 (22,033 tokens)", ragged),
+    ):
+        calls = arguments(lengths, torch.bfloat16, layers=LAYERS)
+        yield name, *graph_ms(lambda calls=calls: [call(*x, scale=DIM**-0.5, **options) for x in calls])
+
+
+if __name__ == "__main__":
+    wrong = error([1000, 77], torch.bfloat16)
+    if not wrong < 1e-2:
+        raise SystemExit(f"staged_attention is wrong: relative error {wrong}; nothing is timed")
+    for case, median, spread in run():
+        print(f"staged_attention x{LAYERS}, {case}: {median:.3f} ms (± {spread:.3f})")
