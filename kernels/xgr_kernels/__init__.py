@@ -4,9 +4,26 @@ Pure functions of tensors: torch, and triton where there is CUDA. Each folder ho
 dispatches, `reference.py` in plain torch (which is the CPU's path), `kernel.py` and its benchmark.
 """
 
-from xgr_kernels.append_attention import append_attention
+from xgr_kernels.append_attention import append_attention, plan_append_attention
+from xgr_kernels.beam_descend import BeamDescent, beam_descend
 from xgr_kernels.beam_select import BeamSelection, beam_select
+from xgr_kernels.gate_up_silu import gate_up_silu
 from xgr_kernels.kv_write import kv_write
-from xgr_kernels.staged_attention import staged_attention
+from xgr_kernels.rms_norm import rms_norm, rms_norm_fp8
+from xgr_kernels.silu_mul import silu_mul, silu_mul_fp8
+from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
 
-__all__ = ["BeamSelection", "append_attention", "beam_select", "kv_write", "staged_attention"]
+__all__ = [
+    "BeamDescent",
+    "BeamSelection",
+    "append_attention",
+    "beam_descend",
+    "beam_select",
+    "gate_up_silu",
+    "kv_write",
+    "rms_norm",
+    "rms_norm_fp8",
+    "silu_mul",
+    "silu_mul_fp8",
+    "staged_attention",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int | None, ...]
@@ -33,3 +34,15 @@ def check_pages(k_pages: Tensor, v_pages: Tensor, dim: int) -> None:
         raise ValueError(f"v_pages must be {k_pages.dtype} like k_pages, not {v_pages.dtype}")
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise ValueError("k_pages and v_pages must be contiguous")
+
+
+def check_scales(row_scale: Tensor | None, column_scale: Tensor | None, rows: int, columns: int) -> None:
+    """Raise ValueError unless each that is given is contiguous float32, row_scale [rows, 1], column_scale [columns]."""
+    for name, scale, shape in (("row_scale", row_scale, (rows, 1)), ("column_scale", column_scale, (columns,))):
+        if scale is None:
+            continue
+        check_shape(name, scale, shape)
+        if scale.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32, not {scale.dtype}")
+        if not scale.is_contiguous():
+            raise ValueError(f"{name} must be contiguous")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xgr_kernels.checks import check_heads, check_pages, check_shape
+from xgr_kernels.checks import check_heads, check_pages, check_scales, check_shape
 from xgr_kernels.dispatch import implementation
 
 __all__ = ["kv_write"]
@@ -24,6 +24,9 @@ def kv_write(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    hidden: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
 ) -> Tensor:
     """Write `k` (normalised, rotated) and `v` into the pages IN PLACE; return `q` normalised and rotated.
 
@@ -31,6 +34,10 @@ def kv_write(
     positions: [tokens] int64, rows of cos_sin: [max_positions, dim], first half cosines, second half sines.
     slots: [tokens] int64, page · page_size + offset, each nonnegative one at most once; -1: do not write.
     k_pages, v_pages: [pages, kv_heads, page_size, dim]; q_norm, k_norm: [dim] RMSNorm weights, or None for no norm.
+    hidden [tokens, hidden]: q, k and v are the product of these states before their RMSNorm, whose weight is folded
+    into the projection (which has no bias): they are multiplied by rsqrt(mean(hidden²) + eps) first.
+    row_scale [tokens, 1], column_scale [(heads + 2 · kv_heads) · dim] in the order q, k, v, float32: what they are
+    multiplied by first, if they are the product of FP8 factors.
     Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
     """
     tokens, heads, dim = q.shape
@@ -48,6 +55,9 @@ def kv_write(
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         if norm is not None:
             check_shape(name, norm, (dim,))
+    if hidden is not None:
+        check_shape("hidden", hidden, (tokens, None))
+    check_scales(row_scale, column_scale, tokens, (heads + 2 * k.shape[1]) * dim)
     return implementation("kv_write", q)(
         q,
         k,
@@ -60,4 +70,7 @@ def kv_write(
         q_norm=q_norm,
         k_norm=k_norm,
         eps=eps,
+        hidden=hidden,
+        row_scale=row_scale,
+        column_scale=column_scale,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xgr_kernels.scales import inverse_rms, scaled
+
 
 def kv_write(
     q: Tensor,
@@ -19,7 +21,13 @@ def kv_write(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
+    hidden: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
 ) -> Tensor:
+    dtype = q.dtype
+    if hidden is not None or row_scale is not None or column_scale is not None:
+        q, k, v = _scaled(q, k, v, hidden, eps, row_scale, column_scale)
     both = torch.cat([_normalise(q.float(), q_norm, eps), _normalise(k.float(), k_norm, eps)], dim=1)
     q_turned, k = _rotate(both, cos_sin.index_select(0, positions).float()).tensor_split((q.shape[1],), dim=1)
     written = slots >= 0
@@ -29,7 +37,24 @@ def kv_write(
     page, offset = slots // page_size, slots % page_size
     k_pages[page, :, offset] = k.to(k_pages.dtype)
     v_pages[page, :, offset] = v.to(v_pages.dtype)
-    return q_turned.to(q.dtype)
+    return q_turned.to(dtype)
+
+
+def _scaled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: Tensor | None,
+    eps: float,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """q, k and v in float32, times all factors given."""
+    joined = torch.cat([q, k, v], dim=1)
+    flat = scaled(joined.flatten(1), row_scale, column_scale)
+    if hidden is not None:
+        flat = flat * inverse_rms(hidden, eps)
+    return flat.view(joined.shape).split([q.shape[1], k.shape[1], k.shape[1]], dim=1)
 
 
 def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

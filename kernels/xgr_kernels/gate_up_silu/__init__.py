@@ -1,0 +1,26 @@
+"""The gate and up projections with SiLU·mul in the product's epilogue."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xgr_kernels.checks import check_shape
+from xgr_kernels.dispatch import implementation
+
+__all__ = ["gate_up_silu"]
+
+
+def gate_up_silu(x: Tensor, weight: Tensor) -> Tensor:
+    """silu(x · gateᵀ) · (x · upᵀ) of `x` [n, hidden] and `weight` [2 · inter, hidden], gate rows, then up rows.
+
+    Returns [n, inter] in x's dtype; both products are kept in float32. It pays from about a thousand rows on, where it
+    is as fast as the product alone. Raises ValueError on arguments that do not fit each other.
+    """
+    check_shape("x", x, (None, None))
+    check_shape("weight", weight, (None, x.shape[1]))
+    if len(weight) % 2:
+        raise ValueError(f"weight must have an even number of rows, not {len(weight)}")
+    if weight.dtype != x.dtype:
+        raise ValueError(f"weight must be {x.dtype} like x, not {weight.dtype}")
+    product: Tensor = implementation("gate_up_silu", x)(x, weight)
+    return product

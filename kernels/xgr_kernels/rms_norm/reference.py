@@ -1,0 +1,29 @@
+"""rms_norm in plain torch, computed in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.fp8 import quantise_rows
+from xgr_kernels.scales import scaled
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
+    fp8: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(normed, scale or None, summed or None)."""
+    values, summed = scaled(x, row_scale, column_scale), None
+    if residual is not None:
+        summed = (values + residual.float()).to(x.dtype)
+        values = summed.float()
+    normed = torch.nn.functional.rms_norm(values, x.shape[1:], weight.float(), eps)
+    if fp8:
+        return *quantise_rows(normed), summed
+    return normed.to(x.dtype), None, summed
