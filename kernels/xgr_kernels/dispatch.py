@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor
 
 
-def implementation(op: str, tensor: Tensor) -> Callable[..., Any]:
-    """The function named `op` of its kernel.py for a CUDA tensor, where triton is installed, else of reference.py."""
-    return _implementation(op, tensor.is_cuda)
+def implementation(op: str, tensor: Tensor, name: str | None = None) -> Callable[..., Any]:
+    """The function `name` (by default `op`) of the op's kernel.py for a CUDA tensor, where triton is installed, else of
+    its reference.py."""
+    return _implementation(op, name or op, tensor.is_cuda)
 
 
 @functools.cache
-def _implementation(op: str, on_cuda: bool) -> Callable[..., Any]:
+def _implementation(op: str, name: str, on_cuda: bool) -> Callable[..., Any]:
     kernel = on_cuda and importlib.util.find_spec("triton") is not None
     module = importlib.import_module(f"xgr_kernels.{op}.{'kernel' if kernel else 'reference'}")
-    function: Callable[..., Any] = getattr(module, op)
+    function: Callable[..., Any] = getattr(module, name)
     return function

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from xgr_kernels.attention_plan import Plan
 from xgr_kernels.checks import check_heads, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
-__all__ = ["append_attention"]
+__all__ = ["plan_append_attention", "append_attention"]
 
 
 def append_attention(
@@ -19,6 +21,7 @@ def append_attention(
     kv_lengths: Tensor,
     *,
     scale: float,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Each new token attends to its user's tokens up to and with itself.
 
@@ -34,4 +37,28 @@ def append_attention(
     users = len(page_table)
     check_shape("query_starts", query_starts, (users + 1,))
     check_shape("kv_lengths", kv_lengths, (users,))
-    return implementation("append_attention", q)(q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale)
+    return implementation("append_attention", q)(q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale, plan=plan)
+
+
+def plan_append_attention(
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    *,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+) -> Plan | None:
+    """Which program does what in every layer of one forward, computed on the device without a synchronisation.
+
+    query_starts: [users + 1]; kv_lengths: [users]; tokens: q's, of which those at or beyond
+    query_starts[-1] are padding. None where the implementation needs no plan (the CPU's).
+    """
+    check_heads(heads, kv_heads)
+    check_shape("query_starts", query_starts, (len(kv_lengths) + 1,))
+    plan: Plan | None = implementation("append_attention", query_starts, "plan")(
+        query_starts, kv_lengths, tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, dtype=dtype
+    )
+    return plan

@@ -1,62 +1,18 @@
 """append_attention in Triton.
 
-A tile is some new tokens of one user, times the query heads of one KV head. Few users: the context is split and a
-second kernel merges. The last tiles, which see the most, start first.
+A tile is some new tokens of one user, times the query heads of one KV head. Few users: the context goes in parts, which
+a second kernel merges. The tiles that see the most start first.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from xgr_kernels.paged import LOG2_E, MULTIPROCESSORS, Tiling, attend_pages, locate_tile, merge_splits, tile_width
-
-
-@triton.jit
-def _kernel(
-    out, log_totals, q, k_pages, v_pages, page_table, query_starts, kv_lengths,
-    tokens, users, kv_heads, max_pages, q_stride, head_stride, qk_scale,
-    GROUP: tl.constexpr, SPLITS: tl.constexpr, USERS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    kv_head, split = tl.program_id(1), tl.program_id(2)
-    number = tl.num_programs(0) - 1 - tl.program_id(0)
-    user, tile, exists = locate_tile(query_starts, users, number, GROUP, BLOCK_M, USERS)
-    if exists:
-        first_token, last_token = tl.load(query_starts + user), tl.load(query_starts + user + 1)
-        m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        token = first_token + m // GROUP
-        head = kv_head * GROUP + m % GROUP
-        d = tl.arange(0, BLOCK_D)
-        real = token < last_token
-        inside = real[:, None] & (d < DIM)[None, :]
-        tile_q = tl.load(
-            q + token[:, None] * q_stride + head[:, None] * head_stride + d[None, :], mask=inside, other=0.0
-        )
-
-        prefix = tl.load(kv_lengths + user) - (last_token - first_token)
-        limits = prefix + m // GROUP + 1
-        seen = tl.minimum(prefix + (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1, prefix + last_token - first_token)
-        chunk = tl.cdiv(tl.cdiv(seen, SPLITS), BLOCK_N) * BLOCK_N
-        first = tl.minimum(split * chunk, seen)
-        stop = tl.minimum(first + chunk, seen)
-        by_all = tl.minimum(prefix + tile * BLOCK_M // GROUP + 1, stop)
-        whole = first + tl.maximum(by_all - first, 0) // BLOCK_N * BLOCK_N
-        peak = tl.full([BLOCK_M], -1e30, tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        peak, total, acc = attend_pages(
-            tile_q, peak, total, acc, k_pages, v_pages, page_table + user * max_pages, first, whole, stop, limits,
-            kv_head, kv_heads, qk_scale, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DESCRIPTORS, PRECISION,
-        )  # fmt: skip
-        at = (split * tokens + token).to(tl.int64) * kv_heads * GROUP + head
-        result = acc / tl.where(total > 0, total, 1.0)[:, None]
-        tl.store(out + at[:, None] * DIM + d[None, :], result.to(out.dtype.element_ty), mask=inside)
-        if SPLITS > 1:
-            tl.store(log_totals + at, tl.where(total > 0, peak + tl.log2(total), float("-inf")), mask=real)
+from xgr_kernels.attention_plan import Plan, Tiling
+from xgr_kernels.paged import MULTIPROCESSORS, attend, tile_width
+from xgr_kernels.work_list import make_plan
 
 
 def append_attention(
@@ -68,36 +24,51 @@ def append_attention(
     kv_lengths: Tensor,
     *,
     scale: float,
+    plan: Plan | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
-    tokens, heads, dim = q.shape
-    users, max_pages = page_table.shape
+    if plan is None:
+        plan = _plan(query_starts, kv_lengths, q, k_pages, tiling)
+    return attend(q, k_pages, v_pages, page_table, kv_lengths, plan, scale=scale, causal=True)
+
+
+def _plan(query_starts: Tensor, kv_lengths: Tensor, q: Tensor, k_pages: Tensor, tiling: Tiling | None) -> Plan:
+    tokens, heads, head_dim = q.shape
     kv_heads, page_size = k_pages.shape[1:3]
-    group = heads // kv_heads
-    q = q if q.stride(2) == 1 else q.contiguous()
-    page_table = page_table.contiguous()
-    tiling = tiling or choose_tiling(tokens * group, users, k_pages)
-    tiles = triton.cdiv(tokens * group, tiling.block_m) + users - 1
-    partial = torch.empty(tiling.splits, tokens, heads, dim, dtype=q.dtype, device=q.device)
-    log_totals = torch.empty(tiling.splits, tokens, heads, dtype=torch.float32, device=q.device)
-    _kernel[(tiles, kv_heads, tiling.splits)](
-        partial, log_totals, q, tiling.operand(k_pages), tiling.operand(v_pages), page_table, query_starts, kv_lengths,
-        tokens, users, kv_heads, max_pages, q.stride(0), q.stride(1), scale * LOG2_E,
-        GROUP=group, SPLITS=tiling.splits, USERS=triton.next_power_of_2(users),
-        PAGE_SIZE=page_size, DIM=dim, BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d,
-        DESCRIPTORS=tiling.descriptors, PRECISION="ieee",
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+    return plan(
+        query_starts, kv_lengths, tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        page_size=page_size, dtype=q.dtype, tiling=tiling,
     )  # fmt: skip
-    return partial[0] if tiling.splits == 1 else merge_splits(partial, log_totals)
 
 
-def choose_tiling(rows: int, users: int, k_pages: Tensor) -> Tiling:
-    """Tiles as tall as a user's new rows; few users with few new tokens split the context."""
-    kv_heads, _, dim = k_pages.shape[1:]
-    block_n, descriptors = tile_width(k_pages)
+def plan(
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    *,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    tiling: Tiling | None = None,
+) -> Plan:
+    users = len(kv_lengths)
+    tiling = tiling or choose_tiling(tokens * (heads // kv_heads), users, kv_heads, head_dim, page_size, dtype)
+    return make_plan(
+        query_starts, kv_lengths, tiling,
+        rows=tokens, heads=heads, kv_heads=kv_heads, dim=head_dim, dtype=dtype, causal=True,
+    )  # fmt: skip
+
+
+def choose_tiling(rows: int, users: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype) -> Tiling:
+    """Tiles as tall as a user's new rows; rows: tokens times group."""
     block_d = triton.next_power_of_2(dim)
-    widest = 128 if block_d * k_pages.element_size() <= 256 else 64
+    block_n, descriptors = tile_width(page_size, dim, dtype)
+    if dtype.itemsize > 2:
+        return Tiling(16, block_n, block_d, 4, 2, 2 * MULTIPROCESSORS, 8, descriptors)
+    widest = 128 if block_d <= 128 else 64
     block_m = max(16, min(widest, triton.next_power_of_2(triton.cdiv(rows, users))))
-    programs = (triton.cdiv(rows, block_m) + users - 1) * kv_heads
-    splits = max(1, min(16, MULTIPROCESSORS // programs))
-    return Tiling(block_m, block_n, block_d, splits, 8 if block_m == 128 else 4, 4 if block_m == 16 else 3, descriptors)
+    if block_m == 16:
+        return Tiling(16, block_n, block_d, 4, 4, MULTIPROCESSORS, 32, descriptors)
+    return Tiling(block_m, block_n, block_d, 8 if block_m == 128 else 4, 3, 2 * MULTIPROCESSORS, 16, descriptors)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from xgr_kernels.attention_plan import Plan
 from xgr_kernels.checks import check_heads, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
-__all__ = ["staged_attention"]
+__all__ = ["plan_staged_attention", "staged_attention"]
 
 
 def staged_attention(
@@ -22,6 +24,7 @@ def staged_attention(
     ancestors: Tensor,
     *,
     scale: float,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
 
@@ -47,5 +50,29 @@ def staged_attention(
     check_shape("suffix_k", suffix_k, (steps, None, kv_heads, dim))
     check_shape("suffix_v", suffix_v, tuple(suffix_k.shape))
     return implementation("staged_attention", q)(
-        q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors, scale=scale
+        q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors, scale=scale, plan=plan
     )
+
+
+def plan_staged_attention(
+    row_starts: Tensor,
+    prefix_lengths: Tensor,
+    *,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+) -> Plan | None:
+    """Which program does what in every layer of one forward, computed on the device without a synchronisation.
+
+    row_starts: [requests + 1]; prefix_lengths: [requests]; rows: q's, of which those at or beyond
+    row_starts[-1] are padding. None where the implementation needs no plan (the CPU's).
+    """
+    check_heads(heads, kv_heads)
+    check_shape("row_starts", row_starts, (len(prefix_lengths) + 1,))
+    plan: Plan | None = implementation("staged_attention", row_starts, "plan")(
+        row_starts, prefix_lengths, rows=rows, heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, dtype=dtype
+    )
+    return plan
