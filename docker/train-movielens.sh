@@ -11,4 +11,4 @@ fi
 
 data=$(mktemp -d)
 python -m pip install --no-deps --target "$data" recbole==1.2.1
-PYTHONPATH=$data exec python -m examples.movielens.train --output "$folder"
+PYTHONPATH=$data exec python -m examples.movielens.train --no-sasrec --output "$folder"

@@ -36,11 +36,11 @@ NAMES = [
 FIELDS = {
     types.UserEvent: "user_id item_id action timestamp_ms",
     types.ItemFilter: "exclude allow deny",
-    types.RecommendRequest: "request_id user_id k beam_width filter timeout_ms min_offset reply_to",
+    types.RecommendRequest: "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail",
     types.Recommendation: "item_id score sid",
     types.RecommendResponse: (
         "request_id user_id status items error message event_count event_offset model_version catalog_version cache "
-        "stages_ms"
+        "stages_ms tail_computed"
     ),
     config.WindowConfig: "max_events stride",
     config.CacheConfig: "budget_bytes page_size",

@@ -14,6 +14,7 @@ from xgr_stream.types import (
     MAX_EXCLUDE_ITEMS,
     MAX_ID_CHARS,
     MAX_TAGS,
+    MAX_TAIL_TOKENS,
     ItemFilter,
     Recommendation,
     RecommendRequest,
@@ -70,6 +71,12 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"min_offset": -1}, "min_offset"),
         ({"min_offset": True}, "min_offset"),
         ({"reply_to": ""}, "reply_to"),
+        ({"tail": 7}, "tail"),
+        ({"tail": "7"}, "tail"),
+        ({"tail": b"7"}, "tail"),
+        ({"tail": [-1]}, "tail"),
+        ({"tail": [1.0]}, "tail"),
+        ({"tail": [True]}, "tail"),
     ],
 )
 def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
@@ -80,6 +87,16 @@ def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> 
 def test_a_request_may_go_to_the_limits() -> None:
     request = RecommendRequest("r", "u", k=MAX_BEAM_WIDTH, beam_width=MAX_BEAM_WIDTH, timeout_ms=0, min_offset=0)
     assert request.k == request.beam_width == MAX_BEAM_WIDTH
+
+
+def test_a_tail_has_a_limit_and_is_kept_as_a_tuple() -> None:
+    tail = [7] * MAX_TAIL_TOKENS
+    assert RecommendRequest("r", "u", tail=tail).tail == tuple(tail)  # type: ignore[arg-type]
+    assert RecommendRequest("r", "u", tail=()).tail == ()
+    with pytest.raises(
+        InvalidRequest, match=rf"^tail must hold at most {MAX_TAIL_TOKENS} tokens, not {len(tail) + 1}$"
+    ):
+        RecommendRequest("r", "u", tail=(*tail, 7))
 
 
 @pytest.mark.parametrize("name", ["exclude", "allow", "deny"])
@@ -113,7 +130,7 @@ def test_a_wrong_value_is_shown_shortened() -> None:
     [
         UserEvent("u", "i", "buy", 1),
         ItemFilter(("a",), ("b",), ("c",)),
-        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers"),
+        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers", (5, 0)),
         RecommendResponse("r", "u", Status.OK, (Recommendation("i", -1.5, (1, 2, 3)),), stages_ms={"total": 1.0}),
     ],
     ids=lambda value: type(value).__name__,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import count
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
@@ -22,28 +19,24 @@ from xgr_stream.errors import (
     RequestFailed,
     ShuttingDown,
     TopologyError,
-    error_from,
 )
 from xgr_stream.stream import codec as codecs
 from xgr_stream.stream import protocol
+from xgr_stream.stream.asking import Asking, EventPosition
 from xgr_stream.stream.connection import Connection
-from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status, UserEvent
+from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
+
+__all__ = ["EventPosition", "RecommendClient"]
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
+DEFAULT_TIMEOUT_S = 1.0
 REMEMBERED = 10_000
 """Finished requests that are remembered to tell late and duplicate responses from those of other clients."""
 
 
-class EventPosition(NamedTuple):
-    """Where an event came to lie. Pass it as `after` to get an answer that has seen it."""
-
-    partition: int
-    offset: int
-
-
-class RecommendClient:
+class RecommendClient(Asking):
     """Many concurrent requests over one producer and one consumer, which reads all responses without a group.
 
         async with RecommendClient("localhost:9092") as client:
@@ -62,13 +55,13 @@ class RecommendClient:
         codec: Codec = "msgpack",
         max_message_bytes: int = 1 << 20,
     ) -> None:
+        super().__init__(DEFAULT_TIMEOUT_S)
         self.late = 0
         self.duplicates = 0
         self._connection = Connection.of(brokers)
         self._topics = topics or TopicNames()
         self._codec = codec
         self._max_message_bytes = max_message_bytes
-        self._ids = map(f"{uuid.uuid4().hex}-{{}}".format, count())
         self._waiting: dict[str, asyncio.Future[RecommendResponse]] = {}
         self._finished: OrderedDict[str, bool] = OrderedDict()
         self._producer: AIOKafkaProducer | None = None
@@ -109,39 +102,13 @@ class RecommendClient:
                 await part.stop()
         self._consumer = self._producer = None
 
-    async def recommend(
-        self,
-        user_id: str,
-        k: int = 10,
-        *,
-        beam_width: int | None = None,
-        exclude: Sequence[str] = (),
-        allow: Sequence[str] = (),
-        deny: Sequence[str] = (),
-        timeout: float = 1.0,
-        after: EventPosition | None = None,
-    ) -> RecommendResponse:
-        """The `k` best items for a user, as `response.items`, within `timeout` seconds.
+    async def respond(self, request: RecommendRequest, *, timeout: float | None = None) -> RecommendResponse:
+        """The response to a request, an error response too, within `timeout` seconds (by default the request's own).
 
-        Raises `DeadlineExceeded` when the time is up, and the error that an error response names.
-        """
-        request = RecommendRequest(
-            next(self._ids),
-            user_id,
-            k,
-            beam_width,
-            ItemFilter.of(exclude, allow, deny),
-            timeout_ms=round(timeout * 1000),
-            min_offset=None if after is None else after.offset,
-        )
-        response = await self.respond(request, timeout=timeout)
-        if response.status is Status.ERROR:
-            raise error_from(response.error, response.message)
-        return response
-
-    async def respond(self, request: RecommendRequest, *, timeout: float = 1.0) -> RecommendResponse:
-        """The response to a request, an error response too. Raises `DeadlineExceeded` when none comes in time, and
-        `RequestFailed` when the request can't be sent. Its id must not be under way already."""
+        Raises `DeadlineExceeded` when none comes in time, and `RequestFailed` when the request can't be sent. Its id
+        must not be under way already."""
+        if timeout is None:
+            timeout = DEFAULT_TIMEOUT_S if request.timeout_ms is None else request.timeout_ms / 1000
         if request.request_id in self._waiting:
             raise ValueError(f"request_id must not be under way already, and {request.request_id!r} is")
         future: asyncio.Future[RecommendResponse] = asyncio.get_running_loop().create_future()

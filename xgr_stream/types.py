@@ -7,7 +7,7 @@ its value and what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import cast
@@ -18,6 +18,7 @@ MAX_ID_CHARS = 256
 MAX_BEAM_WIDTH = 1024
 MAX_EXCLUDE_ITEMS = 10_000
 MAX_TAGS = 64
+MAX_TAIL_TOKENS = 64
 
 
 class CacheState(StrEnum):
@@ -50,6 +51,18 @@ def _identifier(owner: type[Exception], name: str, value: object) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise owner(f"{name} must be valid Unicode, without lone surrogates, not {_shown(value)}") from None
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str | bytes)
+        or not all(type(token) is int and token >= 0 for token in value)
+    ):
+        raise InvalidRequest(f"{name} must be None or a sequence of token ids of at least 0, not {_shown(value)}")
+    if len(value) > MAX_TAIL_TOKENS:
+        raise InvalidRequest(f"{name} must hold at most {MAX_TAIL_TOKENS} tokens, not {len(value)}")
+    return tuple(value)
 
 
 def _shown(value: object) -> str:
@@ -111,7 +124,8 @@ class RecommendRequest:
 
     `beam_width` None takes the engine's default, at least `k`. `timeout_ms` counts from the request record's
     timestamp. `min_offset`: wait until the user's own event partition has been read up to and including this offset
-    (read your own writes). `reply_to`: a topic that gets a copy of the response.
+    (read your own writes). `reply_to`: a topic that gets a copy of the response. `tail`: token ids to read between
+    the last event and the next item instead of the checkpoint's own tail (None); it costs a small forward.
     """
 
     request_id: str
@@ -122,6 +136,7 @@ class RecommendRequest:
     timeout_ms: int | None = None
     min_offset: int | None = None
     reply_to: str | None = None
+    tail: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -139,6 +154,8 @@ class RecommendRequest:
                 raise InvalidRequest(f"{name} must be None or an integer of at least 0, not {_shown(value)}")
         if self.reply_to is not None:
             _identifier(InvalidRequest, "reply_to", self.reply_to)
+        if self.tail is not None:
+            object.__setattr__(self, "tail", _token_ids("tail", self.tail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +187,8 @@ class RecommendResponse:
     cache: CacheState = CacheState.NONE
     stages_ms: Mapping[str, float] = field(default_factory=dict)
     """Time spent in each stage, milliseconds: `wait`, `append`, `decode`, `total`."""
+    tail_computed: bool = False
+    """Whether a tail of the request's own was computed for it, besides what `cache` says. It counts as `append`."""
 
     @classmethod
     def failure(cls, request_id: str, user_id: str, error: XgrError) -> RecommendResponse:

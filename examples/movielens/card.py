@@ -22,7 +22,7 @@ A Qwen3-shaped decoder over semantic-ID tokens: {shape.layers} layers, width {sh
 |---|---:|---:|
 {rows}
 
-The standard error of each Recall@{k} is about {error:.3f} ({users} users). {missing}
+The standard error of each Recall@{k} is about {error:.3f} ({users} users).
 
 **Data.** MovieLens 100K, 5-core: {users} users, {items:,} movies, {events:,} events in time order (half of them share
 their second with another of the same user; those stand in the file's order). F. M. Harper and J. A. Konstan, "The
@@ -62,7 +62,8 @@ def write_card(
     """Write it into `folder`, for a checkpoint that will stand at `path`; `qualities` by method, this model's first."""
     own = next(iter(qualities.values()))
     rows = [f"| {method} | {found.recall:.4f} | {found.ndcg:.4f} |" for method, found in qualities.items()]
-    missing = "" if "SASRec" in qualities else "SASRec takes minutes and is trained with the full recipe only."
+    if "SASRec" not in qualities:
+        rows.append(f"| SASRec | not trained; added by `{command}` | |")
     text = CARD.format(
         recipe=recipe,
         shape=recipe.shape,
@@ -70,7 +71,6 @@ def write_card(
         k=own.k,
         rows="\n".join(rows),
         error=own.recall_error,
-        missing=missing,
         users=len(data.users),
         items=data.num_items,
         events=data.num_events,

@@ -84,7 +84,7 @@ def _trained(data: MovieLens) -> Path:
     if not is_trained(path, QUICK):
         report.heading("First run: semantic IDs and a small decoder are trained, and kept for the next runs")
         torch.set_num_threads(min(2, torch.get_num_threads()))
-        train(data, QUICK, path, "python -m examples.movielens.train")
+        train(data, QUICK, path, "python -m examples.movielens.train", sasrec=False)
     return path
 
 

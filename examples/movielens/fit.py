@@ -33,8 +33,6 @@ class Recipe:
     """Events in context, in training and (through xgr.json) when the model is served."""
     average: float = 0.99
     """Decay of the running average of the weights, which is what is kept; it starts after 30 % of the steps."""
-    with_sasrec: bool = False
-    """Whether the card compares with SASRec, which takes as long to train as the quick recipe."""
     seed: int = 0
 
 

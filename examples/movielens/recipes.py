@@ -14,5 +14,4 @@ FULL = Recipe(
     dropout=0.4,
     smoothing=0.0,
     average=0.995,
-    with_sasrec=True,
 )

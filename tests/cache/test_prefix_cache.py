@@ -31,6 +31,7 @@ def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | No
         kv_tokens=tokens,
         pages=draft.pages,
         hidden_slot=draft.hidden_slot,
+        last_token=0,
     )
     cache.publish(prefix)
     return prefix
@@ -42,6 +43,31 @@ def test_an_append_shares_the_pages_of_its_base():
     second = publish(cache, "a", 9, base=first)
     assert second.pages[:2].tolist() == first.pages.tolist()
     assert cache.pool.num_free == 5
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("num_tokens", [5, 6, 8])
+def test_what_is_written_to_a_fork_leaves_its_base_alone(num_tokens):
+    cache = make_cache()
+    base = publish(cache, "a", 10)
+    tokens = [(base.pages[token // 4], token % 4) for token in range(10)]
+    for token, (page, slot) in enumerate(tokens):
+        cache.pool.k[:, page, :, slot], cache.pool.v[:, page, :, slot] = token + 1, -token - 1
+    with cache.pinned([base]):
+        fork = cache.fork(base, num_tokens, kv_tokens=11)
+        assert cache.pool.num_free == 8 - len(base.pages) - (3 - num_tokens // 4)
+        for token in range(11):
+            page, slot = fork.pages[token // 4], token % 4
+            if token < num_tokens:
+                assert (cache.pool.k[:, page, :, slot] == token + 1).all()
+                assert (cache.pool.v[:, page, :, slot] == -token - 1).all()
+            else:
+                cache.pool.k[:, page, :, slot] = cache.pool.v[:, page, :, slot] = float("nan")
+        cache.abandon(fork)
+    for token, (page, slot) in enumerate(tokens):
+        assert (cache.pool.k[:, page, :, slot] == token + 1).all()
+        assert (cache.pool.v[:, page, :, slot] == -token - 1).all()
+    assert cache.pool.num_free == 8 - len(base.pages)
     cache.check_integrity()
 
 

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from examples.movielens import data as movielens
-from examples.movielens.baselines import item_knn, popularity, quality, top_items
+from examples.movielens import train as training
+from examples.movielens.baselines import Scorer, item_knn, popularity, quality, top_items
 from examples.movielens.data import DataMissing, MovieLens
 from examples.movielens.decoder import Decoder, Shape
 from examples.movielens.fit import fit
@@ -132,7 +133,7 @@ def test_baselines_leave_out_what_was_seen(data: MovieLens) -> None:
 def test_training_writes_a_checkpoint_a_card_and_the_test_sequences(data: MovieLens, tmp_path: Path) -> None:
     path = tmp_path / "model"
     assert not is_trained(path, TINY)
-    qualities = train(data, TINY, path, "python -m examples.movielens.train")
+    qualities = train(data, TINY, path, "python -m examples.movielens.train", sasrec=False)
     assert is_trained(path, TINY)
     assert not is_trained(path, FULL)
     assert list(qualities) == ["**this model**", "popularity", "item-kNN"]
@@ -146,4 +147,25 @@ def test_training_writes_a_checkpoint_a_card_and_the_test_sequences(data: MovieL
     card = (path / "README.md").read_text()
     assert "python -m examples.movielens.train" in card
     assert f"| **this model** | {qualities['**this model**'].recall:.4f} |" in card
+    assert "| SASRec | not trained; added by `python -m examples.movielens.train` | |" in card
     assert json.loads((path / "config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_sasrec_completes_the_card_of_a_checkpoint_that_is_written_already(
+    data: MovieLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+
+    def popularity_for_sasrec(data: MovieLens, seed: int) -> Scorer:
+        assert is_trained(path, TINY)
+        assert seed == TINY.seed
+        return popularity(data)
+
+    monkeypatch.setattr(training, "train_sasrec", popularity_for_sasrec)
+    qualities = train(data, TINY, path, "python -m examples.movielens.train", sasrec=True)
+    assert list(qualities) == ["**this model**", "popularity", "item-kNN", "SASRec"]
+    assert (
+        f"| SASRec | {qualities['SASRec'].recall:.4f} | {qualities['SASRec'].ndcg:.4f} |"
+        in (path / "README.md").read_text()
+    )
+    assert json.loads((path / "training.json").read_text())["quality"].keys() == qualities.keys()

@@ -32,6 +32,7 @@ def request_id() -> str:
         ({"k": 10, "beam_width": 5}, "invalid_request", "beam_width"),
         ({"beam_width": 5_000}, "invalid_request", "beam_width"),
         ({"exclude": "item-1"}, "invalid_request", "exclude"),
+        ({"tail": [1_000]}, "invalid_request", "tail must hold token ids below"),
         ({"user_id": "somebody-else"}, "invalid_request", "user_id"),
         ({"allow": ["no-such-tag"]}, "nothing_legal", ""),
         ({"exclude": [f"item-{n}" for n in range(60)]}, "nothing_legal", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import HistoryError, ShuttingDown, TopologyError
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog
+from xgr_stream.stream.health import Pages
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.runtime import Runtime, Setup
@@ -98,7 +100,12 @@ async def test_what_was_taken_is_answered_before_the_end(broker: Broker, config:
         async with kafka_worker(broker, config, engine) as driver:
             asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(30)]
             await until(lambda: driver.runtime.processor.pending == len(asked))
+            pages = Pages(lambda: driver.runtime, driver.runtime.setup.metrics)
+            assert pages.readyz().status == 200
             driver.stop()
+            assert pages.readyz().status == 503
+            assert json.loads(pages.readyz().body)["shutting_down"]
+            assert pages.healthz().status == 200
             stopped.set()
         # The worker has ended here; the client may still be reading.
         responses = await asyncio.wait_for(asyncio.gather(*asked), 5.0)

@@ -10,12 +10,14 @@ from aiokafka.admin import NewTopic
 
 from tests.integration.raw import Raw
 from tests.integration.workers import until
+from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
 from xgr_stream.stream import codec
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recommender import Recommender
+from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.broker import Broker
-from xgr_stream.types import RecommendRequest, Status
+from xgr_stream.types import CacheState, RecommendRequest, Status
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,6 +31,24 @@ async def test_an_answer_has_seen_ones_own_events(client: RecommendClient) -> No
             assert (response.event_count, response.event_offset) == (number, position.offset)
 
     await asyncio.gather(*(use(f"reader-{n}") for n in range(20)))
+
+
+async def test_a_request_may_ask_for_a_tail(client: RecommendClient, worker: KafkaDriver) -> None:
+    """By the client and in process: the answer of a checkpoint with that tail, and one's own prefix stays warm."""
+    with_tail = Engine.load(tiny_model(xgr={"tail": [5, 0]}), tiny_catalog())
+    with_tail.append("asker", ["item-1", "item-2"])
+    expected = [item.item_id for item in with_tail.recommend("asker", k=5)]
+    recommender = Recommender(worker.runtime.setup.config, worker.runtime.setup.metrics)
+    recommender.bind(worker.runtime)
+    await client.send_event("asker", "item-1")
+    position = await client.send_event("asker", "item-2")
+    plain = await client.recommend("asker", k=5, timeout=20, after=position)
+    for asking in (client, recommender):
+        response = await asking.recommend("asker", k=5, tail=[5, 0], timeout=20)
+        assert [item.item_id for item in response.items] == expected
+        assert (response.cache, response.tail_computed) == (CacheState.WARM, True)
+    again = await client.recommend("asker", k=5, timeout=20)
+    assert (again.items, again.cache, again.tail_computed) == (plain.items, CacheState.WARM, False)
 
 
 async def test_a_reply_to_topic_gets_a_copy(broker: Broker, raw: Raw) -> None:

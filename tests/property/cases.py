@@ -33,6 +33,8 @@ class Case:
     max_events: int
     normalizer: str = "level"
     model_config: dict[str, Any] = field(default_factory=dict)
+    tail: tuple[int, ...] | None = None
+    """Instead of the tail that `framed` brings."""
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Any]:
@@ -40,6 +42,8 @@ class Case:
         if self.framed:
             frame = {"begin": [2], "end": [3, 4], "actions": {"view": [5], "buy": [6, 7]}}
             xgr = {"prompt": [0, 1], "tail": [1, 0], "event": frame}
+        if self.tail is not None:
+            xgr["tail"] = list(self.tail)
         return tiny_checkpoint(self.codes, seed=self.seed, config=self.model_config, xgr=xgr)
 
     @cached_property
@@ -78,6 +82,11 @@ class Case:
         return st.lists(
             st.tuples(self.item_ids(), st.sampled_from((None, *ACTIONS, "unheard-of"))), max_size=max_events
         )
+
+    def tails(self) -> st.SearchStrategy[tuple[int, ...]]:
+        """Any tokens of the vocabulary, those of items too."""
+        vocab_size = self._parts[0]["vocab_size"]
+        return st.lists(st.integers(0, vocab_size - 1), max_size=9).map(tuple)
 
     def filters(self) -> st.SearchStrategy[ItemFilter]:
         tags = st.lists(st.sampled_from((*TAGS, "unheard-of")), max_size=2, unique=True)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tests.property.cases import cases
 from tests.property.test_answers_do_not_depend_on_company import smallest_budget
 from tests.property.users import ask, record
+from xgr_stream.types import RecommendRequest
 
 USERS = tuple(f"user-{i}" for i in range(6))
 
@@ -20,6 +21,7 @@ def test_memory_balances(data):
     operation = st.one_of(
         st.tuples(st.just("append"), st.sampled_from(USERS), case.histories(max_events=5)),
         st.tuples(st.just("ask"), users, case.filters()),
+        st.tuples(st.just("ask with a tail"), users, case.tails()),
         st.tuples(st.just("warm"), users, st.none()),
         st.tuples(st.just("forget"), users, st.none()),
         st.tuples(st.just("available"), items, st.booleans()),
@@ -29,6 +31,9 @@ def test_memory_balances(data):
             record(engine, subject, detail)
         elif name == "ask":
             ask(engine, *((user, 3, 7, detail) for user in subject))
+        elif name == "ask with a tail":
+            requests = [RecommendRequest(str(i), user, 3, 7, tail=detail) for i, user in enumerate(subject)]
+            engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
         elif name == "warm":
             engine.warm([view for user in subject if (view := engine.history.view(user))])
         elif name == "forget":

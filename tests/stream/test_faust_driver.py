@@ -99,6 +99,14 @@ async def test_events_are_acknowledged_in_offset_order(driver: FaustDriver) -> N
         assert [event.acked for event in events] == [[0], [1], [2], [3]]
 
 
+async def test_a_worker_is_not_ready_from_when_it_begins_to_shut_down(driver: FaustDriver) -> None:
+    driver.runtime.assign([])
+    assert driver.runtime.readiness()["ready"]
+    await driver._drain()
+    assert not driver.runtime.readiness()["ready"]
+    assert driver.runtime.readiness()["shutting_down"]
+
+
 async def test_nothing_that_a_record_holds_escapes_the_agent(driver: FaustDriver) -> None:
     processor = driver.runtime.processor
     async with driver.events.test_context() as agent:

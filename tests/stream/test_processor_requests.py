@@ -79,6 +79,14 @@ def test_a_copy_goes_to_reply_to_and_nobody_waits_for_it() -> None:
     assert written[1].partition is None
 
 
+def test_an_answer_says_that_the_requests_own_tail_was_computed() -> None:
+    stream = Stream()
+    asked = stream.request("u", "r-1"), stream.request("u", "r-2", fields={"tail": [5, 0]})
+    plain, own = answers(stream, stream.event("u"), *asked)
+    assert "tail_computed" not in plain
+    assert own["tail_computed"] is True
+
+
 @pytest.mark.parametrize("topic", ["xgr-history-changelog", "user-events", "rec-responses", "..", "a b", "x" * 250])
 def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
     [answer] = answers(stream := Stream(), stream.request("u", fields={"reply_to": topic}))
@@ -102,6 +110,9 @@ def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
         ({"timeout_ms": -1}, "invalid_request", "timeout_ms must be"),
         ({"timeout_ms": 0}, "deadline_exceeded", "had 0 ms"),
         ({"min_offset": 1.5}, "invalid_request", "min_offset must be"),
+        ({"tail": 5}, "invalid_request", "tail must be None or a sequence of token ids of at least 0, not 5"),
+        ({"tail": [-1]}, "invalid_request", "tail must be"),
+        ({"tail": [0] * 65}, "invalid_request", "tail must hold at most 64 tokens, not 65"),
         ({"user_id": "w"}, "invalid_request", "user_id must equal the record's key"),
         ({"user_id": 7}, "invalid_request", "user_id must equal the record's key"),
     ],

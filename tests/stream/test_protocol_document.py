@@ -38,6 +38,7 @@ REQUEST = RecommendRequest(
     timeout_ms=250,
     min_offset=1041,
     reply_to="shop-answers",
+    tail=(5, 0),
 )
 RESPONSE = RecommendResponse(
     "r-1",
@@ -50,6 +51,7 @@ RESPONSE = RecommendResponse(
     catalog_version="3fa1c2d4e5f60718.0",
     cache=CacheState.WARM,
     stages_ms={"wait": 0.5, "append": 0.0, "decode": 4.25, "total": 4.75},
+    tail_computed=True,
 )
 REFUSAL = RecommendResponse.failure("r-1", "user-7", NothingLegal("no item"))
 REFUSED = Record("user-events", 3, 1042, b"user-7", b"\xff\x00", 1_700_000_000_000)

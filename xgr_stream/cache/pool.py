@@ -68,6 +68,11 @@ class PagePool:
     def release(self, pages: IntArray) -> None:
         self._pages.release(pages)
 
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds. The caller must own `target` alone."""
+        self.k[:, target] = self.k[:, source]
+        self.v[:, target] = self.v[:, source]
+
     def check_integrity(self, expected_holders: IntArray | None = None) -> None:
         """Raise `EngineError` unless free and held pages balance. `expected_holders` [num_pages], if known."""
         self._pages.check_integrity(expected_holders)

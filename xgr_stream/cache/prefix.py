@@ -32,6 +32,8 @@ class UserPrefix:
     """[ceil(kv_tokens / page_size)]"""
     hidden_slot: IntArray
     """Row of `PrefixCache.hidden` that holds the last token's hidden state. [1]"""
+    last_token: int
+    """The token before the tail."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 
 from xgr_stream.cache.pool import PagePool
 from xgr_stream.cache.prefix import Draft, UserPrefix
-from xgr_stream.cache.references import ReferenceCounts
+from xgr_stream.cache.references import IntArray, ReferenceCounts
 from xgr_stream.errors import EngineError
 
 _T = TypeVar("_T")
@@ -31,7 +31,8 @@ class PrefixCache:
     def __init__(self, pool: PagePool, hidden_size: int, *, rebuild_cost: Callable[[int], float]) -> None:
         """`rebuild_cost(num_tokens)`: what prefilling that many tokens costs, in any unit."""
         self.pool = pool
-        # A user has at least one page and one slot, and at most one more slot while their next prefix is drafted.
+        # A user has at least one page and one slot, and at most one more slot while their next prefix is drafted; a
+        # fork has a page and a slot of its own.
         self._slots = ReferenceCounts("hidden slots", 2 * pool.num_pages)
         self.hidden = torch.zeros(2 * pool.num_pages, hidden_size, dtype=pool.k.dtype, device=pool.k.device)
         """Last hidden states, after the final norm. [slots, hidden]"""
@@ -76,7 +77,20 @@ class PrefixCache:
         evicted to make room, the least worthy first, pinned ones never. Raises `EngineError` if that is not enough.
         """
         count = self.pool.pages_for(kv_tokens)
-        shared = np.empty(0, dtype=np.int32) if base is None else base.pages[:count]
+        return self._draft(np.empty(0, dtype=np.int32) if base is None else base.pages[:count], count)
+
+    def fork(self, base: UserPrefix, num_tokens: int, kv_tokens: int) -> Draft:
+        """Memory for a prefix of `kv_tokens` tokens, of which the first `num_tokens` are those of `base`: full pages
+        are shared, a partly filled one is copied, so that whatever is written behind them leaves `base` as it is.
+        Pin `base` meanwhile. Makes room and raises as `draft` does."""
+        full = num_tokens // self.pool.page_size
+        draft = self._draft(base.pages[:full], self.pool.pages_for(kv_tokens))
+        if num_tokens % self.pool.page_size:
+            self.pool.copy(int(base.pages[full]), int(draft.pages[full]))
+        return draft
+
+    def _draft(self, shared: IntArray, count: int) -> Draft:
+        """Memory of `count` pages, the first of them `shared`."""
         self.pool.retain(shared)
         try:
             self._make_room(count - len(shared))

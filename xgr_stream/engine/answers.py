@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from xgr_stream.cache import UserPrefix
 from xgr_stream.catalog import Catalog, ResolvedFilter
+from xgr_stream.engine.context import TokenArray
 from xgr_stream.errors import EngineError, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
@@ -36,6 +37,8 @@ class Job:
     request: RecommendRequest
     filter: ResolvedFilter
     width: int
+    tail: TokenArray | None
+    """The request's own; None: the checkpoint's."""
 
 
 class Answers:
@@ -76,6 +79,7 @@ class Answers:
             catalog_version=self._catalog_version,
             cache=cache,
             stages_ms=stages_ms,
+            tail_computed=job.tail is not None,
         )
 
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:

@@ -21,6 +21,7 @@ from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
+from xgr_stream.engine.tails import TailForks
 from xgr_stream.errors import EngineError, InvalidEvent, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
@@ -85,6 +86,7 @@ class Engine:
             rebuild_cost=lambda tokens: prefill_operations(model.config, tokens),
         )
         self._appender = Appender(model, self.cache, config.max_batch_tokens)
+        self._tails = TailForks(model, self.cache, self._appender, self.window)
         self._beam_decoder = BeamDecoder(model, self.cache, self.normalizer)
         self._counters = Counters()
         self.use_catalog(catalog)
@@ -150,9 +152,10 @@ class Engine:
         exclude: Collection[str] = (),
         allow: Collection[str] = (),
         deny: Collection[str] = (),
+        tail: Sequence[int] | None = None,
     ) -> tuple[Recommendation, ...]:
         """The k best items for the user, best first. Raises the `XgrError` that a response would carry."""
-        request = RecommendRequest("recommend", user_id, k, beam_width, ItemFilter.of(exclude, allow, deny))
+        request = RecommendRequest("recommend", user_id, k, beam_width, ItemFilter.of(exclude, allow, deny), tail=tail)
         (response,) = self.answer([(request, self.history.view(user_id))])
         if response.status is Status.ERROR:
             raise error_from(response.error, response.message)
@@ -237,7 +240,7 @@ class Engine:
         if not resolved.num_items:
             raise NothingLegal("the request's filters leave no live item of the catalog")
         width = request.beam_width or max(request.k, self.config.beam_width)
-        return Job(index, request, resolved, width)
+        return Job(index, request, resolved, width, self._tails.check(request.tail))
 
     def _next_group(
         self,
@@ -260,6 +263,7 @@ class Engine:
                 responses[job.index] = answers.popular(job, view)
             else:
                 rows += job.width
+                pages += self._tails.pages(job.tail)
                 pages += 0 if user_id in plans else self._prefixes.pages(plan)
                 if group and (rows > self.config.max_batch_rows or pages > self.cache.pool.num_pages):
                     break
@@ -273,11 +277,11 @@ class Engine:
     ) -> None:
         started = perf_counter()
         prefixes = self._run(list(plans.values()))
-        appended = perf_counter()
         own = [prefixes[job.request.user_id] for job in group]
-        with self.cache.pinned(own):
+        with self.cache.pinned(own), self._tails.forked(own, [job.tail for job in group]) as ends:
+            appended = perf_counter()
             legality = self._legality.batch([job.filter for job in group])
-            beams = self._beam_decoder.decode(own, [job.width for job in group], self._legality.trie, legality)
+            beams = self._beam_decoder.decode(ends, [job.width for job in group], self._legality.trie, legality)
         decoded = perf_counter()
         stages_ms = {"append": (appended - started) * 1e3, "decode": (decoded - appended) * 1e3}
         for i, (job, prefix) in enumerate(zip(group, own, strict=True)):

@@ -120,6 +120,7 @@ class PrefixBuilder:
                 kv_tokens=plan.num_tokens + len(self._reader.tail),
                 pages=draft.pages,
                 hidden_slot=draft.hidden_slot,
+                last_token=int(plan.tokens[-1]),
             )
         )
 

@@ -41,6 +41,7 @@ class KafkaDriver:
 
     def stop(self) -> None:
         """Ask `run` to end: what was taken is answered first, for at most the shutdown timeout."""
+        self.runtime.close()
         self._stopping.set()
 
     async def run(self) -> None:

@@ -68,6 +68,7 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         timeout_ms=message.get("timeout_ms"),
         min_offset=message.get("min_offset"),
         reply_to=message.get("reply_to"),
+        tail=message.get("tail"),
     )
 
 
@@ -101,6 +102,7 @@ def parse_response(message: Message) -> RecommendResponse:
             catalog_version=message["catalog_version"],
             cache=CacheState(message["cache"]),
             stages_ms=message["stages_ms"],
+            tail_computed=bool(message.get("tail_computed")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedMessage(f"not a response: {type(error).__name__} {error}") from None
@@ -125,6 +127,7 @@ def request_message(request: RecommendRequest) -> Message:
         timeout_ms=request.timeout_ms,
         min_offset=request.min_offset,
         reply_to=request.reply_to,
+        tail=None if request.tail is None else list(request.tail),
     )
 
 
@@ -142,6 +145,8 @@ def response_message(response: RecommendResponse) -> Message:
         "cache": response.cache.value,
         "stages_ms": dict(response.stages_ms),
     }
+    if response.tail_computed:
+        message["tail_computed"] = True
     if response.error is not None:
         message |= {"error": response.error, "message": response.message}
     return message

@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Sequence
 
-from xgr_stream.client import EventPosition, RecommendClient
+from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import NotOwned, error_from
+from xgr_stream.errors import NotOwned
 from xgr_stream.metrics import Metrics
+from xgr_stream.stream.asking import Asking
 from xgr_stream.stream.runtime import Runtime
-from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import RecommendRequest, RecommendResponse
 
 
-class Recommender:
+class Recommender(Asking):
     """Answers requests of this process: directly for the users whose partition is here, else through the request
     topic by the worker that has them. Usable while the app that it is attached to runs, on the app's event loop."""
 
     def __init__(self, config: StreamConfig, metrics: Metrics) -> None:
+        super().__init__(config.default_timeout_ms / 1000)
         self.config = config
         self.metrics = metrics
         self._runtime: Runtime | None = None
         self._client: RecommendClient | None = None
         self._client_starting = asyncio.Lock()
-
-    async def recommend(
-        self,
-        user_id: str,
-        k: int = 10,
-        *,
-        beam_width: int | None = None,
-        exclude: Sequence[str] = (),
-        allow: Sequence[str] = (),
-        deny: Sequence[str] = (),
-        timeout: float | None = None,
-        after: EventPosition | None = None,
-    ) -> RecommendResponse:
-        """The `k` best items for a user, as `response.items`.
-
-        `timeout` in seconds, `StreamConfig.default_timeout_ms` by default; `after`: wait until this event was seen.
-        Raises the error that an error response names: `DeadlineExceeded`, `NothingLegal`, ...
-        """
-        request = RecommendRequest(
-            uuid.uuid4().hex,
-            user_id,
-            k,
-            beam_width,
-            ItemFilter.of(exclude, allow, deny),
-            timeout_ms=None if timeout is None else round(timeout * 1000),
-            min_offset=None if after is None else after.offset,
-        )
-        response = await self.respond(request)
-        if response.status is Status.ERROR:
-            raise error_from(response.error, response.message)
-        return response
 
     async def respond(self, request: RecommendRequest) -> RecommendResponse:
         """The response to a request, an error response too."""

@@ -93,6 +93,7 @@ class Runtime:
         )
         self.num_partitions = 0
         self._joined = False
+        self._closing = False
         self._producer: AIOKafkaProducer | None = None
         self._publisher: Publisher | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -164,8 +165,13 @@ class Runtime:
 
     # The end
 
+    def close(self) -> None:
+        """The worker is about to drain: it is not ready from now on, so that nobody sends it anything new."""
+        self._closing = True
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, and answer what was taken: for `timeout_s`, then with `shutting_down`."""
+        self.close()
         self.processor.close()
         if not await self._drained(timeout_s):
             logger.warning("%d requests are refused: the shutdown timeout is over", self.processor.pending)
@@ -233,7 +239,8 @@ class Runtime:
         }
         restoring = sorted(self.processor.restoring)
         return {
-            "ready": self.failure is None and self._joined and not restoring,
+            "ready": self.failure is None and self._joined and not restoring and not self._closing,
+            "shutting_down": self._closing,
             "failure": None if self.failure is None else str(self.failure),
             "partitions": sorted(self.processor.assigned),
             "restoring": restoring,

@@ -95,6 +95,7 @@ class NullEngine:
             catalog_version="null",
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},
+            tail_computed=view is not None and request.tail is not None,
         )
 
     def _cache_state(self, view: HistoryView) -> CacheState:

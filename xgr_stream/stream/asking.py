@@ -1,0 +1,66 @@
+"""What a caller asks with, over Kafka or in process: one signature, one request, one way that errors are raised."""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from itertools import count
+from typing import NamedTuple
+
+from xgr_stream.errors import error_from
+from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status
+
+
+class EventPosition(NamedTuple):
+    """Where an event came to lie. Pass it as `after` to get an answer that has seen it."""
+
+    partition: int
+    offset: int
+
+
+class Asking(ABC):
+    """`recommend` for whatever can `respond` to a request."""
+
+    def __init__(self, default_timeout_s: float) -> None:
+        self._default_timeout_s = default_timeout_s
+        self._ids = map(f"{uuid.uuid4().hex}-{{}}".format, count())
+
+    async def recommend(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        beam_width: int | None = None,
+        exclude: Collection[str] = (),
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
+        tail: Sequence[int] | None = None,
+        timeout: float | None = None,
+        after: EventPosition | None = None,
+    ) -> RecommendResponse:
+        """The `k` best items for a user, as `response.items`.
+
+        `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
+        until this event was seen. `tail`: token ids to read before the next item instead of the checkpoint's own.
+        Raises the error that an error response names: `DeadlineExceeded`, `NothingLegal`, ...
+        """
+        seconds = self._default_timeout_s if timeout is None else timeout
+        request = RecommendRequest(
+            next(self._ids),
+            user_id,
+            k,
+            beam_width,
+            ItemFilter.of(exclude, allow, deny),
+            timeout_ms=round(seconds * 1000),
+            min_offset=None if after is None else after.offset,
+            tail=tail,
+        )
+        response = await self.respond(request)
+        if response.status is Status.ERROR:
+            raise error_from(response.error, response.message)
+        return response
+
+    @abstractmethod
+    async def respond(self, request: RecommendRequest) -> RecommendResponse:
+        """The response to a request, an error response too."""
