@@ -1,11 +1,50 @@
-"""How long work takes on the GPU, for the benchmarks."""
+"""How long work takes on the GPU, and what a benchmark of an op is.
+
+The module `bench` of each op's folder offers
+
+    check() -> None                     raises `WrongResult` unless the kernel equals the reference on the GPU
+    run() -> Iterator[Timing]           the cases, timed one by one
+
+and `report("<op>", check, run)` under `if __name__ == "__main__"`. `xgr-stream bench kernels` calls the same two, and
+never `run` where `check` has raised.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
+
+
+class WrongResult(Exception):
+    """A kernel does not compute what its reference does; it must not be timed."""
+
+
+class Timing(NamedTuple):
+    """One case of an op. A plain tuple of these three will do."""
+
+    case: str
+    median_ms: float
+    spread_ms: float
+    """Between the quartiles."""
+
+
+def require(op: str, wrong: float, most: float) -> None:
+    """Raise `WrongResult` unless an error is at most `most`; a NaN is not."""
+    if not wrong <= most:
+        raise WrongResult(f"{op} is wrong: error {wrong:.3g}, at most {most:g} is allowed; it is not timed")
+
+
+def report(op: str, check: Callable[[], None], run: Callable[[], Iterable[tuple[str, float, float]]]) -> None:
+    """Check, then print each case's time: the main program of a benchmark. Exits with the reason if it is wrong."""
+    try:
+        check()
+    except WrongResult as error:
+        raise SystemExit(str(error)) from error
+    for case, median_ms, spread_ms in run():
+        print(f"{op}, {case}: {median_ms:.4f} ms (± {spread_ms:.4f})", flush=True)
 
 
 def graph_ms(work: Callable[[], object], *, replays: int = 20) -> tuple[float, float]:

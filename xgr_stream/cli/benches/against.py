@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class Workload:
     baseline_repeats: int
     threads: int
     seed: int
+    device: str
+    dtype: Literal["float32", "bfloat16", "float16"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,14 @@ class EngineBench:
     def __init__(self, workload: Workload) -> None:
         torch.set_num_threads(workload.threads)
         self._workload = workload
-        model = load_model(workload.model)
+        model = load_model(workload.model, device=workload.device, dtype=workload.dtype)
         # The score that `generate` computes, so that the results can be compared.
-        config = EngineConfig(normalizer="vocabulary", window=WindowConfig(max_events=workload.events))
+        config = EngineConfig(
+            normalizer="vocabulary",
+            window=WindowConfig(max_events=workload.events),
+            device=workload.device,
+            dtype=workload.dtype,
+        )
         self._engine = Engine.load(model, Catalog.load(workload.catalog), config=config)
         if set(self._engine.catalog.available.tolist()) != {True}:
             raise ConfigError("catalog must have all its items available: the baseline knows no others")
@@ -111,7 +118,8 @@ class EngineBench:
         return (
             f"{model.config.model_type}, {model.config.num_layers} layers, hidden size {model.config.hidden_size}, "
             f"{' × '.join(map(str, model.tokens.codes))} codes, {self._engine.catalog.num_items} items; beam "
-            f"{workload.beam}, {workload.events} events; {platform.machine()}, {workload.threads} torch thread(s), "
+            f"{workload.beam}, {workload.events} events; {platform.machine()}, {workload.device}, "
+            f"{workload.threads} torch thread(s), "
             f"torch {torch.__version__}, seed {workload.seed}; medians (fastest to slowest)"
         )
 
@@ -122,7 +130,7 @@ class EngineBench:
         cold, _ = _timed(lambda: self._answer(users, CacheState.COLD), workload.repeats, warm_up=2, before=self._forget)
         if not against_transformers:
             return BatchFigures(batch, warm, cold, None, 0)
-        from xgr_stream.cli.transformers_baseline import TransformersBaseline
+        from xgr_stream.cli.benches.transformers_baseline import TransformersBaseline
 
         baseline = TransformersBaseline(workload.model, self._engine.model, self._engine.catalog, workload.beam)
         contexts = np.stack([self._context(user) for user in users])

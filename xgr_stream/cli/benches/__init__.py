@@ -1,0 +1,1 @@
+"""The subcommands of `xgr-stream bench`, one module each, and what they share."""

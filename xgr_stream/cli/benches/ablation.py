@@ -1,0 +1,160 @@
+"""`xgr-stream bench ablation`: what each part of the engine gains, and that answers don't depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import torch
+
+from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options, several
+from xgr_stream.cli.benches.plots import Plot
+from xgr_stream.cli.benches.report import Report, start
+from xgr_stream.cli.benches.samples import Samples, measure
+from xgr_stream.cli.benches.subject import Requests, Subject, check_answers, requests_of, switches
+from xgr_stream.engine import Engine
+from xgr_stream.types import MAX_BEAM_WIDTH, RecommendResponse
+
+VARIANTS: dict[str, dict[str, bool]] = {
+    "everything on": {},
+    "staged attention off": {"staged_attention": False},
+    "early stop off": {"early_stop": False},
+    "masking before scoring off": {"mask_first": False},
+    "graph off": {"graphs": False},
+    "extra streams off": {"streams": False},
+}
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Scores this close count as equal: what rounding in another order does to a sum over the levels."""
+COLUMNS = {
+    "context": "context",
+    "batch": "batch",
+    "variant": "variant",
+    "warm_ms": "warm ms (quartiles, P99)",
+    "slower": "slower",
+    "same_items": "same items",
+    "score_difference": "largest score difference",
+    "equal": "equal answers",
+    "skipped": "beams skipped per level",
+}
+
+
+@click.command()
+@setting_options
+@several("--context", "Tokens in each user's context.  [default: 1000]")
+@several("--batch", "Requests at once.  [default: 1 and 8]")
+@click.option("--beam", type=click.IntRange(1, MAX_BEAM_WIDTH), default=256, show_default=True, help="Beam width.")
+@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Timed runs, after three.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    help="Scores this close count as equal.  [default: 0.001 in float32, 0.02 in float16, 0.1 in bfloat16]",
+)
+@output_options
+def ablation(
+    setting: Setting,
+    context: tuple[int, ...],
+    batch: tuple[int, ...],
+    beam: int,
+    repeats: int,
+    tolerance: float | None,
+    output: Output,
+) -> None:
+    """Answer the same warm requests with one part of the engine switched off at a time.
+
+    Fails if a part changes an answer.
+    """
+    subject = Subject(setting)
+    variants = {name: switches(**off) for name, off in VARIANTS.items()}
+    report = start("ablation", COLUMNS, subject.description(), output)
+    epsilon = TOLERANCES[subject.model.decoder.dtype] if tolerance is None else tolerance
+    for length in context or (1000,):
+        run = _Ablation(subject, length, batch or (1, 8), beam, repeats, epsilon)
+        for name, chosen in variants.items():
+            for row in run.rows(name, chosen):
+                report.add(row)
+    report.notes.append(
+        f"Equal: same items and scores, but for scores within {epsilon:g} of each other or of the last."
+    )
+    report.finish(output, _plot(report))
+    wrong = sorted({str(row["variant"]) for row in report.rows if not row["equal"]})
+    if wrong:
+        raise click.ClickException(f"answers differ from those with everything on: {', '.join(wrong)}")
+
+
+class _Ablation:
+    """The same requests to engines of one context, the first of which sets the answers and times to compare with."""
+
+    def __init__(
+        self, subject: Subject, context: int, batches: Sequence[int], beam: int, repeats: int, epsilon: float
+    ) -> None:
+        self._subject = subject
+        self._batches = batches
+        self._beam = beam
+        self._repeats = repeats
+        self._epsilon = epsilon
+        self._users = subject.users(max(batches), context)
+        self._first: dict[int, tuple[float, Sequence[RecommendResponse]]] = {}
+
+    def rows(self, variant: str, chosen: object) -> list[dict[str, object]]:
+        """One row per batch size."""
+        views = self._users.steps[0]
+        engine = self._subject.engine(
+            self._users, beam=self._beam, rows=max(self._batches) * self._beam, switches=chosen
+        )
+        engine.warm(views)
+        return [
+            {"context": self._users.context, "batch": batch, "variant": variant, **self._row(engine, batch)}
+            for batch in self._batches
+        ]
+
+    def _row(self, engine: Engine, batch: int) -> dict[str, object]:
+        requests: Requests = requests_of(self._users.steps[0][:batch], beam=self._beam, k=self._beam)
+        answers = check_answers(engine.answer(requests))
+        scanned: Any = getattr(engine, "last_scanned", None)
+        quick = requests_of(self._users.steps[0][:batch], beam=self._beam, k=min(10, self._beam))
+        times = measure(lambda: engine.answer(quick), self._subject.device, repeats=self._repeats)
+        median, expected = self._first.setdefault(batch, (times.median, answers))
+        pairs = [compare(a, b, self._epsilon) for a, b in zip(answers, expected, strict=True)]
+        return {
+            "warm_ms": times,
+            "slower": times.median / median,
+            "same_items": min(same for same, _, _ in pairs),
+            "score_difference": max(difference for _, difference, _ in pairs),
+            "equal": all(equal for _, _, equal in pairs),
+            "skipped": None if not scanned else skipped(scanned),
+        }
+
+
+def skipped(scanned: Sequence[tuple[int, int]]) -> str:
+    """The share of live beams whose children were not looked at, per level."""
+    return " / ".join(f"{1 - seen / live:.0%}" if live else "-" for seen, live in scanned)
+
+
+def compare(mine: RecommendResponse, other: RecommendResponse, epsilon: float) -> tuple[float, float, bool]:
+    """(share of items in both, largest difference of their scores, whether the two answers are equal).
+
+    An item that only one has must score within `epsilon` of the other's last, which is where it fell off.
+    """
+    scores = [{item.item_id: item.score for item in response.items} for response in (mine, other)]
+    common = scores[0].keys() & scores[1].keys()
+    difference = max((abs(scores[0][item] - scores[1][item]) for item in common), default=0.0)
+    last = [min(each.values(), default=float("-inf")) for each in scores]
+    fell_off = all(scores[i][item] <= last[1 - i] + epsilon for i in (0, 1) for item in scores[i].keys() - common)
+    equal = difference <= epsilon and fell_off and len(scores[0]) == len(scores[1])
+    return len(common) / max(1, len(scores[1])), difference, equal
+
+
+def _plot(report: Report) -> Plot:
+    places = list(dict.fromkeys((row["context"], row["batch"]) for row in report.rows))
+
+    def median(variant: str, place: tuple[object, object]) -> float | None:
+        for row in report.rows:
+            times = row["warm_ms"]
+            if row["variant"] == variant and (row["context"], row["batch"]) == place and isinstance(times, Samples):
+                return times.median
+        return None
+
+    series = {variant: [median(variant, place) for place in places] for variant in VARIANTS}
+    groups = [f"{context} tokens, batch {batch}" for context, batch in places]
+    return Plot("Warm requests with one part switched off", "milliseconds, medians", groups, series)

@@ -1,0 +1,114 @@
+"""One request batch at a time, as its caller waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xgr_stream.cli.benches.floors import Cell, Floor
+from xgr_stream.cli.benches.samples import Samples, measure
+from xgr_stream.cli.benches.subject import Subject, Users, check_answers, requests_of
+from xgr_stream.engine import Engine
+from xgr_stream.errors import EngineError
+from xgr_stream.history import HistoryView
+from xgr_stream.types import CacheState
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is measured of each batch, and how often."""
+
+    warm: bool
+    cold: bool
+    pending_events: int
+    """Events that an "event and its request" request has still to append; 0: none is measured."""
+    repeats: int
+    cold_repeats: int
+    k: int
+
+
+class RequestBench:
+    """Users of one context length, and the engine that answers them."""
+
+    def __init__(self, subject: Subject, measured: Measured, context: int, cells: Sequence[Cell]) -> None:
+        self._subject = subject
+        self._measured = measured
+        users = max(cell.batch for cell in cells)
+        self._users: Users = subject.users(users, context, before=measured.pending_events)
+        beam, rows = max(cell.beam for cell in cells), max(cell.batch * cell.beam for cell in cells)
+        self._engine: Engine = subject.engine(self._users, beam=beam, rows=rows)
+
+    @property
+    def context(self) -> int:
+        """Tokens in each context."""
+        return self._users.context_at(self._measured.pending_events)
+
+    def measure(self, cell: Cell, floor: Floor | None) -> dict[str, object]:
+        """The row of one batch size and beam width."""
+        engine, measured, device = self._engine, self._measured, self._subject.device
+        earlier, views = self._users.steps[0][: cell.batch], self._users.steps[-1][: cell.batch]
+        user_ids = [view.user_id for view in views]
+        row: dict[str, object] = {"context": self.context, "batch": cell.batch, "beam": cell.beam}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+        def timed(state: CacheState, repeats: int, before: Any = None) -> Samples:
+            return measure(lambda: self._answer(views, cell.beam, state), device, repeats=repeats, before=before)
+
+        engine.warm(views)
+        if measured.warm:
+            row["warm_ms"] = timed(CacheState.WARM, measured.repeats)
+        if measured.pending_events:
+
+            def fall_behind() -> None:
+                engine.forget(user_ids)
+                engine.warm(earlier)
+
+            row["pending_ms"] = timed(CacheState.APPENDED, measured.cold_repeats, fall_behind)
+        if measured.cold:
+            row["cold_ms"] = timed(CacheState.COLD, measured.cold_repeats, lambda: engine.forget(user_ids))
+        self._add_ratios(row, floor)
+        self._add_checks(row, views, cell)
+        engine.forget(user_ids)
+        return row
+
+    def _answer(self, views: Sequence[HistoryView], beam: int, expected: CacheState) -> None:
+        responses = check_answers(self._engine.answer(requests_of(views, beam=beam, k=min(self._measured.k, beam))))
+        states = {response.cache for response in responses}
+        if states != {expected}:
+            raise EngineError(f"requests must be {expected}, not {', '.join(sorted(states))}")
+
+    def _add_ratios(self, row: dict[str, object], floor: Floor | None) -> None:
+        warm, cold, pending = (row.get(name) for name in ("warm_ms", "cold_ms", "pending_ms"))
+        if isinstance(warm, Samples) and isinstance(pending, Samples):
+            row["pending_more_ms"] = pending.median - warm.median
+        if floor is None:
+            return
+        row |= {"gemm_floor_ms": floor.gemm_ms, "attention_floor_ms": floor.attention_ms, "floor_ms": floor.warm_ms}
+        if isinstance(warm, Samples):
+            row["warm_over_floor"] = warm.median / floor.warm_ms
+        if isinstance(cold, Samples):
+            row |= {
+                "prefill_gemm_floor_ms": floor.prefill_gemm_ms,
+                "prefill_attention_floor_ms": floor.prefill_attention_ms,
+                "cold_floor_ms": floor.cold_ms,
+                "cold_over_floor": cold.median / floor.cold_ms,
+            }
+
+    def _add_checks(self, row: dict[str, object], views: Sequence[HistoryView], cell: Cell) -> None:
+        """Memory, and whether the answers are answers."""
+        device = self._subject.device
+        if device.type == "cuda":
+            row["peak_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+        pool = self._engine.cache.pool
+        needed = cell.batch * self.context * pool.bytes_per_page / pool.page_size
+        self._engine.forget([view.user_id for view in self._users.steps[-1][cell.batch :]])
+        responses = check_answers(self._engine.answer(requests_of(views, beam=cell.beam, k=cell.beam)))
+        row["kv_over_needed"] = self._engine.stats().bytes_used / needed
+        catalog = self._subject.catalog
+        unknown = sum(catalog.sid(item.item_id) != item.sid for response in responses for item in response.items)
+        row["invalid_items"] = self._engine.stats().invalid_items + unknown
+        row["distinct_beams"] = min(len({item.sid for item in response.items}) for response in responses)

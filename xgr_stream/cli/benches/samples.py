@@ -1,0 +1,70 @@
+"""Repeated timings of one piece of work, end to end from the host."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What each of some repetitions took."""
+
+    times_ms: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times_ms)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        first, third = np.percentile(self.times_ms, (25, 75))
+        return float(first), float(third)
+
+    @property
+    def p99(self) -> float:
+        return float(np.percentile(self.times_ms, 99))
+
+    def __str__(self) -> str:
+        first, third = self.quartiles
+        return f"{self.median:.2f} ({first:.2f}-{third:.2f}, {self.p99:.2f})"
+
+    def figures(self) -> dict[str, float]:
+        first, third = self.quartiles
+        return {"median": self.median, "q1": first, "q3": third, "p99": self.p99, "samples": len(self.times_ms)}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(
+    run: Callable[[], Any],
+    device: torch.device,
+    *,
+    repeats: int,
+    warm_up: int = 3,
+    before: Callable[[], Any] | None = None,
+) -> Samples:
+    """Time `run` from an idle device to an idle device; `before` each, untimed, and `warm_up` untimed runs first."""
+    times = []
+    gc.collect()
+    for i in range(warm_up + repeats):
+        if before is not None:
+            before()
+        synchronize(device)
+        started = perf_counter()
+        run()
+        synchronize(device)
+        if i >= warm_up:
+            times.append((perf_counter() - started) * 1e3)
+    return Samples(tuple(times))
