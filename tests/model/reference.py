@@ -17,7 +17,7 @@ def reference_forward(decoder: Decoder, tokens: Tensor) -> Tensor:
         k = rotated(normed(k, decoder.k_norm(layer), decoder.rms_eps), decoder.cos_sin[positions])
         return causal_attention(q, k, v)
 
-    return decoder.vocabulary_logits(decoder.forward(tokens, positions, attend))
+    return decoder.vocabulary_logits(decoder.forward(tokens, attend))
 
 
 def normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -47,10 +47,10 @@ def test_only_attend_relates_tokens() -> None:
         assert (q.shape[1:], k.shape[1:], v.shape[1:]) == ((4, 16), (2, 16), (2, 16))
         return v.repeat_interleave(2, dim=1)
 
-    hidden = decoder.forward(tokens, torch.arange(9), no_context)
-    backwards = decoder.forward(tokens.flip(0), torch.arange(9).flip(0), no_context)
+    hidden = decoder.forward(tokens, no_context)
+    backwards = decoder.forward(tokens.flip(0), no_context)
     torch.testing.assert_close(backwards.flip(0), hidden)
-    assert decoder.forward(tokens[:0], torch.arange(0), no_context).shape == (0, 48)
+    assert decoder.forward(tokens[:0], no_context).shape == (0, 48)
 
 
 def test_norms_of_the_families() -> None:

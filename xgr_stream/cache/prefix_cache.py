@@ -34,8 +34,10 @@ class PrefixCache:
         # A user has at least one page and one slot, and at most one more slot while their next prefix is drafted; a
         # fork has a page and a slot of its own.
         self._slots = ReferenceCounts("hidden slots", 2 * pool.num_pages)
-        self.hidden = torch.zeros(2 * pool.num_pages, hidden_size, dtype=pool.k.dtype, device=pool.k.device)
-        """Last hidden states, after the final norm. [slots, hidden]"""
+        self.unread_slot = 2 * pool.num_pages
+        """A row of `hidden` that nobody reads: where an append's padding goes."""
+        self.hidden = torch.zeros(2 * pool.num_pages + 1, hidden_size, dtype=pool.k.dtype, device=pool.k.device)
+        """Last hidden states, after the final norm. [slots + 1, hidden]"""
         self.num_evicted = 0
         self._rebuild_cost = rebuild_cost
         self._prefixes: dict[str, UserPrefix] = {}
@@ -46,6 +48,7 @@ class PrefixCache:
         self._queued: set[str] = set()
         self._level = 0.0
         self._pins: Counter[UserPrefix] = Counter()
+        self._lingering: set[UserPrefix] = set()
         self._pinned_users: Counter[str] = Counter()
         self._drafts = 0
 
@@ -114,8 +117,13 @@ class PrefixCache:
 
     def renumber(self, user_id: str, event_count: int, event_offset: int) -> UserPrefix:
         """The user's prefix covers further events, which brought no tokens. Returns the new snapshot."""
-        prefix = replace(self._prefixes[user_id], event_count=event_count, event_offset=event_offset)
+        old = self._prefixes[user_id]
+        prefix = replace(old, event_count=event_count, event_offset=event_offset)
         self._prefixes[user_id] = prefix
+        if old in self._pins:  # each has the memory to itself
+            self.pool.retain(old.pages)
+            self._slots.retain(old.hidden_slot)
+            self._lingering.add(old)
         return prefix
 
     def abandon(self, draft: Draft) -> None:
@@ -148,17 +156,25 @@ class PrefixCache:
                 self.unpin(prefix)
 
     def pin(self, prefix: UserPrefix) -> None:
-        self.pool.retain(prefix.pages)
-        self._slots.retain(prefix.hidden_slot)
+        """The prefix must be the user's, or pinned already."""
         self._pins[prefix] += 1
         self._pinned_users[prefix.user_id] += 1
 
     def unpin(self, prefix: UserPrefix) -> None:
-        self._release(prefix)
-        _decrement(self._pins, prefix)
         _decrement(self._pinned_users, prefix.user_id)
+        _decrement(self._pins, prefix)
+        if prefix in self._lingering and prefix not in self._pins:
+            self._lingering.remove(prefix)
+            self._give_back(prefix)
 
     def _release(self, prefix: UserPrefix) -> None:
+        """The user has this prefix no more: its memory is free once no pin holds it."""
+        if prefix in self._pins:
+            self._lingering.add(prefix)
+        else:
+            self._give_back(prefix)
+
+    def _give_back(self, prefix: UserPrefix) -> None:
         self.pool.release(prefix.pages)
         self._slots.release(prefix.hidden_slot)
 
@@ -198,7 +214,7 @@ class PrefixCache:
             raise EngineError("a resident user is missing from the eviction queue, or a dropped one has a worth")
         page_holders = np.zeros(self.pool.num_pages, dtype=np.int32)
         slot_holders = np.zeros(self._slots.size, dtype=np.int32)
-        for prefix in (*self._prefixes.values(), *self._pins.elements()):
+        for prefix in (*self._prefixes.values(), *self._lingering):
             if len(prefix.pages) != self.pool.pages_for(prefix.kv_tokens):
                 raise EngineError(f"user {prefix.user_id!r}: {len(prefix.pages)} pages for {prefix.kv_tokens} tokens")
             page_holders[prefix.pages] += 1

@@ -148,10 +148,14 @@ class Catalog:
         """The items at these leaves that may be returned: (position in `leaves`, item row), both [items found], in
         the order of `leaves`, then of rows. A leaf of -1 (a beam that found nothing) has none."""
         starts = self.trie.item_starts
-        counts = np.where(leaves >= 0, starts[leaves + 1] - starts[leaves], 0)
-        positions = np.repeat(np.arange(len(leaves), dtype=np.int32), counts)
-        before = np.cumsum(counts) - counts
-        rows = (np.arange(len(positions)) + (starts[leaves] - before)[positions]).astype(np.int32)
+        # A loop: a request has few leaves, and nearly all of them one item (10 leaves: 5 µs, in NumPy 30).
+        found = [
+            (position, row)
+            for position, leaf in enumerate(leaves.tolist())
+            if leaf >= 0
+            for row in range(starts[leaf], starts[leaf + 1])
+        ]
+        positions, rows = np.array(found, np.int32).reshape(-1, 2).T
         allowed = resolved.allows(rows)
         return positions[allowed], rows[allowed]
 

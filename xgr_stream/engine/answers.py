@@ -60,14 +60,16 @@ class Answers:
     ) -> RecommendResponse:
         """`beams`: leaves [width] and scores [width], best first; -1 marks the missing ones, which are last."""
         leaves, scores = beams
-        found = leaves[leaves >= 0]
+        found = int(np.count_nonzero(leaves >= 0))
         # A search over legal items finds one, unless its scores cannot be compared.
-        if not len(found) or not np.isfinite(scores[: len(found)]).all():
+        if not found or not np.isfinite(scores[:found]).all():
             return self.failed(job.request, EngineError("the model's scores are not numbers; does its dtype overflow?"))
-        positions, rows = self._catalog.items_at(found, job.filter)
-        self._counters.beams_dead += job.width - len(found)
-        self._counters.invalid_items += len(found) - len(np.unique(positions))
         k = job.request.k
+        # A legal leaf has an item that may be returned, so the first k leaves have k.
+        positions, rows = self._catalog.items_at(leaves[: min(k, found)], job.filter)
+        self._counters.beams_dead += job.width - found
+        # Positions come in order: those that are missing belong to leaves that the catalog does not confirm.
+        self._counters.invalid_items += min(k, found) - 1 - int(np.count_nonzero(np.diff(positions)))
         return RecommendResponse(
             request_id=job.request.request_id,
             user_id=job.request.user_id,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.append_attention import append_attention
+from xgr_kernels.append_attention import append_attention, plan_append_attention
 from xgr_kernels.kv_write import kv_write
 from xgr_stream.cache import Draft, PrefixCache
 from xgr_stream.engine.context import TokenArray
-from xgr_stream.engine.tables import page_table, to_device
+from xgr_stream.engine.graphs import Graphs
+from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.shapes import AppendShape
+from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, fill_starts
+from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
+from xgr_stream.model.decoder import Attend
+
+GRAPH_TOKENS = 2048
+"""Forwards of up to so many tokens are captured. Launched one by one, the kernels of 1,000 tokens took 20 ms of the
+host's time instead of 5 of the card's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,116 +52,154 @@ class _Piece:
 
 
 class Appender:
-    """Runs appends in forwards of at most `max_batch_tokens` tokens, each over several users."""
+    """Runs appends on one lane, in forwards of at most `max_batch_tokens` tokens, each over several users."""
 
-    def __init__(self, model: Model, cache: PrefixCache, max_batch_tokens: int) -> None:
+    def __init__(self, model: Model, cache: PrefixCache, lane: Lane, max_batch_tokens: int, switches: Switches) -> None:
         self._decoder = model.decoder
         self._config = model.config
         self._cache = cache
+        self._lane = lane
         self._max_batch_tokens = max_batch_tokens
+        self._device = cache.hidden.device
+        self._cuda = self._device.type == "cuda"
+        self._graphs = Graphs(lane) if self._cuda and switches.graphs else None
+        self._staging: dict[AppendShape, Staging] = {}
+        self._page_columns = 0
+
+    @property
+    def lane(self) -> Lane:
+        return self._lane
 
     def run(self, appends: Sequence[Append]) -> None:
-        """Write the keys and values of all tokens into the drafts' pages, and each draft's last hidden state."""
+        """Write the keys and values of all tokens into the drafts' pages, and each draft's last hidden state; on CUDA
+        this is under way when the call returns."""
         for pieces in _forwards(appends, self._max_batch_tokens):
             self._forward(pieces)
 
     def _forward(self, pieces: Sequence[_Piece]) -> None:
+        shape = self._shape(pieces)
+        staging = self._staging_for(shape)
+        staging.send(self._lane, lambda arrays: self._write(pieces, arrays))
+
+        def step() -> None:
+            self._compute(shape, staging.tensors)
+
+        if self._graphs is None or shape.tokens > GRAPH_TOKENS:
+            with self._lane.current():
+                step()
+        else:
+            self._graphs.run(shape, step)
+
+    def _shape(self, pieces: Sequence[_Piece]) -> AppendShape:
+        tokens = sum(piece.last - piece.first for piece in pieces)
+        columns = max(self._cache.pool.pages_for(piece.kv_tokens) for piece in pieces)
+        if not self._cuda:
+            return AppendShape(len(pieces), tokens, sum(piece.ends for piece in pieces), columns)
+        # A shape's tensors stay, and a prefill's are large: its tables have their longest width from the start.
+        self._page_columns = max(self._page_columns, columns)
+        return AppendShape.bucket(len(pieces), tokens, self._page_columns)
+
+    def _staging_for(self, shape: AppendShape) -> Staging:
+        staging = self._staging.get(shape)
+        if staging is None:
+            arrays = {
+                "tokens": (shape.tokens,),
+                "positions": (shape.tokens,),
+                "slots": (shape.tokens,),
+                "query_starts": (shape.users + 1,),
+                "kv_lengths": (shape.users,),
+                "wanted": (shape.wanted,),
+                "wanted_starts": (shape.users + 1,),
+                "hidden_slots": (shape.wanted,),
+                "pages": (shape.users, shape.page_columns),
+            }
+            staging = Staging(arrays, self._device)
+            if self._cuda:
+                self._staging[shape] = staging
+        return staging
+
+    def _write(self, pieces: Sequence[_Piece], arrays: Mapping[str, Int32Array]) -> None:
+        """Fill a forward's host arrays. What a shape has beyond the pieces' is padding: tokens that are not written,
+        users without tokens, hidden states that go to the slot that nobody reads."""
         pool = self._cache.pool
-        device = pool.k.device
+        users = len(pieces)
         lengths = np.array([piece.last - piece.first for piece in pieces])
         starts = np.array([piece.append.start + piece.first for piece in pieces])
-        query_starts = np.concatenate(([0], np.cumsum(lengths)))
-        owner = np.repeat(np.arange(len(pieces)), lengths)
-        positions = np.arange(query_starts[-1]) + (starts - query_starts[:-1])[owner]
-        pages = page_table([p.append.draft.pages[: pool.pages_for(p.kv_tokens)] for p in pieces])
-        slots = pages[owner, positions // pool.page_size].astype(np.int64) * pool.page_size + positions % pool.page_size
-
+        tokens = int(lengths.sum())
+        query_starts, pages = arrays["query_starts"], arrays["pages"]
+        fill_starts(query_starts, lengths)
+        fill_pages(pages, [p.append.draft.pages[: pool.pages_for(p.kv_tokens)] for p in pieces])
+        owner = np.repeat(np.arange(users), lengths)
+        positions = np.arange(tokens) + (starts - query_starts[:users])[owner]
+        arrays["tokens"][:tokens] = np.concatenate([p.append.tokens[p.first : p.last] for p in pieces])
+        arrays["positions"][:tokens] = positions
+        arrays["slots"][:] = -1
+        arrays["slots"][:tokens] = (
+            pages[owner, positions // pool.page_size] * pool.page_size + positions % pool.page_size
+        )
+        arrays["kv_lengths"][:users] = starts + lengths
         # Of a piece that goes on in the next forward, keys and values are all that is needed.
         ends = [i for i, piece in enumerate(pieces) if piece.ends]
-        wanted = to_device(query_starts[1:][ends] - 1, device)
-        attend = _PrefixAttention(
-            self,
-            positions=to_device(positions, device),
-            slots=to_device(slots, device),
-            queries=_Queries.of(query_starts, starts + lengths, pages, device),
-            last_queries=_Queries.of(np.arange(len(ends) + 1), (starts + lengths)[ends], pages[ends], device),
-            wanted=wanted,
-        )
-        tokens = to_device(np.concatenate([p.append.tokens[p.first : p.last] for p in pieces]), device)
-        hidden = self._decoder.forward(tokens, attend.positions, attend, wanted)
-        slots_out = np.array([pieces[i].append.draft.hidden_slot[0] for i in ends], dtype=np.int64)
-        self._cache.hidden[to_device(slots_out, device)] = hidden
+        arrays["wanted"][: len(ends)] = query_starts[1:][ends] - 1
+        fill_starts(arrays["wanted_starts"], [int(piece.ends) for piece in pieces])
+        arrays["hidden_slots"][:] = self._cache.unread_slot
+        arrays["hidden_slots"][: len(ends)] = [pieces[i].append.draft.hidden_slot[0] for i in ends]
 
+    def _compute(self, shape: AppendShape, inputs: Mapping[str, Tensor]) -> None:
+        wanted = inputs["wanted"].long()
+        attend = self._attention(inputs, wanted)
+        hidden = self._decoder.forward(inputs["tokens"].long(), attend, wanted)
+        self._cache.hidden.index_copy_(0, inputs["hidden_slots"].long(), hidden)
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Queries:
-    """Which tokens attend to what."""
+    def _attention(self, inputs: Mapping[str, Tensor], wanted: Tensor) -> Attend:
+        """Each user's new tokens over their prefix and each other; in the last layer the `wanted` tokens alone."""
+        pool, config, decoder = self._cache.pool, self._config, self._decoder
+        positions, slots = inputs["positions"].long(), inputs["slots"].long()
+        pages, kv_lengths = inputs["pages"], inputs["kv_lengths"]
+        query_starts, wanted_starts = inputs["query_starts"], inputs["wanted_starts"]
+        sizes = {
+            "heads": config.num_heads,
+            "kv_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "page_size": pool.page_size,
+            "dtype": pool.k.dtype,
+        }
+        plan = plan_append_attention(query_starts, kv_lengths, tokens=len(positions), **sizes)
+        last_plan = plan_append_attention(wanted_starts, kv_lengths, tokens=len(wanted), **sizes)
 
-    starts: Tensor
-    """[users + 1] int32"""
-    kv_lengths: Tensor
-    """[users] int32: tokens that the user's last query sees."""
-    page_table: Tensor
-    """[users, max_pages] int32"""
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, **scaled: Tensor) -> Tensor:
+            k_pages, v_pages = pool.k[layer], pool.v[layer]
+            q = kv_write(
+                q,
+                k,
+                v,
+                positions=positions,
+                slots=slots,
+                cos_sin=decoder.cos_sin,
+                k_pages=k_pages,
+                v_pages=v_pages,
+                q_norm=decoder.q_norm(layer),
+                k_norm=decoder.k_norm(layer),
+                eps=decoder.rms_eps,
+                **scaled,
+            )
+            last = layer == config.num_layers - 1
+            if last:
+                q = q[wanted]
+                if not len(q):
+                    return q
+            return append_attention(
+                q,
+                k_pages,
+                v_pages,
+                pages,
+                wanted_starts if last else query_starts,
+                kv_lengths,
+                scale=config.head_dim**-0.5,
+                plan=last_plan if last else plan,
+            )
 
-    @classmethod
-    def of(
-        cls, starts: NDArray[np.int64], kv_lengths: NDArray[np.int64], pages: NDArray[np.int32], device: torch.device
-    ) -> _Queries:
-        return cls(
-            to_device(starts.astype(np.int32), device),
-            to_device(kv_lengths.astype(np.int32), device),
-            to_device(pages, device),
-        )
-
-
-class _PrefixAttention:
-    """Attention of one append forward: each user's new tokens over their prefix and each other; in the last layer
-    the `wanted` tokens alone."""
-
-    def __init__(
-        self,
-        appender: Appender,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        queries: _Queries,
-        last_queries: _Queries,
-        wanted: Tensor,
-    ) -> None:
-        self._decoder = appender._decoder
-        self._pool = appender._cache.pool
-        self._last_layer = appender._config.num_layers - 1
-        self._scale = appender._config.head_dim**-0.5
-        self.positions = positions
-        self._slots = slots
-        self._queries = queries
-        self._last_queries = last_queries
-        self._wanted = wanted
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k_pages, v_pages = self._pool.k[layer], self._pool.v[layer]
-        q = kv_write(
-            q,
-            k,
-            v,
-            positions=self.positions,
-            slots=self._slots,
-            cos_sin=self._decoder.cos_sin,
-            k_pages=k_pages,
-            v_pages=v_pages,
-            q_norm=self._decoder.q_norm(layer),
-            k_norm=self._decoder.k_norm(layer),
-            eps=self._decoder.rms_eps,
-        )
-        queries = self._queries
-        if layer == self._last_layer:
-            q, queries = q[self._wanted], self._last_queries
-            if not len(q):
-                return q
-        return append_attention(
-            q, k_pages, v_pages, queries.page_table, queries.starts, queries.kv_lengths, scale=self._scale
-        )
+        return attend
 
 
 def _forwards(appends: Sequence[Append], max_tokens: int) -> Iterator[list[_Piece]]:

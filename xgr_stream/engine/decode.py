@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.beam_select import beam_select
-from xgr_kernels.kv_write import kv_write
-from xgr_kernels.staged_attention import staged_attention
+from xgr_kernels.beam_descend import beam_descend
+from xgr_kernels.beam_select import BeamSelection, beam_select
 from xgr_stream.cache import PrefixCache, UserPrefix
+from xgr_stream.catalog import ResolvedFilter
 from xgr_stream.config import Normalizer
-from xgr_stream.engine.legality import BatchLegality, TrieTensors
-from xgr_stream.engine.tables import page_table, to_device
+from xgr_stream.engine.ablation import select_masking_last
+from xgr_stream.engine.graphs import Graphs
+from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.legality import LegalityTables
+from xgr_stream.engine.results import ResultBuffers, Results
+from xgr_stream.engine.shapes import DecodeShape
+from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, fill_starts
+from xgr_stream.engine.suffix import Suffix
+from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
 
 
@@ -31,39 +38,130 @@ class Beams:
     """[rows]"""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingBeams:
+    """A decode that may still be running."""
+
+    row_starts: NDArray[np.int64]
+    results: Results
+
+    def wait(self) -> Beams:
+        """Block until the beams are there. To be called once."""
+        leaves, scores = self.results.wait()
+        return Beams(self.row_starts, leaves, scores)
+
+
 class BeamDecoder:
     """Beam search over semantic IDs, all levels of all requests at once.
 
     Level 0 is scored from the cached hidden states; each further level takes one forward of all beams. Keys and
-    values never move: a beam finds its own few tokens through ancestor indices. Nothing waits for the device before
-    the end.
+    values never move: a beam finds its own few tokens through ancestor indices. On CUDA all of it, selection
+    included, is one graph for each total of rows: lengths, widths and filters are data that it reads. Nothing waits
+    for the device before the end.
     """
 
-    def __init__(self, model: Model, cache: PrefixCache, normalizer: Normalizer) -> None:
+    def __init__(
+        self, model: Model, cache: PrefixCache, normalizer: Normalizer, lane: Lane, switches: Switches
+    ) -> None:
         self._decoder = model.decoder
         self._levels = model.tokens.levels
         self._cache = cache
         self._normalizer = normalizer
-        device = cache.hidden.device
-        self._level_tokens = tuple(to_device(ids.copy(), device) for ids in model.tokens.token_ids)
+        self._lane = lane
+        self._switches = switches
+        self._device = cache.hidden.device
+        self._cuda = self._device.type == "cuda"
+        self._level_tokens = tuple(torch.from_numpy(ids.copy()).to(self._device) for ids in model.tokens.token_ids)
+        self._graphs = Graphs(lane) if self._cuda and switches.graphs else None
+        self._generation = -1
+        self._staging: dict[tuple[int, int], Staging] = {}
+        self._results = ResultBuffers(self._device)
+        self._page_columns = 0
+        self.scanned: list[tuple[Tensor, Tensor]] = []
+        """Of the last decode without a graph, per level: beams scanned [requests], and beams alive [1]."""
 
-    def decode(
-        self, prefixes: Sequence[UserPrefix], widths: Sequence[int], trie: TrieTensors, legality: BatchLegality
-    ) -> Beams:
-        """The `widths[i]` best legal semantic IDs after `prefixes[i]`. Writes to nothing but its own buffers."""
-        device = self._cache.hidden.device
+    def begin(
+        self,
+        prefixes: Sequence[UserPrefix],
+        widths: Sequence[int],
+        filters: Sequence[ResolvedFilter],
+        legality: LegalityTables,
+    ) -> PendingBeams:
+        """Start looking for the `widths[i]` best legal semantic IDs after `prefixes[i]`. The prefixes' memory must
+        stay until the beams are there."""
         # No level can have more beams than nodes, so none is computed that could only be dead.
-        starts = [np.arange(len(prefixes) + 1)]
-        starts += [_starts(np.minimum(widths, nodes)) for nodes in trie.num_nodes]
-        row_starts = [to_device(s.astype(np.int32), device) for s in starts]
-        slots = np.concatenate([prefix.hidden_slot for prefix in prefixes])
-        suffix = _Suffix(self, prefixes, steps=self._levels - 1, rows=int(starts[-2][-1]))
+        level_widths = [np.minimum(widths, nodes) for nodes in legality.trie.num_nodes]
+        shape = self._shape(prefixes, level_widths)
+        with self._lane.current():
+            legality.bring(filters)
+        staging = self._staging_for(shape)
 
-        hidden = self._cache.hidden[to_device(slots.astype(np.int64), device)]
-        scores = torch.zeros(len(prefixes), device=device)
-        nodes = torch.zeros(len(prefixes), dtype=torch.int32, device=device)
+        def write(arrays: Mapping[str, Int32Array]) -> None:
+            requests = len(prefixes)
+            arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
+            arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
+            fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
+            for starts, lengths in zip(arrays["row_starts"], [np.ones(requests, np.int64), *level_widths], strict=True):
+                fill_starts(starts, lengths)
+            legality.write(filters, arrays)
+
+        staging.send(self._lane, write)
+        self._run(shape, staging.tensors, legality)
+        row_starts = np.concatenate(([0], np.cumsum(level_widths[-1])))
+        return PendingBeams(row_starts, self._results.send(shape.rows[-1], self._lane))
+
+    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[NDArray[np.int64]]) -> DecodeShape:
+        rows = [int(widths.sum()) for widths in level_widths]
+        columns = max(len(prefix.pages) for prefix in prefixes)
+        if not self._cuda:
+            return DecodeShape(len(prefixes), tuple(rows), columns)
+        shape = DecodeShape.bucket(len(prefixes), rows, max(columns, self._page_columns))
+        self._page_columns = shape.page_columns
+        return shape
+
+    def _staging_for(self, shape: DecodeShape) -> Staging:
+        key = shape.requests, shape.page_columns
+        staging = self._staging.get(key)
+        if staging is None:
+            requests, levels = shape.requests, self._levels
+            arrays = {
+                "slots": (requests,),
+                "lengths": (requests,),
+                "mask_index": (requests,),
+                "row_starts": (levels + 1, requests + 1),
+                "emptied_starts": (levels, requests + 1),
+                "pages": (requests, shape.page_columns),
+            }
+            staging = Staging(arrays, self._device)
+            if self._cuda:
+                self._staging[key] = staging
+        return staging
+
+    def _run(self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables) -> None:
+        def step() -> None:
+            selection = self._search(shape, inputs, legality)
+            self._results.write(selection.nodes, selection.scores)
+
+        if self._graphs is None:
+            self.scanned = []
+            with self._lane.current():
+                step()
+            return
+        if self._generation != legality.generation:
+            self._generation = legality.generation
+            self._graphs.clear()
+        self._graphs.run(shape, step)
+
+    def _search(self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables) -> BeamSelection:
+        trie, row_starts = legality.trie, inputs["row_starts"]
+        hidden = self._cache.hidden.index_select(0, inputs["slots"])
+        scores = torch.zeros(shape.requests, device=self._device)
+        nodes = torch.zeros(shape.requests, dtype=torch.int32, device=self._device)
+        ancestors = nodes.new_empty(shape.requests, max(1, self._levels - 1))
+        suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
+        select = beam_select if self._switches.mask_first else select_masking_last
         for level in range(self._levels):
-            selection = beam_select(
+            selection = select(
                 self._decoder.level_logits(hidden, level),
                 scores,
                 nodes,
@@ -72,89 +170,43 @@ class BeamDecoder:
                 child_starts=trie.child_starts[level],
                 child_codes=trie.child_codes[level],
                 node_masks=legality.node_masks[level],
-                mask_index=legality.mask_index,
-                emptied_starts=legality.emptied_starts[level],
+                mask_index=inputs["mask_index"],
+                emptied_starts=inputs["emptied_starts"][level],
                 emptied_nodes=legality.emptied_nodes[level],
                 normalizer="level" if self._normalizer == "vocabulary" else self._normalizer,
                 log_normalizer=self._log_normalizer(hidden),
-                num_out=int(starts[level + 1][-1]),
+                num_out=shape.rows[level],
+                **({} if self._switches.early_stop else {"early_stop": False}),
             )
+            if self._graphs is None:
+                self.scanned.append((selection.beams_scanned, (scores > -torch.inf).sum()))
+            if level == self._levels - 1:
+                break
             scores, nodes = selection.scores, selection.nodes
-            if level < self._levels - 1:
-                # A missing beam (node -1) computes node 0's token; its score of -inf keeps it out.
-                codes = trie.child_codes[level][nodes.clamp(min=0)]
-                suffix.descend(selection.parents, owner=starts[level + 1], row_starts=row_starts[level + 1])
-                hidden = self._decoder.forward(self._level_tokens[level][codes], suffix.positions, suffix)
-        return Beams(starts[-1], nodes.cpu().numpy(), scores.cpu().numpy())
+            descent = beam_descend(
+                selection.parents,
+                nodes,
+                child_codes=trie.child_codes[level],
+                token_ids=self._level_tokens[level],
+                embedding=self._decoder.embedding,
+                row_starts=row_starts[level + 1],
+                prefix_lengths=inputs["lengths"],
+                step=level,
+                ancestors=ancestors,
+            )
+            ancestors = descent.ancestors
+            attend = suffix.step(
+                level,
+                descent.positions,
+                ancestors,
+                row_starts[level + 1],
+                each_alone=not self._switches.staged_attention,
+            )
+            hidden = self._decoder.layers(descent.hidden, attend)
+        return selection
 
     def _log_normalizer(self, hidden: Tensor) -> Tensor | None:
         """[rows], for scores over the whole vocabulary."""
         if self._normalizer != "vocabulary":
             return None
         return self._decoder.vocabulary_logits(hidden).logsumexp(dim=-1)
-
-
-class _Suffix:
-    """The beams' own tokens in one decode, and attention over prefix and suffix."""
-
-    def __init__(self, owner: BeamDecoder, prefixes: Sequence[UserPrefix], *, steps: int, rows: int) -> None:
-        self._decoder = owner._decoder
-        self._pool = owner._cache.pool
-        layers, _, kv_heads, _, head_dim = self._pool.k.shape
-        device = self._pool.k.device
-        # [layers, steps, rows, kv_heads, head_dim]: a beam of step s keeps its token at [:, s, row].
-        self._k = torch.empty(layers, steps, rows, kv_heads, head_dim, dtype=self._pool.k.dtype, device=device)
-        self._v = torch.empty_like(self._k)
-        self._scale = head_dim**-0.5
-        self._page_table = to_device(page_table([prefix.pages for prefix in prefixes]), device)
-        self._lengths = np.array([prefix.kv_tokens for prefix in prefixes])
-        self._prefix_lengths = to_device(self._lengths.astype(np.int32), device)
-        self._step = -1
-        self._ancestors = torch.empty(0, 0, dtype=torch.int32, device=device)
-        self.positions = torch.empty(0, dtype=torch.int64, device=device)
-        self._slots = self._rows = self.positions
-
-    def descend(self, parents: Tensor, *, owner: NDArray[np.int64], row_starts: Tensor) -> None:
-        """The next step's beams continue `parents` [rows]; request i owns rows `owner[i]:owner[i + 1]`."""
-        self._step += 1
-        rows = len(parents)
-        device = parents.device
-        own = torch.arange(rows, dtype=torch.int32, device=device)[:, None]
-        self._ancestors = torch.cat((self._ancestors[parents], own), dim=1) if self._step else own
-        self._row_starts = row_starts
-        self.positions = to_device(np.repeat(self._lengths + self._step, np.diff(owner)), device)
-        self._slots = self._step * self._k.shape[2] + own[:, 0].long()
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        suffix_k, suffix_v = self._k[layer], self._v[layer]
-        q = kv_write(
-            q,
-            k,
-            v,
-            positions=self.positions,
-            slots=self._slots,
-            cos_sin=self._decoder.cos_sin,
-            k_pages=suffix_k.flatten(0, 1)[:, :, None],
-            v_pages=suffix_v.flatten(0, 1)[:, :, None],
-            q_norm=self._decoder.q_norm(layer),
-            k_norm=self._decoder.k_norm(layer),
-            eps=self._decoder.rms_eps,
-        )
-        steps, rows = self._step + 1, len(q)
-        return staged_attention(
-            q,
-            self._pool.k[layer],
-            self._pool.v[layer],
-            self._page_table,
-            self._prefix_lengths,
-            self._row_starts,
-            suffix_k[:steps, :rows],
-            suffix_v[:steps, :rows],
-            self._ancestors,
-            scale=self._scale,
-        )
-
-
-def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[n + 1]: where each of n runs of these lengths begins, and where the last one ends."""
-    return np.concatenate(([0], np.cumsum(lengths)))

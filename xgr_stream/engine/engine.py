@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
@@ -18,9 +19,12 @@ from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.context import ContextReader
 from xgr_stream.engine.decode import BeamDecoder
+from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.legality import LegalityTables
+from xgr_stream.engine.pending import PendingAnswers, PendingGroup
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
+from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
 from xgr_stream.errors import EngineError, InvalidEvent, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
@@ -66,7 +70,15 @@ class Engine:
     is in flight. It never fails a request for lack of cache: users who do not fit together are computed in turn.
     """
 
-    def __init__(self, model: Model, catalog: Catalog, *, config: EngineConfig, history: HistoryStore | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        catalog: Catalog,
+        *,
+        config: EngineConfig,
+        history: HistoryStore | None = None,
+        switches: Switches = Switches(),  # noqa: B008, it is frozen
+    ) -> None:
         self.model = model
         self.config = config
         self.window = config.window or model.settings.window or default_window(model)
@@ -85,10 +97,16 @@ class Engine:
             model.config.hidden_size,
             rebuild_cost=lambda tokens: prefill_operations(model.config, tokens),
         )
-        self._appender = Appender(model, self.cache, config.max_batch_tokens)
-        self._tails = TailForks(model, self.cache, self._appender, self.window)
-        self._beam_decoder = BeamDecoder(model, self.cache, self.normalizer)
+        device = self.cache.hidden.device
+        self._decode_lane = Lane(device, priority=-1)
+        self._append_lane = Lane(device) if switches.streams else self._decode_lane
+        make = partial(Appender, model, self.cache, max_batch_tokens=config.max_batch_tokens, switches=switches)
+        self._appender = make(lane=self._append_lane)
+        self._request_appender = make(lane=self._decode_lane)
+        self._tails = TailForks(model, self.cache, self._request_appender, self.window)
+        self._beam_decoder = BeamDecoder(model, self.cache, self.normalizer, self._decode_lane, switches)
         self._counters = Counters()
+        self._pages_in_flight = 0
         self.use_catalog(catalog)
 
     @classmethod
@@ -121,11 +139,13 @@ class Engine:
         """Answer from this catalog from now on. Prefixes that another one tokenised are computed anew on next use,
         unless both give items the same tokens."""
         self.model.tokens.check_catalog(catalog.codes)
+        self.settle()
         self._catalog = catalog
         self._legality = LegalityTables(catalog, self.cache.hidden.device)
         reader = ContextReader(catalog, self.model, self.window, self.history)
-        key = f"{self.model.version}/{catalog.base_version}"
-        self._prefixes = PrefixBuilder(self.cache, reader, self._appender, key)
+        self._prefixes = PrefixBuilder(self.cache, reader, f"{self.model.version}/{catalog.base_version}")
+        if self.cache.hidden.is_cuda:
+            torch.cuda.synchronize()  # what was just made on the default stream is read on the lanes
 
     # The facade: one user at a time, out of this engine's own history.
 
@@ -163,47 +183,62 @@ class Engine:
 
     # What the scheduler's device thread calls.
 
-    @torch.inference_mode()
     def answer(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> list[RecommendResponse]:
         """Append what these users' prefixes lack, then decode all requests together. One response per request, in
         order; one request's fault becomes its response. Requests of one user all see the newest of their views, and
         at least what is cached."""
-        answers = Answers(self._catalog, self.version, self._counters)
-        responses: dict[int, RecommendResponse] = {}
+        return self.begin(requests).finish()
+
+    @torch.inference_mode()
+    def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
+        """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
+        finished."""
+        pending = PendingAnswers(Answers(self._catalog, self.version, self._counters), len(requests))
         views = _newest(view for _, view in requests)
         jobs: deque[Job] = deque()
         for index, (request, _) in enumerate(requests):
             try:
                 jobs.append(self._job(index, request))
             except XgrError as error:
-                responses[index] = answers.failed(request, error)
+                pending.fail(index, request, error)
         while jobs:
-            group, plans = self._next_group(jobs, views, answers, responses)
-            if group:
-                self._answer_group(group, plans, answers, responses)
+            group = self._next_group(jobs, views, pending)
+            if group.jobs:
+                pending.add(self._begin_group(group))
         self._counters.requests += len(requests)
-        return [responses[index] for index in range(len(requests))]
+        return pending
 
     @torch.inference_mode()
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
-        """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`."""
+        """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
+        it returns while the last of them is under way."""
         before = self._counters.tokens_appended
         waiting = deque(_newest(views).values())
         users = 0
         while waiting:
-            plans: list[Plan] = []
+            plans: dict[str, Plan] = {}
             pages = 0
             while waiting:
                 plan = self._prefixes.plan(waiting[0])
                 if plan is not None:
-                    pages += self._prefixes.pages(plan)
-                    if pages > self.cache.pool.num_pages:
+                    more = self._prefixes.pages(plan)
+                    if pages + more > self.cache.pool.num_pages:
                         break
-                    plans.append(plan)
+                    pages += more
+                    plans[plan.user_id] = plan
                 waiting.popleft()
-            self._run(plans)
+            if plans:
+                # One forward may be under way while the next is prepared: more would make a request wait for them.
+                self._append_lane.reap(leave=1)
+                prefixes = self._run(plans, pages, self._appender)
+                self._keep(self._append_lane, plans, pages, self._pin(prefixes.values()))
             users += len(plans)
         return WarmReport(users=users, tokens=self._counters.tokens_appended - before)
+
+    def settle(self) -> None:
+        """Wait for everything under way on the device."""
+        self._append_lane.reap(leave=0)
+        self._decode_lane.reap(leave=0)
 
     def pending_tokens(self, view: HistoryView) -> int:
         """Tokens that warming this user up to `view` computes, at most."""
@@ -230,6 +265,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
+        self.settle()
         self.cache.check_integrity()
         self._catalog.check_integrity()
         if self._counters.invalid_items:
@@ -242,59 +278,88 @@ class Engine:
         width = request.beam_width or max(request.k, self.config.beam_width)
         return Job(index, request, resolved, width, self._tails.check(request.tail))
 
-    def _next_group(
-        self,
-        jobs: deque[Job],
-        views: dict[str, HistoryView],
-        answers: Answers,
-        responses: dict[int, RecommendResponse],
-    ) -> tuple[list[Job], dict[str, Plan]]:
+    def _next_group(self, jobs: deque[Job], views: dict[str, HistoryView], pending: PendingAnswers) -> _Group:
         """Take jobs off the queue that fit into one decode: its rows, and its users' pages. Those that need no
         decode are answered at once."""
-        group: list[Job] = []
-        plans: dict[str, Plan] = {}
-        rows = pages = 0
+        group = _Group()
+        rows = 0
         while jobs:
             job = jobs[0]
             user_id = job.request.user_id
             view = views.get(user_id)
-            plan = plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
+            plan = group.plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
             if plan is None:
-                responses[job.index] = answers.popular(job, view)
+                pending.popular(job, view)
             else:
                 rows += job.width
-                pages += self._tails.pages(job.tail)
-                pages += 0 if user_id in plans else self._prefixes.pages(plan)
-                if group and (rows > self.config.max_batch_rows or pages > self.cache.pool.num_pages):
+                pages = group.pages + self._tails.pages(job.tail)
+                pages += 0 if user_id in group.plans else self._prefixes.pages(plan)
+                if group.jobs and (rows > self.config.max_batch_rows or pages > self.cache.pool.num_pages):
                     break
-                group.append(job)
-                plans[user_id] = plan
+                group.jobs.append(job)
+                group.plans[user_id] = plan
+                group.pages = pages
             jobs.popleft()
-        return group, plans
+        return group
 
-    def _answer_group(
-        self, group: list[Job], plans: dict[str, Plan], answers: Answers, responses: dict[int, RecommendResponse]
-    ) -> None:
-        started = perf_counter()
-        prefixes = self._run(list(plans.values()))
-        own = [prefixes[job.request.user_id] for job in group]
-        with self.cache.pinned(own), self._tails.forked(own, [job.tail for job in group]) as ends:
-            appended = perf_counter()
-            legality = self._legality.batch([job.filter for job in group])
-            beams = self._beam_decoder.decode(ends, [job.width for job in group], self._legality.trie, legality)
-        decoded = perf_counter()
-        stages_ms = {"append": (appended - started) * 1e3, "decode": (decoded - appended) * 1e3}
-        for i, (job, prefix) in enumerate(zip(group, own, strict=True)):
-            rows = slice(beams.row_starts[i], beams.row_starts[i + 1])
-            state = plans[job.request.user_id].state
-            responses[job.index] = answers.from_beams(
-                job, prefix, state, (beams.leaves[rows], beams.scores[rows]), stages_ms
-            )
+    def _begin_group(self, group: _Group) -> PendingGroup:
+        lane = self._decode_lane
+        begun = lane.mark()
+        prefixes = self._run(group.plans, group.pages, self._request_appender)
+        own = [prefixes[job.request.user_id] for job in group.jobs]
+        held = self._pin(own)
+        try:
+            with lane.current():
+                ends = held.enter_context(self._tails.forked(own, [job.tail for job in group.jobs]))
+            appended = lane.mark()
+            widths = [job.width for job in group.jobs]
+            beams = self._beam_decoder.begin(ends, widths, [job.filter for job in group.jobs], self._legality)
+        except BaseException:
+            held.close()
+            raise
+        self._keep(lane, group.plans, group.pages, held)
+        states = [group.plans[job.request.user_id].state for job in group.jobs]
+        return PendingGroup(group.jobs, own, states, beams, begun, appended)
 
-    def _run(self, plans: list[Plan]) -> dict[str, UserPrefix]:
-        prefixes = self._prefixes.run(plans)
-        self._counters.tokens_appended += sum(len(plan.tokens) for plan in plans)
+    def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
+        """The prefixes of these users, brought up to their plans on the appender's lane."""
+        for lane in (self._decode_lane, self._append_lane):
+            lane.reap()
+        if self._pages_in_flight + pages > self.cache.pool.num_pages:
+            self.settle()
+        for lane in (self._decode_lane, self._append_lane):
+            appender.lane.follow(lane, plans)
+        with appender.lane.current():
+            prefixes = self._prefixes.run(list(plans.values()), appender)
+        self._counters.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
         return {prefix.user_id: prefix for prefix in prefixes}
+
+    def _pin(self, prefixes: Iterable[UserPrefix]) -> ExitStack:
+        held = ExitStack()
+        held.enter_context(self.cache.pinned(list(prefixes)))
+        return held
+
+    def _keep(self, lane: Lane, users: Iterable[str], pages: int, held: ExitStack) -> None:
+        """Close `held` once what is under way on the lane, for these users on so many pages, is done."""
+        self._pages_in_flight += pages
+
+        def release() -> None:
+            self._pages_in_flight -= pages
+            held.close()
+
+        lane.keep(users, release)
+        lane.reap()
+
+
+@dataclass(slots=True)
+class _Group:
+    """What goes into one decode."""
+
+    jobs: list[Job] = field(default_factory=list)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """Of the jobs' users."""
+    pages: int = 0
+    """That their prefixes and forks take."""
 
 
 def _newest(views: Iterable[HistoryView | None]) -> dict[str, HistoryView]:

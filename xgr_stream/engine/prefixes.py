@@ -37,11 +37,10 @@ class Plan:
 class PrefixBuilder:
     """Plans and runs appends and prefills for users whose contexts it reads with one tokeniser."""
 
-    def __init__(self, cache: PrefixCache, reader: ContextReader, appender: Appender, key: str) -> None:
+    def __init__(self, cache: PrefixCache, reader: ContextReader, key: str) -> None:
         """`key` names what tokenises and computes; prefixes under another key are computed anew."""
         self._cache = cache
         self._reader = reader
-        self._appender = appender
         self._key = key
 
     def plan(self, view: HistoryView) -> Plan | None:
@@ -77,10 +76,10 @@ class PrefixBuilder:
         tokens = self._reader.max_tokens(view, first)
         return tokens if appends or not tokens else tokens + len(self._reader.prompt)
 
-    def run(self, plans: Sequence[Plan]) -> list[UserPrefix]:
+    def run(self, plans: Sequence[Plan], appender: Appender) -> list[UserPrefix]:
         """Carry out the plans of different users, together; `pages` of all of them must not exceed the pool.
 
-        Evicts others. If it raises, these users are no longer cached, since an append writes over their tails.
+        On CUDA the tokens are under way on the appender's lane when this returns. Evicts others. If it raises, these users are no longer cached, since an append writes over their tails.
         """
         pending = [plan for plan in plans if len(plan.tokens)]
         if not pending:
@@ -90,7 +89,7 @@ class PrefixBuilder:
             try:
                 for plan in pending:
                     drafts.append(self._cache.draft(plan.base, plan.num_tokens + len(self._reader.tail)))
-                self._appender.run([self._append(plan, draft) for plan, draft in zip(pending, drafts, strict=True)])
+                appender.run([self._append(plan, draft) for plan, draft in zip(pending, drafts, strict=True)])
             except BaseException:
                 for draft in drafts:
                     self._cache.abandon(draft)

@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xgr_kernels.gate_up_silu import gate_up_silu
+from xgr_kernels.rms_norm import rms_norm
+from xgr_kernels.silu_mul import silu_mul
 from xgr_stream.model.config import ModelConfig
 from xgr_stream.model.rope import cos_sin_table
-from xgr_stream.model.weights import DecoderWeights
+from xgr_stream.model.weights import DecoderWeights, LayerWeights
+
+FUSED_GATE_ROWS = 1024
+"""From so many rows on, SiLU in the product's epilogue costs nothing."""
 
 
 class Attend(Protocol):
@@ -46,6 +52,11 @@ class Decoder:
         return self._weights.head.dtype
 
     @property
+    def embedding(self) -> Tensor:
+        """[vocab, hidden]"""
+        return self._weights.embedding
+
+    @property
     def rms_eps(self) -> float:
         return self.config.rms_eps
 
@@ -57,32 +68,50 @@ class Decoder:
         """[head_dim]: the weight of the key's RMSNorm, None where the family has none."""
         return self._weights.layers[layer].k_norm
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
-        """Runs all layers over `tokens` [n] int64 at `positions` [n] int64, in whatever order and of whatever users:
-        only `attend` relates them. Returns the hidden states after the final norm, [n, hidden]; with `wanted` [m],
-        indices of tokens, theirs alone, [m, hidden], and the last layer computes nothing else but keys and values."""
+    def forward(self, tokens: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """`layers` over `tokens` [n] int64."""
+        return self.layers(F.embedding(tokens, self.embedding), attend, wanted)
+
+    def layers(self, hidden: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """Runs all layers over embedded tokens [n, hidden], in whatever order and of whatever users: only `attend`
+        relates them. Returns the hidden states after the final norm, [n, hidden]; with `wanted` [m], indices of
+        tokens, theirs alone, [m, hidden], and the last layer computes nothing else but keys and values."""
         config, eps = self.config, self.config.rms_eps
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        hidden = F.embedding(tokens, self._weights.embedding)
-        for i, layer in enumerate(self._weights.layers):
-            normed = F.rms_norm(hidden, (config.hidden_size,), layer.input_norm, eps)
+        layers = self._weights.layers
+        norms = [*(layer.input_norm for layer in layers[1:]), self._weights.norm]
+        normed = rms_norm(hidden, layers[0].input_norm, eps)
+        for i, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
             qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
             attended = attend(i, *qkv.tensor_split((heads, heads + kv_heads), dim=1))
             if wanted is not None and i == config.num_layers - 1:
                 hidden = hidden[wanted]
-            hidden = hidden + F.linear(attended.flatten(1), layer.output, layer.output_bias)
-            normed = F.rms_norm(hidden, (config.hidden_size,), layer.post_norm, eps)
-            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
-        return F.rms_norm(hidden, (config.hidden_size,), self._weights.norm, eps)
+            attended = F.linear(attended.flatten(1), layer.output, layer.output_bias)
+            normed, hidden = rms_norm(attended, layer.post_norm, eps, hidden)
+            gated = self._gated(normed, layer)
+            normed, hidden = rms_norm(F.linear(gated, layer.down, layer.down_bias), next_norm, eps, hidden)
+        return normed
+
+    def _gated(self, normed: Tensor, layer: LayerWeights) -> Tensor:
+        """silu(gate) · up of normed states [n, hidden]: [n, intermediate]."""
+        if normed.is_cuda and len(normed) >= FUSED_GATE_ROWS and layer.gate_up_bias is None:
+            return gate_up_silu(normed, layer.gate_up)
+        return silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias))
 
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """Raw logits of a level's codes after `hidden` [n, hidden]: [n, codes] float32."""
-        return F.linear(hidden, self._level_heads[level]).float()
+        return _logits(hidden, self._level_heads[level])
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Raw logits of all tokens after `hidden` [n, hidden]: [n, vocab] float32."""
-        return F.linear(hidden, self._weights.head).float()
+        return _logits(hidden, self._weights.head)
+
+
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """[n, hidden] · [rows, hidden]ᵀ in float32, whose sums are not rounded to the head's dtype on CUDA."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        return torch.mm(hidden, head.t(), out_dtype=torch.float32)
+    return F.linear(hidden, head).float()
 
 
 def _rows(head: Tensor, ids: NDArray[np.int64]) -> Tensor:

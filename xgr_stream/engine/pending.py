@@ -1,0 +1,63 @@
+"""Answers that the device is still working on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xgr_stream.cache import UserPrefix
+from xgr_stream.engine.answers import Answers, Job
+from xgr_stream.engine.decode import PendingBeams
+from xgr_stream.engine.lanes import Mark
+from xgr_stream.errors import XgrError
+from xgr_stream.history import HistoryView
+from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingGroup:
+    """Requests in one decode."""
+
+    jobs: Sequence[Job]
+    prefixes: Sequence[UserPrefix]
+    """Of the jobs' users, and how they were found:"""
+    states: Sequence[CacheState]
+    beams: PendingBeams
+    begun: Mark
+    appended: Mark
+
+
+class PendingAnswers:
+    """The responses to one batch of requests, in their order, as soon as the device has them."""
+
+    def __init__(self, answers: Answers, count: int) -> None:
+        self._answers = answers
+        self._responses: list[RecommendResponse | None] = [None] * count
+        self._groups: list[PendingGroup] = []
+
+    def fail(self, index: int, request: RecommendRequest, error: XgrError) -> None:
+        self._responses[index] = self._answers.failed(request, error)
+
+    def popular(self, job: Job, view: HistoryView | None) -> None:
+        self._responses[job.index] = self._answers.popular(job, view)
+
+    def add(self, group: PendingGroup) -> None:
+        self._groups.append(group)
+
+    def done(self) -> bool:
+        """Whether `finish` would not block."""
+        return all(group.beams.results.mark.done() for group in self._groups)
+
+    def finish(self) -> list[RecommendResponse]:
+        """Wait for the device, and answer. To be called once, on the thread that called `begin`."""
+        for group in self._groups:
+            beams = group.beams.wait()
+            stages_ms = {
+                "append": group.appended.ms_since(group.begun),
+                "decode": group.beams.results.mark.ms_since(group.appended),
+            }
+            for i, (job, prefix, state) in enumerate(zip(group.jobs, group.prefixes, group.states, strict=True)):
+                rows = slice(beams.row_starts[i], beams.row_starts[i + 1])
+                found = beams.leaves[rows], beams.scores[rows]
+                self._responses[job.index] = self._answers.from_beams(job, prefix, state, found, stages_ms)
+        return [response for response in self._responses if response is not None]

@@ -1,0 +1,86 @@
+"""Small host arrays that a step needs on the device: one buffer, one copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xgr_stream.engine.lanes import Lane, Mark
+
+Shapes = Mapping[str, tuple[int, ...]]
+Int32Array = NDArray[np.int32]
+
+ALIGNMENT = 4
+"""int32s: each array begins at 16 bytes, so that kernels may load it in vectors."""
+HOST_BUFFERS = 4
+"""Copies may still be on their way from one while the next batches are written to others."""
+
+
+def _layout(shapes: Shapes) -> tuple[dict[str, slice], int]:
+    """Where each array lies in one buffer of int32, and the buffer's size."""
+    places: dict[str, slice] = {}
+    size = 0
+    for name, shape in shapes.items():
+        length = math.prod(shape)
+        places[name] = slice(size, size + length)
+        size += -(-length // ALIGNMENT) * ALIGNMENT
+    return places, size
+
+
+class _Host:
+    """One buffer on the host, its arrays, and when the device has read it."""
+
+    def __init__(self, shapes: Shapes, pinned: bool) -> None:
+        places, size = _layout(shapes)
+        self.buffer = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
+        self.bytes = self.buffer.numpy()
+        self.arrays = {name: self.bytes[places[name]].reshape(shape) for name, shape in shapes.items()}
+        self.read: Mark | None = None
+
+
+class Staging:
+    """Fixed int32 arrays on the device, written from the host again for each step.
+
+    On CUDA a step's arrays are written to pinned memory and travel in one copy on the lane; captured graphs read them
+    at addresses that never change. On the CPU the host's arrays are the device's.
+    """
+
+    def __init__(self, shapes: Shapes, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._hosts = [_Host(shapes, cuda) for _ in range(HOST_BUFFERS if cuda else 1)]
+        self._next = 0
+        first = self._hosts[0].buffer
+        self._device = first.to(device) if cuda else None
+        places, _ = _layout(shapes)
+        source = first if self._device is None else self._device
+        self.tensors = {name: source[places[name]].view(shape) for name, shape in shapes.items()}
+
+    def send(self, lane: Lane, write: Callable[[Mapping[str, Int32Array]], None]) -> None:
+        """`write` fills zeroed host arrays; their content is on the device for what follows on the lane."""
+        host = self._hosts[self._next]
+        self._next = (self._next + 1) % len(self._hosts)
+        if host.read is not None:
+            host.read.wait()
+        host.bytes.fill(0)
+        write(host.arrays)
+        if self._device is not None:
+            with lane.current():
+                self._device.copy_(host.buffer, non_blocking=True)
+            host.read = lane.mark()
+
+
+def fill_pages(table: Int32Array, pages: Sequence[Int32Array]) -> None:
+    """Write page lists of unequal lengths into the first rows of a table. [rows, max_pages]"""
+    for row, own in zip(table, pages, strict=False):
+        row[: len(own)] = own
+
+
+def fill_starts(starts: Int32Array, lengths: Sequence[int] | NDArray[np.int64]) -> None:
+    """Write where each of n runs of these lengths begins; the rest of `starts` repeats where the last one ends."""
+    count = len(lengths)
+    np.cumsum(lengths, out=starts[1 : count + 1])
+    starts[count + 1 :] = starts[count]

@@ -1,0 +1,87 @@
+"""The beams' own tokens in one decode, and their attention over prefix and suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.kv_write import kv_write
+from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
+from xgr_stream.cache import PagePool
+from xgr_stream.model import Decoder
+from xgr_stream.model.decoder import Attend
+
+
+class Suffix:
+    """Keys and values [layers, steps, rows, kv_heads, head_dim]: a beam of step s keeps its token at [:, s, row]."""
+
+    def __init__(
+        self, decoder: Decoder, pool: PagePool, inputs: Mapping[str, Tensor], *, steps: int, rows: int
+    ) -> None:
+        layers, _, kv_heads, _, head_dim = pool.k.shape
+        self._decoder = decoder
+        self._pool = pool
+        self._pages, self._lengths = inputs["pages"], inputs["lengths"]
+        self._k = pool.k.new_empty(layers, steps, rows, kv_heads, head_dim)
+        self._v = torch.empty_like(self._k)
+
+    def step(
+        self, number: int, positions: Tensor, ancestors: Tensor, row_starts: Tensor, *, each_alone: bool = False
+    ) -> Attend:
+        """Attention of step `number`: row r attends to its request's prefix and to the tokens of its `ancestors`
+        [rows, steps] up to its own, which is written on the way. `each_alone`: the prefix is read for each row."""
+        rows, heads = len(positions), self._decoder.config.num_heads
+        kv_heads, head_dim = self._k.shape[3:]
+        pages, lengths = self._pages, self._lengths
+        if each_alone:
+            owner = torch.searchsorted(
+                row_starts[1:].contiguous(), torch.arange(rows, device=row_starts.device), right=True
+            )
+            owner = owner.clamp_(max=len(pages) - 1)
+            pages, lengths = pages[owner], lengths[owner]
+            row_starts = torch.arange(rows + 1, dtype=torch.int32, device=pages.device)
+        slots = torch.arange(number * self._k.shape[2], number * self._k.shape[2] + rows, device=positions.device)
+        plan = plan_staged_attention(
+            row_starts,
+            lengths,
+            rows=rows,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            page_size=self._pool.page_size,
+            dtype=self._k.dtype,
+        )
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, **scaled: Tensor) -> Tensor:
+            suffix_k, suffix_v = self._k[layer], self._v[layer]
+            q = kv_write(
+                q,
+                k,
+                v,
+                positions=positions,
+                slots=slots,
+                cos_sin=self._decoder.cos_sin,
+                k_pages=suffix_k.flatten(0, 1)[:, :, None],
+                v_pages=suffix_v.flatten(0, 1)[:, :, None],
+                q_norm=self._decoder.q_norm(layer),
+                k_norm=self._decoder.k_norm(layer),
+                eps=self._decoder.rms_eps,
+                **scaled,
+            )
+            return staged_attention(
+                q,
+                self._pool.k[layer],
+                self._pool.v[layer],
+                pages,
+                lengths,
+                row_starts,
+                suffix_k[: number + 1],
+                suffix_v[: number + 1],
+                ancestors[:, : number + 1],
+                scale=head_dim**-0.5,
+                plan=plan,
+            )
+
+        return attend
