@@ -1,0 +1,144 @@
+"""The other benches run on a CPU with a tiny model and write what they measured; speed itself is not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import xgr_stream.engine
+from xgr_stream.cli.bench import BENCHES, bench
+
+TINY = ("--shape", "tiny", "--device", "cpu")
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(bench, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def figures(path: Path, *arguments: str) -> dict[str, Any]:
+    run(*arguments, "--json", str(path / "figures.json"))
+    read: dict[str, Any] = json.loads((path / "figures.json").read_text())
+    return read
+
+
+@pytest.mark.parametrize("name", sorted(BENCHES))
+def test_every_bench_has_help_and_is_listed(name: str) -> None:
+    assert run(name, "--help").output.startswith(f"Usage: bench {name}")
+    assert f"  {name} " in run("--help").output
+
+
+def test_engine_table_holds_every_combination(tmp_path: Path) -> None:
+    options = ("--context", "31", "--context", "47", "--batch", "2", "--beam", "4", "--beam", "8", "--repeats", "2")
+    read = figures(tmp_path, "engine", *TINY, *options, "--pending", "6", "--plot", str(tmp_path / "plot.png"))
+    assert [(row["context"], row["batch"], row["beam"]) for row in read["rows"]] == [
+        (31, 2, 4),
+        (31, 2, 8),
+        (47, 2, 4),
+        (47, 2, 8),
+    ]
+    for row in read["rows"]:
+        assert row["invalid_items"] == 0
+        assert 1 <= row["distinct_beams"] <= row["beam"]
+        assert all(
+            row[name]["samples"] == 2 and row[name]["median"] > 0 for name in ("warm_ms", "cold_ms", "pending_ms")
+        )
+        assert "floor_ms" not in row
+    assert "floors" in read["notes"][0]
+    assert read["setting"]["seed"] == "0"
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_engine_times_one_kind_of_request_alone(tmp_path: Path) -> None:
+    options = ("--context", "20", "--batch", "1", "--beam", "2", "--repeats", "1", "--only", "warm")
+    (row,) = figures(tmp_path, "engine", *TINY, *options)["rows"]
+    assert "warm_ms" in row
+    assert "cold_ms" not in row
+
+
+def test_engine_measures_a_checkpoint_of_whole_events(tmp_path: Path) -> None:
+    from xgr_stream.cli.benches.against import random_checkpoint
+
+    model = random_checkpoint(tmp_path / "model", seed=0)
+    options = ("--model", str(model), "--device", "cpu", "--context", "20", "--batch", "1", "--beam", "2")
+    (row,) = figures(tmp_path, "engine", *options, "--repeats", "1")["rows"]
+    assert row["context"] == 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("engine", "--pending", "3"), "need --shape or --context"),
+        (("engine", *TINY, "--against", "transformers"), "--against compares a checkpoint"),
+        (("engine", *TINY, "--context", "30", "--pending", "2"), "whole events of 3 tokens"),
+        (("engine", *TINY, "--context", "3", "--pending", "3"), "must hold more than 1 events"),
+        (("engine", *TINY, "--fp8"), "FP8"),
+        (("appends",), "one of --shape and --model"),
+        (("appends", *TINY, "--catalog", "."), "--catalog goes with --model"),
+        (("appends", *TINY, "--tokens", "4"), "whole events of 3 tokens"),
+        (("profile", *TINY), "needs CUDA"),
+        (("profile", *TINY, "--trace", "trace.txt"), "must end in .json.gz"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(arguments: tuple[str, ...], reason: str) -> None:
+    if "--fp8" in arguments and not _lacks_fp8():
+        pytest.skip("this build has weights in FP8")
+    assert reason in run(*arguments, code=1).output
+
+
+def _lacks_fp8() -> bool:
+    from xgr_stream.errors import ConfigError
+    from xgr_stream.model import build_model
+    from xgr_stream.testing.shapes import fp8_option
+
+    try:
+        return fp8_option(build_model, True) == {}
+    except ConfigError:
+        return True
+
+
+def test_a_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from xgr_stream.cli.benches import plots
+
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    result = run("appends", *TINY, "--plot", str(tmp_path / "plot.png"), code=1)
+    assert "pip install 'xgr-stream[bench]'" in result.output
+
+
+def test_appends_counts_events(tmp_path: Path) -> None:
+    options = ("--prefix", "60", "--users", "3", "--tokens", "6", "--repeats", "4")
+    (row,) = figures(tmp_path, "appends", *TINY, *options)["rows"]
+    assert (row["prefix"], row["users"], row["tokens"]) == (60, 3, 6)
+    assert row["events_per_s"] == pytest.approx(3 * 2 / row["step_ms"]["median"] * 1e3, abs=1)
+    assert row["tokens_per_s"] == pytest.approx(3 * row["events_per_s"], abs=3)
+
+
+def test_overlap_measures_latency_and_throughput(tmp_path: Path) -> None:
+    options = ("--context", "12", "--beam", "4", "--askers", "2", "--appenders", "4", "--append-batch", "2")
+    read = figures(tmp_path, "overlap", *TINY, *options, "--seconds", "0.1", "--rounds", "1")
+    runs = {row["run"]: row for row in read["rows"]}
+    assert list(runs) == ["requests alone", "with appends", "all requests", "all appends", "both at once"]
+    assert runs["requests alone"]["p99_ms"] >= runs["requests alone"]["p50_ms"] > 0
+    assert runs["with appends"]["events"] > 0
+    assert runs["both at once"]["requests"] == runs["all requests"]["requests"] > 0
+    assert runs["both at once"]["events"] == runs["all appends"]["events"] > 0
+    assert read["mixed_over_apart"] > 0
+
+
+@pytest.mark.skipif(hasattr(xgr_stream.engine, "Switches"), reason="this engine has switches")
+def test_ablation_without_switches_is_said() -> None:
+    assert "no switches" in run("ablation", *TINY, code=1).output
+
+
+@pytest.mark.skipif(not hasattr(xgr_stream.engine, "Switches"), reason="this engine has no switches")
+def test_ablation_compares_answers(tmp_path: Path) -> None:
+    options = ("--context", "30", "--batch", "2", "--beam", "8", "--repeats", "1")
+    rows = figures(tmp_path, "ablation", *TINY, *options)["rows"]
+    assert rows[0]["variant"] == "everything on"
+    assert len(rows) == 6
+    assert all(row["equal"] and row["same_items"] == 1 for row in rows)

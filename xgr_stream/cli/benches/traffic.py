@@ -1,0 +1,227 @@
+"""Requests and events on their way to a `DeviceWorker`: by the clock, or as fast as they are worked off."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+
+import numpy as np
+
+from xgr_stream.cli.benches.samples import measure, synchronize
+from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
+from xgr_stream.errors import EngineError
+from xgr_stream.history import HistoryView
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.types import CacheState, RecommendResponse
+
+CALIBRATION = 12
+"""Timed appends and requests that give the rates."""
+LEAST_REQUESTS = 20
+NAP_S = 1e-4
+"""The driver looks at its clock this often."""
+PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What arrives; the options of `bench overlap`."""
+
+    context: int
+    beam: int
+    askers: int
+    appenders: int
+    append_batch: int
+    seconds: float
+    rounds: int
+    load: float
+    append_load: float
+
+
+class Traffic:
+    """A running worker with users who ask, always warm, and users whose events are appended.
+
+    Events are views that were taken beforehand, so that every run starts from the same prefixes. A context manager.
+    """
+
+    def __init__(self, subject: Subject, load: Load) -> None:
+        self._subject = subject
+        self._load = load
+        self._random = np.random.default_rng((subject.setting.seed, 2))
+        self.peak_events_per_s, self.request_ms = self._calibrate()
+        self.events_per_s = load.append_load * self.peak_events_per_s
+        self.requests_per_s = load.load / self.request_ms * 1e3
+        # Of the closed loops: requests and events that take about half an open loop each.
+        self._num_requests = max(LEAST_REQUESTS, round(load.seconds / 2 / self.request_ms * 1e3))
+        self._num_events = round(self._num_requests * self.request_ms / 1e3 * self.peak_events_per_s)
+        most = max(self._num_events, self.events_per_s * load.seconds)
+        steps = max(math.ceil(most / load.appenders) + 1, load.appenders.bit_length() + 1)
+        self._users = subject.users(load.askers + load.appenders, load.context, after=steps)
+        self._askers = self._users.steps[0][: load.askers]
+        self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam)
+        self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
+
+    def __enter__(self) -> Traffic:
+        self._worker.start()
+        self._rewind()
+        self._on_device(self._run_every_size)
+        self._run_closed("warm-up", requests=LEAST_REQUESTS, events=4 * self._load.appenders)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.stop(timeout=10.0)
+
+    def open_loop(self, name: str, *, appending: bool) -> dict[str, object]:
+        """Requests, and events if `appending`, that arrive by the clock; all rounds together."""
+        waits_ms: list[float] = []
+        took = 0.0
+        events = appended = behind = 0
+        for _ in range(self._load.rounds):
+            self._rewind()
+            before = self._engine.stats().tokens_appended
+            seconds, sent = self._round(waits_ms, appending)
+            appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
+            behind = max(behind, self._worker.queue_depths()["append"])
+            took += seconds
+            events += sent
+            self._on_device(lambda: None)  # the last request's time is added behind its result
+        p50, p99 = (float(p) for p in np.percentile(waits_ms, (50, 99)))
+        row: dict[str, object] = {"run": name, "requests": len(waits_ms), "seconds": took, "p50_ms": p50, "p99_ms": p99}
+        return row | ({"events": events, "events_per_s": round(appended / took), "behind": behind} if appending else {})
+
+    def _round(self, waits_ms: list[float], appending: bool) -> tuple[float, int]:
+        """One open loop from the first views; adds each request's time, and returns (seconds, events sent)."""
+        seconds = self._load.seconds
+        count = max(1, round(seconds * self.requests_per_s))
+        requests_due = np.sort(self._random.uniform(0, seconds, count)).tolist()
+        events_due = np.arange(0, seconds, 1 / self.events_per_s).tolist() if appending else []
+        futures: list[Future[RecommendResponse]] = []
+        sent = 0
+        begin = perf_counter()
+
+        def answered(due: float) -> Callable[[], None]:
+            return lambda: waits_ms.append((perf_counter() - begin - due) * 1e3)
+
+        while len(futures) < count or sent < len(events_due):
+            now = perf_counter() - begin
+            while len(futures) < count and requests_due[len(futures)] <= now:
+                futures.append(self._ask(len(futures), answered(requests_due[len(futures)])))
+            while sent < len(events_due) and events_due[sent] <= now:
+                self._worker.want_append(self._event(sent))
+                sent += 1
+            time.sleep(NAP_S)
+        took = perf_counter() - begin
+        _check_warm([future.result(PATIENCE_S) for future in futures])
+        return took, sent
+
+    def throughput(self) -> list[dict[str, object]]:
+        """The same work one after the other and at once."""
+        return [
+            self._run_closed("all requests", requests=self._num_requests, events=0),
+            self._run_closed("all appends", requests=0, events=self._num_events),
+            self._run_closed("both at once", requests=self._num_requests, events=self._num_events),
+        ]
+
+    def _run_closed(self, name: str, *, requests: int, events: int) -> dict[str, object]:
+        """One request after the other, and events such that appends always wait, until all is done."""
+        self._rewind()
+        woken = threading.Event()
+        answered: list[RecommendResponse] = []
+        asked: Future[RecommendResponse] | None = None
+        sent = 0
+        begin = perf_counter()
+        while len(answered) < requests or sent < events:
+            woken.clear()
+            if asked is not None and asked.done():
+                answered.append(asked.result())
+                asked = None
+            if asked is None and len(answered) < requests:
+                asked = self._ask(len(answered), woken.set)
+            sent = self._keep_waiting(sent, events)
+            woken.wait(NAP_S)
+        while self._worker.queue_depths()["append"]:
+            time.sleep(NAP_S)
+        self._on_device(lambda: None)
+        took = perf_counter() - begin
+        _check_warm(answered)
+        row: dict[str, object] = {"run": name, "requests": requests, "events": events, "seconds": took}
+        return row | ({"events_per_s": round(events / took)} if events else {})
+
+    def _keep_waiting(self, sent: int, events: int) -> int:
+        """Send more events if few wait. At most one of each user waits, since later ones would be appended with it:
+        appends are taken in order, so those of the users who are next have been."""
+        depths = self._worker.queue_depths()
+        half = max(1, self._load.appenders // 2)
+        if depths["append"] + depths["decode"] > half:
+            return sent
+        upto = min(events, sent + half)
+        for number in range(sent, upto):
+            self._worker.want_append(self._event(number))
+        return upto
+
+    def _ask(self, number: int, done: Callable[[], object]) -> Future[RecommendResponse]:
+        view = self._askers[number % len(self._askers)]
+        ((request, _),) = requests_of([view], beam=self._load.beam, k=min(10, self._load.beam))
+        future = self._worker.submit(request, view, None)
+        future.add_done_callback(lambda _: done())
+        return future
+
+    def _event(self, number: int) -> HistoryView:
+        """The view that the run's event of this number brings, users in turn."""
+        step, user = divmod(number, self._load.appenders)
+        return self._users.steps[step + 1][self._load.askers + user]
+
+    def _rewind(self) -> None:
+        """All prefixes as they are at the first view, and no append waiting."""
+        first = self._users.steps[0]
+        self._worker.forget(view.user_id for view in first)
+        self._on_device(lambda: self._engine.warm(first))
+
+    # On the device thread
+
+    def _on_device(self, action: Callable[[], object]) -> None:
+        """Run this between two batches and wait until the device is idle."""
+
+        def run() -> None:
+            action()
+            synchronize(self._subject.device)
+
+        self._worker.call(run).result(PATIENCE_S)
+
+    def _run_every_size(self) -> None:
+        """Batches of all sizes that may occur, so that their graphs are captured before anything is timed."""
+        for size in range(1, len(self._askers) + 1):
+            self._engine.answer(requests_of(self._askers[:size], beam=self._load.beam, k=1))
+        for step in range(1, self._load.appenders.bit_length() + 1):
+            size = min(self._load.appenders, 1 << (step - 1))
+            self._engine.warm(self._users.steps[step][self._load.askers :][:size])
+
+    def _calibrate(self) -> tuple[float, float]:
+        """(events/s of whole append batches, ms of one warm request), each by itself on an engine that is let go."""
+        load, subject = self._load, self._subject
+        users = subject.users(load.append_batch, load.context, after=2 * CALIBRATION)
+        engine = subject.engine(users, beam=load.beam)
+        engine.warm(users.steps[0])
+        views = iter(users.steps[1:])
+        append = measure(lambda: engine.warm(next(views)), subject.device, repeats=CALIBRATION, warm_up=CALIBRATION)
+        latest = [users.steps[-1][0]]
+        engine.warm(latest)
+        request = requests_of(latest, beam=load.beam, k=min(10, load.beam))
+        answer = measure(lambda: check_answers(engine.answer(request)), subject.device, repeats=CALIBRATION)
+        return load.append_batch / append.median * 1e3, answer.median
+
+
+def _check_warm(responses: Sequence[RecommendResponse]) -> None:
+    """Raise `EngineError` unless all were answered from cached prefixes."""
+    states = {response.cache for response in check_answers(responses)}
+    if states - {CacheState.WARM}:
+        raise EngineError(f"requests must be warm, not {', '.join(sorted(states))}")
