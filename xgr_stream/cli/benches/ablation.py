@@ -12,17 +12,18 @@ from xgr_stream.cli.benches.options import Output, Setting, output_options, sett
 from xgr_stream.cli.benches.plots import Plot
 from xgr_stream.cli.benches.report import Report, start
 from xgr_stream.cli.benches.samples import Samples, measure
-from xgr_stream.cli.benches.subject import Requests, Subject, check_answers, requests_of, switches
+from xgr_stream.cli.benches.subject import Requests, Subject, check_answers, requests_of
 from xgr_stream.engine import Engine
+from xgr_stream.engine.switches import Switches
 from xgr_stream.types import MAX_BEAM_WIDTH, RecommendResponse
 
-VARIANTS: dict[str, dict[str, bool]] = {
-    "everything on": {},
-    "staged attention off": {"staged_attention": False},
-    "early stop off": {"early_stop": False},
-    "masking before scoring off": {"mask_first": False},
-    "graph off": {"graphs": False},
-    "extra streams off": {"streams": False},
+VARIANTS = {
+    "everything on": Switches(),
+    "staged attention off": Switches(staged_attention=False),
+    "early stop off": Switches(early_stop=False),
+    "masking before scoring off": Switches(mask_first=False),
+    "graph off": Switches(graphs=False),
+    "extra streams off": Switches(streams=False),
 }
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Scores this close count as equal: what rounding in another order does to a sum over the levels."""
@@ -65,12 +66,11 @@ def ablation(
     Fails if a part changes an answer.
     """
     subject = Subject(setting)
-    variants = {name: switches(**off) for name, off in VARIANTS.items()}
     report = start("ablation", COLUMNS, subject.description(), output)
     epsilon = TOLERANCES[subject.model.decoder.dtype] if tolerance is None else tolerance
     for length in context or (1000,):
         run = _Ablation(subject, length, batch or (1, 8), beam, repeats, epsilon)
-        for name, chosen in variants.items():
+        for name, chosen in VARIANTS.items():
             for row in run.rows(name, chosen):
                 report.add(row)
     report.notes.append(
@@ -96,7 +96,7 @@ class _Ablation:
         self._users = subject.users(max(batches), context)
         self._first: dict[int, tuple[float, Sequence[RecommendResponse]]] = {}
 
-    def rows(self, variant: str, chosen: object) -> list[dict[str, object]]:
+    def rows(self, variant: str, chosen: Switches) -> list[dict[str, object]]:
         """One row per batch size."""
         views = self._users.steps[0]
         engine = self._subject.engine(

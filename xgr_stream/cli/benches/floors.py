@@ -17,13 +17,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from xgr_kernels.timing import graph_ms
+from xgr_kernels.timing import graph_ms, launched_ms
 from xgr_stream.model import ModelConfig
 
 SIDE = 8192
 """Of the matrices whose product gives the rate; also the most rows of one product of a prefill."""
 COPY_BYTES = 2 << 30
 FP8 = torch.float8_e4m3fn
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,13 @@ class Floors:
 
     @cached_property
     def copy_bytes_per_ms(self) -> float:
-        """Of a copy on the device, bytes read and bytes written counted."""
+        """Of a copy on the device, bytes read and bytes written counted; the faster of the driver's copy and a kernel
+        that reads and writes."""
         free, _ = torch.cuda.mem_get_info(self._device)
-        source = torch.empty(min(COPY_BYTES, free // 4), dtype=torch.uint8, device=self._device)
+        source = torch.ones(min(COPY_BYTES, free // 4) // 4, device=self._device)
         target = torch.empty_like(source)
-        return 2 * len(source) / graph_ms(lambda: target.copy_(source))[0]
+        ways = (lambda: target.copy_(source), lambda: torch.mul(source, 2.0, out=target))
+        return 2 * source.nbytes / min(launched_ms(way)[0] for way in ways)
 
     @cached_property
     def operations_per_ms(self) -> float:
@@ -138,9 +141,6 @@ class Floors:
         if key not in self._ms:
             self._ms[key] = _graph_of(self._products.prefill(tokens, ends), replays=6)
         return self._ms[key]
-
-
-Work = Callable[[], object]
 
 
 class _Products:

@@ -48,6 +48,7 @@ class Plot:
         axes.margins(x=0.12)
         if self.log:
             axes.set_xscale("log")
+            axes.set_xlim(left=0.3 * min((v for values in shown.values() for v in values if v), default=1.0))
         axes.set_title(self.title)
         axes.set_xlabel(f"{self.unit}\n\n{caption}", fontsize=7, loc="left")
         if len(shown) > 1:

@@ -6,10 +6,8 @@ import gzip
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import click
 import torch
@@ -134,17 +132,13 @@ def notes(timeline: Timeline) -> list[str]:
 
 
 def _in_turn(engine: Engine, requests: Requests, batches: int) -> float:
-    """Seconds for so many batches, each prepared while the one before it runs, where the engine can."""
-    begin: Callable[[Requests], Any] | None = getattr(engine, "begin", None)
+    """Seconds for so many batches, each prepared while the one before it runs."""
     synchronize(engine.model.decoder.device)
     started = perf_counter()
     running = None
     for _ in range(batches):
         _mark(IN_TURN)
-        if begin is None:
-            engine.answer(requests)
-            continue
-        following = begin(requests)
+        following = engine.begin(requests)
         if running is not None:
             running.finish()
         running = following
@@ -163,7 +157,7 @@ def _mark(name: str) -> None:
 def _traced(engine: Engine, requests: Requests, batches: int, path: Path | None) -> dict[str, Timeline]:
     """Run batches alone and in turn under the profiler, keep the trace if it is asked for, and read it."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for _ in range(batches):
             _mark(ALONE)
             engine.answer(requests)

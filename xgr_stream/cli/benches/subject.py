@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-import xgr_stream.engine
 from xgr_stream.cache import PagePool
 from xgr_stream.catalog import Catalog
 from xgr_stream.cli.benches.floors import Floors
@@ -17,6 +17,7 @@ from xgr_stream.cli.benches.options import Setting
 from xgr_stream.cli.benches.report import environment
 from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
 from xgr_stream.engine import Engine
+from xgr_stream.engine.switches import Switches
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
@@ -123,8 +124,12 @@ class Subject:
         at_first = len(tokens.prompt) + first * per_event + len(tokens.tail)
         return Users(model, store, most, at_first, per_event, tuple(map(tuple, steps)))
 
-    def engine(self, users: Users, *, beam: int, rows: int | None = None, switches: object = None) -> Engine:
+    def engine(self, users: Users, *, beam: int, rows: int | None = None, switches: Switches | None = None) -> Engine:
         """An engine that keeps all these users warm and decodes up to `rows` beams at once."""
+        # An earlier engine's memory and graphs go now: not while this one captures its own.
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         page_size = CacheConfig().page_size
         config = users.model.config
         page_bytes = PagePool.page_bytes(
@@ -143,8 +148,13 @@ class Subject:
             cache=CacheConfig(budget_bytes=pages * page_bytes),
             max_batch_rows=max(EngineConfig().max_batch_rows, rows or 0),
         )
-        more: dict[str, Any] = {} if switches is None else {"switches": switches}
-        return Engine(users.model, self.catalog, config=engine_config, history=users.history, **more)
+        return Engine(
+            users.model,
+            self.catalog,
+            config=engine_config,
+            history=users.history,
+            switches=switches or Switches(),
+        )
 
     def _model_at(self, context: int) -> tuple[Model, int]:
         """The model whose contexts of so many tokens hold whole events, and how many."""
@@ -189,11 +199,3 @@ def check_answers(responses: Sequence[RecommendResponse]) -> Sequence[RecommendR
         if response.status is not Status.OK:
             raise EngineError(f"a request was answered {response.status}: {response.message}")
     return responses
-
-
-def switches(**off: bool) -> object:
-    """The engine's `Switches`, each True but those named. Raises `ConfigError` where the engine has none."""
-    kind = getattr(xgr_stream.engine, "Switches", None)
-    if kind is None:
-        raise ConfigError("this engine has no switches: nothing of it can be turned off")
-    return kind(**off)

@@ -15,8 +15,8 @@ ALONE, IN_TURN = "xgr batch alone", "xgr batch in turn"
 still running."""
 COPIES, GLUE = "copies", "glue"
 GROUPS = (
-    ("attention", r"attention|attn|flash|fmha"),
-    ("selection", r"select|topk|top_k|sort|radix|logsumexp|log_sum_exp|threshold|compact|scan_by|beam"),
+    ("attention", r"attention|attend|attn|flash|fmha|merge_kernel|plan_kernel"),
+    ("selection", r"select|topk|top_k|sort|radix|logsumexp|log_sum_exp|threshold|compact|segments|tau|survivors|beam"),
     ("GEMM", r"gemm|cutlass|cublas|nvjet|xmma|splitk|split_k|scaled_mm|wgmma|matmul|gemv"),
     (COPIES, r"^memcpy|^memset"),
 )
