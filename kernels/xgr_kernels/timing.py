@@ -4,9 +4,10 @@ The module `bench` of each op's folder offers
 
     check() -> None                     raises `WrongResult` unless the kernel equals the reference on the GPU
     run() -> Iterator[Timing]           the cases, timed one by one
+    baselines() -> Iterator[Timing]     optional: what else does the same work, a library's call
 
-and `report("<op>", check, run)` under `if __name__ == "__main__"`. `xgr-stream bench kernels` calls the same two, and
-never `run` where `check` has raised.
+and `report("<op>", check, run)` under `if __name__ == "__main__"`. `xgr-stream bench kernels` calls the same functions,
+and times nothing where `check` has raised.
 """
 
 from __future__ import annotations
@@ -37,14 +38,18 @@ def require(op: str, wrong: float, most: float) -> None:
         raise WrongResult(f"{op} is wrong: error {wrong:.3g}, at most {most:g} is allowed; it is not timed")
 
 
-def report(op: str, check: Callable[[], None], run: Callable[[], Iterable[tuple[str, float, float]]]) -> None:
+Cases = Callable[[], Iterable[tuple[str, float, float]]]
+
+
+def report(op: str, check: Callable[[], None], *runs: Cases) -> None:
     """Check, then print each case's time: the main program of a benchmark. Exits with the reason if it is wrong."""
     try:
         check()
     except WrongResult as error:
         raise SystemExit(str(error)) from error
-    for case, median_ms, spread_ms in run():
-        print(f"{op}, {case}: {median_ms:.4f} ms (± {spread_ms:.4f})", flush=True)
+    for run in runs:
+        for case, median_ms, spread_ms in run():
+            print(f"{op}, {case}: {median_ms:.4f} ms (± {spread_ms:.4f})", flush=True)
 
 
 def graph_ms(work: Callable[[], object], *, replays: int = 20) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from xgr_kernels.append_attention.kernel import append_attention
 from xgr_kernels.append_attention.reference import append_attention as reference
-from xgr_kernels.timing import graph_ms
+from xgr_kernels.timing import graph_ms, report, require
 
 LAYERS, HEADS, KV_HEADS, DIM, PAGE_SIZE = 28, 16, 8, 128, 64
 
@@ -41,6 +41,10 @@ def error(new: list[int], prefix: list[int], dtype: torch.dtype) -> float:
     return float((got - want).norm() / want.norm())
 
 
+def check() -> None:
+    require("append_attention", error([3, 1, 70], [997, 5, 300], torch.bfloat16), 1e-2)
+
+
 def run(call: Callable[..., Tensor] = append_attention, **options: object) -> Iterator[tuple[str, float, float]]:
     """(case, median ms, spread) of each case; pools of pages rotate so that no layer finds the last one's in cache."""
     for name, new, prefix, pools in (
@@ -53,10 +57,13 @@ def run(call: Callable[..., Tensor] = append_attention, **options: object) -> It
     ):
         calls = arguments(new, prefix, torch.bfloat16, pools=pools)
         layers = [calls[layer % pools] for layer in range(LAYERS)]
-        yield name, *graph_ms(lambda layers=layers: [call(*x, scale=DIM**-0.5, **options) for x in layers])
+        yield (
+            f"x{LAYERS}, {name}",
+            *graph_ms(lambda layers=layers: [call(*x, scale=DIM**-0.5, **options) for x in layers]),
+        )
 
 
-def torch_prefill_ms(tokens: int) -> float:
+def torch_prefill(tokens: int) -> tuple[float, float]:
     """torch's causal attention over contiguous tensors, cuDNN's, as a measure for a prefill."""
     q = torch.randn(1, HEADS, tokens, DIM, dtype=torch.bfloat16, device="cuda")
     k, v = torch.randn(2, 1, KV_HEADS, tokens, DIM, dtype=torch.bfloat16, device="cuda")
@@ -66,14 +73,13 @@ def torch_prefill_ms(tokens: int) -> float:
             for _ in range(LAYERS):
                 scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    return graph_ms(work)[0]
+    return graph_ms(work)
+
+
+def baselines() -> Iterator[tuple[str, float, float]]:
+    for tokens in (1000, 5000):
+        yield f"x{LAYERS}, prefill of {tokens} tokens by torch", *torch_prefill(tokens)
 
 
 if __name__ == "__main__":
-    wrong = error([3, 1, 70], [997, 5, 300], torch.bfloat16)
-    if not wrong < 1e-2:
-        raise SystemExit(f"append_attention is wrong: relative error {wrong}; nothing is timed")
-    for case, median, spread in run():
-        print(f"append_attention x{LAYERS}, {case}: {median:.3f} ms (± {spread:.3f})")
-    for tokens in (1000, 5000):
-        print(f"torch's attention x{LAYERS}, prefill of {tokens} tokens: {torch_prefill_ms(tokens):.3f} ms")
+    report("append_attention", check, run, baselines)

@@ -5,11 +5,13 @@ python -m xgr_kernels.kv_write.bench
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from xgr_kernels.kv_write.kernel import kv_write
 from xgr_kernels.kv_write.reference import kv_write as reference
-from xgr_kernels.timing import graph_ms
+from xgr_kernels.timing import graph_ms, report, require
 
 LAYERS, HEADS, KV_HEADS, DIM, PAGE_SIZE = 28, 16, 8, 128, 64
 
@@ -44,11 +46,18 @@ def error(tokens: int, dtype: torch.dtype) -> float:
     return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)
 
 
-if __name__ == "__main__":
-    wrong = error(100, torch.bfloat16)
-    if not wrong < 1e-2:
-        raise SystemExit(f"kv_write is wrong: relative error {wrong}; nothing is timed")
+def check() -> None:
+    require("kv_write", error(100, torch.bfloat16), 1e-2)
+
+
+def run() -> Iterator[tuple[str, float, float]]:
     for tokens in (256, 2048):
         heads, options = arguments(tokens, torch.bfloat16)
-        median, spread = graph_ms(lambda h=heads, o=options: [kv_write(*h, **o) for _ in range(LAYERS)])
-        print(f"kv_write x{LAYERS}, {tokens} tokens: {median:.3f} ms (± {spread:.3f})")
+        yield (
+            f"x{LAYERS}, {tokens} tokens",
+            *graph_ms(lambda h=heads, o=options: [kv_write(*h, **o) for _ in range(LAYERS)]),
+        )
+
+
+if __name__ == "__main__":
+    report("kv_write", check, run)

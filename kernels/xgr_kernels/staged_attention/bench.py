@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xgr_kernels.staged_attention.kernel import staged_attention
 from xgr_kernels.staged_attention.reference import staged_attention as reference
-from xgr_kernels.timing import graph_ms
+from xgr_kernels.timing import graph_ms, report, require
 
 LAYERS, HEADS, KV_HEADS, DIM, PAGE_SIZE, BEAMS, STEPS = 28, 16, 8, 128, 64, 256, 2
 
@@ -49,6 +49,10 @@ def error(lengths: list[int], dtype: torch.dtype, *, beams: int = BEAMS) -> floa
     return float((got - want).norm() / want.norm())
 
 
+def check() -> None:
+    require("staged_attention", error([1000, 77], torch.bfloat16), 1e-2)
+
+
 def run(call: Callable[..., Tensor] = staged_attention, **options: object) -> Iterator[tuple[str, float, float]]:
     """(case, median ms, spread) of each case."""
     ragged = [300, 500, 1000, 2000, 3233, 4000, 5000, 6000]
@@ -60,12 +64,8 @@ def run(call: Callable[..., Tensor] = staged_attention, **options: object) -> It
         ("batch 8, 300 to 6000 (22,033 tokens)", ragged),
     ):
         calls = arguments(lengths, torch.bfloat16, layers=LAYERS)
-        yield name, *graph_ms(lambda calls=calls: [call(*x, scale=DIM**-0.5, **options) for x in calls])
+        yield f"x{LAYERS}, {name}", *graph_ms(lambda calls=calls: [call(*x, scale=DIM**-0.5, **options) for x in calls])
 
 
 if __name__ == "__main__":
-    wrong = error([1000, 77], torch.bfloat16)
-    if not wrong < 1e-2:
-        raise SystemExit(f"staged_attention is wrong: relative error {wrong}; nothing is timed")
-    for case, median, spread in run():
-        print(f"staged_attention x{LAYERS}, {case}: {median:.3f} ms (± {spread:.3f})")
+    report("staged_attention", check, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from itertools import chain
 from types import ModuleType
 
 import click
@@ -71,7 +72,8 @@ def time_ops(benches: list[ModuleType], report: Report, seed: int) -> list[str]:
 
 
 def _rows(op: str, bench: ModuleType) -> Iterator[dict[str, object]]:
-    for case, median_ms, spread_ms in bench.run():
+    baselines = getattr(bench, "baselines", tuple)
+    for case, median_ms, spread_ms in chain(bench.run(), baselines()):
         yield {"op": op, "case": case, "median_ms": float(median_ms), "spread_ms": float(spread_ms)}
 
 
