@@ -25,6 +25,9 @@ from xgr_stream.types import CacheState, RecommendResponse
 CALIBRATION = 12
 """Timed appends and requests that give the rates."""
 LEAST_REQUESTS = 20
+UNTIMED_ROUNDS, CALM = 5, 20
+"""Rounds before those that are timed: until no request takes longer than so many alone, as while a kernel is compiled
+or a graph captured, but not more than so many rounds."""
 NAP_S = 1e-4
 """The driver looks at its clock this often."""
 PATIENCE_S = 120.0
@@ -73,6 +76,12 @@ class Traffic:
         self._rewind()
         self._on_device(self._run_every_size)
         self._run_closed("warm-up", requests=LEAST_REQUESTS, events=4 * self._load.appenders)
+        for _ in range(UNTIMED_ROUNDS):
+            waits_ms: list[float] = []
+            self._rewind()
+            self._round(waits_ms, appending=True)
+            if max(waits_ms) < CALM * self.request_ms:
+                break
         return self
 
     def __exit__(
