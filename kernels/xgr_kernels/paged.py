@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 import triton
@@ -16,7 +19,7 @@ from xgr_kernels.attention_plan import Plan, Tiling
 LOG2_E = 1.4426950408889634
 MULTIPROCESSORS = 132
 """Of an H100 or H200; it decides only into how many parts contexts go."""
-MERGE_ROWS = 8
+MERGE_ROWS, MERGE_PARTS = 4, 4
 
 gdc_wait = tl.extra.cuda.gdc_wait
 gdc_launch_dependents = tl.extra.cuda.gdc_launch_dependents
@@ -113,6 +116,8 @@ def attend_kernel(
     request = tl.load(record + 3)
     if request >= 0:
         first, stop, parts = tl.load(record + 4), tl.load(record + 5), tl.load(record + 6)
+        table = page_table + request.to(tl.int64) * table_stride
+        page = tl.load(table + first // PAGE_SIZE, mask=first < stop, other=0)
         row, head, real, m = row_of(items, item, kv_head, 0, GROUP, BLOCK_M, BLOCK_M)
         d = tl.arange(0, BLOCK_D)
         inside = real[:, None] & (d < DIM)[None, :]
@@ -122,7 +127,7 @@ def attend_kernel(
         peak = tl.full([BLOCK_M], -1e30, tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        if STEPS > 0:
+        if STEPS > 0:  # noqa: SIM102 - decided when compiled
             if parts == 1:
                 peak, total, acc = attend_suffix(
                     tile_q, row, real, inside, kv_head, d, suffix_k, suffix_v, ancestors,
@@ -136,8 +141,6 @@ def attend_kernel(
             limits = tl.minimum(prefix + m // GROUP + 1, stop)
             seen_by_all = tl.minimum(prefix + tl.load(record + 2) * BLOCK_M // GROUP + 1, stop)
         whole = first + tl.maximum(seen_by_all - first, 0) // BLOCK_N * BLOCK_N
-        table = page_table + request.to(tl.int64) * table_stride
-        page = tl.load(table + first // PAGE_SIZE, mask=first < stop, other=0)
         for n in range(first, whole, BLOCK_N):
             keys = _load_tile(
                 k_pages, table, page, n, whole, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DESCRIPTORS, True
@@ -187,7 +190,7 @@ def merge_kernel(
         kv_head, block = piece // blocks % kv_heads, piece % blocks
         item = tl.load(merges + 1 + piece // blocks // kv_heads)
         if item >= 0:
-            row, head, real, m = row_of(items, item, kv_head, block, GROUP, BLOCK_M, ROWS)
+            row, head, real, _m = row_of(items, item, kv_head, block, GROUP, BLOCK_M, ROWS)
             d = tl.arange(0, BLOCK_D)
             inside = real[:, None] & (d < DIM)[None, :]
             peak = tl.full([ROWS], -1e30, tl.float32)
@@ -221,8 +224,9 @@ def merge_kernel(
             result = (acc / total[:, None]).to(out.dtype.element_ty)
             at = row.to(tl.int64) * kv_heads * GROUP + head
             tl.store(out + at[:, None] * DIM + d[None, :], result, mask=inside)
-    if PDL:
-        gdc_wait()  # also where there was nothing to merge: who comes next waits for this kernel alone
+    if PDL:  # noqa: SIM102 - decided when compiled
+        if tl.program_id(0) == 0:
+            gdc_wait()  # also where there is nothing to merge: who comes next waits for this kernel alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,29 +259,42 @@ def attend(
     out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
     dependent = dependent_launch(q.device)
     options = {"launch_pdl": True} if dependent else {}
-    attend_kernel[(plan.items.shape[0] * kv_heads,)](
-        out, plan.partial, plan.log_totals, plan.items, q, pages_operand(k_pages, tiling), pages_operand(v_pages, tiling),
-        page_table, lengths, *own, kv_heads, page_table.stride(0), q.stride(0), q.stride(1), *own_strides,
-        scale * LOG2_E,
-        GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim,
-        BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d, DESCRIPTORS=tiling.descriptors,
-        PRECISION="ieee", PDL=dependent, num_warps=tiling.num_warps, num_stages=tiling.num_stages, **options,
+    arguments = (
+        out, plan.partial, plan.log_totals, plan.items, q, pages_operand(k_pages, tiling),
+        pages_operand(v_pages, tiling), page_table, lengths, *own, kv_heads, page_table.stride(0), q.stride(0),
+        q.stride(1), *own_strides, scale * LOG2_E,
     )  # fmt: skip
+    grid = (plan.items.shape[0] * kv_heads,)
+    if tiling.pipelined:
+        hopper().attend_kernel[grid](
+            *arguments,
+            GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim, ROWS=tiling.block_m,
+            TILE=tiling.block_n // 2, PDL=dependent, num_warps=tiling.num_warps, **options,
+        )  # fmt: skip
+    else:
+        attend_kernel[grid](
+            *arguments,
+            GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim,
+            BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d, DESCRIPTORS=tiling.descriptors,
+            PRECISION="ieee", PDL=dependent, num_warps=tiling.num_warps, num_stages=tiling.num_stages, **options,
+        )  # fmt: skip
     if tiling.most_splits > 1:
         pieces = (plan.merges.shape[0] - 1) * kv_heads * (tiling.block_m // MERGE_ROWS)
-        merge_kernel[(min(pieces, 4 * MULTIPROCESSORS),)](
+        merge_kernel[(min(pieces, 16 * MULTIPROCESSORS),)](
             out, plan.partial, plan.log_totals, plan.items, plan.merges, q, *own,
             kv_heads, q.stride(0), q.stride(1), *own_strides, scale * LOG2_E,
             GROUP=group, STEPS=steps, DIM=dim, BLOCK_M=tiling.block_m, BLOCK_D=tiling.block_d,
-            ROWS=MERGE_ROWS, PARTS=4, PDL=dependent, num_warps=4, **options,
+            ROWS=MERGE_ROWS, PARTS=MERGE_PARTS, PDL=dependent, num_warps=1, **options,
         )  # fmt: skip
     return out
 
 
-def pages_operand(pages: Tensor, tiling: Tiling) -> Tensor | TensorDescriptor:
+def pages_operand(pages: Tensor, tiling: Tiling) -> Any:
     """Pages [pages, kv_heads, page_size, dim] as the kernel takes them."""
     if not tiling.descriptors:
         return pages
+    if tiling.pipelined:
+        return hopper().pages_operand(pages, tiling.block_n // 2)
     return TensorDescriptor.from_tensor(pages.view(-1, pages.shape[3]), [tiling.block_n, tiling.block_d])
 
 
@@ -289,6 +306,12 @@ def dense(tensor: Tensor, last: int) -> Tensor:
             return tensor.contiguous()
         expected *= tensor.shape[-dimension]
     return tensor
+
+
+@functools.cache
+def hopper() -> ModuleType:
+    """The pipelined kernel, imported where it is used: it can't run in Triton's interpreter."""
+    return importlib.import_module("xgr_kernels.paged_hopper")
 
 
 @functools.cache

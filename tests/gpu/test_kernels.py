@@ -4,18 +4,12 @@ tests/kernels holds every op to a loop oracle in float32, on the GPU too where t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
-from xgr_kernels.append_attention import append_attention
-from xgr_kernels.append_attention.reference import append_attention as append_attention_reference
 from xgr_kernels.kv_write import kv_write
 from xgr_kernels.kv_write.reference import kv_write as kv_write_reference
-from xgr_kernels.staged_attention import staged_attention
-from xgr_kernels.staged_attention.reference import staged_attention as staged_attention_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -33,53 +27,6 @@ def agree(got: Tensor, want: Tensor) -> None:
 
 def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.is_floating_point() else x for x in tensors)
-
-
-def pages(lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and a table of pages of 64 in random order; what no length reaches is NaN."""
-    most = -(-max(lengths) // 64) + 1
-    table = torch.randperm(len(lengths) * most, device="cuda").view(len(lengths), most)
-    keys = torch.randn(len(lengths) * most, kv_heads, 64, dim, dtype=dtype, device="cuda")
-    values = torch.randn_like(keys)
-    place = torch.arange(most * 64, device="cuda").view(most, 64)
-    for row, length in zip(table, lengths, strict=True):
-        beyond = (place >= length)[:, None, :, None]
-        keys[row] = keys[row].masked_fill(beyond, torch.nan)
-        values[row] = values[row].masked_fill(beyond, torch.nan)
-    return keys, values, table.int()
-
-
-def compare(op: Callable[..., Tensor], reference: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
-    agree(op(*arguments, scale=0.1), reference(*widened(arguments), scale=0.1))
-
-
-@dtypes
-@heads
-def test_staged_attention(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
-    for lengths, beams in (([1000], [256]), ([0, 77, 1300], [50, 1, 129]), ([640] * 8, [256] * 8)):
-        rows = sum(beams)
-        starts = torch.tensor([0, *beams], device="cuda").cumsum(0).int()
-        q = torch.randn(rows, kv_heads * group, dim, dtype=dtype, device="cuda")
-        suffix = torch.randn(2, 3, rows, kv_heads, dim, dtype=dtype, device="cuda")
-        ancestors = torch.randint(0, rows, (rows, 3), device="cuda").int()
-        lengths_ = torch.tensor(lengths, device="cuda").int()
-        prefix = pages(lengths, kv_heads, dim, dtype)
-        compare(staged_attention, staged_attention_reference, (q, *prefix, lengths_, starts, *suffix, ancestors))
-
-
-@dtypes
-@heads
-def test_append_attention(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
-    for new, prefix in (([3] * 64, [200] * 64), ([3], [997]), ([700], [0]), ([1, 0, 65, 300], [0, 40, 999, 64])):
-        lengths = [a + b for a, b in zip(new, prefix, strict=True)]
-        starts = torch.tensor([0, *new], device="cuda").cumsum(0).int()
-        q = torch.randn(sum(new), kv_heads * group, dim, dtype=dtype, device="cuda")
-        lengths_ = torch.tensor(lengths, device="cuda").int()
-        compare(
-            append_attention,
-            append_attention_reference,
-            (q, *pages(lengths, kv_heads, dim, dtype), starts, lengths_),
-        )
 
 
 @dtypes

@@ -9,7 +9,7 @@ from xgr_kernels.attention_plan import Plan
 from xgr_kernels.checks import check_heads, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
-__all__ = ["plan_append_attention", "append_attention"]
+__all__ = ["append_attention", "plan_append_attention"]
 
 
 def append_attention(
@@ -37,7 +37,9 @@ def append_attention(
     users = len(page_table)
     check_shape("query_starts", query_starts, (users + 1,))
     check_shape("kv_lengths", kv_lengths, (users,))
-    return implementation("append_attention", q)(q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale, plan=plan)
+    return implementation("append_attention", q)(
+        q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale, plan=plan
+    )
 
 
 def plan_append_attention(
@@ -59,6 +61,13 @@ def plan_append_attention(
     check_heads(heads, kv_heads)
     check_shape("query_starts", query_starts, (len(kv_lengths) + 1,))
     plan: Plan | None = implementation("append_attention", query_starts, "plan")(
-        query_starts, kv_lengths, tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, dtype=dtype
+        query_starts,
+        kv_lengths,
+        tokens=tokens,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        dtype=dtype,
     )
     return plan

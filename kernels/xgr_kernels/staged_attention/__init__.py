@@ -50,7 +50,17 @@ def staged_attention(
     check_shape("suffix_k", suffix_k, (steps, None, kv_heads, dim))
     check_shape("suffix_v", suffix_v, tuple(suffix_k.shape))
     return implementation("staged_attention", q)(
-        q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors, scale=scale, plan=plan
+        q,
+        k_pages,
+        v_pages,
+        page_table,
+        prefix_lengths,
+        row_starts,
+        suffix_k,
+        suffix_v,
+        ancestors,
+        scale=scale,
+        plan=plan,
     )
 
 
@@ -73,6 +83,13 @@ def plan_staged_attention(
     check_heads(heads, kv_heads)
     check_shape("row_starts", row_starts, (len(prefix_lengths) + 1,))
     plan: Plan | None = implementation("staged_attention", row_starts, "plan")(
-        row_starts, prefix_lengths, rows=rows, heads=heads, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size, dtype=dtype
+        row_starts,
+        prefix_lengths,
+        rows=rows,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        dtype=dtype,
     )
     return plan

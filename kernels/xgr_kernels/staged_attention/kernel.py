@@ -67,12 +67,10 @@ def plan(
 
 
 def choose_tiling(rows: int, requests: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype) -> Tiling:
-    """Large tiles where they fill the card, else small ones and the context in parts; rows: beams times group."""
+    """Two programs to a multiprocessor, with the context in parts where there would be fewer; rows: beams × group."""
     block_d = triton.next_power_of_2(dim)
     block_n, descriptors = tile_width(page_size, dim, dtype)
     if dtype.itemsize > 2:
         return Tiling(16, block_n, block_d, 4, 2, 2 * MULTIPROCESSORS, 8, descriptors)
-    if rows * kv_heads >= 192 * MULTIPROCESSORS and block_d <= 128:
-        return Tiling(128, block_n, block_d, 8, 3, 2 * MULTIPROCESSORS, 8, descriptors)
     block_m = max(16, min(64, triton.next_power_of_2(triton.cdiv(rows, requests))))
     return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, 16, descriptors)

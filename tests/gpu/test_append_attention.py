@@ -1,0 +1,82 @@
+"""append_attention in the precisions it serves in, against the float32 reference on the same inputs; as a graph too.
+
+tests/kernels holds it to a loop oracle in float32, on the GPU too where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.gpu.attention_inputs import agree, pages, widened
+from xgr_kernels import append_attention, plan_append_attention
+from xgr_kernels.append_attention.reference import append_attention as reference
+
+pytestmark = pytest.mark.gpu
+
+
+def arguments(
+    new: list[int], prefix: list[int], kv_heads: int, group: int, dim: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """As the engine calls it: q a slice of the fused product."""
+    lengths = [a + b for a, b in zip(new, prefix, strict=True)]
+    starts = torch.tensor([0, *new], device="cuda").cumsum(0).int()
+    q = torch.randn(sum(new), kv_heads * (group + 2), dim, dtype=dtype, device="cuda")[:, : kv_heads * group]
+    return q, *pages(lengths, kv_heads, dim, dtype), starts, torch.tensor(lengths, device="cuda").int()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "group", "dim"),
+    [
+        (torch.bfloat16, 8, 2, 128),
+        (torch.bfloat16, 2, 7, 64),
+        (torch.bfloat16, 3, 5, 96),
+        (torch.bfloat16, 1, 8, 256),
+        (torch.float16, 8, 2, 128),
+        (torch.float32, 2, 7, 64),
+        (torch.float32, 3, 5, 96),
+    ],
+    ids=str,
+)
+def test_equals_the_reference(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
+    for new, prefix in (([3] * 64, [200] * 64), ([3], [997]), ([700], [0]), ([1, 0, 65, 300], [0, 40, 999, 64])):
+        given = arguments(new, prefix, kv_heads, group, dim, dtype)
+        agree(append_attention(*given, scale=0.1), reference(*widened(given), scale=0.1))
+
+
+def test_a_chunk_of_a_long_prefill() -> None:
+    given = arguments([2048], [1000], 8, 2, 128, torch.bfloat16)
+    agree(append_attention(*given, scale=0.1), reference(*widened(given), scale=0.1))
+
+
+@pytest.mark.parametrize(("users", "tokens"), [(1, 16), (64, 256), (8, 2048)])
+def test_a_graph_serves_other_lengths_and_token_counts(users: int, tokens: int) -> None:
+    most = 2112 if users == 8 else 1280
+    shape = {"heads": 16, "kv_heads": 8, "head_dim": 128, "page_size": 64, "dtype": torch.bfloat16}
+    held = arguments([tokens // users] * users, [most - tokens // users] * users, 8, 2, 128, torch.bfloat16)
+    q, k_pages, v_pages, table, starts, lengths = held
+
+    def forward() -> Tensor:
+        plan = plan_append_attention(starts, lengths, tokens=tokens, **shape)
+        return append_attention(q, k_pages, v_pages, table, starts, lengths, scale=0.1, plan=plan)
+
+    forward()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = forward()
+    cases: list[tuple[list[int], list[int]]] = [([16], [0]), ([3], [1200]), ([1], [63])]
+    if users == 64:
+        cases = [([4] * 64, [996] * 64), ([200, 3, 0, 1, 50], [70, 1277, 90, 0, 1000]), ([1] * 9, list(range(9)))]
+    if users == 8:
+        cases = [([256] * 8, [1856] * 8), ([2048], [0]), ([1500, 0, 1, 500], [64, 7, 2100, 1000])]
+    k_pages.nan_to_num_()
+    v_pages.nan_to_num_()
+    for new, prefix in cases:
+        padding = users - len(new)
+        lengths.copy_(torch.tensor([a + b for a, b in zip(new, prefix, strict=True)] + [0] * padding))
+        starts.copy_(torch.tensor([0, *new] + [0] * padding).cumsum(0))
+        out.fill_(torch.nan)
+        graph.replay()
+        used = sum(new)
+        wide = widened((q[:used], k_pages, v_pages))
+        agree(out[:used], reference(*wide, table, starts, lengths, scale=0.1))
