@@ -55,6 +55,7 @@ def report(op: str, check: Callable[[], None], *runs: Cases) -> None:
 def graph_ms(work: Callable[[], object], *, replays: int = 20) -> tuple[float, float]:
     """Milliseconds of one replay of `work` captured as a CUDA graph: the median, and the spread between quartiles."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which may still be writing what `work` reads
     with torch.cuda.stream(stream):
         for _ in range(2):
             work()
