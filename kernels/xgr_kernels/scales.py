@@ -1,4 +1,4 @@
-"""The factors that a product of FP8 matrices, or of hidden states not yet normalised, still lacks, for the references."""
+"""The factors that a product of FP8 matrices, or of unnormalised hidden states, still lacks, for the references."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ class BeamSelection(NamedTuple):
     """[out] int32, the trie node reached, of the next depth; -1 for a missing beam."""
     beams_scanned: Tensor
     """[requests] int32, input rows whose children were looked at; their bounds spared the other live ones."""
+    children_kept: Tensor
+    """[requests] int32, candidates that were not below the bound found on the way."""
 
 
 def beam_select(
@@ -42,20 +44,25 @@ def beam_select(
     normalizer: str = "level",
     log_normalizer: Tensor | None = None,
     num_out: int | None = None,
+    early_stop: bool = True,
 ) -> BeamSelection:
     """Extend each request's beams by one level and keep the best, by score descending, then node ascending.
 
     A candidate's score is its beam's plus logits[row, code] less the row's log-normalizer.
 
-    logits: [rows, codes], of this level; scores: [rows] float32, -inf for a dead beam; nodes: [rows], the node each
-    beam stands at (ignored where dead). row_starts, out_starts: [requests + 1], beams in and beams out.
-    child_starts: [parents + 1]; child_codes: [children], ascending inside a parent: the children of node p are the
-    nodes child_starts[p] : child_starts[p + 1] of the next depth.
+    logits: [rows, codes], of this level; scores: [rows] float32, -inf for a dead beam; nodes: [rows] int32, the node
+    each beam stands at (ignored where dead; those of a request's live beams differ). row_starts, out_starts:
+    [requests + 1] int32, beams in and beams out; rows behind the last request's are not read, outputs behind them
+    become missing beams with parent 0.
+    child_starts: [parents + 1] int32; child_codes: [children] int32, ascending inside a parent: the children of node p
+    are the nodes child_starts[p] : child_starts[p + 1] of the next depth.
     node_masks: [masks, children] bool, what is legal; mask_index: [requests], the row of it that a request uses.
-    emptied_starts: [requests + 1]; emptied_nodes: [emptied], sorted inside a request: nodes not legal for it alone.
+    emptied_starts: [requests + 1] int32; emptied_nodes: int32, sorted inside a request, of which
+    [: emptied_starts[-1]] is used: nodes not legal for it alone.
     normalizer: "level", a log-sum-exp over all codes, or "legal", over the beam's legal children; log_normalizer
-    [rows], where given, goes before it. num_out: out_starts[-1], which is read back from the device, a host
-    synchronisation, where it is not given. Raises ValueError on arguments that do not fit each other.
+    [rows], where given, goes before it. num_out: outputs, at least out_starts[-1], which is read back from the device,
+    a host synchronisation, where it is not given. early_stop: whether beams whose bound is too low are spared; the
+    answer is the same. Raises ValueError on arguments that do not fit each other.
     """
     rows = len(logits)
     check_shape("logits", logits, (rows, None))
@@ -70,6 +77,9 @@ def beam_select(
     check_shape("node_masks", node_masks, (None, len(child_codes)))
     if scores.dtype != torch.float32:
         raise ValueError(f"scores must be float32, not {scores.dtype}")
+    integers = (nodes, row_starts, out_starts, child_starts, child_codes, emptied_starts, emptied_nodes)
+    if any(tensor.dtype != torch.int32 for tensor in integers):
+        raise ValueError("nodes, row_starts, out_starts, child_starts, child_codes and emptied nodes must be int32")
     if node_masks.dtype != torch.bool:
         raise ValueError(f"node_masks must be bool, not {node_masks.dtype}")
     if normalizer not in ("level", "legal"):
@@ -91,5 +101,6 @@ def beam_select(
         normalizer=normalizer,
         log_normalizer=log_normalizer,
         num_out=num_out,
+        early_stop=early_stop,
     )
     return BeamSelection(*chosen)

@@ -32,8 +32,12 @@ def beam_select(
     normalizer: str,
     log_normalizer: Tensor | None,
     num_out: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits = logits.float()
+    early_stop: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = int(row_starts[-1])  # what lies behind is padding
+    logits, scores, nodes = logits[:rows].float(), scores[:rows], nodes[:rows]
+    log_normalizer = None if log_normalizer is None else log_normalizer[:rows]
+    emptied_nodes = emptied_nodes[: int(emptied_starts[-1])]
     widths = out_starts.diff().long()
     request_of = torch.repeat_interleave(row_starts.diff())  # [rows]
     mask_of = mask_index[request_of]
@@ -62,7 +66,7 @@ def beam_select(
         log_normalizer = logits.logsumexp(-1)
     scanned, tau = alive, None
     # Without a normalizer yet, it takes every legal child: nothing is left to spare.
-    if log_normalizer is not None and int(num_children.sum()) > FEW * int(widths.sum()):
+    if early_stop and log_normalizer is not None and int(num_children.sum()) > FEW * int(widths.sum()):
         bound = (scores - log_normalizer + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
         leading = alive & _leads(bound, num_children, row_starts, widths)
         row, _, logit = legal_children(leading)
@@ -75,8 +79,16 @@ def beam_select(
     if tau is not None:
         kept = score >= tau[request_of[row]]
         row, node, score = row[kept], node[kept], score[kept]
-    best = _best(score, row, node, request_of[row], row_starts, out_starts, num_out)
-    return *best, torch.bincount(request_of[scanned], minlength=len(widths)).int()
+    request = request_of[row]
+    best = _best(score, row, node, request, row_starts, out_starts)
+    padding = 0 if num_out is None else num_out - len(best[0])
+    if padding:
+        best = tuple(
+            torch.nn.functional.pad(x, (0, padding), value=value)
+            for x, value in zip(best, (-torch.inf, 0, -1), strict=True)
+        )
+    counts = (torch.bincount(of, minlength=len(widths)).int() for of in (request_of[scanned], request))
+    return *best, *counts
 
 
 def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
@@ -118,8 +130,7 @@ def _best(
     request: Tensor,
     row_starts: Tensor,
     out_starts: Tensor,
-    num_out: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The requests' output beams, from candidates that lie request by request, nodes ascending."""
     requests, widths = len(out_starts) - 1, out_starts.diff()
     place, most = _places(request, requests)
@@ -130,7 +141,7 @@ def _best(
     parents = row_starts[:-1, None].int().repeat(1, shape[1])
     scores[request, place], nodes[request, place], parents[request, place] = score, node.int(), row.int()
     order = scores.argsort(dim=1, descending=True, stable=True)
-    owner = torch.repeat_interleave(widths, output_size=num_out)  # [out]
+    owner = torch.repeat_interleave(widths)  # [out]
     chosen = owner, order[owner, torch.arange(len(owner), device=score.device) - out_starts[owner]]
     return scores[chosen], parents[chosen], nodes[chosen]
 
