@@ -34,7 +34,7 @@ def test_level_logits_are_the_vocabularys(item_tokens: dict[str, list[list[int]]
 
 def test_tokens_side_by_side_take_no_second_copy_of_the_head() -> None:
     decoder = make_decoder({"offset": 60})
-    storage = decoder._weights.head.untyped_storage().data_ptr()
+    storage = decoder._head.untyped_storage().data_ptr()
     assert {head.untyped_storage().data_ptr() for head in decoder._level_heads} == {storage}
 
 

@@ -62,15 +62,19 @@ class Case:
     def window(self) -> WindowConfig:
         return WindowConfig(max_events=self.max_events)
 
-    def engine(self, budget_bytes: int = 1 << 20, **settings: Any) -> Engine:
+    def engine(
+        self, budget_bytes: int = 1 << 20, *, device: str = "cpu", dtype: str = "float32", **settings: Any
+    ) -> Engine:
+        model = self.model if device == "cpu" else build_model(*self._parts, device=device, dtype=dtype)
         config = EngineConfig(
+            device=device,
             normalizer=self.normalizer,  # type: ignore[arg-type]
             window=self.window,
             cache=CacheConfig(budget_bytes=budget_bytes, page_size=self.page_size),
             max_batch_tokens=self.max_batch_tokens,
             **settings,
         )
-        return Engine.load(self.model, Catalog.from_table(self.items, codes=self.codes), config=config)
+        return Engine.load(model, Catalog.from_table(self.items, codes=self.codes), config=config)
 
     def item_ids(self) -> st.SearchStrategy[str]:
         """Known items, and now and then an unknown one."""

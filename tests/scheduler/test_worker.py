@@ -14,7 +14,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S, DeviceWorker
 from xgr_stream.testing.clock import ManualClock
-from xgr_stream.testing.null_engine import NullEngine, NullWarmReport
+from xgr_stream.testing.null_engine import NullEngine, NullPendingAnswers, NullWarmReport
 from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
 
 
@@ -141,7 +141,7 @@ def test_an_engine_error_answers_its_batch_and_the_thread_lives(device: Device) 
 
 
 def test_an_engine_that_miscounts_is_an_engine_error(device: Device) -> None:
-    device.engine.answer = lambda requests: []  # type: ignore[method-assign]
+    device.engine.begin = lambda requests: NullPendingAnswers([])  # type: ignore[method-assign]
     assert device.worker.submit(RecommendRequest("r", "u"), None, None).result(10).error == "engine"
 
 

@@ -25,43 +25,37 @@ def select_masking_last(
     log_normalizer: Tensor | None,
     **unused: Any,
 ) -> BeamSelection:
-    """`beam_select` as engines without a catalog do it: score all codes of all beams, mask them in one dense table, sort.
+    """`beam_select` as an engine without a trie does it: all codes of all beams are scored, the illegal ones masked,
+    and the whole table is sorted.
 
-    For requests without exclusions, normalised over the level or the vocabulary. No host synchronisation.
+    For requests of as many beams each, without exclusions, whose scores are normalised over the level or the
+    vocabulary. Arguments and result are `beam_select`'s. No host synchronisation.
     """
     rows, codes = logits.shape
     requests = len(mask_index)
-    device = logits.device
-    row = torch.arange(rows, device=device)
-    request = torch.searchsorted(row_starts[1:].contiguous(), row, right=True)
-    real = request < requests
-    request = request.clamp_(max=requests - 1)
+    beams = rows // requests
+    request = torch.arange(rows, device=logits.device) // beams
     if log_normalizer is None:
         log_normalizer = logits.logsumexp(-1)
     at = nodes.clamp(min=0).long()
-    first, last = child_starts[at].long(), child_starts[at + 1].long()
-    offset = torch.arange(codes, device=device)
-    child = (first[:, None] + offset).clamp_(max=len(child_codes) - 1)  # [rows, codes]
-    is_child = (first[:, None] + offset < last[:, None]) & (real & (scores > -torch.inf))[:, None]
+    place = child_starts[at].long()[:, None] + torch.arange(codes, device=logits.device)  # [rows, codes]
+    is_child = (place < child_starts[at + 1].long()[:, None]) & (scores > -torch.inf)[:, None]
+    child = place.clamp_(max=len(child_codes) - 1)
     legal = is_child & node_masks[mask_index[request].long()[:, None], child]
-    code = torch.where(legal, child_codes[child].long(), codes)
-    node_of = torch.full((rows, codes + 1), -1, dtype=torch.int32, device=device)
-    node_of.scatter_(1, code, child.int())
-    node_of = node_of[:, :codes]
-    score = (logits + (scores - log_normalizer)[:, None]).masked_fill(node_of < 0, -torch.inf)
-
-    widest = rows // requests if rows >= requests else rows
-    table = score.view(requests, -1) if rows % requests == 0 else score.new_full((requests, widest * codes), -torch.inf)
-    order = table.argsort(dim=1, descending=True, stable=True)
-    out = torch.arange(num_out, device=device)
-    owner = torch.searchsorted(out_starts[1:].contiguous(), out, right=True).clamp_(max=requests - 1)
-    place = order[owner, (out - out_starts[owner]).clamp_(min=0, max=order.shape[1] - 1)]
-    chosen_score = table[owner, place]
-    dead = ~(chosen_score > -torch.inf) | (out >= out_starts[-1])
-    parent = (owner * (rows // requests) + place // codes).int()
+    node_of = torch.full((rows, codes + 1), -1, dtype=torch.int32, device=logits.device)
+    node_of.scatter_(1, torch.where(legal, child_codes[child].long(), codes), child.int())
+    node_of = node_of[:, :codes].reshape(requests, -1)
+    masked = (logits + (scores - log_normalizer)[:, None]).view(requests, -1).masked_fill(node_of < 0, -torch.inf)
+    best = masked.sort(dim=1, descending=True, stable=True)
+    kept = num_out // requests
+    chosen, order = best.values[:, :kept], best.indices[:, :kept]
+    dead = ~(chosen > -torch.inf)
+    parents = order // codes + row_starts[:-1, None]
+    scanned = torch.full_like(row_starts[:-1], beams)
     return BeamSelection(
-        chosen_score.masked_fill(dead, -torch.inf),
-        torch.where(dead, row_starts[:-1][owner].int(), parent),
-        node_of.view(requests, -1)[owner, place].masked_fill(dead, -1),
-        row_starts.diff().int(),
+        chosen.flatten(),
+        torch.where(dead, row_starts[:-1, None], parents).int().flatten(),
+        node_of.gather(1, order).masked_fill(dead, -1).flatten(),
+        scanned,
+        scanned * codes,
     )

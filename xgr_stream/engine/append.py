@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +21,7 @@ from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, fill_star
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
 from xgr_stream.model.decoder import Attend
+from xgr_stream.model.layers import Style
 
 GRAPH_TOKENS = 2048
 """Forwards of up to so many tokens are captured. Launched one by one, the kernels of 1,000 tokens took 20 ms of the
@@ -81,14 +84,15 @@ class Appender:
         staging = self._staging_for(shape)
         staging.send(self._lane, lambda arrays: self._write(pieces, arrays))
 
-        def step() -> None:
-            self._compute(shape, staging.tensors)
+        def step(style: Style) -> None:
+            self._compute(staging.tensors, style)
 
+        styles = self._decoder.styles(shape.tokens)
         if self._graphs is None or shape.tokens > GRAPH_TOKENS:
             with self._lane.current():
-                step()
+                step(styles[0])
         else:
-            self._graphs.run(shape, step)
+            self._graphs.run(shape, [partial(step, style) for style in styles])
 
     def _shape(self, pieces: Sequence[_Piece]) -> AppendShape:
         tokens = sum(piece.last - piece.first for piece in pieces)
@@ -145,10 +149,10 @@ class Appender:
         arrays["hidden_slots"][:] = self._cache.unread_slot
         arrays["hidden_slots"][: len(ends)] = [pieces[i].append.draft.hidden_slot[0] for i in ends]
 
-    def _compute(self, shape: AppendShape, inputs: Mapping[str, Tensor]) -> None:
+    def _compute(self, inputs: Mapping[str, Tensor], style: Style) -> None:
         wanted = inputs["wanted"].long()
         attend = self._attention(inputs, wanted)
-        hidden = self._decoder.forward(inputs["tokens"].long(), attend, wanted)
+        hidden = self._decoder.forward(inputs["tokens"].long(), attend, wanted, style)
         self._cache.hidden.index_copy_(0, inputs["hidden_slots"].long(), hidden)
 
     def _attention(self, inputs: Mapping[str, Tensor], wanted: Tensor) -> Attend:
@@ -157,7 +161,7 @@ class Appender:
         positions, slots = inputs["positions"].long(), inputs["slots"].long()
         pages, kv_lengths = inputs["pages"], inputs["kv_lengths"]
         query_starts, wanted_starts = inputs["query_starts"], inputs["wanted_starts"]
-        sizes = {
+        sizes: dict[str, Any] = {
             "heads": config.num_heads,
             "kv_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
@@ -167,7 +171,7 @@ class Appender:
         plan = plan_append_attention(query_starts, kv_lengths, tokens=len(positions), **sizes)
         last_plan = plan_append_attention(wanted_starts, kv_lengths, tokens=len(wanted), **sizes)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, **scaled: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
             k_pages, v_pages = pool.k[layer], pool.v[layer]
             q = kv_write(
                 q,
@@ -181,7 +185,7 @@ class Appender:
                 q_norm=decoder.q_norm(layer),
                 k_norm=decoder.k_norm(layer),
                 eps=decoder.rms_eps,
-                **scaled,
+                **scaling,
             )
             last = layer == config.num_layers - 1
             if last:

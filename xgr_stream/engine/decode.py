@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, fill_star
 from xgr_stream.engine.suffix import Suffix
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
+from xgr_stream.model.layers import Style
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,21 +140,24 @@ class BeamDecoder:
         return staging
 
     def _run(self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables) -> None:
-        def step() -> None:
-            selection = self._search(shape, inputs, legality)
+        def step(style: Style) -> None:
+            selection = self._search(shape, inputs, legality, style)
             self._results.write(selection.nodes, selection.scores)
 
+        styles = self._decoder.styles(max(shape.rows))
         if self._graphs is None:
             self.scanned = []
             with self._lane.current():
-                step()
+                step(styles[0])
             return
         if self._generation != legality.generation:
             self._generation = legality.generation
             self._graphs.clear()
-        self._graphs.run(shape, step)
+        self._graphs.run(shape, [partial(step, style) for style in styles])
 
-    def _search(self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables) -> BeamSelection:
+    def _search(
+        self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables, style: Style
+    ) -> BeamSelection:
         trie, row_starts = legality.trie, inputs["row_starts"]
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
         scores = torch.zeros(shape.requests, device=self._device)
@@ -176,7 +181,7 @@ class BeamDecoder:
                 normalizer="level" if self._normalizer == "vocabulary" else self._normalizer,
                 log_normalizer=self._log_normalizer(hidden),
                 num_out=shape.rows[level],
-                **({} if self._switches.early_stop else {"early_stop": False}),
+                early_stop=self._switches.early_stop,
             )
             if self._graphs is None:
                 self.scanned.append((selection.beams_scanned, (scores > -torch.inf).sum()))
@@ -202,7 +207,7 @@ class BeamDecoder:
                 row_starts[level + 1],
                 each_alone=not self._switches.staged_attention,
             )
-            hidden = self._decoder.layers(descent.hidden, attend)
+            hidden = self._decoder.layers(descent.hidden, attend, style=style)
         return selection
 
     def _log_normalizer(self, hidden: Tensor) -> Tensor | None:

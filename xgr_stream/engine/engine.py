@@ -19,7 +19,7 @@ from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.context import ContextReader
 from xgr_stream.engine.decode import BeamDecoder
-from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.lanes import Lane, Mark
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers, PendingGroup
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
@@ -47,6 +47,13 @@ class WarmReport:
     """Users whose prefix is now up to their view."""
     tokens: int
     """Tokens computed for them."""
+    begun: Mark
+    ended: Mark
+
+    @property
+    def seconds(self) -> float | None:
+        """That the device took; None while it is still at it."""
+        return self.ended.ms_since(self.begun) / 1e3 if self.ended.done() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Engine:
         self.config = config
         self.window = config.window or model.settings.window or default_window(model)
         self.normalizer = config.normalizer or model.settings.normalizer or "level"
-        settings = (self.window, self.normalizer, config.beam_width, str(model.decoder.dtype))
+        settings = (self.window, self.normalizer, config.beam_width, str(model.decoder.dtype), model.decoder.fp8)
         self.version = f"{model.version}.{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         """What responses name as their model: the checkpoint, and the settings that answers depend on."""
         if history is None:
@@ -122,7 +129,7 @@ class Engine:
         damaged or do not fit together."""
         config = config or EngineConfig()
         if not isinstance(model, Model):
-            model = load_model(model, device=config.device, dtype=config.dtype)
+            model = load_model(model, device=config.device, dtype=config.dtype, fp8=config.fp8)
         if not isinstance(catalog, Catalog):
             catalog = Catalog.load(catalog)
         return cls(model, catalog, config=config, history=history)
@@ -204,7 +211,8 @@ class Engine:
         while jobs:
             group = self._next_group(jobs, views, pending)
             if group.jobs:
-                pending.add(self._begin_group(group))
+                with self._decode_lane.current():
+                    pending.add(self._begin_group(group))
         self._counters.requests += len(requests)
         return pending
 
@@ -215,6 +223,7 @@ class Engine:
         before = self._counters.tokens_appended
         waiting = deque(_newest(views).values())
         users = 0
+        begun = self._append_lane.mark()
         while waiting:
             plans: dict[str, Plan] = {}
             pages = 0
@@ -228,12 +237,12 @@ class Engine:
                     plans[plan.user_id] = plan
                 waiting.popleft()
             if plans:
-                # One forward may be under way while the next is prepared: more would make a request wait for them.
-                self._append_lane.reap(leave=1)
                 prefixes = self._run(plans, pages, self._appender)
-                self._keep(self._append_lane, plans, pages, self._pin(prefixes.values()))
+                held = self._pin(prefixes.values())
+                self._keep(self._append_lane, self._append_lane.mark(), plans, pages, held)
             users += len(plans)
-        return WarmReport(users=users, tokens=self._counters.tokens_appended - before)
+        tokens = self._counters.tokens_appended - before
+        return WarmReport(users, tokens, begun, self._append_lane.mark())
 
     def settle(self) -> None:
         """Wait for everything under way on the device."""
@@ -309,15 +318,14 @@ class Engine:
         own = [prefixes[job.request.user_id] for job in group.jobs]
         held = self._pin(own)
         try:
-            with lane.current():
-                ends = held.enter_context(self._tails.forked(own, [job.tail for job in group.jobs]))
+            ends = held.enter_context(self._tails.forked(own, [job.tail for job in group.jobs]))
             appended = lane.mark()
             widths = [job.width for job in group.jobs]
             beams = self._beam_decoder.begin(ends, widths, [job.filter for job in group.jobs], self._legality)
         except BaseException:
             held.close()
             raise
-        self._keep(lane, group.plans, group.pages, held)
+        self._keep(lane, beams.results.mark, group.plans, group.pages, held)
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
 
@@ -327,8 +335,11 @@ class Engine:
             lane.reap()
         if self._pages_in_flight + pages > self.cache.pool.num_pages:
             self.settle()
-        for lane in (self._decode_lane, self._append_lane):
-            appender.lane.follow(lane, plans)
+        if appender.lane is self._decode_lane:
+            self._decode_lane.follow(self._append_lane, plans)
+        else:
+            # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
+            self._append_lane.follow(self._decode_lane)
         with appender.lane.current():
             prefixes = self._prefixes.run(list(plans.values()), appender)
         self._counters.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
@@ -339,15 +350,15 @@ class Engine:
         held.enter_context(self.cache.pinned(list(prefixes)))
         return held
 
-    def _keep(self, lane: Lane, users: Iterable[str], pages: int, held: ExitStack) -> None:
-        """Close `held` once what is under way on the lane, for these users on so many pages, is done."""
+    def _keep(self, lane: Lane, mark: Mark, users: Iterable[str], pages: int, held: ExitStack) -> None:
+        """Close `held` once the lane's work up to the mark, for these users on so many pages, is done."""
         self._pages_in_flight += pages
 
         def release() -> None:
             self._pages_in_flight -= pages
             held.close()
 
-        lane.keep(users, release)
+        lane.keep(mark, users, release)
         lane.reap()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 MAX_GRAPHS = 64
 """Kept per kind of step: a graph of 28 layers takes a few MB besides the memory that all of them share."""
 
+TIMED_REPLAYS = 5
+"""Of each variant, when there is a choice."""
+
 
 class Graphs:
     """Graphs of one lane. They never run at the same time, so they share one memory pool; what must outlive a replay
@@ -24,14 +28,18 @@ class Graphs:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
-    def run(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Do what `step` does: by a replay, captured from it when the key is new. It must not depend on anything but
-        the key and the content of memory that it reads at fixed addresses."""
+    def run(self, key: Hashable, variants: Sequence[Callable[[], None]]) -> None:
+        """Do what each of `variants` does, by replaying a graph: captured from the fastest of them when the key is
+        new. They must not depend on anything but the key and the content of memory that they read at fixed addresses,
+        and may run more than once."""
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._capture(key, step)
+            graph = self._graphs[key] = self._fastest(key, variants)
+            if len(self._graphs) > MAX_GRAPHS:
+                torch.cuda.synchronize()  # the dropped one may still be running
+                self._graphs.popitem(last=False)
         else:
             self._graphs.move_to_end(key)
         with self._lane.current():
@@ -43,8 +51,21 @@ class Graphs:
             torch.cuda.synchronize()
             self._graphs.clear()
 
-    def _capture(self, key: Hashable, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _fastest(self, key: Hashable, variants: Sequence[Callable[[], None]]) -> torch.cuda.CUDAGraph:
         started = perf_counter()
+        graphs = [self._capture(variant) for variant in variants]
+        times = [self._shortest_ms(graph) for graph in graphs] if len(graphs) > 1 else [0.0]
+        best = times.index(min(times))
+        logger.info(
+            "captured %s in %.2f s: variant %d of %s ms",
+            key,
+            perf_counter() - started,
+            best,
+            [round(t, 3) for t in times],
+        )
+        return graphs[best]
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
         with self._lane.current():
             step()  # compiles kernels and lets libraries set themselves up, which a capture forbids
         torch.cuda.synchronize()
@@ -52,9 +73,17 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._lane.stream, capture_error_mode="thread_local"):
             step()
         self._pool = self._pool or graph.pool()
-        self._graphs[key] = graph
-        if len(self._graphs) > MAX_GRAPHS:
-            torch.cuda.synchronize()  # the dropped one may still be running
-            self._graphs.popitem(last=False)
-        logger.info("captured a graph for %s in %.2f s", key, perf_counter() - started)
         return graph
+
+    def _shortest_ms(self, graph: torch.cuda.CUDAGraph) -> float:
+        times: list[float] = []
+        with self._lane.current():
+            for _ in range(1 + TIMED_REPLAYS):
+                begin = torch.cuda.Event(enable_timing=True)
+                end = torch.cuda.Event(enable_timing=True)
+                begin.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                times.append(begin.elapsed_time(end))
+        return min(times[1:])

@@ -20,11 +20,17 @@ class Mark:
         self._event = event
         self._made_at = perf_counter()
 
+    def hold(self, stream: torch.cuda.Stream) -> None:
+        """Let further work of a stream wait, on the device, for the work before the mark."""
+        if self._event is not None:
+            stream.wait_event(self._event)
+
     def ms_since(self, earlier: Mark) -> float:
         """Milliseconds of the lane's work between two of its marks, both done."""
         if self._event is None or earlier._event is None:
             return (self._made_at - earlier._made_at) * 1e3
-        return earlier._event.elapsed_time(self._event)
+        milliseconds: float = earlier._event.elapsed_time(self._event)
+        return milliseconds
 
     def done(self) -> bool:
         """Whether all work before the mark is done."""
@@ -39,7 +45,6 @@ class Mark:
 @dataclass(frozen=True, slots=True)
 class _InFlight:
     mark: Mark
-    event: torch.cuda.Event | None
     users: frozenset[str]
     release: Callable[[], None]
 
@@ -53,6 +58,7 @@ class Lane:
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
         self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
+        self._is_current = False
         self._in_flight: deque[_InFlight] = deque()
 
     @property
@@ -61,31 +67,38 @@ class Lane:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within, work goes to this lane."""
-        if self._stream is None:
+        """Within, work goes to this lane. To be used by one thread; entering it again is free of charge, and another
+        lane must not be entered in between."""
+        if self._stream is None or self._is_current:
             yield
             return
         with torch.cuda.stream(self._stream):
-            yield
+            self._is_current = True
+            try:
+                yield
+            finally:
+                self._is_current = False
 
     def mark(self) -> Mark:
-        return Mark(self._record())
+        """The work so far."""
+        if self._stream is None:
+            return Mark(None)
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return Mark(event)
 
-    def keep(self, users: Iterable[str], release: Callable[[], None]) -> Mark:
-        """Call `release` once all work so far, which is these users', is done and reaped."""
-        event = self._record()
-        mark = Mark(event)
-        self._in_flight.append(_InFlight(mark, event, frozenset(users), release))
-        return mark
+    def keep(self, mark: Mark, users: Iterable[str], release: Callable[[], None]) -> None:
+        """Call `release` once the work before the mark, which is these users', is done and reaped."""
+        self._in_flight.append(_InFlight(mark, frozenset(users), release))
 
-    def follow(self, other: Lane, users: Iterable[str]) -> None:
-        """Further work here waits, on the device, for what the other lane does for these users."""
+    def follow(self, other: Lane, users: Iterable[str] | None = None) -> None:
+        """Further work here waits, on the device, for what the other lane does for these users, or for all."""
         if other is self or self._stream is None:
             return
-        wanted = set(users)
+        wanted = None if users is None else set(users)
         for entry in reversed(other._in_flight):  # the latest one includes those before it
-            if entry.event is not None and not wanted.isdisjoint(entry.users):
-                self._stream.wait_event(entry.event)
+            if wanted is None or not wanted.isdisjoint(entry.users):
+                entry.mark.hold(self._stream)
                 return
 
     def reap(self, leave: int | None = None) -> None:
@@ -98,10 +111,3 @@ class Lane:
                 entry.mark.wait()
             self._in_flight.popleft()
             entry.release()
-
-    def _record(self) -> torch.cuda.Event | None:
-        if self._stream is None:
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)
-        return event

@@ -79,7 +79,8 @@ class PrefixBuilder:
     def run(self, plans: Sequence[Plan], appender: Appender) -> list[UserPrefix]:
         """Carry out the plans of different users, together; `pages` of all of them must not exceed the pool.
 
-        On CUDA the tokens are under way on the appender's lane when this returns. Evicts others. If it raises, these users are no longer cached, since an append writes over their tails.
+        On CUDA the tokens are under way on the appender's lane when this returns. Evicts others. If it raises, these
+        users are no longer cached, since an append writes over their tails.
         """
         pending = [plan for plan in plans if len(plan.tokens)]
         if not pending:

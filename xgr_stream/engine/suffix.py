@@ -54,7 +54,7 @@ class Suffix:
             dtype=self._k.dtype,
         )
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, **scaled: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
             suffix_k, suffix_v = self._k[layer], self._v[layer]
             q = kv_write(
                 q,
@@ -68,7 +68,7 @@ class Suffix:
                 q_norm=self._decoder.q_norm(layer),
                 k_norm=self._decoder.k_norm(layer),
                 eps=self._decoder.rms_eps,
-                **scaled,
+                **scaling,
             )
             return staged_attention(
                 q,

@@ -11,22 +11,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.gate_up_silu import gate_up_silu
-from xgr_kernels.rms_norm import rms_norm
-from xgr_kernels.silu_mul import silu_mul
 from xgr_stream.model.config import ModelConfig
+from xgr_stream.model.layers import Layers, Style
 from xgr_stream.model.rope import cos_sin_table
-from xgr_stream.model.weights import DecoderWeights, LayerWeights
-
-FUSED_GATE_ROWS = 1024
-"""From so many rows on, SiLU in the product's epilogue costs nothing."""
+from xgr_stream.model.weights import DecoderWeights
 
 
 class Attend(Protocol):
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
         """Normalises and rotates `q` [n, heads, head_dim] and `k` [n, kv_heads, head_dim], keeps `k` and `v`, and
-        attends over all that each token may see. Returns [n, heads, head_dim]; in the last layer those of the
-        `wanted` tokens alone, if `forward` was given any."""
+        attends over all that each token may see. `scaling`: what `kv_write` is to multiply them by first, which only
+        decoders on CUDA ask for. Returns [n, heads, head_dim]; in the last layer those of the `wanted` tokens alone,
+        if `forward` was given any."""
 
 
 class Decoder:
@@ -35,26 +31,32 @@ class Decoder:
     cos_sin: Tensor
     """[max_positions, head_dim] float32: cosines, then sines, RoPE's scaling included."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights, token_ids: Sequence[NDArray[np.int64]]) -> None:
-        """`token_ids` per level [codes]: the tokens whose rows of the head that level scores."""
+    def __init__(
+        self, config: ModelConfig, weights: DecoderWeights, token_ids: Sequence[NDArray[np.int64]], *, fp8: bool = False
+    ) -> None:
+        """`token_ids` per level [codes]: the tokens whose rows of the head that level scores. `fp8`: the layers'
+        projections in FP8; `weights` may then be let go of."""
         self.config = config
-        self._weights = weights
+        self.fp8 = fp8
+        self._embedding, self._head = weights.embedding, weights.head
+        self._qk_norms = tuple((layer.q_norm, layer.k_norm) for layer in weights.layers)
+        self._layers = Layers(config, weights.layers, weights.norm, fp8=fp8)
         self._level_heads = tuple(_rows(weights.head, ids) for ids in token_ids)
         table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
         self.cos_sin = table.to(weights.head.device)
 
     @property
     def device(self) -> torch.device:
-        return self._weights.head.device
+        return self._head.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._weights.head.dtype
+        return self._head.dtype
 
     @property
     def embedding(self) -> Tensor:
         """[vocab, hidden]"""
-        return self._weights.embedding
+        return self._embedding
 
     @property
     def rms_eps(self) -> float:
@@ -62,41 +64,30 @@ class Decoder:
 
     def q_norm(self, layer: int) -> Tensor | None:
         """[head_dim]: the weight of the query's RMSNorm, None where the family has none."""
-        return self._weights.layers[layer].q_norm
+        return self._qk_norms[layer][0]
 
     def k_norm(self, layer: int) -> Tensor | None:
         """[head_dim]: the weight of the key's RMSNorm, None where the family has none."""
-        return self._weights.layers[layer].k_norm
+        return self._qk_norms[layer][1]
 
-    def forward(self, tokens: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, attend: Attend, wanted: Tensor | None = None, style: Style | None = None
+    ) -> Tensor:
         """`layers` over `tokens` [n] int64."""
-        return self.layers(F.embedding(tokens, self.embedding), attend, wanted)
+        return self.layers(F.embedding(tokens, self.embedding), attend, wanted, style)
 
-    def layers(self, hidden: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+    def layers(
+        self, hidden: Tensor, attend: Attend, wanted: Tensor | None = None, style: Style | None = None
+    ) -> Tensor:
         """Runs all layers over embedded tokens [n, hidden], in whatever order and of whatever users: only `attend`
         relates them. Returns the hidden states after the final norm, [n, hidden]; with `wanted` [m], indices of
-        tokens, theirs alone, [m, hidden], and the last layer computes nothing else but keys and values."""
-        config, eps = self.config, self.config.rms_eps
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        layers = self._weights.layers
-        norms = [*(layer.input_norm for layer in layers[1:]), self._weights.norm]
-        normed = rms_norm(hidden, layers[0].input_norm, eps)
-        for i, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
-            qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, config.head_dim)
-            attended = attend(i, *qkv.tensor_split((heads, heads + kv_heads), dim=1))
-            if wanted is not None and i == config.num_layers - 1:
-                hidden = hidden[wanted]
-            attended = F.linear(attended.flatten(1), layer.output, layer.output_bias)
-            normed, hidden = rms_norm(attended, layer.post_norm, eps, hidden)
-            gated = self._gated(normed, layer)
-            normed, hidden = rms_norm(F.linear(gated, layer.down, layer.down_bias), next_norm, eps, hidden)
-        return normed
+        tokens, theirs alone, [m, hidden], and the last layer computes nothing else but keys and values. `style`: one
+        of `styles`, by default the first."""
+        return self._layers(hidden, attend, wanted, style)
 
-    def _gated(self, normed: Tensor, layer: LayerWeights) -> Tensor:
-        """silu(gate) · up of normed states [n, hidden]: [n, intermediate]."""
-        if normed.is_cuda and len(normed) >= FUSED_GATE_ROWS and layer.gate_up_bias is None:
-            return gate_up_silu(normed, layer.gate_up)
-        return silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias))
+    def styles(self, rows: int) -> tuple[Style, ...]:
+        """The ways to compute so many rows of which only a measurement tells the fastest."""
+        return self._layers.styles(rows)
 
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """Raw logits of a level's codes after `hidden` [n, hidden]: [n, codes] float32."""
@@ -104,7 +95,7 @@ class Decoder:
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Raw logits of all tokens after `hidden` [n, hidden]: [n, vocab] float32."""
-        return _logits(hidden, self._weights.head)
+        return _logits(hidden, self._head)
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:

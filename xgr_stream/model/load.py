@@ -40,12 +40,14 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
+    fp8: bool = False,
     item_tokens: object = None,
 ) -> Model:
     """Loads a Hugging Face directory: config.json, safetensors, and xgr.json.
 
-    `dtype` None: float32 on the CPU, bfloat16 elsewhere. `item_tokens`: the content of an xgr.json, used instead of
-    the directory's. Raises `CheckpointError` for a checkpoint that is damaged, unsupported or does not fit together.
+    `dtype` None: float32 on the CPU, bfloat16 elsewhere. `fp8`: the layers' projections in FP8 (CUDA).
+    `item_tokens`: the content of an xgr.json, used instead of the directory's. Raises `CheckpointError` for a
+    checkpoint that is damaged, unsupported or does not fit together.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
@@ -63,6 +65,7 @@ def load_model(
         item_tokens,
         device=device,
         dtype=dtype,
+        fp8=fp8,
         vocabulary=lambda: read_vocabulary(path),
     )
 
@@ -78,6 +81,7 @@ def build_model(
     *,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
+    fp8: bool = False,
     vocabulary: Callable[[], Mapping[str, object]] = _no_vocabulary,
 ) -> Model:
     """A model from the parsed config.json and xgr.json and tensors by their Hugging Face names, which are copied.
@@ -89,9 +93,18 @@ def build_model(
     tokens = ItemTokens(settings, parsed.vocab_size, vocabulary)
     _check_window(parsed, settings, tokens)
     device = _device(device)
+    if fp8:
+        _check_fp8(parsed, device)
     weights = place_weights(parsed, tensors, device, _dtype(dtype, device))
     version = content_hash(parsed, tensors, repr(settings), *(str(ids.tolist()) for ids in tokens.token_ids))
-    return Model(parsed, Decoder(parsed, weights, tokens.token_ids), tokens, settings, version)
+    return Model(parsed, Decoder(parsed, weights, tokens.token_ids, fp8=fp8), tokens, settings, version)
+
+
+def _check_fp8(config: ModelConfig, device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ConfigError(f"fp8 needs CUDA with FP8 products (compute capability 8.9 or more), not {device}")
+    if config.qkv_bias or config.output_bias or config.mlp_bias:
+        raise ConfigError(f"fp8 is not supported for a {config.model_type} with biases")
 
 
 def _device(device: str | torch.device) -> torch.device:

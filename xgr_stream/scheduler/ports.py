@@ -16,6 +16,22 @@ class WarmReport(Protocol):
     def users(self) -> int: ...
     @property
     def tokens(self) -> int: ...
+    @property
+    def seconds(self) -> float | None:
+        """That the device took; None while it is still at it."""
+        ...
+
+
+class PendingAnswers(Protocol):
+    """The responses to requests that the device works on."""
+
+    def done(self) -> bool:
+        """Whether `finish` would not block."""
+        ...
+
+    def finish(self) -> list[RecommendResponse]:
+        """The responses, in the order of the requests. To be called once."""
+        ...
 
 
 class EngineStats(Protocol):
@@ -36,12 +52,12 @@ class EngineStats(Protocol):
 class DeviceEngine(Protocol):
     """Called by one thread only."""
 
-    def answer(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> list[RecommendResponse]:
-        """Answer all of these together, in their order."""
+    def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
+        """Start answering all of these together."""
         ...
 
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
-        """Bring these users' prefixes up to their views."""
+        """Bring these users' prefixes up to their views, or start to."""
         ...
 
     def pending_tokens(self, view: HistoryView) -> int:

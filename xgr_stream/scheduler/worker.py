@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from xgr_stream.config import EngineConfig
 from xgr_stream.errors import DeadlineExceeded, EngineError, ShuttingDown, XgrError
@@ -17,7 +19,7 @@ from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.policy import Budget, WaitingAppend, WaitingRequest, choose
-from xgr_stream.scheduler.ports import DeviceEngine
+from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,12 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 5e-5
 """How long a waiting thread lets the holder of the GIL go on. With Python's 5 ms and a saturated event loop the device
 thread was woken 0.1 to 4 s late; with this, P99 0.5 ms."""
-APPEND_PIECE_S = 0.02
-"""How long one batch of appends should take: a request that comes meanwhile waits for it."""
+APPEND_PIECE_MS = {"cpu": 20.0, "cuda": 1.3}
+"""How long one batch of appends should take, by kind of device."""
+BATCHES_IN_FLIGHT = 2
+"""The device works on one while the next is prepared, and is queued behind it without a gap."""
+POLL_S = 5e-5
+"""How often the device thread looks for new requests while it waits for a batch."""
 CONSIDERED = 256
 """Entries of each queue that one turn looks at."""
 FULL = 0.9
@@ -53,6 +59,13 @@ class _Work:
             self.future.set_result(RecommendResponse.failure(self.request.request_id, self.request.user_id, error))
 
 
+class _Next(NamedTuple):
+    """What is started next."""
+
+    requests: Sequence[int]
+    appends: Sequence[str]
+
+
 class DeviceWorker:
     """Runs the engine on a thread of its own. Every future it gives out is resolved, with a response.
 
@@ -68,6 +81,10 @@ class DeviceWorker:
         self._inbox: SimpleQueue[_Work | HistoryView | Callable[[], None] | None] = SimpleQueue()
         self._requests: deque[_Work] = deque()
         self._appends: dict[str, HistoryView] = {}
+        self._decoding: deque[tuple[list[_Work], PendingAnswers]] = deque()
+        self._warming: WarmReport | None = None
+        piece_ms = config.append_piece_ms or APPEND_PIECE_MS[config.device.partition(":")[0]]
+        self._piece_s = piece_ms / 1e3
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
         self._closing = threading.Lock()
         self._stopping = False
@@ -169,13 +186,15 @@ class DeviceWorker:
                 logger.exception("a turn of the device thread failed")
                 self._refuse(self._requests, EngineError("the scheduler failed; the worker's log says why"))
                 self._appends.clear()
+                while self._decoding:
+                    self._finish()
 
     def _take_in(self) -> bool:
         """Move what has come into the queues, waiting if there is nothing to do. False: stopped, and all done."""
         ended = self._stop_by is not None
         while True:
             try:
-                item = self._inbox.get(block=not (ended or self._requests or self._appends))
+                item = self._inbox.get(block=not (ended or self._requests or self._appends or self._decoding))
             except Empty:
                 break
             if isinstance(item, _Work):
@@ -189,11 +208,27 @@ class DeviceWorker:
                 item()
         if ended and self._stop_by is not None and self._clock.now() >= self._stop_by:
             self._refuse(self._requests, ShuttingDown("the worker shut down before this request's turn came"))
-        return bool(self._requests) or not ended
+        return bool(self._requests or self._decoding) or not ended
 
     def _turn(self) -> None:
+        """Start the next batch, or finish the oldest one."""
         self._drop_expired()
-        appends = list(islice(self._appends.values(), CONSIDERED)) if not self._requests else []
+        self._learn()
+        if len(self._decoding) < BATCHES_IN_FLIGHT:
+            batch = self._choose()
+            if batch.requests:
+                self._decode([self._requests.popleft() for _ in batch.requests])
+            elif batch.appends:
+                self._append([self._appends.pop(user_id) for user_id in batch.appends])
+        if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not self._requests):
+            self._finish_when_done()
+        self._report()
+
+    def _choose(self) -> _Next:
+        """What the policy picks: how many requests, or which users' appends."""
+        appends: list[HistoryView] = []
+        if not self._requests and self._warming is None:
+            appends = list(islice(self._appends.values(), CONSIDERED))
         batch = choose(
             map(self._waiting, islice(self._requests, CONSIDERED)),
             [
@@ -202,13 +237,18 @@ class DeviceWorker:
             ],
             self._budget(),
         )
-        for i in (*batch.lazy, *batch.appends):
+        for i in batch.lazy:
             del self._appends[appends[i].user_id]
-        if batch.requests:
-            self._decode([self._requests.popleft() for _ in batch.requests])
-        elif batch.appends:
-            self._append([appends[i] for i in batch.appends])
-        self._report()
+        return _Next(batch.requests, [appends[i].user_id for i in batch.appends])
+
+    def _finish_when_done(self) -> None:
+        """Finish the oldest batch, unless something comes that can be started meanwhile."""
+        _, pending = self._decoding[0]
+        while not pending.done():
+            if self._inbox.qsize():
+                return
+            time.sleep(POLL_S)
+        self._finish()
 
     def _drop_expired(self) -> None:
         """Answer the requests whose time is up, and let go of the withdrawn ones."""
@@ -229,7 +269,7 @@ class DeviceWorker:
         config, stats = self._config, self._engine.stats()
         piece = config.max_batch_tokens
         if self._seconds_per_token:
-            piece = min(piece, int(APPEND_PIECE_S / self._seconds_per_token))
+            piece = min(piece, int(self._piece_s / self._seconds_per_token))
         room = stats.bytes_used < FULL * stats.bytes_budget
         return Budget(config.max_batch_rows, config.max_batch_tokens, max(piece, 1), room)
 
@@ -238,20 +278,29 @@ class DeviceWorker:
         if not batch:
             return
         try:
-            responses = self._engine.answer([(work.request, work.view) for work in batch])
+            self._decoding.append((batch, self._engine.begin([(work.request, work.view) for work in batch])))
+        except Exception as error:  # noqa: BLE001, it becomes the batch's answer
+            self._fail(batch, error)
+
+    def _finish(self) -> None:
+        batch, pending = self._decoding.popleft()
+        try:
+            responses = pending.finish()
             if len(responses) != len(batch):
                 raise EngineError(f"the engine gave {len(responses)} responses to {len(batch)} requests")
-        except Exception as error:
-            logger.exception("the engine failed on a batch of %d requests", len(batch))
-            failure = EngineError(f"the engine failed: {type(error).__name__}")
-            responses = [
-                RecommendResponse.failure(work.request.request_id, work.request.user_id, failure) for work in batch
-            ]
+        except Exception as error:  # noqa: BLE001
+            self._fail(batch, error)
+            return
         for work, response in zip(batch, responses, strict=True):
             work.future.set_result(response)
 
+    def _fail(self, batch: Sequence[_Work], error: Exception) -> None:
+        logger.error("the engine failed on a batch of %d requests", len(batch), exc_info=error)
+        failure = EngineError(f"the engine failed: {type(error).__name__}")
+        for work in batch:
+            work.future.set_result(RecommendResponse.failure(work.request.request_id, work.request.user_id, failure))
+
     def _append(self, views: Sequence[HistoryView]) -> None:
-        started = self._clock.now()
         try:
             report = self._engine.warm(views)
         except Exception:
@@ -259,9 +308,17 @@ class DeviceWorker:
             return
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
-        if report.tokens:
-            latest = (self._clock.now() - started) / report.tokens
+        self._warming = report
+
+    def _learn(self) -> None:
+        """Take note of how long the last appends took, once they are done. Others are not started before: a request
+        that comes waits for one batch of them."""
+        if self._warming is None or self._warming.seconds is None:
+            return
+        if self._warming.tokens:
+            latest = self._warming.seconds / self._warming.tokens
             self._seconds_per_token += 0.2 * (latest - self._seconds_per_token)
+        self._warming = None
 
     def _refuse(self, works: deque[_Work], error: XgrError) -> None:
         while works:

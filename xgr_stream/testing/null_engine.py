@@ -20,6 +20,18 @@ Work = Sequence[tuple[RecommendRequest, HistoryView | None]]
 class NullWarmReport:
     users: int
     tokens: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NullPendingAnswers:
+    responses: list[RecommendResponse]
+
+    def done(self) -> bool:
+        return True
+
+    def finish(self) -> list[RecommendResponse]:
+        return self.responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +61,12 @@ class NullEngine:
         self._resident_events = 0
 
     def answer(self, requests: Work) -> list[RecommendResponse]:
+        return self.begin(requests).finish()
+
+    def begin(self, requests: Work) -> NullPendingAnswers:
         if self.before_answer is not None:
             self.before_answer(requests)
-        return [self._answer(request, view) for request, view in requests]
+        return NullPendingAnswers([self._answer(request, view) for request, view in requests])
 
     def warm(self, views: Sequence[HistoryView]) -> NullWarmReport:
         tokens = sum(map(self.pending_tokens, views))

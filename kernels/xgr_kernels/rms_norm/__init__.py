@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -12,6 +12,20 @@ from xgr_kernels.dispatch import implementation
 __all__ = ["rms_norm", "rms_norm_fp8"]
 
 
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, row_scale: Tensor | None = None, column_scale: Tensor | None = None
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor,
+    *,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
 def rms_norm(
     x: Tensor,
     weight: Tensor,
@@ -31,6 +45,20 @@ def rms_norm(
     return normed if summed is None else (normed, summed)
 
 
+@overload
+def rms_norm_fp8(
+    x: Tensor, weight: Tensor, eps: float, *, row_scale: Tensor | None = None, column_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def rms_norm_fp8(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor,
+    *,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def rms_norm_fp8(
     x: Tensor,
     weight: Tensor,

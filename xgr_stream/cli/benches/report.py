@@ -116,6 +116,8 @@ def _plain(value: object) -> Any:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 0.1 else f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
