@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-# The machines that run these tests are shared: a slow example is no failure, nor are examples that are slow to draw (the
-# first strings of a fresh checkout wait for hypothesis's tables of characters). On CI a failure must be one that the next
-# run shows again.
+# The machines that run these tests are shared: a slow example is no failure, nor are examples that are slow to draw
+# (the first strings of a fresh checkout wait for hypothesis's tables of characters). On CI a failure must be one that
+# the next run shows again.
 hypothesis.settings.register_profile(
     "xgr",
     deadline=None,
