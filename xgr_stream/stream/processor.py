@@ -56,9 +56,6 @@ from xgr_stream.types import RecommendRequest, RecommendResponse
 
 __all__ = ["DecodeEvent", "Output", "Processor", "Worker"]
 
-WARMED_USERS = 10_000
-"""Users of a restored partition that are offered for warming, at most; the scheduler takes those it has room for."""
-
 
 class Processor:
     """Events and requests of the assigned partitions, up to records to produce. See the module's contract.
@@ -83,6 +80,7 @@ class Processor:
         self._worker = worker
         self._history = history
         self._topics = config.topics
+        self._warm_users = config.warm_users
         self._metrics = metrics
         self._partitions: dict[int, Partition] = {}
         self._placement = Placement(config.partitioner)
@@ -174,7 +172,7 @@ class Processor:
         state.restored = True
         state.events_seen = max(last_offset, -1 if position is None else position - 1)
         self._ingest.tombstones(state, changelog.stale_entries(stale))
-        self._want_appends(self._history.users(partition)[:WARMED_USERS])
+        self._want_appends(self._history.users(partition)[: self._warm_users])
         early, state.early = state.early, []
         self._take_events({state: early})
 
