@@ -109,9 +109,9 @@ def test_commands_are_understood(services: dict[str, Any], name: str, target: st
 def test_the_training_script_calls_what_is_there() -> None:
     script = (DOCKER / "train-movielens.sh").read_text()
     train = importlib.import_module("examples.movielens.train")
-    options = {option for parameter in train.main.params for option in parameter.opts}
-    assert "-m examples.movielens.train --output " in script
-    assert "--output" in options
+    options = {option for parameter in train.main.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert "-m examples.movielens.train --no-sasrec --output " in script
+    assert {"--no-sasrec", "--output"} <= options
     assert '"training.json"' in Path(train.__file__).read_text(), "the file that marks a finished training"
     assert "/training.json" in script
 

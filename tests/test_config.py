@@ -45,6 +45,7 @@ from xgr_stream.errors import ConfigError
         (lambda: StreamConfig(max_message_bytes=10), "max_message_bytes"),
         (lambda: StreamConfig(max_pending_requests=0), "max_pending_requests"),
         (lambda: StreamConfig(shutdown_timeout_s=-1), "shutdown_timeout_s"),
+        (lambda: StreamConfig(warm_users=-1), "warm_users"),
     ],
 )
 def test_a_wrong_setting_is_named(build: Callable[[], Any], names: str) -> None:

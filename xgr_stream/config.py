@@ -149,6 +149,9 @@ class StreamConfig:
     max_pending_requests: int = 4_096
     """Requests waiting for the engine before new ones are refused with `over_capacity`."""
     shutdown_timeout_s: float = 10.0
+    warm_users: int = 10_000
+    """Users of each restored partition who are offered for warming, the most recently active first; the scheduler takes
+    those it has room for."""
 
     def __post_init__(self) -> None:
         if self.codec not in ("msgpack", "json"):
@@ -161,3 +164,4 @@ class StreamConfig:
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
         _at_least("max_pending_requests", self.max_pending_requests, 1)
         _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0, float)
+        _at_least("warm_users", self.warm_users, 0)

@@ -36,8 +36,18 @@ def topic_names(run: str) -> xgr.TopicNames:
 @click.option("--model", default="models/movielens", type=click.Path(exists=True, path_type=Path))
 @click.option("--beam", default=50)
 @click.option("--cache-bytes", default=512 * MIB)
+@click.option("--warm-users", default=10_000, help="Users to warm after a restart, at most.")
 @click.option("--web-port", default=6066)
-def main(bootstrap: str, embedded: bool, run: str, model: Path, beam: int, cache_bytes: int, web_port: int) -> None:
+def main(
+    bootstrap: str,
+    embedded: bool,
+    run: str,
+    model: Path,
+    beam: int,
+    cache_bytes: int,
+    warm_users: int,
+    web_port: int,
+) -> None:
     """Serve recommendations until told to stop."""
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="movielens-") as datadir:
@@ -57,7 +67,7 @@ def main(bootstrap: str, embedded: bool, run: str, model: Path, beam: int, cache
             app,
             model=model,
             catalog=model / "catalog.parquet",
-            config=xgr.StreamConfig(topics=topic_names(run)),
+            config=xgr.StreamConfig(topics=topic_names(run), warm_users=warm_users),
             engine_config=xgr.EngineConfig(beam_width=beam, cache=xgr.CacheConfig(budget_bytes=cache_bytes)),
         )
         faust.Worker(app, loglevel="warning").execute_from_commandline()

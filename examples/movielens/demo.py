@@ -100,14 +100,18 @@ async def _run(data: MovieLens, users: list[UserEvents], model: Path, broker: Br
     run = secrets.token_hex(4)
     topics = topic_names(run)
     report.heading(f"{len(users)} users' events, in time order, through {broker.bootstrap} into a Faust app")
-    with AppProcess(broker, run, model, beam=BEAM, cache_bytes=REPLAY_CACHE_BYTES, label="starting the app") as app:
+    with AppProcess(
+        broker, run, model, beam=BEAM, cache_bytes=REPLAY_CACHE_BYTES, warm=True, label="starting the app"
+    ) as app:
         async with RecommendClient(broker.connection, topics=topics) as client:
             steps = timeline(users)
             with tqdm(total=len(steps), desc="replaying", unit="event", dynamic_ncols=True, mininterval=0.5) as bar:
                 replayed = await Replay(data, client, K).run(steps, bar.update)
             burst, rate = await Prober(data, client, replayed, K).requests_per_second(users)
             users_warm = int(app.metric("xgr_users_warm"))
-    with AppProcess(broker, run, model, beam=BEAM, cache_bytes=COLD_CACHE_BYTES, label="restarting the app"):
+    with AppProcess(
+        broker, run, model, beam=BEAM, cache_bytes=COLD_CACHE_BYTES, warm=False, label="restarting the app"
+    ):
         async with RecommendClient(broker.connection, topics=topics) as client:
             with tqdm(total=min(TIMED_USERS, len(users)), desc="cold and warm", unit="user", dynamic_ncols=True) as bar:
                 timed = await Prober(data, client, replayed, K).cold_and_warm(users[:TIMED_USERS], bar.update)

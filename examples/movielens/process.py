@@ -23,9 +23,13 @@ STOP_TIMEOUT_S = 20.0
 
 
 class AppProcess:
-    """`examples.movielens.app` on a broker, for as long as it is entered; entering waits until it serves."""
+    """`examples.movielens.app` on a broker, for as long as it is entered; entering waits until it serves.
 
-    def __init__(self, broker: Broker, run: str, model: Path, *, beam: int, cache_bytes: int, label: str) -> None:
+    `warm`: whether it warms the users whose histories it finds."""
+
+    def __init__(
+        self, broker: Broker, run: str, model: Path, *, beam: int, cache_bytes: int, warm: bool, label: str
+    ) -> None:
         self._port = free_port()
         self._label = label
         options = {
@@ -36,6 +40,8 @@ class AppProcess:
             "--cache-bytes": str(cache_bytes),
             "--web-port": str(self._port),
         }
+        if not warm:
+            options["--warm-users"] = "0"
         embedded = ["--embedded"] if isinstance(broker, EmbeddedBroker) else []
         arguments = [part for option in options.items() for part in option]
         self._command = [sys.executable, "-m", "examples.movielens.app", *arguments, *embedded]

@@ -227,6 +227,19 @@ def test_a_partition_comes_back_as_it_was() -> None:
     stream.history.check_integrity()
 
 
+def test_the_most_recently_active_users_of_a_restored_partition_are_warmed_first() -> None:
+    stream = Stream(partitioner="any", warm_users=2)
+    users = ["a", "b", "c", "a"]
+    log = [
+        Record(CHANGELOG, 0, 0, p.key, p.value, 0) for p in stream.run(*(stream.event(u, partition=0) for u in users))
+    ]
+    stream.processor.revoke([0])
+    stream.processor.assign([0], PARTITIONS)
+    stream.worker.wanted.clear()
+    restore_into(stream, 0, log)
+    assert [(view.user_id, view.event_count) for view in stream.worker.wanted] == [("a", 2), ("c", 1)]
+
+
 def test_a_restore_cleans_up_what_a_dead_worker_left() -> None:
     stream = Stream(segment_events=3)
     written = produces(stream.process(*(stream.event("u") for _ in range(3))))

@@ -80,6 +80,7 @@ class Processor:
         self._worker = worker
         self._history = history
         self._topics = config.topics
+        self._warm_users = config.warm_users
         self._metrics = metrics
         self._partitions: dict[int, Partition] = {}
         self._placement = Placement(config.partitioner)
@@ -151,7 +152,8 @@ class Processor:
                 self._replies.restore(record)
 
     def restored(self, partition: int, *, position: int | None = None, end: int | None = None) -> None:
-        """The changelog has been fed to its end: check it, then process what was held for this partition.
+        """The changelog has been fed to its end: check it, then process what was held for this partition. The most
+        recently active users are offered for warming first.
 
         `position`: offset of the events partition at which the consumer goes on (all before it was processed), for
         requests that wait for a `min_offset`. `end`: the events partition's end offset; a history that has seen more
@@ -170,6 +172,7 @@ class Processor:
         state.restored = True
         state.events_seen = max(last_offset, -1 if position is None else position - 1)
         self._ingest.tombstones(state, changelog.stale_entries(stale))
+        self._want_appends(self._history.users(partition)[: self._warm_users])
         early, state.early = state.early, []
         self._take_events({state: early})
 
@@ -272,12 +275,15 @@ class Processor:
         """Process and remove what is in `events`."""
         while events:
             partition, records = events.popitem()
-            for user_id in self._ingest.take(partition, records):
-                view = self._history.view(user_id)
-                if view is not None:
-                    self._worker.want_append(view)
+            self._want_appends(self._ingest.take(partition, records))
             self._requests.release(partition)
             self._report()
+
+    def _want_appends(self, user_ids: Iterable[str]) -> None:
+        for user_id in user_ids:
+            view = self._history.view(user_id)
+            if view is not None:
+                self._worker.want_append(view)
 
     def _tracker(self, partition: Partition, topic: str) -> OffsetTracker:
         if topic == self._topics.events:
