@@ -76,7 +76,7 @@ def test_engine_measures_a_checkpoint_of_whole_events(tmp_path: Path) -> None:
         (("engine", *TINY, "--against", "transformers"), "--against compares a checkpoint"),
         (("engine", *TINY, "--context", "30", "--pending", "2"), "whole events of 3 tokens"),
         (("engine", *TINY, "--context", "3", "--pending", "3"), "must hold more than 1 events"),
-        (("engine", *TINY, "--fp8"), "FP8"),
+        (("engine", *TINY, "--fp8"), "fp8 needs CUDA"),
         (("appends",), "one of --shape and --model"),
         (("appends", *TINY, "--catalog", "."), "--catalog goes with --model"),
         (("appends", *TINY, "--tokens", "4"), "whole events of 3 tokens"),

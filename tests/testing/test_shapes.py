@@ -8,8 +8,7 @@ import torch
 
 from xgr_stream.catalog import Catalog
 from xgr_stream.errors import ConfigError
-from xgr_stream.model import build_model
-from xgr_stream.testing.shapes import SHAPES, fp8_option, random_catalog, random_model, with_prompt
+from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model, with_prompt
 
 
 def test_a_seed_names_a_model() -> None:
@@ -40,12 +39,3 @@ def test_a_random_catalog_is_what_a_table_of_it_would_be() -> None:
 def test_more_semantic_ids_than_a_key_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 2\\^62 combinations"):
         random_catalog((1 << 20,) * 4, 5)
-
-
-def test_fp8_is_refused_where_a_loader_has_none() -> None:
-    assert fp8_option(build_model, False) == {}
-
-    def load(path: str) -> None: ...
-
-    with pytest.raises(ConfigError, match="FP8"):
-        fp8_option(load, True)  # type: ignore[arg-type]

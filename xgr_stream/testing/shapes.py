@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +52,7 @@ def random_model(
     seed: int = 0,
 ) -> Model:
     """A decoder of a shape of `SHAPES` over item tokens of `codes` per level. Its weights are drawn on the device, so
-    the same seed gives other weights on another kind of device. `fp8`: the weights of its products in FP8."""
+    the same seed gives other weights on another kind of device. `fp8`: the layers' products in FP8."""
     parts = SHAPES[shape]
     config = _config(parts, parts.text_tokens + sum(codes))
     generator = torch.Generator(device).manual_seed(seed)
@@ -68,14 +65,7 @@ def random_model(
     tensors = {name: tensor(name, dims) for name, dims in ModelConfig.from_json(config).tensor_shapes().items()}
     xgr = {"format": 1, "codes": list(codes), "item_tokens": {"offset": parts.text_tokens}}
     name = str(dtype).removeprefix("torch.")
-    return build_model(config, tensors, xgr, device=device, dtype=name, **fp8_option(build_model, fp8))
-
-
-def fp8_option(load: Callable[..., Model], wanted: bool) -> dict[str, Any]:
-    """The argument by which `load` puts weights into FP8. Raises `ConfigError` where it has none."""
-    if wanted and "fp8" not in inspect.signature(load).parameters:
-        raise ConfigError("weights in FP8 are not supported by this build")
-    return {"fp8": True} if wanted else {}
+    return build_model(config, tensors, xgr, device=device, dtype=name, fp8=fp8)
 
 
 def with_prompt(model: Model, num_tokens: int) -> Model:

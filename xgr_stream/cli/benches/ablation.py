@@ -13,8 +13,7 @@ from xgr_stream.cli.benches.plots import Plot
 from xgr_stream.cli.benches.report import Report, start
 from xgr_stream.cli.benches.samples import Samples, measure
 from xgr_stream.cli.benches.subject import Requests, Subject, check_answers, requests_of
-from xgr_stream.engine import Engine
-from xgr_stream.engine.switches import Switches
+from xgr_stream.engine import Engine, Switches
 from xgr_stream.types import MAX_BEAM_WIDTH, RecommendResponse
 
 VARIANTS = {

@@ -16,12 +16,11 @@ from xgr_stream.cli.benches.floors import Floors
 from xgr_stream.cli.benches.options import Setting
 from xgr_stream.cli.benches.report import environment
 from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
-from xgr_stream.engine import Engine
-from xgr_stream.engine.switches import Switches
+from xgr_stream.engine import Engine, Switches
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
-from xgr_stream.testing.shapes import SHAPES, fp8_option, random_catalog, random_model, with_prompt
+from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model, with_prompt
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status, UserEvent
 
 MAX_ITEMS = 1_500_000
@@ -168,7 +167,7 @@ class Subject:
         path = cast(Any, setting.model)
         if setting.levels or setting.codes or setting.items:
             raise ConfigError("--levels, --codes and --items go with --shape; a checkpoint has its own")
-        self.model = load_model(path, device=self.device, dtype=setting.dtype, **fp8_option(load_model, setting.fp8))
+        self.model = load_model(path, device=self.device, dtype=setting.dtype, fp8=setting.fp8)
         self.catalog = Catalog.load(setting.catalog or path / "catalog.parquet")
 
     def _draw(self, setting: Setting, shape: str) -> None:
