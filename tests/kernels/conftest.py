@@ -28,6 +28,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "run" in metafunc.fixturenames:
         op = metafunc.module.__name__.rpartition("test_")[2]
         metafunc.parametrize("run", _implementations(op), indirect=True)
+    if "device" in metafunc.fixturenames:
+        op = metafunc.module.__name__.rpartition("test_")[2]
+        metafunc.parametrize("device", _implementations(op), indirect=True)
 
 
 @pytest.fixture
@@ -49,3 +52,14 @@ def run(request: pytest.FixtureRequest) -> Run:
         return result.cpu() if isinstance(result, torch.Tensor) else [x.cpu() for x in result]
 
     return call
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the op of this test module, called through its wrapper, takes its tensors."""
+    if request.param == "interpreter":
+        monkeypatch.setattr(
+            "xgr_kernels.dispatch._implementation",
+            lambda op, name, on_cuda: getattr(importlib.import_module(f"xgr_kernels.{op}.kernel"), name),
+        )
+    return "cuda" if request.param == "cuda" else "cpu"
