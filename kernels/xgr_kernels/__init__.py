@@ -21,6 +21,8 @@ __all__ = [
     "beam_select",
     "gate_up_silu",
     "kv_write",
+    "plan_append_attention",
+    "plan_staged_attention",
     "rms_norm",
     "rms_norm_fp8",
     "silu_mul",
