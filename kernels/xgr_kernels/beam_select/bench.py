@@ -106,18 +106,6 @@ def check() -> None:
 
 
 def run() -> Iterator[tuple[str, float, float]]:
-    for case, call in cases():
-        median, spread = graph_ms(lambda call=call: [beam_select(**call) for _ in range(CALLS)])
-        yield case, median / CALLS, spread / CALLS
-
-
-def check() -> None:
-    for case, call in cases():
-        # Sums of other orders round differently, so two equal candidates may change places.
-        require(f"beam_select ({case})", disagreement(call), 1e-2)
-
-
-def run() -> Iterator[tuple[str, float, float]]:
     """(case, median ms, spread) of one level."""
     for case, call in cases():
         median, spread = graph_ms(lambda call=call: [beam_select(**call) for _ in range(CALLS)])
