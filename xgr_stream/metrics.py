@@ -26,6 +26,7 @@ class Metrics:
         self.events_unknown_item = self._counter(
             "events_unknown_item", "Events whose item the catalog does not know; kept, without tokens."
         )
+        self.users_forgotten = self._counter("users_forgotten", "Users forgotten by a null value on their key.")
         self.events_behind = self._gauge(
             "events_behind", "Offsets between the end of the events topic and what was processed of it.", "partition"
         )

@@ -92,6 +92,7 @@ class Processor:
             placement=self._placement,
             knows_item=knows_item,
             decode_event=decode_event,
+            on_forget=self._forget,
             metrics=metrics,
         )
         self._replies = Replies(self._outbox, config, clock, metrics)
@@ -278,6 +279,11 @@ class Processor:
             self._want_appends(self._ingest.take(partition, records))
             self._requests.release(partition)
             self._report()
+
+    def _forget(self, user_id: str) -> None:
+        """Drop the user's prefix, and whatever prefix the requests that are under way may yet make of it."""
+        self._worker.forget([user_id])
+        self._requests.forget(user_id)
 
     def _want_appends(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:
