@@ -1,6 +1,7 @@
 """What each user did, in memory: packed, numbered, deduplicated by offset, and read without copying."""
 
 from xgr_stream.history.interner import Interner
+from xgr_stream.history.packed import PackedUsers
 from xgr_stream.history.records import FIRST_LIFE, Applied, Delta, Segment, Stale, user_digest, user_hash
 from xgr_stream.history.store import HistoryStore
 from xgr_stream.history.user import HistoryView
@@ -12,6 +13,7 @@ __all__ = [
     "HistoryStore",
     "HistoryView",
     "Interner",
+    "PackedUsers",
     "Segment",
     "Stale",
     "user_digest",

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-
 FIRST_LIFE = -1
 """The life of a user who was never forgotten. To be forgotten begins another one, named by the offset of the record
 that did it: numbers start anew in it, and records of an earlier life count no more, however late they are written."""

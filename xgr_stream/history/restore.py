@@ -9,13 +9,15 @@ records of the latest life count, and none of a life before the last thing that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from heapq import nlargest
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+
+import numpy as np
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.history.interner import Interner
+from xgr_stream.history.packed import PackedUsers
 from xgr_stream.history.records import FIRST_LIFE, Delta, Numbered, Segment, Stale, numbered, user_digest, user_hash
 from xgr_stream.history.user import UserHistory
 
@@ -41,7 +43,7 @@ class PartitionRestore:
     def __init__(
         self, partition: int, config: HistoryConfig, item_names: Interner, add_action: Callable[[str], int]
     ) -> None:
-        self.users: dict[str, UserHistory] = {}
+        self.users: dict[str, UserHistory | PackedUsers] = {}
         self.forgotten: dict[bytes, int] = {}
         """Digest of a user → offset of the record that last made them forgotten."""
         self._partition = partition
@@ -50,20 +52,28 @@ class PartitionRestore:
         self._add_action = add_action
         self._aside: dict[str, _Aside] = {}
         self._stale = Stale()
+        self._packed: list[PackedUsers] = []
         self._deleted: set[Numbered] = set()
         """Deltas with a tombstone though no segment of theirs has been read: of users being forgotten."""
         self._deleted_segments: set[Numbered] = set()
+
+    def begin_with(self, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
+        """Take what a snapshot held, before anything else."""
+        for users in packed:
+            self._packed.append(users)
+            self.users.update(dict.fromkeys(users.ids, users))
+        self.forgotten = forgotten
 
     def delta(self, user_id: str, number: int, delta: Delta | None, life: int = FIRST_LIFE) -> None:
         if delta is None:
             self._delete_delta(user_id, number, life)
             return
-        user = self.users.get(user_id)
+        user = self._user(user_id)
         if user is None or user.life != life:
             if not self._lives(user_id, life):
                 self._stale.deltas.add(numbered(user_id, number, life))
                 return
-            user = self.users.get(user_id)
+            user = self._user(user_id)
         if self._deleted:  # written again, late
             self._deleted.discard(numbered(user_id, number, life))
         if user is None and number == 0:
@@ -81,12 +91,12 @@ class PartitionRestore:
         if segment is None:
             self._delete_segment(user_id, number, life)
             return
-        user = self.users.get(user_id)
+        user = self._user(user_id)
         if user is None or user.life != life:
             if not self._lives(user_id, life):
                 self._stale.segments.add(numbered(user_id, number, life))
                 return
-            user = self.users.get(user_id)
+            user = self._user(user_id)
         if self._deleted_segments:
             self._deleted_segments.discard(numbered(user_id, number, life))
         if len(segment.items) != size:
@@ -115,15 +125,30 @@ class PartitionRestore:
 
     def recent(self, limit: int) -> list[str]:
         """The users most recently active so far, the latest first."""
-        users = self.users
-        return nlargest(limit, users, key=lambda user_id: users[user_id].last_offset)
+        ids, offsets = [], []
+        for user_id, user in self.users.items():
+            if isinstance(user, UserHistory):
+                ids.append(user_id)
+                offsets.append(user.last_offset)
+        arrays = [np.asarray(offsets, dtype=np.int64)]
+        for packed in self.still_packed():
+            ids += packed.ids
+            arrays.append(packed.last_offsets)
+        joined = np.concatenate(arrays)
+        limit = min(limit, len(joined))
+        latest = np.argpartition(-joined, limit - 1)[:limit] if limit else np.empty(0, dtype=np.int64)
+        return [ids[i] for i in latest[np.argsort(-joined[latest])].tolist()]
+
+    def still_packed(self) -> list[PackedUsers]:
+        """What of a snapshot nothing has touched."""
+        return [packed for packed in self._packed if self.users.get(packed.ids[0]) is packed]
 
     def finish(self) -> Stale:
         """Merge what was laid aside, check that nothing is missing, and return the keys to tombstone."""
         if self.forgotten:
             for user_id in {**self.users, **self._aside}:
-                at = self.forgotten.get(user_digest(user_id), FIRST_LIFE)
-                if at > self._life(user_id):
+                at = self.forgotten.get(user_digest(user_id))
+                if at is not None and at > self._life(user_id):
                     self._expire(user_id)
         for user_id, aside in self._aside.items():
             self._merge(user_id, aside)
@@ -131,7 +156,9 @@ class PartitionRestore:
         gaps = [
             (user_id, [(self._config.first_kept(user.event_count), user.first_number - 1)])
             for user_id, user in self.users.items()
-            if (user.shift or user.start) and user.first_number > self._config.first_kept(user.event_count)
+            if isinstance(user, UserHistory)  # a snapshot's are whole
+            and (user.shift or user.start)
+            and user.first_number > self._config.first_kept(user.event_count)
         ]
         self._refuse(gaps)
         return self._stale
@@ -140,7 +167,7 @@ class PartitionRestore:
 
     def _life(self, user_id: str) -> int:
         """The latest life of the user that any record has told of; -2: none."""
-        known = self.users.get(user_id) or self._aside.get(user_id)
+        known = self._user(user_id) or self._aside.get(user_id)
         return FIRST_LIFE - 1 if known is None else known.life
 
     def _lives(self, user_id: str, life: int) -> bool:
@@ -152,7 +179,8 @@ class PartitionRestore:
 
     def _expire(self, user_id: str) -> None:
         """Drop all that was read of the user's life; every key of it is superfluous."""
-        user, aside = self.users.pop(user_id, None), self._aside.pop(user_id, None)
+        user, aside = self._user(user_id), self._aside.pop(user_id, None)
+        self.users.pop(user_id, None)
         deltas: set[Numbered] = set()
         segments: set[Numbered] = set()
         if user is not None:
@@ -172,7 +200,7 @@ class PartitionRestore:
         aside = self._aside.get(user_id)
         if aside is not None and aside.life == life:
             aside.deltas.pop(number, None)
-        user = self.users.get(user_id)
+        user = self._user(user_id)
         if user is not None and user.life == life and number >= self._sealed(user):
             self._deleted.add(key)
 
@@ -182,11 +210,18 @@ class PartitionRestore:
         aside = self._aside.get(user_id)
         if aside is not None and aside.life == life:
             aside.segments.pop(number, None)
-        user = self.users.get(user_id)
+        user = self._user(user_id)
         if user is not None and user.life == life and number * self._config.segment_events >= user.first_number:
             self._deleted_segments.add(key)
 
     # What continues a history
+
+    def _user(self, user_id: str) -> UserHistory | None:
+        user = self.users.get(user_id)
+        if isinstance(user, PackedUsers):
+            self.users.update(user.unpacked())
+            return self._user(user_id)
+        return user
 
     def _start(self, user_id: str, first_number: int, life: int) -> UserHistory:
         user = self.users[user_id] = UserHistory(self._partition, first_number, life)
@@ -238,7 +273,7 @@ class PartitionRestore:
         """Put the user's history together anew from its buffer and what was laid aside."""
         size = self._config.segment_events
         life = aside.life
-        user = self.users.get(user_id) or UserHistory(self._partition, 0, life)
+        user = self._user(user_id) or UserHistory(self._partition, 0, life)
         events = {user.first_number + i: event for i, event in enumerate(self._events(user_id, user))}
         last_offset, last_number = user.last_offset, user.event_count - 1
         for number, delta in aside.deltas.items():

@@ -5,9 +5,10 @@ from __future__ import annotations
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history.interner import Interner
+from xgr_stream.history.packed import PackedUsers
 from xgr_stream.history.records import FIRST_LIFE, Applied, Delta, Segment, Stale, numbered, user_digest, user_hash
 from xgr_stream.history.restore import PartitionRestore
-from xgr_stream.history.user import HistoryView, UserHistory
+from xgr_stream.history.user import EVENT_BYTES, HistoryView, UserHistory
 from xgr_stream.types import UserEvent
 
 MAX_ACTIONS = 32_767
@@ -27,7 +28,8 @@ class HistoryStore:
         self.config = config or HistoryConfig()
         self.item_names = Interner()
         self.action_names = Interner()
-        self._users: dict[str, UserHistory] = {}
+        self._users: dict[str, UserHistory | PackedUsers] = {}
+        self._packed: dict[int, list[PackedUsers]] = {}
         self._last_offsets: dict[int, int] = {}
         self._restoring: dict[int, PartitionRestore] = {}
         self._forgotten: dict[int, dict[bytes, int]] = {}
@@ -43,7 +45,7 @@ class HistoryStore:
         the user's history is in another partition or there are too many distinct actions.
         """
         user_id = event.user_id
-        user = self._users.get(user_id)
+        user = self._find(user_id)
         if user is not None:
             if user.partition != partition:
                 raise InvalidEvent(
@@ -79,7 +81,9 @@ class HistoryStore:
 
     def segment(self, user_id: str, number: int) -> Segment:
         """The segment that the user's last event completed, for the changelog."""
-        user, size = self._users[user_id], self.config.segment_events
+        user, size = self._find(user_id), self.config.segment_events
+        if user is None:
+            raise HistoryError(f"user must have a history, and {user_hash(user_id)} has none")
         if user.event_count != (number + 1) * size:
             raise HistoryError(
                 f"segment must be the one just completed, {user.event_count // size - 1}, not {number!r}"
@@ -98,7 +102,7 @@ class HistoryStore:
         Returns the changelog's keys of it, to be tombstoned once it is durable that the user was forgotten. None: the
         user was never known, or this was done already. Raises `InvalidEvent` for a user of another partition.
         """
-        user = self._users.get(user_id)
+        user = self._find(user_id)
         if user is None:
             return None
         if user.partition != partition:
@@ -121,14 +125,14 @@ class HistoryStore:
 
     def view(self, user_id: str) -> HistoryView | None:
         """The user's history as it is now; None for a user without events."""
-        user = self._users.get(user_id)
+        user = self._find(user_id)
         return None if user is None else user.view(user_id)
 
     # Partitions
 
     def users(self, partition: int) -> list[str]:
-        """The users of a partition, the most recently active first. Looks at every user of the store."""
-        found = [(user.last_offset, user_id) for user_id, user in self._users.items() if user.partition == partition]
+        """The users of a partition, the most recently active first. Unpacks and looks at every user of the store."""
+        found = [(user.last_offset, user_id) for user_id, user in self._histories() if user.partition == partition]
         found.sort(key=lambda entry: entry[0], reverse=True)
         return [user_id for _, user_id in found]
 
@@ -145,29 +149,72 @@ class HistoryStore:
         user = self._users.get(user_id)
         return None if user is None else user.partition
 
+    def user_offset(self, user_id: str) -> int:
+        """Offset of the user's last event; -1: none, or none from a topic."""
+        user = self._find(user_id)
+        return -1 if user is None else user.last_offset
+
     def last_offset(self, partition: int) -> int:
         """Highest event offset that any history of the partition includes, -1 for none."""
         return self._last_offsets.get(partition, -1)
 
     def drop(self, partition: int) -> list[str]:
         """Forget every user of a partition that is now somebody else's, and return them."""
+        for packed in self._packed.pop(partition, ()):
+            if self._users.get(packed.ids[0]) is packed:
+                self._num_events -= packed.num_events
+                self._buffer_bytes -= packed.num_events * EVENT_BYTES
         dropped = [user_id for user_id, user in self._users.items() if user.partition == partition]
         for user_id in dropped:
-            self.forget(user_id)
+            user = self._users.pop(user_id)
+            if isinstance(user, UserHistory):
+                self._uncount(user)
         self._last_offsets.pop(partition, None)
         self._restoring.pop(partition, None)
         self._forgotten.pop(partition, None)
         return dropped
 
     def forget(self, user_id: str) -> bool:
-        """Drop one user from memory; False if there was none. An engine's prefix of theirs still holds what they did, and would
-        be answered from when they come back: `Engine.forget` them too."""
-        user = self._users.pop(user_id, None)
+        """Drop one user from memory; False if there was none. An engine's prefix of theirs still holds what they did,
+        and would be answered from when they come back: `Engine.forget` them too."""
+        user = self._find(user_id)
         if user is None:
             return False
+        del self._users[user_id]
+        self._uncount(user)
+        return True
+
+    def _uncount(self, user: UserHistory) -> None:
         self._num_events -= user.end - user.start
         self._buffer_bytes -= len(user.buffer)
-        return True
+
+    # Users that came from a snapshot
+
+    def unpack_some(self) -> bool:
+        """Make histories of their own of a few hundred users who came from a snapshot (about a millisecond); False if
+        there are none left. Others are unpacked when they are first needed."""
+        for partition, waiting in self._packed.items():
+            if waiting:
+                packed = waiting.pop()
+                if self._users.get(packed.ids[0]) is packed:
+                    self._users.update(packed.unpacked())
+                return True
+            del self._packed[partition]
+            return True
+        return False
+
+    def _find(self, user_id: str) -> UserHistory | None:
+        user = self._users.get(user_id)
+        if isinstance(user, PackedUsers):
+            self._users.update(user.unpacked())
+            return self._find(user_id)
+        return user
+
+    def _histories(self) -> list[tuple[str, UserHistory]]:
+        """All users, unpacked."""
+        while self.unpack_some():
+            pass
+        return [(user_id, user) for user_id, user in self._users.items() if isinstance(user, UserHistory)]
 
     # Restoring a partition from its changelog
 
@@ -210,11 +257,17 @@ class HistoryStore:
             )
         last_offset = max(restore.forgotten.values(), default=-1)
         for user in restore.users.values():
-            self._num_events += user.end - user.start
-            self._buffer_bytes += len(user.buffer)
-            if user.last_offset > last_offset:
-                last_offset = user.last_offset
+            if isinstance(user, UserHistory):
+                self._num_events += user.end - user.start
+                self._buffer_bytes += len(user.buffer)
+                if user.last_offset > last_offset:
+                    last_offset = user.last_offset
+        for packed in restore.still_packed():
+            self._num_events += packed.num_events
+            self._buffer_bytes += packed.num_events * EVENT_BYTES
+            last_offset = max(last_offset, int(packed.last_offsets.max()))
         self._users.update(restore.users)
+        self._packed[partition] = restore.still_packed()
         self._last_offsets[partition] = last_offset
         if restore.forgotten:
             self._forgotten[partition] = restore.forgotten
@@ -249,14 +302,14 @@ class HistoryStore:
 
     def check_integrity(self) -> None:
         """Raise `HistoryError` if the store contradicts itself. Looks at every event."""
-        users = self._users.values()
+        users = [user for _, user in self._histories()]
         for name, counted, actual in (
             ("num_events", self._num_events, sum(user.end - user.start for user in users)),
             ("buffer_bytes", self._buffer_bytes, sum(len(user.buffer) for user in users)),
         ):
             if counted != actual:
                 raise HistoryError(f"{name} must be {actual}, not {counted}")
-        for user_id, user in self._users.items():
+        for user_id, user in self._histories():
             self._check_user(user_id, user)
 
     def _check_user(self, user_id: str, user: UserHistory) -> None:

@@ -55,6 +55,16 @@ class HistoryView:
             memoryview(self._buffer).toreadonly(), np.int16, len(self), items_bytes + self._start * _ACTION_BYTES
         )
 
+    @property
+    def data(self) -> tuple[memoryview, memoryview]:
+        """The bytes of `items` and of `actions`."""
+        buffer = memoryview(self._buffer).toreadonly()
+        end, actions_at = self._start + len(self), len(self._buffer) // EVENT_BYTES * _ITEM_BYTES
+        return (
+            buffer[self._start * _ITEM_BYTES : end * _ITEM_BYTES],
+            buffer[actions_at + self._start * _ACTION_BYTES : actions_at + end * _ACTION_BYTES],
+        )
+
     def __len__(self) -> int:
         """Number of events kept."""
         return self.event_count - self.first_number

@@ -8,10 +8,12 @@ import uuid
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from xgr_stream.config import StreamConfig
+from xgr_stream.errors import HistoryError
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
 from xgr_stream.stream.connection import Connection, record_of
 from xgr_stream.stream.processor import Processor
+from xgr_stream.stream.snapshots import Snapshots
 
 MAX_AT_ONCE = 8
 """Partitions read at the same time, each by a reader of its own."""
@@ -36,6 +38,7 @@ class Recovery:
         *,
         group_id: str,
         clock: Clock,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._connection = connection
         self._producer = producer
@@ -44,6 +47,7 @@ class Recovery:
         self._dedup_window_ms = config.dedup_window_ms
         self._group_id = group_id
         self._clock = clock
+        self._snapshots = snapshots
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def run(self, number: int) -> None:
@@ -62,12 +66,28 @@ class Recovery:
                 await consumer.stop()
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
+        """From a snapshot if there is one; if what comes after it does not add up, from the whole changelog."""
+        if self._snapshots is not None:
+            start = await self._snapshots.restore(consumer, number)
+            if start is not None:
+                try:
+                    await self._read_history(consumer, number, start)
+                    return
+                except HistoryError as error:
+                    await self._snapshots.give_up(number, error)
+        await self._read_history(consumer, number, None)
+
+    async def _read_history(self, consumer: AIOKafkaConsumer, number: int, start: int | None) -> None:
+        """The changelog from an offset on, or all of it."""
         log = TopicPartition(self._topics.changelog, number)
         events = TopicPartition(self._topics.events, number)
         nonce = await self._write_fence(number)
         end = (await consumer.end_offsets([events]))[events]
         consumer.assign([log, events])
-        await consumer.seek_to_beginning(log)
+        if start is None:
+            await consumer.seek_to_beginning(log)
+        else:
+            consumer.seek(log, start)
         # The last event tells the end on brokers, too, that count a batch of several records as one.
         consumer.seek(events, max(end - 1, 0))
         fenced, looked = False, end == 0
