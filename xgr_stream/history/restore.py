@@ -237,8 +237,12 @@ class PartitionRestore:
         if known > 0:
             self._stale.deltas.update(numbered(user_id, n, user.life) for n in range(first, user.event_count))
         items, actions = self._interned(segment)
-        user.extend(items[known:], actions[known:])
+        if known:
+            items, actions = items[known:], None if actions is None else actions[known:]
+        user.extend(items, actions)
         user.last_offset = segment.last_offset
+        if user.event_count <= self._config.keep_events:
+            return
         kept_from = self._config.first_kept(user.event_count)
         if kept_from > user.first_number:
             size = self._config.segment_events
@@ -247,10 +251,10 @@ class PartitionRestore:
             )
             user.trim(kept_from)
 
-    def _interned(self, segment: Segment) -> tuple[list[int], list[int]]:
+    def _interned(self, segment: Segment) -> tuple[list[int], list[int] | None]:
         items = self._item_names.add_all(segment.items)
         if segment.actions is None:
-            return items, [-1] * len(items)
+            return items, None
         return items, [-1 if action is None else self._add_action(action) for action in segment.actions]
 
     # What does not
@@ -282,7 +286,8 @@ class PartitionRestore:
             if number > last_number:
                 last_offset, last_number = delta.offset, number
         for number, segment in aside.segments.items():
-            events.update(enumerate(zip(*self._interned(segment), strict=True), start=number * size))
+            items, actions = self._interned(segment)
+            events.update(enumerate(zip(items, actions or [-1] * size, strict=True), start=number * size))
             if (number + 1) * size - 1 > last_number:
                 last_offset, last_number = segment.last_offset, (number + 1) * size - 1
         if last_number < 0:
@@ -300,8 +305,8 @@ class PartitionRestore:
             for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
         )
         merged = self.users[user_id] = UserHistory(self._partition, kept_from, life)
-        items, actions = zip(*(events[number] for number in range(kept_from, count)), strict=True)
-        merged.extend(items, actions)
+        kept = [events[number] for number in range(kept_from, count)]
+        merged.extend([item for item, _ in kept], [action for _, action in kept])
         merged.last_offset = last_offset
 
     def _events(self, user_id: str, user: UserHistory) -> Iterator[tuple[int, int]]:

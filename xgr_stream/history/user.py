@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ EVENT_BYTES = _ITEM_BYTES + _ACTION_BYTES
 FIRST_CAPACITY = 8
 
 _put_item = struct.Struct("=i").pack_into
+_join = bytearray().join
 _put_action = struct.Struct("=h").pack_into
 
 
@@ -114,19 +114,34 @@ class UserHistory:
         """Add one event."""
         capacity = len(self.buffer) // EVENT_BYTES
         if self.end == capacity:
-            self._grow(1)
+            self._grow()
             capacity = len(self.buffer) // EVENT_BYTES
         _put_item(self.buffer, self.end * _ITEM_BYTES, item)
         _put_action(self.buffer, capacity * _ITEM_BYTES + self.end * _ACTION_BYTES, action)
         self.end += 1
 
-    def extend(self, items: Sequence[int], actions: Sequence[int]) -> None:
-        """Add several events."""
+    def extend(self, items: Sequence[int], actions: Sequence[int] | None) -> None:
+        """Add several events; `actions` None: none has one. A buffer that has no room for them is filled exactly."""
         count = len(items)
-        if self.end + count > self.capacity:
-            self._grow(count)
-        self._write(self.end, array("i", items).tobytes(), array("h", actions).tobytes())
-        self.end += count
+        item_bytes = struct.pack(f"={count}i", *items)
+        action_bytes = b"\xff\xff" * count if actions is None else struct.pack(f"={count}h", *actions)
+        capacity = len(self.buffer) // EVENT_BYTES
+        start, end = self.start, self.end
+        if end + count <= capacity:
+            self._write(end, item_bytes, action_bytes)
+            self.end = end + count
+            return
+        old, actions_at = memoryview(self.buffer), capacity * _ITEM_BYTES
+        self.buffer = _join(
+            (
+                old[start * _ITEM_BYTES : end * _ITEM_BYTES],
+                item_bytes,
+                old[actions_at + start * _ACTION_BYTES : actions_at + end * _ACTION_BYTES],
+                action_bytes,
+            )
+        )
+        self.shift += start
+        self.start, self.end = 0, end - start + count
 
     def trim(self, first_number: int) -> None:
         """Forget the events before `first_number`. The memory goes when the buffer is next replaced."""
@@ -135,11 +150,11 @@ class UserHistory:
     def view(self, user_id: str) -> HistoryView:
         return HistoryView(user_id, self)
 
-    def _grow(self, extra: int) -> None:
-        """Move what is kept to a new buffer with room for `extra` more and a quarter besides."""
+    def _grow(self) -> None:
+        """Move what is kept to a new buffer with room for an eighth more."""
         kept = self.end - self.start
         old, old_capacity = self.buffer, self.capacity
-        self.buffer = bytearray((kept + max(extra, 8, kept // 4)) * EVENT_BYTES)
+        self.buffer = bytearray((kept + max(8, kept // 8)) * EVENT_BYTES)
         actions_at = old_capacity * _ITEM_BYTES
         self._write(
             0,

@@ -6,6 +6,7 @@ that was frozen and writes late can only repeat what is already there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import msgpack
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history import FIRST_LIFE, Applied, Delta, HistoryStore, Segment, Stale, user_digest
+from xgr_stream.history.restore import PartitionRestore
+from xgr_stream.stream.records import Record
 from xgr_stream.types import UserEvent
 
 MAJOR = 1
@@ -111,6 +114,43 @@ def anchor(name: bytes) -> Entry:
 def is_fence(key: bytes | None, value: bytes | None, nonce: bytes) -> bool:
     """Whether this record is the fence that was written with `nonce`."""
     return (key, value) == fence(nonce)
+
+
+def restore_all(history: HistoryStore, partition: int, records: Iterable[Record]) -> None:
+    """Feed changelog records to the history, as `restore` does: what nearly all of them are in a third of the time."""
+    restoring = history.restoring(partition)
+    for record in records:
+        try:
+            if not _restore_plain(restoring, record.key, record.value):
+                restore(history, partition, record.key, record.value)
+        except (ValueError, TypeError, InvalidEvent):
+            restore(history, partition, record.key, record.value)  # says what is wrong with it
+
+
+def _restore_plain(restoring: PartitionRestore, key: bytes | None, value: bytes | None) -> bool:
+    """An event, or a segment, of a user who was never forgotten; False, with nothing done, for anything else."""
+    if key is None or value is None:
+        return False
+    fields, values = msgpack.unpackb(key), msgpack.unpackb(value)
+    if type(fields) is not list or len(fields) != 3 or type(values) is not list or len(values) != 4:
+        return False
+    kind, user_id, number = fields
+    if type(user_id) is not str or type(number) is not int or values[0] != MAJOR or type(values[1]) is not int:
+        return False
+    _, offset, items, actions = values
+    if kind == _DELTA:
+        if type(items) is not str or (actions is not None and type(actions) is not str):
+            return False
+        restoring.delta(user_id, number, Delta(offset, items, actions))
+        return True
+    if kind != _SEGMENT or type(items) is not list or actions is not None:
+        return False
+    "".join(items)  # a TypeError unless all are strings
+    restoring.segment(user_id, number, Segment(offset, items, None))
+    return True
+
+
+_DELTA, _SEGMENT = Kind.DELTA.value, Kind.SEGMENT.value
 
 
 def restore(history: HistoryStore, partition: int, key: bytes | None, value: bytes | None) -> None:

@@ -151,8 +151,7 @@ class Processor:
         Raises `HistoryError` on a record that is not ours or of a newer major version.
         """
         if partition in self.restoring:
-            for record in records:
-                changelog.restore(self._history, partition, record.key, record.value)
+            changelog.restore_all(self._history, partition, records)
 
     def begin_restore(self, partition: int, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
         """Begin with what a snapshot held. To `restore` is then what the changelog got after it."""

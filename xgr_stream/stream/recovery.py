@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import uuid
+from collections.abc import Iterator
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
@@ -20,6 +23,29 @@ MAX_AT_ONCE = 8
 POLL_MS = 500
 MAX_RECORDS = 2_000
 """Records fed at a time; the event loop is another's in between."""
+
+
+_resting = 0
+
+
+@contextlib.contextmanager
+def collector_resting() -> Iterator[None]:
+    """No cyclic garbage collection while histories are made: it would look at each of them again and again, for a third
+    of the whole time, and find nothing. What was made is then put out of its sight for good (`gc.freeze`), or later
+    collections would stop the loop for as long. An application that has switched the collector off is left alone."""
+    global _resting
+    ours = gc.isenabled() or _resting
+    if ours:
+        _resting += 1
+        gc.disable()
+    try:
+        yield
+    finally:
+        if ours:
+            _resting -= 1
+            if not _resting:
+                gc.freeze()
+                gc.enable()
 
 
 class Recovery:
@@ -56,14 +82,18 @@ class Recovery:
         Raises `HistoryError` when the changelog does not add up: the partition must not be served.
         """
         async with self._slots:
-            # The group is named to read its committed offset; without a subscription this reader does not join it.
-            consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
-            await consumer.start()
-            try:
-                await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
-                await self._restore_history(consumer, number)
-            finally:
-                await consumer.stop()
+            with collector_resting():
+                await self._run(number)
+
+    async def _run(self, number: int) -> None:
+        # The group is named to read its committed offset; without a subscription this reader does not join it.
+        consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
+            await self._restore_history(consumer, number)
+        finally:
+            await consumer.stop()
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
         """From a snapshot if there is one; if what comes after it does not add up, from the whole changelog."""
