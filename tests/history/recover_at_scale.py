@@ -1,11 +1,11 @@
 """How long a worker takes to have its users' histories at hand: from snapshots, and from the whole changelog.
 
-    PYTHONPATH=.:kernels python tests/history/recover_at_scale.py [--users 1000000] [--events 200] [--partitions 4] [--without]
+    PYTHONPATH=.:kernels python tests/history/recover_at_scale.py [--users N] [--events N] [--partitions N] [--without]
 
-Generates the histories of 100,000 items (untimed), writes a snapshot of each partition, and then, each in a process of its own, restores
-all of them through the processor, as a worker does: from the snapshots, and with --without from the records of a
-compacted changelog. Prints JSON lines: seconds to ready, CPU seconds, resident memory when ready and at the end, bytes
-per user besides 6 per event. Reading the records from a broker is not in it.
+Generates the histories of 100,000 items (untimed) and writes a snapshot of each partition. Then, each in a process of
+its own, restores all of them through the processor, as a worker does: from the snapshots, and with --without from the
+records of a compacted changelog. Prints JSON lines: seconds to ready, CPU seconds, resident memory when ready and at
+the end, bytes per user besides 6 per event. Reading the records from a broker is not in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from xgr_stream.testing import ManualClock, NullEngine
 
 ITEMS = 100_000
 CONFIG = HistoryConfig()
-CHUNK_USERS = 256
+CHUNK_USERS = 512
 BATCH = 2_000
 
 

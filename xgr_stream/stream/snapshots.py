@@ -31,7 +31,7 @@ from xgr_stream.stream.processor import Processor
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".snapshot"
-CHUNK_USERS = 256
+CHUNK_USERS = 512
 """Users who are unpacked, or written, at a time: about a millisecond of the event loop's."""
 CHUNK_NAMES = 10_000
 UNPACK_PAUSE_S = 0.002
