@@ -116,6 +116,17 @@ def is_fence(key: bytes | None, value: bytes | None, nonce: bytes) -> bool:
     return (key, value) == fence(nonce)
 
 
+def concerns(key: bytes | None, user_id: str) -> bool:
+    """Whether a record is of this user. Raises `HistoryError` for a key that is none of ours."""
+    try:
+        kind, *rest = _unpacked(key or b"")
+    except (ValueError, TypeError) as error:
+        raise HistoryError(f"a record of the changelog has a key that can't be read ({_shown(key)})") from error
+    if kind == Kind.FORGET:
+        return rest[:1] == [user_digest(user_id)]
+    return kind in (Kind.DELTA, Kind.SEGMENT) and rest[:1] == [user_id]
+
+
 def restore_all(history: HistoryStore, partition: int, records: Iterable[Record]) -> None:
     """Feed changelog records to the history, as `restore` does: what nearly all of them are in a third of the time."""
     restoring = history.restoring(partition)
