@@ -129,6 +129,27 @@ class TopicNames:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotConfig:
+    """Local copies of the histories, so that a restart reads only what the changelog got after them."""
+
+    directory: str
+    """On a local disk. Holds personal data, readable for its owner alone."""
+    interval_s: float = 300.0
+    """Between two snapshots of a partition; one more is written on shutdown."""
+    bytes_per_s: int = 32 * MIB
+    """How fast they are written while the worker serves."""
+    max_age_s: float = 86_400.0
+    """Files older than this are deleted: partitions that went to other workers leave theirs behind."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.directory, str) or not self.directory:
+            raise ConfigError(f"directory must be the path of a directory, not {self.directory!r}")
+        _at_least("interval_s", self.interval_s, 0.1, float)
+        _at_least("bytes_per_s", self.bytes_per_s, 1024)
+        _at_least("max_age_s", self.max_age_s, 1, float)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamConfig:
     """How events and requests are taken in and answered."""
 
@@ -139,6 +160,8 @@ class StreamConfig:
     codec: Codec = "msgpack"
     """Encoding of what we write; what we read may be either (told apart by its first byte)."""
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    snapshots: SnapshotConfig | None = None
+    """None: every restart reads the whole changelog."""
     partitioner: Partitioner = "murmur2"
     """How producers place keys. A record whose partition disagrees is refused; `any` accepts all."""
     default_timeout_ms: int = 1_000

@@ -26,6 +26,7 @@ class Metrics:
         self.events_unknown_item = self._counter(
             "events_unknown_item", "Events whose item the catalog does not know; kept, without tokens."
         )
+        self.users_forgotten = self._counter("users_forgotten", "Users forgotten by a null value on their key.")
         self.events_behind = self._gauge(
             "events_behind", "Offsets between the end of the events topic and what was processed of it.", "partition"
         )
@@ -57,6 +58,11 @@ class Metrics:
         )
         self.history_users = self._gauge("history_users", "Users with a history here.")
         self.history_bytes = self._gauge("history_bytes", "Memory of the histories.")
+        self.snapshots_written = self._counter("snapshots_written", "Snapshots of a partition's history written.")
+        self.snapshots_failed = self._counter("snapshots_failed", "Snapshots that could not be written.")
+        self.snapshots_ignored = self._counter(
+            "snapshots_ignored", "Snapshots that were not used; everything was read from the changelog.", "reason"
+        )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
 

@@ -53,6 +53,12 @@ def _identifier(owner: type[Exception], name: str, value: object) -> None:
             raise owner(f"{name} must be valid Unicode, without lone surrogates, not {_shown(value)}") from None
 
 
+def check_user_id(value: str) -> str:
+    """The value, if it may be a user's id. Raises `InvalidEvent`."""
+    _identifier(InvalidEvent, "user_id", value)
+    return value
+
+
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
     if (
         not isinstance(value, Sequence)

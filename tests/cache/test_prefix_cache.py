@@ -27,6 +27,7 @@ def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | No
         window_start=0,
         event_count=tokens,
         event_offset=-1,
+        life=-1,
         num_tokens=tokens,
         kv_tokens=tokens,
         pages=draft.pages,

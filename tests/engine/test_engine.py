@@ -63,6 +63,20 @@ def test_a_request_with_an_older_view_gets_what_is_cached(engine):
     assert engine.cache.get("user").event_count == 2
 
 
+def test_a_prefix_of_a_life_that_was_forgotten_is_not_used(engine):
+    for item in ("item-1", "item-2", "item-3"):
+        engine.history.apply(UserEvent("u", item), offset=1)
+    before = engine.history.view("u")
+    assert engine.history.forget_at("u", partition=0, offset=9) is not None
+    engine.history.apply(UserEvent("u", "item-4"), offset=10)
+    engine.history.apply(UserEvent("fresh", "item-4"))
+    engine.answer([(RecommendRequest("late", "u"), before)])
+    response, fresh = ask(engine, ("u", 3, 8), ("fresh", 3, 8))
+    assert (response.cache, response.event_count) == (CacheState.COLD, 1)
+    assert [item.item_id for item in response.items] == [item.item_id for item in fresh.items]
+    engine.check_integrity()
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_requests_of_one_user_in_a_batch_see_the_newest_view(engine, order):
     views = []

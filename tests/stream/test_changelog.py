@@ -30,7 +30,7 @@ def pack(*fields: object) -> bytes:
         (SEGMENT, pack(2, 0, ["a"], None), "major version must be 1, not 2"),
         (None, pack(1, 0, "a", None), "key must not be null"),
         (b"user-7", pack(1, 0, "a", None), "can't be read"),
-        (pack(9, "u", 0), pack(1), "kind must be 0, 1 or 2, not 9"),
+        (pack(9, "u", 0), pack(1), "kind must be 0, 1, 2 or 3, not 9"),
         (pack(0, 7, 0), pack(1, 0, "a", None), "user must be str"),
         (pack(0, "u", "0"), pack(1, 0, "a", None), "number must be int"),
         (pack(0, "u"), pack(1, 0, "a", None), "can't be read"),

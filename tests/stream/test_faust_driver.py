@@ -114,7 +114,7 @@ async def test_nothing_that_a_record_holds_escapes_the_agent(driver: FaustDriver
             await put(agent, value)
         outputs = processor.poll()
         dead_letters = driver._recommender.config.topics.dead_letters
-        assert [output.produces[0].topic == dead_letters for output in outputs] == [True] * 5 + [False]
+        assert [output.produces[0].topic == dead_letters for output in outputs] == [True] * 4 + [False]
         acknowledge(driver, outputs)
     assert processor.committable(driver._recommender.config.topics.events, PARTITION) == 6
 

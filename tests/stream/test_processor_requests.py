@@ -381,3 +381,23 @@ def test_every_request_gets_exactly_one_answer_whatever_happens() -> None:
     assert sorted(ids) == sorted(f"r{i}" for i in range(40))
     assert stream.processor.pending == 0
     assert stream.processor.committable(EVENTS, 0) is None
+
+
+def test_headers_go_from_a_request_to_all_that_answers_it() -> None:
+    stream = Stream()
+    headers = (("traceparent", b"00-1-2-01"), ("tenant", b"shop"))
+    request = stream.request("u", fields={"reply_to": "mine"})._replace(headers=headers)
+    assert [produce.headers for produce in stream.run(request)] == [headers, headers]
+    again = request._replace(offset=request.offset + 1, headers=(("traceparent", b"00-3-4-01"),))
+    assert [produce.headers for produce in stream.run(again)] == [again.headers, again.headers]
+    refused = stream.record(REQUESTS, "u", b"\xc1")._replace(offset=request.offset + 2, headers=headers)
+    assert [(produce.topic, produce.headers) for produce in stream.run(refused)] == [(DEAD, headers)]
+
+
+def test_headers_beyond_the_bound_leave_what_traces_the_request() -> None:
+    stream = Stream()
+    trace, large = ("traceparent", b"00-1-2-01"), ("large", bytes(20_000))
+    [produce] = stream.run(stream.request("u")._replace(headers=(large, trace)))
+    assert produce.headers == (trace,)
+    [produce] = stream.run(stream.request("u", "r2")._replace(headers=(("traceparent", bytes(20_000)),)))
+    assert produce.headers == ()

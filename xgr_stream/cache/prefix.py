@@ -24,6 +24,8 @@ class UserPrefix:
     """The user's events that it covers, those before `window_start` included."""
     event_offset: int
     """Offset of the last event covered; -1 if none came from a topic."""
+    life: int
+    """The history's, as in its view: events are numbered from there."""
     num_tokens: int
     """Tokens in context, without the tail."""
     kv_tokens: int

@@ -9,7 +9,10 @@ from xgr_stream.cli.lazy import LazyGroup
 
 SUBCOMMANDS = {
     "bench": "Time the engine and the kernels, each against a baseline.",
+    "doctor": "Look at device, memory plan, brokers, topics and clocks; a remedy for each finding.",
     "evaluate": "Recall and NDCG of a checkpoint on a file of sequences.",
+    "history": "Bring histories in from Parquet, look at one, start anew.",
+    "plan": "Workers, memory and batches for a load and a P99, from measured step times.",
     "worker": "Consume events and answer requests, without a Faust app.",
 }
 """Name → summary. The command is the function of that name in `xgr_stream/cli/<name>.py`."""

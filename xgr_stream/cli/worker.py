@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
+from xgr_stream.cli.broker import broker_options, topic_options
+from xgr_stream.config import CacheConfig, EngineConfig, SnapshotConfig, StreamConfig, TopicNames
 
 if TYPE_CHECKING:
+    from xgr_stream.stream.connection import Connection
     from xgr_stream.stream.runtime import ServedEngine
 
 MIB = 1 << 20
@@ -19,32 +22,23 @@ SESSION_TIMEOUT_S = 10.0
 """How long a worker may be silent before its partitions go to another. Faust's own default is a minute."""
 
 
-def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> TopicNames:
-    names = {}
-    for pair in pairs:
-        role, _, name = pair.partition("=")
-        if role not in TopicNames.__dataclass_fields__ or not name:
-            roles = ", ".join(TopicNames.__dataclass_fields__)
-            raise click.BadParameter(f"must be ROLE=NAME with a role of {roles}, not {pair!r}")
-        names[role] = name
-    return TopicNames(**names)
-
-
 @click.command()
-@click.option("--broker", default="localhost:9092", help="HOST:PORT, several with commas.")
 @click.option("--model", required=True, type=click.Path(exists=True, file_okay=False), help="Checkpoint directory.")
 @click.option("--catalog", required=True, type=click.Path(exists=True), help="Catalog file, or a table of items.")
 @click.option("--group", default="xgr-stream", help="Consumer group; its workers share the partitions.")
 @click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of topics that are missing.")
-@click.option("--topic", "topics", multiple=True, callback=_topics, metavar="ROLE=NAME", help="Name a topic otherwise.")
+@topic_options
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="What consumes the topics.")
 @click.option("--device", default="cpu", help="Where the model computes.")
 @click.option("--beam-width", default=64, type=click.IntRange(1), help="Beams of a request that names none.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
 @click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz and /readyz.")
 @click.option("--web-port", default=9464, type=click.IntRange(1), help="Its port.")
+@click.option("--snapshots", type=click.Path(file_okay=False), help="Directory for local copies of the histories.")
+@click.option("--instance", help="Name of this worker's own for static membership: kept across restarts.")
+@broker_options
 def worker(
-    broker: str,
+    connection: Connection,
     model: str,
     catalog: str,
     group: str,
@@ -56,6 +50,8 @@ def worker(
     cache_mib: int,
     web_host: str,
     web_port: int,
+    snapshots: str | None,
+    instance: str | None,
 ) -> None:
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
     from aiokafka.errors import KafkaConnectionError
@@ -63,44 +59,46 @@ def worker(
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
 
-    config = StreamConfig(topics=topics, partitions=partitions)
+    connection = replace(connection, session_timeout_ms=round(SESSION_TIMEOUT_S * 1000), group_instance_id=instance)
+    config = StreamConfig(
+        topics=topics, partitions=partitions, snapshots=None if snapshots is None else SnapshotConfig(snapshots)
+    )
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
     engine.prepare()
     serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(engine, broker, group, config, engine_config, (web_host, web_port)))
+            runner.run(serve(engine, connection, group, config, engine_config, (web_host, web_port)))
     except KafkaConnectionError as error:
-        raise click.ClickException(f"no broker at {broker} (--broker): {error}") from error
+        raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
 
 
 async def _serve_with_kafka(
     engine: ServedEngine,
-    broker: str,
+    connection: Connection,
     group: str,
     config: StreamConfig,
     engine_config: EngineConfig,
     web: tuple[str, int],
 ) -> None:
     from xgr_stream.metrics import Metrics
-    from xgr_stream.stream.connection import Connection
     from xgr_stream.stream.health import Pages, served
     from xgr_stream.stream.kafka_driver import KafkaDriver
     from xgr_stream.stream.runtime import Setup
 
     metrics = Metrics()
-    connection = Connection(broker, session_timeout_ms=round(SESSION_TIMEOUT_S * 1000))
     driver = KafkaDriver(Setup(engine, connection, group, config, engine_config, metrics))
     async with served(Pages(lambda: driver.runtime, metrics), *web):
         _on_signal(driver.stop)
-        click.echo(f"serving {config.topics.requests} from {broker}; metrics on http://{web[0]}:{web[1]}/metrics")
+        served_from = f"{config.topics.requests} from {connection.bootstrap}"
+        click.echo(f"serving {served_from}; metrics on http://{web[0]}:{web[1]}/metrics")
         await driver.run()
 
 
 async def _serve_with_faust(
     engine: ServedEngine,
-    broker: str,
+    connection: Connection,
     group: str,
     config: StreamConfig,
     engine_config: EngineConfig,
@@ -112,7 +110,9 @@ async def _serve_with_faust(
 
     app = faust.App(
         group,
-        broker=[f"kafka://{address}" for address in broker.split(",")],
+        broker=[f"kafka://{address}" for address in connection.bootstrap.split(",")],
+        broker_credentials=_credentials(connection.security),
+        consumer_group_instance_id=connection.group_instance_id,
         web_bind=web[0],
         web_port=web[1],
         consumer_auto_offset_reset="earliest",
@@ -131,6 +131,21 @@ async def _serve_with_faust(
         await app.stop()
     if app.crash_reason is not None:
         raise app.crash_reason
+
+
+def _credentials(security: Mapping[str, Any]) -> Any:
+    """Faust's own form of `Connection.security`."""
+    from faust.auth import SASLCredentials, SSLCredentials
+
+    context = security.get("ssl_context")
+    if "sasl_mechanism" in security:
+        return SASLCredentials(
+            username=security["sasl_plain_username"],
+            password=security["sasl_plain_password"],
+            mechanism=security["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return None if context is None else SSLCredentials(context)
 
 
 def _on_signal(stop: Callable[[], object]) -> None:

@@ -102,7 +102,9 @@ class PrefixBuilder:
 
     def _usable(self, view: HistoryView) -> UserPrefix | None:
         prefix = self._cache.get(view.user_id)
-        return prefix if prefix is not None and prefix.key == self._key else None
+        if prefix is None or prefix.key != self._key or prefix.life != view.life:
+            return None
+        return prefix
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens
@@ -116,6 +118,7 @@ class PrefixBuilder:
                 window_start=plan.window_start,
                 event_count=plan.view.event_count,
                 event_offset=plan.view.last_offset,
+                life=plan.view.life,
                 num_tokens=plan.num_tokens,
                 kv_tokens=plan.num_tokens + len(self._reader.tail),
                 pages=draft.pages,

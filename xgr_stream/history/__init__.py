@@ -1,8 +1,21 @@
 """What each user did, in memory: packed, numbered, deduplicated by offset, and read without copying."""
 
 from xgr_stream.history.interner import Interner
-from xgr_stream.history.records import Applied, Delta, Segment, Stale, user_hash
+from xgr_stream.history.packed import PackedUsers
+from xgr_stream.history.records import FIRST_LIFE, Applied, Delta, Segment, Stale, user_digest, user_hash
 from xgr_stream.history.store import HistoryStore
 from xgr_stream.history.user import HistoryView
 
-__all__ = ["Applied", "Delta", "HistoryStore", "HistoryView", "Interner", "Segment", "Stale", "user_hash"]
+__all__ = [
+    "FIRST_LIFE",
+    "Applied",
+    "Delta",
+    "HistoryStore",
+    "HistoryView",
+    "Interner",
+    "PackedUsers",
+    "Segment",
+    "Stale",
+    "user_digest",
+    "user_hash",
+]

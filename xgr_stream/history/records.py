@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+FIRST_LIFE = -1
+"""The life of a user who was never forgotten. To be forgotten begins another one, named by the offset of the record
+that did it: numbers start anew in it, and records of an earlier life count no more, however late they are written."""
+
 
 class Applied(NamedTuple):
     """An event that went into a history."""
@@ -15,6 +19,10 @@ class Applied(NamedTuple):
     """How many events of the user came before it."""
     sealed: int | None
     """The segment that this event completed, if it did: events `sealed * segment_events` up to this one."""
+    life: int = FIRST_LIFE
+
+
+Numbered = tuple[str, int] | tuple[str, int, int]
 
 
 class Delta(NamedTuple):
@@ -37,10 +45,23 @@ class Segment(NamedTuple):
 
 @dataclass(slots=True)
 class Stale:
-    """Keys (user, number) still in a changelog whose content a later record has made superfluous."""
+    """Keys (user, number), of a later life (user, number, life), still in a changelog whose content a later record has
+    made superfluous."""
 
-    deltas: set[tuple[str, int]] = field(default_factory=set)
-    segments: set[tuple[str, int]] = field(default_factory=set)
+    deltas: set[Numbered] = field(default_factory=set)
+    segments: set[Numbered] = field(default_factory=set)
+    forgets: set[tuple[bytes, int]] = field(default_factory=set)
+    """(digest of the user, offset) of what made a user forgotten before they were forgotten again."""
+
+
+def numbered(user_id: str, number: int, life: int) -> Numbered:
+    """The key of a delta or a segment."""
+    return (user_id, number) if life == FIRST_LIFE else (user_id, number, life)
+
+
+def user_digest(user_id: str) -> bytes:
+    """What is kept of a forgotten user, so that nothing written late brings them back."""
+    return hashlib.sha256(user_id.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def user_hash(user_id: str) -> str:

@@ -3,18 +3,22 @@
 A changelog as it was written holds, for each user, deltas up to a segment's end, then the segment, then tombstones for
 its deltas. Compaction keeps the last record of each key, so a record that a late writer repeated moves to the end.
 Every record is a pure function of the event log, therefore order can't matter: what continues a history goes straight
-into its buffer (nearly everything does), what does not is laid aside until the end.
+into its buffer (nearly everything does), what does not is laid aside until the end. Of a user who was forgotten, the
+records of the latest life count, and none of a life before the last thing that made them forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+
+import numpy as np
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.history.interner import Interner
-from xgr_stream.history.records import Delta, Segment, Stale, user_hash
+from xgr_stream.history.packed import PackedUsers
+from xgr_stream.history.records import FIRST_LIFE, Delta, Numbered, Segment, Stale, numbered, user_digest, user_hash
 from xgr_stream.history.user import UserHistory
 
 MAX_NAMED = 5
@@ -24,120 +28,246 @@ MAX_NAMED = 5
 class _Aside:
     """Records of one user that did not continue the history when they came."""
 
-    __slots__ = ("deltas", "segments")
+    __slots__ = ("deltas", "life", "segments")
 
-    def __init__(self) -> None:
+    def __init__(self, life: int) -> None:
+        self.life = life
         self.deltas: dict[int, Delta] = {}
         self.segments: dict[int, Segment] = {}
 
 
 class PartitionRestore:
-    """Rebuilds one partition's histories. Feed `delta` and `segment`, then `finish`, then take `users`."""
+    """Rebuilds one partition's histories. Feed `delta`, `segment` and `forget`, then `finish`, then take `users` and
+    `forgotten`. Both may be given something to begin with, as a snapshot held it."""
 
     def __init__(
         self, partition: int, config: HistoryConfig, item_names: Interner, add_action: Callable[[str], int]
     ) -> None:
-        self.users: dict[str, UserHistory] = {}
+        self.users: dict[str, UserHistory | PackedUsers] = {}
+        self.forgotten: dict[bytes, int] = {}
+        """Digest of a user → offset of the record that last made them forgotten."""
         self._partition = partition
         self._config = config
         self._item_names = item_names
         self._add_action = add_action
         self._aside: dict[str, _Aside] = {}
         self._stale = Stale()
+        self._packed: list[PackedUsers] = []
+        self._deleted: set[Numbered] = set()
+        """Deltas with a tombstone though no segment of theirs has been read: of users being forgotten."""
+        self._deleted_segments: set[Numbered] = set()
 
-    def delta(self, user_id: str, number: int, delta: Delta | None) -> None:
-        user = self.users.get(user_id)
+    def begin_with(self, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
+        """Take what a snapshot held, before anything else."""
+        for users in packed:
+            self._packed.append(users)
+            self.users.update(dict.fromkeys(users.ids, users))
+        self.forgotten = forgotten
+
+    def delta(self, user_id: str, number: int, delta: Delta | None, life: int = FIRST_LIFE) -> None:
         if delta is None:
-            self._stale.deltas.discard((user_id, number))
-            if user_id in self._aside:
-                self._aside[user_id].deltas.pop(number, None)
-        elif user is None and number == 0:
-            self._append(user_id, self._start(user_id, 0), delta)
+            self._delete_delta(user_id, number, life)
+            return
+        user = self._user(user_id)
+        if user is None or user.life != life:
+            if not self._lives(user_id, life):
+                self._stale.deltas.add(numbered(user_id, number, life))
+                return
+            user = self._user(user_id)
+        if self._deleted:  # written again, late
+            self._deleted.discard(numbered(user_id, number, life))
+        if user is None and number == 0:
+            self._append(self._start(user_id, 0, life), delta)
         elif user is None or number > user.event_count:
-            self._lay_aside(user_id).deltas[number] = delta
+            self._lay_aside(user_id, life).deltas[number] = delta
         elif number == user.event_count:
-            self._append(user_id, user, delta)
+            self._append(user, delta)
         elif number < self._sealed(user):
-            self._stale.deltas.add((user_id, number))
+            self._stale.deltas.add(numbered(user_id, number, life))
 
-    def segment(self, user_id: str, number: int, segment: Segment | None) -> None:
+    def segment(self, user_id: str, number: int, segment: Segment | None, life: int = FIRST_LIFE) -> None:
         size = self._config.segment_events
         first = number * size
-        user = self.users.get(user_id)
         if segment is None:
-            self._stale.segments.discard((user_id, number))
-            if user_id in self._aside:
-                self._aside[user_id].segments.pop(number, None)
+            self._delete_segment(user_id, number, life)
             return
+        user = self._user(user_id)
+        if user is None or user.life != life:
+            if not self._lives(user_id, life):
+                self._stale.segments.add(numbered(user_id, number, life))
+                return
+            user = self._user(user_id)
+        if self._deleted_segments:
+            self._deleted_segments.discard(numbered(user_id, number, life))
         if len(segment.items) != size:
             raise HistoryError(
                 f"segment_events must be {len(segment.items)}, with which the changelog was written, not {size}: "
                 "set it back, or start a new changelog topic"
             )
         if user is None:
-            user = self._start(user_id, first)
+            user = self._start(user_id, first, life)
         if first > user.event_count:
-            self._lay_aside(user_id).segments[number] = segment
+            self._lay_aside(user_id, life).segments[number] = segment
         elif first + size > user.event_count:
             self._continue(user_id, user, first, segment)
         elif first < user.first_number:
             self._below(user_id, user, number, segment)
 
+    def forget(self, digest: bytes, offset: int, *, deleted: bool = False) -> None:
+        """Feed the record that a user was forgotten at `offset`; deleted: its tombstone."""
+        if deleted:
+            self._stale.forgets.discard((digest, offset))
+            return
+        last = self.forgotten.get(digest, FIRST_LIFE)
+        if last != offset and last != FIRST_LIFE:
+            self._stale.forgets.add((digest, min(last, offset)))
+        self.forgotten[digest] = max(last, offset)
+
+    def recent(self, limit: int) -> list[str]:
+        """The users most recently active so far, the latest first."""
+        ids, offsets = [], []
+        for user_id, user in self.users.items():
+            if isinstance(user, UserHistory):
+                ids.append(user_id)
+                offsets.append(user.last_offset)
+        arrays = [np.asarray(offsets, dtype=np.int64)]
+        for packed in self.still_packed():
+            ids += packed.ids
+            arrays.append(packed.last_offsets)
+        joined = np.concatenate(arrays)
+        limit = min(limit, len(joined))
+        latest = np.argpartition(-joined, limit - 1)[:limit] if limit else np.empty(0, dtype=np.int64)
+        return [ids[i] for i in latest[np.argsort(-joined[latest])].tolist()]
+
+    def still_packed(self) -> list[PackedUsers]:
+        """What of a snapshot nothing has touched."""
+        return [packed for packed in self._packed if self.users.get(packed.ids[0]) is packed]
+
     def finish(self) -> Stale:
         """Merge what was laid aside, check that nothing is missing, and return the keys to tombstone."""
+        if self.forgotten:
+            for user_id in {**self.users, **self._aside}:
+                at = self.forgotten.get(user_digest(user_id))
+                if at is not None and at > self._life(user_id):
+                    self._expire(user_id)
         for user_id, aside in self._aside.items():
             self._merge(user_id, aside)
         self._aside.clear()
         gaps = [
             (user_id, [(self._config.first_kept(user.event_count), user.first_number - 1)])
             for user_id, user in self.users.items()
-            if user.first_number > self._config.first_kept(user.event_count)
+            if isinstance(user, UserHistory)  # a snapshot's are whole
+            and (user.shift or user.start)
+            and user.first_number > self._config.first_kept(user.event_count)
         ]
         self._refuse(gaps)
         return self._stale
 
+    # Lives
+
+    def _life(self, user_id: str) -> int:
+        """The latest life of the user that any record has told of; -2: none."""
+        known = self._user(user_id) or self._aside.get(user_id)
+        return FIRST_LIFE - 1 if known is None else known.life
+
+    def _lives(self, user_id: str, life: int) -> bool:
+        """Whether a record of this life counts; what an earlier one left goes if it does."""
+        known = self._life(user_id)
+        if FIRST_LIFE <= known < life:
+            self._expire(user_id)
+        return known <= life
+
+    def _expire(self, user_id: str) -> None:
+        """Drop all that was read of the user's life; every key of it is superfluous."""
+        user, aside = self._user(user_id), self._aside.pop(user_id, None)
+        self.users.pop(user_id, None)
+        deltas: set[Numbered] = set()
+        segments: set[Numbered] = set()
+        if user is not None:
+            size = self._config.segment_events
+            sealed = self._sealed(user)
+            deltas |= {numbered(user_id, n, user.life) for n in range(max(sealed, user.first_number), user.event_count)}
+            segments |= {numbered(user_id, n, user.life) for n in range(user.first_number // size, sealed // size)}
+        if aside is not None:
+            deltas |= {numbered(user_id, n, aside.life) for n in aside.deltas}
+            segments |= {numbered(user_id, n, aside.life) for n in aside.segments}
+        self._stale.deltas |= deltas - self._deleted
+        self._stale.segments |= segments - self._deleted_segments
+
+    def _delete_delta(self, user_id: str, number: int, life: int) -> None:
+        key = numbered(user_id, number, life)
+        self._stale.deltas.discard(key)
+        aside = self._aside.get(user_id)
+        if aside is not None and aside.life == life:
+            aside.deltas.pop(number, None)
+        user = self._user(user_id)
+        if user is not None and user.life == life and number >= self._sealed(user):
+            self._deleted.add(key)
+
+    def _delete_segment(self, user_id: str, number: int, life: int) -> None:
+        key = numbered(user_id, number, life)
+        self._stale.segments.discard(key)
+        aside = self._aside.get(user_id)
+        if aside is not None and aside.life == life:
+            aside.segments.pop(number, None)
+        user = self._user(user_id)
+        if user is not None and user.life == life and number * self._config.segment_events >= user.first_number:
+            self._deleted_segments.add(key)
+
     # What continues a history
 
-    def _start(self, user_id: str, first_number: int) -> UserHistory:
-        user = self.users[user_id] = UserHistory(self._partition, first_number)
+    def _user(self, user_id: str) -> UserHistory | None:
+        user = self.users.get(user_id)
+        if isinstance(user, PackedUsers):
+            self.users.update(user.unpacked())
+            return self._user(user_id)
         return user
 
-    def _append(self, user_id: str, user: UserHistory, delta: Delta) -> None:
+    def _start(self, user_id: str, first_number: int, life: int) -> UserHistory:
+        user = self.users[user_id] = UserHistory(self._partition, first_number, life)
+        return user
+
+    def _append(self, user: UserHistory, delta: Delta) -> None:
         user.append(self._item_names.add(delta.item_id), -1 if delta.action is None else self._add_action(delta.action))
         user.last_offset = delta.offset
 
     def _continue(self, user_id: str, user: UserHistory, first: int, segment: Segment) -> None:
         """Add the part of `segment` that the history lacks; its deltas are superfluous from now on."""
         known = user.event_count - first
-        self._stale.deltas.update((user_id, number) for number in range(first, user.event_count))
+        if known > 0:
+            self._stale.deltas.update(numbered(user_id, n, user.life) for n in range(first, user.event_count))
         items, actions = self._interned(segment)
-        user.extend(items[known:], actions[known:])
+        if known:
+            items, actions = items[known:], None if actions is None else actions[known:]
+        user.extend(items, actions)
         user.last_offset = segment.last_offset
+        if user.event_count <= self._config.keep_events:
+            return
         kept_from = self._config.first_kept(user.event_count)
         if kept_from > user.first_number:
             size = self._config.segment_events
             self._stale.segments.update(
-                (user_id, number) for number in range(user.first_number // size, kept_from // size)
+                numbered(user_id, n, user.life) for n in range(user.first_number // size, kept_from // size)
             )
             user.trim(kept_from)
 
-    def _interned(self, segment: Segment) -> tuple[list[int], list[int]]:
+    def _interned(self, segment: Segment) -> tuple[list[int], list[int] | None]:
         items = self._item_names.add_all(segment.items)
         if segment.actions is None:
-            return items, [-1] * len(items)
+            return items, None
         return items, [-1 if action is None else self._add_action(action) for action in segment.actions]
 
     # What does not
 
-    def _lay_aside(self, user_id: str) -> _Aside:
-        return self._aside.setdefault(user_id, _Aside())
+    def _lay_aside(self, user_id: str, life: int) -> _Aside:
+        return self._aside.setdefault(user_id, _Aside(life))
 
     def _below(self, user_id: str, user: UserHistory, number: int, segment: Segment) -> None:
         """A segment before the first one kept so far: trimmed long ago, or only out of its place."""
         if number * self._config.segment_events < self._config.first_kept(user.event_count):
-            self._stale.segments.add((user_id, number))
+            self._stale.segments.add(numbered(user_id, number, user.life))
         else:
-            self._lay_aside(user_id).segments[number] = segment
+            self._lay_aside(user_id, user.life).segments[number] = segment
 
     def _sealed(self, user: UserHistory) -> int:
         size = self._config.segment_events
@@ -146,7 +276,8 @@ class PartitionRestore:
     def _merge(self, user_id: str, aside: _Aside) -> None:
         """Put the user's history together anew from its buffer and what was laid aside."""
         size = self._config.segment_events
-        user = self.users.get(user_id) or UserHistory(self._partition)
+        life = aside.life
+        user = self._user(user_id) or UserHistory(self._partition, 0, life)
         events = {user.first_number + i: event for i, event in enumerate(self._events(user_id, user))}
         last_offset, last_number = user.last_offset, user.event_count - 1
         for number, delta in aside.deltas.items():
@@ -155,7 +286,8 @@ class PartitionRestore:
             if number > last_number:
                 last_offset, last_number = delta.offset, number
         for number, segment in aside.segments.items():
-            events.update(enumerate(zip(*self._interned(segment), strict=True), start=number * size))
+            items, actions = self._interned(segment)
+            events.update(enumerate(zip(items, actions or [-1] * size, strict=True), start=number * size))
             if (number + 1) * size - 1 > last_number:
                 last_offset, last_number = segment.last_offset, (number + 1) * size - 1
         if last_number < 0:
@@ -163,14 +295,18 @@ class PartitionRestore:
         count = last_number + 1
         kept_from = self._config.first_kept(count)
         self._refuse([(user_id, list(_ranges(n for n in range(kept_from, count) if n not in events)))])
-        self._stale.deltas.update((user_id, n) for n in aside.deltas if n < count // size * size)
-        self._stale.segments.update((user_id, n) for n in aside.segments if n * size < kept_from)
-        self._stale.segments.update(
-            (user_id, n) for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
+        buffered = range(max(self._sealed(user), user.first_number), user.event_count)
+        self._stale.deltas.update(
+            numbered(user_id, n, life) for n in (*buffered, *aside.deltas) if n < count // size * size
         )
-        merged = self.users[user_id] = UserHistory(self._partition, kept_from, count - kept_from)
-        items, actions = zip(*(events[number] for number in range(kept_from, count)), strict=True)
-        merged.extend(items, actions)
+        self._stale.segments.update(numbered(user_id, n, life) for n in aside.segments if n * size < kept_from)
+        self._stale.segments.update(
+            numbered(user_id, n, life)
+            for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
+        )
+        merged = self.users[user_id] = UserHistory(self._partition, kept_from, life)
+        kept = [events[number] for number in range(kept_from, count)]
+        merged.extend([item for item, _ in kept], [action for _, action in kept])
         merged.last_offset = last_offset
 
     def _events(self, user_id: str, user: UserHistory) -> Iterator[tuple[int, int]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history.interner import Interner
-from xgr_stream.history.records import Applied, Delta, Segment, Stale, user_hash
+from xgr_stream.history.packed import PackedUsers
+from xgr_stream.history.records import FIRST_LIFE, Applied, Delta, Segment, Stale, numbered, user_digest, user_hash
 from xgr_stream.history.restore import PartitionRestore
-from xgr_stream.history.user import HistoryView, UserHistory
+from xgr_stream.history.user import EVENT_BYTES, HistoryView, UserHistory
 from xgr_stream.types import UserEvent
 
 MAX_ACTIONS = 32_767
 """Distinct actions that fit an int16."""
-USER_BYTES = 270
-"""Of a user besides the buffer: the object, the id and the dictionary's entry (265 measured, at 200,000 users)."""
+USER_BYTES = 280
+"""Of a user besides the buffer: the object, the id and the dictionary's entry (275 measured, at 1,000,000 users)."""
 
 
 class HistoryStore:
@@ -27,9 +28,11 @@ class HistoryStore:
         self.config = config or HistoryConfig()
         self.item_names = Interner()
         self.action_names = Interner()
-        self._users: dict[str, UserHistory] = {}
+        self._users: dict[str, UserHistory | PackedUsers] = {}
+        self._packed: dict[int, list[PackedUsers]] = {}
         self._last_offsets: dict[int, int] = {}
         self._restoring: dict[int, PartitionRestore] = {}
+        self._forgotten: dict[int, dict[bytes, int]] = {}
         self._num_events = 0
         self._buffer_bytes = 0
 
@@ -42,7 +45,7 @@ class HistoryStore:
         the user's history is in another partition or there are too many distinct actions.
         """
         user_id = event.user_id
-        user = self._users.get(user_id)
+        user = self._find(user_id)
         if user is not None:
             if user.partition != partition:
                 raise InvalidEvent(
@@ -50,9 +53,14 @@ class HistoryStore:
                 )
             if 0 <= offset <= user.last_offset:
                 return None
-        action = -1 if event.action is None else self._action(event.action)
+        life = FIRST_LIFE
+        if user is None and (forgotten := self._forgotten.get(partition)):
+            life = forgotten.get(user_digest(user_id), FIRST_LIFE)
+            if 0 <= offset <= life:
+                return None
+        action = -1 if event.action is None else self.add_action(event.action)
         if user is None:
-            user = self._users[user_id] = UserHistory(partition)
+            user = self._users[user_id] = UserHistory(partition, life=life)
             self._buffer_bytes += len(user.buffer)
         buffer_bytes = len(user.buffer)
         user.append(self.item_names.add(event.item_id), action)
@@ -65,15 +73,17 @@ class HistoryStore:
         count = user.event_count
         segments, rest = divmod(count, self.config.segment_events)
         if rest:
-            return Applied(count - 1, None)
+            return Applied(count - 1, None, user.life)
         first_number = user.first_number
         user.trim(self.config.first_kept(count))
         self._num_events -= user.first_number - first_number
-        return Applied(count - 1, segments - 1)
+        return Applied(count - 1, segments - 1, user.life)
 
     def segment(self, user_id: str, number: int) -> Segment:
         """The segment that the user's last event completed, for the changelog."""
-        user, size = self._users[user_id], self.config.segment_events
+        user, size = self._find(user_id), self.config.segment_events
+        if user is None:
+            raise HistoryError(f"user must have a history, and {user_hash(user_id)} has none")
         if user.event_count != (number + 1) * size:
             raise HistoryError(
                 f"segment must be the one just completed, {user.event_count // size - 1}, not {number!r}"
@@ -86,23 +96,63 @@ class HistoryStore:
             actions if any(a is not None for a in actions) else None,
         )
 
+    def forget_at(self, user_id: str, *, partition: int, offset: int) -> Stale | None:
+        """Forget all that a user did before `offset` of the partition; it, and anything older, will count no more.
+
+        Returns the changelog's keys of it, to be tombstoned once it is durable that the user was forgotten. None: the
+        user was never known, or this was done already. Raises `InvalidEvent` for a user of another partition.
+        """
+        user = self._find(user_id)
+        if user is None:
+            return None
+        if user.partition != partition:
+            raise InvalidEvent(
+                f"partition must be {user.partition}, which holds user {user_hash(user_id)}, not {partition}"
+            )
+        if offset <= max(user.life, user.last_offset):
+            return None
+        size, stale = self.config.segment_events, Stale()
+        sealed = user.event_count // size
+        stale.deltas |= {numbered(user_id, n, user.life) for n in range(sealed * size, user.event_count)}
+        stale.segments |= {numbered(user_id, n, user.life) for n in range(user.first_number // size, sealed)}
+        digest, forgotten = user_digest(user_id), self._forgotten.setdefault(partition, {})
+        if digest in forgotten:
+            stale.forgets.add((digest, forgotten[digest]))
+        forgotten[digest] = offset
+        self._last_offsets[partition] = max(offset, self._last_offsets.get(partition, -1))
+        self.forget(user_id)
+        return stale
+
     def view(self, user_id: str) -> HistoryView | None:
         """The user's history as it is now; None for a user without events."""
-        user = self._users.get(user_id)
+        user = self._find(user_id)
         return None if user is None else user.view(user_id)
 
     # Partitions
 
     def users(self, partition: int) -> list[str]:
-        """The users of a partition, the most recently active first. Looks at every user of the store."""
-        found = [(user.last_offset, user_id) for user_id, user in self._users.items() if user.partition == partition]
+        """The users of a partition, the most recently active first. Unpacks and looks at every user of the store."""
+        found = [(user.last_offset, user_id) for user_id, user in self._histories() if user.partition == partition]
         found.sort(key=lambda entry: entry[0], reverse=True)
         return [user_id for _, user_id in found]
+
+    def user_ids(self) -> list[str]:
+        """All users, in no order."""
+        return list(self._users)
+
+    def forgotten(self, partition: int) -> dict[bytes, int]:
+        """Digests of the partition's users who were forgotten, and the offset at which they last were. A copy."""
+        return dict(self._forgotten.get(partition, {}))
 
     def partition(self, user_id: str) -> int | None:
         """The partition that holds the user's history."""
         user = self._users.get(user_id)
         return None if user is None else user.partition
+
+    def user_offset(self, user_id: str) -> int:
+        """Offset of the user's last event; -1: none, or none from a topic."""
+        user = self._find(user_id)
+        return -1 if user is None else user.last_offset
 
     def last_offset(self, partition: int) -> int:
         """Highest event offset that any history of the partition includes, -1 for none."""
@@ -110,39 +160,91 @@ class HistoryStore:
 
     def drop(self, partition: int) -> list[str]:
         """Forget every user of a partition that is now somebody else's, and return them."""
+        for packed in self._packed.pop(partition, ()):
+            if self._users.get(packed.ids[0]) is packed:
+                self._num_events -= packed.num_events
+                self._buffer_bytes -= packed.num_events * EVENT_BYTES
         dropped = [user_id for user_id, user in self._users.items() if user.partition == partition]
         for user_id in dropped:
-            self.forget(user_id)
+            user = self._users.pop(user_id)
+            if isinstance(user, UserHistory):
+                self._uncount(user)
         self._last_offsets.pop(partition, None)
         self._restoring.pop(partition, None)
+        self._forgotten.pop(partition, None)
         return dropped
 
     def forget(self, user_id: str) -> bool:
-        """Forget one user; False if there was none. An engine's prefix of theirs still holds what they did, and would
-        be answered from when they come back: `Engine.forget` them too."""
-        user = self._users.pop(user_id, None)
+        """Drop one user from memory; False if there was none. An engine's prefix of theirs still holds what they did,
+        and would be answered from when they come back: `Engine.forget` them too."""
+        user = self._find(user_id)
         if user is None:
             return False
+        del self._users[user_id]
+        self._uncount(user)
+        return True
+
+    def _uncount(self, user: UserHistory) -> None:
         self._num_events -= user.end - user.start
         self._buffer_bytes -= len(user.buffer)
-        return True
+
+    # Users that came from a snapshot
+
+    def unpack_some(self) -> bool:
+        """Make histories of their own of a few hundred users who came from a snapshot (about a millisecond); False if
+        there are none left. Others are unpacked when they are first needed."""
+        for partition, waiting in self._packed.items():
+            if waiting:
+                packed = waiting.pop()
+                if self._users.get(packed.ids[0]) is packed:
+                    self._users.update(packed.unpacked())
+                return True
+            del self._packed[partition]
+            return True
+        return False
+
+    def _find(self, user_id: str) -> UserHistory | None:
+        user = self._users.get(user_id)
+        if isinstance(user, PackedUsers):
+            self._users.update(user.unpacked())
+            return self._find(user_id)
+        return user
+
+    def _histories(self) -> list[tuple[str, UserHistory]]:
+        """All users, unpacked."""
+        while self.unpack_some():
+            pass
+        return [(user_id, user) for user_id, user in self._users.items() if isinstance(user, UserHistory)]
 
     # Restoring a partition from its changelog
 
-    def restore_delta(self, partition: int, user_id: str, number: int, delta: Delta | None) -> None:
-        """Feed the changelog's record of one event, None for its tombstone."""
-        self._restore(partition).delta(user_id, number, delta)
+    def restoring(self, partition: int) -> PartitionRestore:
+        """What the partition's changelog, or a snapshot, is fed to until `finish_restore`."""
+        restore = self._restoring.get(partition)
+        if restore is None:
+            restore = self._restoring[partition] = PartitionRestore(
+                partition, self.config, self.item_names, self.add_action
+            )
+        return restore
 
-    def restore_segment(self, partition: int, user_id: str, number: int, segment: Segment | None) -> None:
+    def restore_delta(
+        self, partition: int, user_id: str, number: int, delta: Delta | None, life: int = FIRST_LIFE
+    ) -> None:
+        """Feed the changelog's record of one event, None for its tombstone."""
+        self.restoring(partition).delta(user_id, number, delta, life)
+
+    def restore_segment(
+        self, partition: int, user_id: str, number: int, segment: Segment | None, life: int = FIRST_LIFE
+    ) -> None:
         """Feed the changelog's record of one segment, None for its tombstone."""
-        self._restore(partition).segment(user_id, number, segment)
+        self.restoring(partition).segment(user_id, number, segment, life)
 
     def finish_restore(self, partition: int) -> Stale:
         """Check that the partition's histories are without gaps, and return the superfluous keys of its changelog.
 
         Raises `HistoryError` naming the users (hashed) and numbers that are missing; the partition can't be served.
         """
-        restore = self._restore(partition)
+        restore = self.restoring(partition)
         try:
             stale = restore.finish()
         finally:
@@ -153,22 +255,26 @@ class HistoryStore:
                 f"the changelog of partition {partition} holds {len(twice)} users whose history is here already, such "
                 f"as {user_hash(min(twice))}: was the number of the topic's partitions changed?"
             )
+        last_offset = max(restore.forgotten.values(), default=-1)
         for user in restore.users.values():
-            self._num_events += user.end - user.start
-            self._buffer_bytes += len(user.buffer)
+            if isinstance(user, UserHistory):
+                self._num_events += user.end - user.start
+                self._buffer_bytes += len(user.buffer)
+                if user.last_offset > last_offset:
+                    last_offset = user.last_offset
+        for packed in restore.still_packed():
+            self._num_events += packed.num_events
+            self._buffer_bytes += packed.num_events * EVENT_BYTES
+            last_offset = max(last_offset, int(packed.last_offsets.max()))
         self._users.update(restore.users)
-        self._last_offsets[partition] = max((user.last_offset for user in restore.users.values()), default=-1)
+        self._packed[partition] = restore.still_packed()
+        self._last_offsets[partition] = last_offset
+        if restore.forgotten:
+            self._forgotten[partition] = restore.forgotten
         return stale
 
-    def _restore(self, partition: int) -> PartitionRestore:
-        restore = self._restoring.get(partition)
-        if restore is None:
-            restore = self._restoring[partition] = PartitionRestore(
-                partition, self.config, self.item_names, self._action
-            )
-        return restore
-
-    def _action(self, name: str) -> int:
+    def add_action(self, name: str) -> int:
+        """The number of an action, a new one if it has none. Raises `InvalidEvent` when there are too many."""
         number = self.action_names.get(name)
         if number is None:
             if len(self.action_names) >= MAX_ACTIONS:
@@ -196,14 +302,14 @@ class HistoryStore:
 
     def check_integrity(self) -> None:
         """Raise `HistoryError` if the store contradicts itself. Looks at every event."""
-        users = self._users.values()
+        users = [user for _, user in self._histories()]
         for name, counted, actual in (
             ("num_events", self._num_events, sum(user.end - user.start for user in users)),
             ("buffer_bytes", self._buffer_bytes, sum(len(user.buffer) for user in users)),
         ):
             if counted != actual:
                 raise HistoryError(f"{name} must be {actual}, not {counted}")
-        for user_id, user in self._users.items():
+        for user_id, user in self._histories():
             self._check_user(user_id, user)
 
     def _check_user(self, user_id: str, user: UserHistory) -> None:

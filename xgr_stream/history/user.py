@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xgr_stream.history.records import FIRST_LIFE
+
 _ITEM_BYTES = 4
 _ACTION_BYTES = 2
 EVENT_BYTES = _ITEM_BYTES + _ACTION_BYTES
+FIRST_CAPACITY = 8
 
 _put_item = struct.Struct("=i").pack_into
+_join = bytearray().join
 _put_action = struct.Struct("=h").pack_into
 
 
@@ -24,20 +27,20 @@ class HistoryView:
     it, and a full buffer is left to its views). Safe to read on another thread while the store goes on.
     """
 
-    __slots__ = ("_buffer", "_start", "event_count", "first_number", "last_offset", "user_id")
+    __slots__ = ("_buffer", "_start", "event_count", "first_number", "last_offset", "life", "user_id")
 
-    def __init__(
-        self, user_id: str, event_count: int, first_number: int, last_offset: int, buffer: bytearray, start: int
-    ) -> None:
+    def __init__(self, user_id: str, user: UserHistory) -> None:
         self.user_id = user_id
-        self.event_count = event_count
+        self.event_count = user.shift + user.end
         """Events of the user ever, those no longer kept included."""
-        self.first_number = first_number
+        self.first_number = user.shift + user.start
         """Number of the first event kept."""
-        self.last_offset = last_offset
+        self.last_offset = user.last_offset
         """Offset of the last event; -1: it came from no topic."""
-        self._buffer = buffer
-        self._start = start
+        self.life = user.life
+        """Offset of the record that last made the user forgotten; -1: none did. Events are numbered from there."""
+        self._buffer = user.buffer
+        self._start = user.start
 
     @property
     def items(self) -> NDArray[np.int32]:
@@ -50,6 +53,16 @@ class HistoryView:
         items_bytes = len(self._buffer) // EVENT_BYTES * _ITEM_BYTES
         return np.frombuffer(
             memoryview(self._buffer).toreadonly(), np.int16, len(self), items_bytes + self._start * _ACTION_BYTES
+        )
+
+    @property
+    def data(self) -> tuple[memoryview, memoryview]:
+        """The bytes of `items` and of `actions`."""
+        buffer = memoryview(self._buffer).toreadonly()
+        end, actions_at = self._start + len(self), len(self._buffer) // EVENT_BYTES * _ITEM_BYTES
+        return (
+            buffer[self._start * _ITEM_BYTES : end * _ITEM_BYTES],
+            buffer[actions_at + self._start * _ACTION_BYTES : actions_at + end * _ACTION_BYTES],
         )
 
     def __len__(self) -> int:
@@ -67,15 +80,23 @@ class UserHistory:
     cell i has the number `shift + i`. A written cell is never written again, which is what views rely on.
     """
 
-    __slots__ = ("buffer", "end", "last_offset", "partition", "shift", "start")
+    __slots__ = ("buffer", "end", "last_offset", "life", "partition", "shift", "start")
 
-    def __init__(self, partition: int, first_number: int = 0, capacity: int = 8) -> None:
+    def __init__(
+        self, partition: int, first_number: int = 0, life: int = FIRST_LIFE, buffer: bytearray | None = None
+    ) -> None:
+        """`buffer`: events already packed, which it is full of."""
         self.partition = partition
-        self.buffer = bytearray(capacity * EVENT_BYTES)
+        self.life = life
         self.shift = first_number
         self.start = 0
-        self.end = 0
         self.last_offset = -1
+        if buffer is None:
+            self.buffer = bytearray(FIRST_CAPACITY * EVENT_BYTES)
+            self.end = 0
+        else:
+            self.buffer = buffer
+            self.end = len(buffer) // EVENT_BYTES
 
     @property
     def event_count(self) -> int:
@@ -93,34 +114,47 @@ class UserHistory:
         """Add one event."""
         capacity = len(self.buffer) // EVENT_BYTES
         if self.end == capacity:
-            self._grow(1)
+            self._grow()
             capacity = len(self.buffer) // EVENT_BYTES
         _put_item(self.buffer, self.end * _ITEM_BYTES, item)
         _put_action(self.buffer, capacity * _ITEM_BYTES + self.end * _ACTION_BYTES, action)
         self.end += 1
 
-    def extend(self, items: Sequence[int], actions: Sequence[int]) -> None:
-        """Add several events."""
+    def extend(self, items: Sequence[int], actions: Sequence[int] | None) -> None:
+        """Add several events; `actions` None: none has one. A buffer that has no room for them is filled exactly."""
         count = len(items)
-        if self.end + count > self.capacity:
-            self._grow(count)
-        self._write(self.end, array("i", items).tobytes(), array("h", actions).tobytes())
-        self.end += count
+        item_bytes = struct.pack(f"={count}i", *items)
+        action_bytes = b"\xff\xff" * count if actions is None else struct.pack(f"={count}h", *actions)
+        capacity = len(self.buffer) // EVENT_BYTES
+        start, end = self.start, self.end
+        if end + count <= capacity:
+            self._write(end, item_bytes, action_bytes)
+            self.end = end + count
+            return
+        old, actions_at = memoryview(self.buffer), capacity * _ITEM_BYTES
+        self.buffer = _join(
+            (
+                old[start * _ITEM_BYTES : end * _ITEM_BYTES],
+                item_bytes,
+                old[actions_at + start * _ACTION_BYTES : actions_at + end * _ACTION_BYTES],
+                action_bytes,
+            )
+        )
+        self.shift += start
+        self.start, self.end = 0, end - start + count
 
     def trim(self, first_number: int) -> None:
         """Forget the events before `first_number`. The memory goes when the buffer is next replaced."""
         self.start = max(self.start, first_number - self.shift)
 
     def view(self, user_id: str) -> HistoryView:
-        return HistoryView(
-            user_id, self.shift + self.end, self.shift + self.start, self.last_offset, self.buffer, self.start
-        )
+        return HistoryView(user_id, self)
 
-    def _grow(self, extra: int) -> None:
-        """Move what is kept to a new buffer with room for `extra` more and a quarter besides."""
+    def _grow(self) -> None:
+        """Move what is kept to a new buffer with room for an eighth more."""
         kept = self.end - self.start
         old, old_capacity = self.buffer, self.capacity
-        self.buffer = bytearray((kept + max(extra, 8, kept // 4)) * EVENT_BYTES)
+        self.buffer = bytearray((kept + max(8, kept // 8)) * EVENT_BYTES)
         actions_at = old_capacity * _ITEM_BYTES
         self._write(
             0,

@@ -6,6 +6,7 @@ that was frozen and writes late can only repeat what is already there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ import msgpack
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
-from xgr_stream.history import Applied, Delta, HistoryStore, Segment, Stale
+from xgr_stream.history import FIRST_LIFE, Applied, Delta, HistoryStore, Segment, Stale, user_digest
+from xgr_stream.history.restore import PartitionRestore
+from xgr_stream.stream.records import Record
 from xgr_stream.types import UserEvent
 
 MAJOR = 1
@@ -26,6 +29,7 @@ class Kind(IntEnum):
     DELTA = 0
     SEGMENT = 1
     FENCE = 2
+    FORGET = 3
 
 
 class Entry(NamedTuple):
@@ -38,40 +42,59 @@ class Entry(NamedTuple):
 _pack = msgpack.Packer(use_bin_type=True).pack
 
 
-def delta_key(user_id: str, number: int) -> bytes:
-    key: bytes = _pack((Kind.DELTA.value, user_id, number))
+def delta_key(user_id: str, number: int, life: int = FIRST_LIFE) -> bytes:
+    key: bytes = _pack(
+        (Kind.DELTA.value, user_id, number) if life == FIRST_LIFE else (Kind.DELTA.value, user_id, number, life)
+    )
     return key
 
 
-def segment_key(user_id: str, number: int) -> bytes:
-    key: bytes = _pack((Kind.SEGMENT.value, user_id, number))
+def segment_key(user_id: str, number: int, life: int = FIRST_LIFE) -> bytes:
+    key: bytes = _pack(
+        (Kind.SEGMENT.value, user_id, number) if life == FIRST_LIFE else (Kind.SEGMENT.value, user_id, number, life)
+    )
     return key
+
+
+def forget_key(digest: bytes, offset: int) -> bytes:
+    """A record of its own for each time that a user was forgotten: a late writer's can't take a later one's place."""
+    key: bytes = _pack((Kind.FORGET.value, digest, offset))
+    return key
+
+
+def forget_entry(user_id: str, offset: int) -> Entry:
+    """What says that a user was forgotten at `offset` of the events. It names them by a digest alone, and stays: what
+    it makes void may still be written late."""
+    return Entry(forget_key(user_digest(user_id), offset), _pack((MAJOR,)))
 
 
 def entry_of(event: UserEvent, offset: int, applied: Applied, history: HistoryStore) -> Entry:
     """What to write for an event that was just applied: its delta, or the segment that it completed."""
     if applied.sealed is None:
-        return Entry(delta_key(event.user_id, applied.number), _pack((MAJOR, offset, event.item_id, event.action)))
+        key = delta_key(event.user_id, applied.number, applied.life)
+        return Entry(key, _pack((MAJOR, offset, event.item_id, event.action)))
     segment = history.segment(event.user_id, applied.sealed)
-    return Entry(segment_key(event.user_id, applied.sealed), _pack((MAJOR, *segment)))
+    return Entry(segment_key(event.user_id, applied.sealed, applied.life), _pack((MAJOR, *segment)))
 
 
-def superseded_by(user_id: str, sealed: int, config: HistoryConfig) -> list[Entry]:
+def superseded_by(user_id: str, sealed: int, config: HistoryConfig, life: int = FIRST_LIFE) -> list[Entry]:
     """The tombstones to write once segment `sealed` is acknowledged: for its deltas, and for the segment that is no
     longer kept because of it. Not before: if the log ended between the two, they would leave a gap."""
     size = config.segment_events
     first = sealed * size
-    entries = [Entry(delta_key(user_id, number), None) for number in range(first, first + size - 1)]
+    entries = [Entry(delta_key(user_id, number, life), None) for number in range(first, first + size - 1)]
     kept_from = config.first_kept(first + size)
     if kept_from > config.first_kept(first):
-        entries.append(Entry(segment_key(user_id, kept_from // size - 1), None))
+        entries.append(Entry(segment_key(user_id, kept_from // size - 1, life), None))
     return entries
 
 
 def stale_entries(stale: Stale) -> list[Entry]:
-    """The tombstones for what a restore found superfluous: a worker died before it wrote them, or one wrote late."""
+    """The tombstones for what is superfluous: of a user just forgotten, or found so by a restore since a worker died
+    before it wrote them, or wrote late."""
     deltas = [Entry(delta_key(*key), None) for key in sorted(stale.deltas)]
-    return deltas + [Entry(segment_key(*key), None) for key in sorted(stale.segments)]
+    segments = [Entry(segment_key(*key), None) for key in sorted(stale.segments)]
+    return deltas + segments + [Entry(forget_key(*key), None) for key in sorted(stale.forgets)]
 
 
 def fence(nonce: bytes) -> Entry:
@@ -82,9 +105,63 @@ def fence(nonce: bytes) -> Entry:
     return Entry(_pack((Kind.FENCE.value,)), _pack((MAJOR, nonce)))
 
 
+def anchor(name: bytes) -> Entry:
+    """A record that proves, by standing where a snapshot says it does, that the snapshot is of this very topic. A fence
+    with a name, so that each has a key of its own and compaction leaves it where it is."""
+    return Entry(_pack((Kind.FENCE.value, name)), _pack((MAJOR, name)))
+
+
 def is_fence(key: bytes | None, value: bytes | None, nonce: bytes) -> bool:
     """Whether this record is the fence that was written with `nonce`."""
     return (key, value) == fence(nonce)
+
+
+def concerns(key: bytes | None, user_id: str) -> bool:
+    """Whether a record is of this user. Raises `HistoryError` for a key that is none of ours."""
+    try:
+        kind, *rest = _unpacked(key or b"")
+    except (ValueError, TypeError) as error:
+        raise HistoryError(f"a record of the changelog has a key that can't be read ({_shown(key)})") from error
+    if kind == Kind.FORGET:
+        return rest[:1] == [user_digest(user_id)]
+    return kind in (Kind.DELTA, Kind.SEGMENT) and rest[:1] == [user_id]
+
+
+def restore_all(history: HistoryStore, partition: int, records: Iterable[Record]) -> None:
+    """Feed changelog records to the history, as `restore` does: what nearly all of them are in a third of the time."""
+    restoring = history.restoring(partition)
+    for record in records:
+        try:
+            if not _restore_plain(restoring, record.key, record.value):
+                restore(history, partition, record.key, record.value)
+        except (ValueError, TypeError, InvalidEvent):
+            restore(history, partition, record.key, record.value)  # says what is wrong with it
+
+
+def _restore_plain(restoring: PartitionRestore, key: bytes | None, value: bytes | None) -> bool:
+    """An event, or a segment, of a user who was never forgotten; False, with nothing done, for anything else."""
+    if key is None or value is None:
+        return False
+    fields, values = msgpack.unpackb(key), msgpack.unpackb(value)
+    if type(fields) is not list or len(fields) != 3 or type(values) is not list or len(values) != 4:
+        return False
+    kind, user_id, number = fields
+    if type(user_id) is not str or type(number) is not int or values[0] != MAJOR or type(values[1]) is not int:
+        return False
+    _, offset, items, actions = values
+    if kind == _DELTA:
+        if type(items) is not str or (actions is not None and type(actions) is not str):
+            return False
+        restoring.delta(user_id, number, Delta(offset, items, actions))
+        return True
+    if kind != _SEGMENT or type(items) is not list or actions is not None:
+        return False
+    "".join(items)  # a TypeError unless all are strings
+    restoring.segment(user_id, number, Segment(offset, items, None))
+    return True
+
+
+_DELTA, _SEGMENT = Kind.DELTA.value, Kind.SEGMENT.value
 
 
 def restore(history: HistoryStore, partition: int, key: bytes | None, value: bytes | None) -> None:
@@ -107,16 +184,33 @@ def _restore(history: HistoryStore, partition: int, key: bytes | None, value: by
     kind, *rest = _unpacked(key)
     if kind == Kind.FENCE:
         return
-    user_id, number = rest
-    _check(user_id, str, "user")
-    _check(number, int, "number")
     fields = None if value is None else _fields(value)
     if kind == Kind.DELTA:
-        history.restore_delta(partition, user_id, number, None if fields is None else _delta(fields))
+        history.restore_delta(partition, *_numbered(rest), None if fields is None else _delta(fields), _life(rest))
     elif kind == Kind.SEGMENT:
-        history.restore_segment(partition, user_id, number, None if fields is None else _segment(fields))
+        history.restore_segment(partition, *_numbered(rest), None if fields is None else _segment(fields), _life(rest))
+    elif kind == Kind.FORGET:
+        digest, offset = rest[:2]
+        _check(digest, bytes, "digest")
+        _check(offset, int, "offset")
+        history.restoring(partition).forget(digest, offset, deleted=fields is None)
     else:
-        raise ValueError(f"kind must be 0, 1 or 2, not {kind!r}")
+        raise ValueError(f"kind must be 0, 1, 2 or 3, not {kind!r}")
+
+
+def _numbered(rest: list[Any]) -> tuple[str, int]:
+    user_id, number = rest[:2]
+    _check(user_id, str, "user")
+    _check(number, int, "number")
+    return user_id, number
+
+
+def _life(rest: list[Any]) -> int:
+    if len(rest) == 2:
+        return FIRST_LIFE
+    _check(rest[2], int, "life")
+    life: int = rest[2]
+    return life
 
 
 def _fields(value: bytes) -> list[Any]:

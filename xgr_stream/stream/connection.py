@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -17,13 +19,63 @@ from xgr_stream.stream.records import Record
 logger = logging.getLogger(__name__)
 
 
+SECURITY_SETTINGS = frozenset(
+    {
+        *("security_protocol", "ssl_context"),
+        *("sasl_mechanism", "sasl_plain_username", "sasl_plain_password"),
+        *("sasl_kerberos_service_name", "sasl_kerberos_domain_name", "sasl_oauth_token_provider"),
+    }
+)
+
+
+def security(
+    *,
+    tls: bool = False,
+    ca_file: str | Path | None = None,
+    certificate_file: str | Path | None = None,
+    key_file: str | Path | None = None,
+    sasl_mechanism: str | None = None,
+    username: str | None = None,
+    password: str | None = None,
+) -> dict[str, Any]:
+    """`Connection.security` for TLS, SASL or both. A `ca_file` or a certificate of one's own means TLS.
+
+    The broker's certificate is checked, and its name against the host's, always. Raises `ConfigError`.
+    """
+    tls = tls or any((ca_file, certificate_file, key_file))
+    settings: dict[str, Any] = {}
+    if tls:
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+            if certificate_file is not None:
+                context.load_cert_chain(certificate_file, key_file)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(str(name) for name in (ca_file, certificate_file, key_file) if name is not None)
+            raise ConfigError(f"TLS files must hold PEM certificates and a key, and {files} do not: {error}") from error
+        settings["ssl_context"] = context
+    if sasl_mechanism is not None:
+        if not username or password is None:
+            raise ConfigError(f"username and password must be given with SASL {sasl_mechanism}")
+        settings |= {
+            "sasl_mechanism": sasl_mechanism,
+            "sasl_plain_username": username,
+            "sasl_plain_password": password,
+        }
+    elif username or password is not None:
+        raise ConfigError("sasl_mechanism must be given with a username or a password: PLAIN, SCRAM-SHA-256, ...")
+    if settings:
+        protocol = ("SASL_" if sasl_mechanism is not None else "") + ("SSL" if tls else "PLAINTEXT")
+        settings["security_protocol"] = protocol
+    return settings
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """The brokers of one cluster."""
 
     bootstrap: str
     """`host:port`, several separated by commas."""
-    security: Mapping[str, Any] = field(default_factory=dict)
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Passed on to aiokafka: `security_protocol`, `ssl_context`, `sasl_mechanism`, `sasl_plain_username`, ..."""
     fetch_max_wait_ms: int = 500
     """How long a broker may hold back an empty answer to a fetch. Kafka answers at once when something comes."""
@@ -31,10 +83,18 @@ class Connection:
     """How long a worker may be silent before its partitions go to another. Heartbeats come ten times as often."""
     rebalance_timeout_ms: int = 10_000
     """How long the workers of a group may take to join when it changes."""
+    group_instance_id: str | None = None
+    """Static membership: a name of this worker's own, the same at each start. Its partitions then wait for it, for the
+    session timeout at most, when it stops and starts again, instead of moving to others and back."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.bootstrap, str) or not self.bootstrap:
             raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
+
+        unknown = set(self.security) - SECURITY_SETTINGS
+        if unknown:
+            known, others = ", ".join(sorted(SECURITY_SETTINGS)), ", ".join(sorted(unknown))
+            raise ConfigError(f"security must hold settings of {known}, not {others}")
 
     @classmethod
     def of(cls, brokers: str | Connection) -> Connection:
@@ -60,6 +120,7 @@ class Connection:
             session_timeout_ms=self.session_timeout_ms,
             rebalance_timeout_ms=self.rebalance_timeout_ms,
             heartbeat_interval_ms=self.session_timeout_ms // 10,
+            group_instance_id=self.group_instance_id,
             **options,
         )
 

@@ -1,4 +1,4 @@
-"""Events: record → history → changelog."""
+"""Events: record → history → changelog. A null value: the key's user is forgotten."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
 from xgr_stream.stream.records import Produce, Record
-from xgr_stream.types import UserEvent
+from xgr_stream.types import UserEvent, check_user_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ MAX_LOGGED_ITEMS = 10_000
 
 
 class Ingest:
-    """Takes in event records. An event is acknowledged when its changelog record is; a replayed one at once."""
+    """Takes in event records. An event is acknowledged when its changelog record is; a replayed one at once.
+
+    `on_forget` is called with each user who is to be forgotten beyond the history."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class Ingest:
         placement: Placement,
         knows_item: Callable[[str], bool],
         decode_event: DecodeEvent | None,
+        on_forget: Callable[[str], None],
         metrics: Metrics,
     ) -> None:
         self._history = history
@@ -45,6 +48,7 @@ class Ingest:
         self._placement = placement
         self._knows_item = knows_item
         self._decode_event = decode_event or self._decode_ours
+        self._on_forget = on_forget
         self._metrics = metrics
         self._logged_items: set[str] = set()
 
@@ -55,6 +59,10 @@ class Ingest:
         for record in records:
             try:
                 partition.events_seen = record.offset
+                if record.value is None:
+                    user_id = self._forget(partition, record)
+                    grown.discard(user_id)
+                    continue
                 event = self._read(record)
                 if event is None:
                     partition.events.acknowledge(record.offset)
@@ -76,7 +84,7 @@ class Ingest:
                     entry = changelog.entry_of(event, record.offset, applied, self._history)
                     then = None
                     if applied.sealed is not None:
-                        then = self._clean_up(partition, event.user_id, applied.sealed)
+                        then = self._clean_up(partition, event.user_id, applied.sealed, applied.life)
                     self._outbox.put(Output(partition, (self._produce(partition, entry),), record=record, then=then))
         self._metrics.events.inc(added)
         self._metrics.events_replayed.inc(replayed)
@@ -90,9 +98,7 @@ class Ingest:
 
     def _read(self, record: Record) -> UserEvent | None:
         """The record's event, on its user's own partition; None for a record to pass over. Raises `InvalidInput`."""
-        value = record.value
-        if value is None:
-            raise InvalidEvent("value must not be null: a null value is reserved for forgetting a user")
+        value = record.value or b""
         if len(value) > self._config.max_message_bytes:
             raise MessageTooLarge(f"value must be at most {self._config.max_message_bytes} bytes, not {len(value)}")
         try:
@@ -106,6 +112,30 @@ class Ingest:
             self._placement.check(event.user_id, record.partition)
         return event
 
+    def _forget(self, partition: Partition, record: Record) -> str:
+        """Forget the user whose key has a null value. Their records in the changelog go once it is durable that they
+        were forgotten, and the record's offset waits for that too. Raises `InvalidInput`."""
+        try:
+            user_id = check_user_id((record.key or b"").decode())
+        except UnicodeDecodeError:
+            raise InvalidEvent("key must be the id of the user to forget, in UTF-8") from None
+        self._placement.check(user_id, record.partition)
+        stale = self._history.forget_at(user_id, partition=record.partition, offset=record.offset)
+        if stale is None:
+            self._metrics.events_replayed.inc()
+            partition.events.acknowledge(record.offset)
+            return user_id
+        self._metrics.users_forgotten.inc()
+        self._on_forget(user_id)
+
+        def clean_up() -> None:
+            entries = changelog.stale_entries(stale)
+            self._outbox.put(Output(partition, tuple(self._produce(partition, e) for e in entries), record=record))
+
+        entry = changelog.forget_entry(user_id, record.offset)
+        self._outbox.put(Output(partition, (self._produce(partition, entry),), then=clean_up))
+        return user_id
+
     def _decode_ours(self, record: Record) -> UserEvent:
         value = record.value or b""
         return protocol.parse_event(codec.decode(value, self._config.max_message_bytes), record.key)
@@ -113,9 +143,9 @@ class Ingest:
     def _produce(self, partition: Partition, entry: changelog.Entry) -> Produce:
         return Produce(self._config.topics.changelog, partition.number, entry.key, entry.value)
 
-    def _clean_up(self, partition: Partition, user_id: str, sealed: int) -> Callable[[], None]:
+    def _clean_up(self, partition: Partition, user_id: str, sealed: int, life: int) -> Callable[[], None]:
         def write() -> None:
-            self.tombstones(partition, changelog.superseded_by(user_id, sealed, self._history.config))
+            self.tombstones(partition, changelog.superseded_by(user_id, sealed, self._history.config, life))
 
         return write
 

@@ -44,6 +44,15 @@ class OffsetTracker:
         return self._committable
 
     @property
+    def last_taken(self) -> int:
+        """The last offset taken, -1 before any."""
+        return self._last_taken
+
+    def done(self, offset: int) -> bool:
+        """Whether everything taken up to `offset` has been acknowledged."""
+        return not self._open or self._open[0] > offset
+
+    @property
     def pending(self) -> int:
         """Records taken and not yet behind `committable`."""
         return len(self._open)

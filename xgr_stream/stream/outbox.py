@@ -10,7 +10,7 @@ from xgr_stream.errors import XgrError
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.partition import Partition
-from xgr_stream.stream.records import Produce, Record
+from xgr_stream.stream.records import Produce, Record, passed_on
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Output:
     """What to write, and the record whose offset waits for it. Drivers read `produces` and hand it back."""
 
-    __slots__ = ("offset", "partition", "produces", "then", "topic")
+    __slots__ = ("number", "offset", "partition", "produces", "then", "topic")
 
     def __init__(
         self,
@@ -33,6 +33,8 @@ class Output:
         self.topic = None if record is None else record.topic
         """Topic of the record whose offset waits; None: none does (clean-up of the changelog)."""
         self.offset = -1 if record is None else record.offset
+        self.number = -1
+        """Of the partition's outputs."""
         self.then = then
         """Called when all of it is durable."""
 
@@ -61,6 +63,9 @@ class Outbox:
         self._woken = False
 
     def put(self, output: Output) -> None:
+        outputs = output.partition.outputs
+        output.number = outputs.last_taken + 1
+        outputs.take(output.number)
         self._outputs.append(output)
         self.wake()
 
@@ -69,7 +74,7 @@ class Outbox:
         self._metrics.dead_letters.labels(error.code).inc()
         logger.debug("dead letter from %s-%d at %d: %s", record.topic, record.partition, record.offset, error.code)
         value = codec.encode(protocol.dead_letter_message(record, error), self._config.codec)
-        produce = Produce(self._config.topics.dead_letters, None, record.key, value)
+        produce = Produce(self._config.topics.dead_letters, None, record.key, value, passed_on(record))
         self.put(Output(partition, (produce,), record=record))
 
     def take(self) -> list[Output]:

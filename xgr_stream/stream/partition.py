@@ -9,7 +9,7 @@ from xgr_stream.stream.records import Record
 class Partition:
     """One partition number: its events and its requests, from assignment to revocation."""
 
-    __slots__ = ("early", "events", "events_seen", "held", "number", "requests", "restored")
+    __slots__ = ("early", "events", "events_seen", "held", "number", "outputs", "requests", "restored")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -20,5 +20,7 @@ class Partition:
         """Events that came before the history was restored."""
         self.events = OffsetTracker()
         self.requests = OffsetTracker()
+        self.outputs = OffsetTracker()
+        """What is written for this partition, counted: a snapshot waits for what its history rests on."""
         self.events_seen = -1
         """Offset up to which every event was processed."""

@@ -37,10 +37,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import HistoryError, NotOwned, ShuttingDown, TopologyError, XgrError
-from xgr_stream.history import HistoryStore
+from xgr_stream.history import HistoryStore, PackedUsers
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
@@ -55,6 +56,14 @@ from xgr_stream.stream.requests import Requests, Worker
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 __all__ = ["DecodeEvent", "Output", "Processor", "Worker"]
+
+
+class Mark(NamedTuple):
+    """A point in the life of a held partition."""
+
+    partition: Partition
+    event: int
+    output: int
 
 
 class Processor:
@@ -92,6 +101,7 @@ class Processor:
             placement=self._placement,
             knows_item=knows_item,
             decode_event=decode_event,
+            on_forget=self._forget,
             metrics=metrics,
         )
         self._replies = Replies(self._outbox, config, clock, metrics)
@@ -141,8 +151,17 @@ class Processor:
         Raises `HistoryError` on a record that is not ours or of a newer major version.
         """
         if partition in self.restoring:
-            for record in records:
-                changelog.restore(self._history, partition, record.key, record.value)
+            changelog.restore_all(self._history, partition, records)
+
+    def begin_restore(self, partition: int, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
+        """Begin with what a snapshot held. To `restore` is then what the changelog got after it."""
+        if partition in self.restoring:
+            self._history.restoring(partition).begin_with(packed, forgotten)
+
+    def restart_restore(self, partition: int) -> None:
+        """Drop what was restored of a partition whose restore failed; it is to be fed from the start."""
+        if partition in self.restoring:
+            self._history.drop(partition)
 
     def restore_answers(self, partition: int, records: Iterable[Record]) -> None:
         """Feed recent records of the responses topic, so that a request redelivered to the partition's new owner is
@@ -162,6 +181,7 @@ class Processor:
         state = self._partitions.get(partition)
         if state is None or state.restored:
             return
+        recent = self._history.restoring(partition).recent(self._warm_users)
         stale = self._history.finish_restore(partition)
         last_offset = self._history.last_offset(partition)
         if end is not None and last_offset >= end:
@@ -172,9 +192,21 @@ class Processor:
         state.restored = True
         state.events_seen = max(last_offset, -1 if position is None else position - 1)
         self._ingest.tombstones(state, changelog.stale_entries(stale))
-        self._want_appends(self._history.users(partition)[: self._warm_users])
+        self._want_appends(recent)
         early, state.early = state.early, []
         self._take_events({state: early})
+
+    def mark(self, partition: int) -> Mark | None:
+        """How far a partition's history has come now; None: it is not ours, or not restored."""
+        state = self._partitions.get(partition)
+        if state is None or not state.restored:
+            return None
+        return Mark(state, state.events.last_taken, state.outputs.last_taken)
+
+    def durable(self, mark: Mark) -> bool:
+        """Whether all that the partition's history held at the mark is in its changelog. Never, once it is revoked."""
+        state = mark.partition
+        return state.held and state.events.done(mark.event) and state.outputs.done(mark.output)
 
     def owns(self, user_id: str) -> bool:
         """Whether the user's partition is assigned here. With `partitioner="any"`: whether their history is here."""
@@ -231,6 +263,7 @@ class Processor:
             self._tracker(output.partition, output.topic).acknowledge(output.offset)
         if output.then is not None:
             output.then()
+        output.partition.outputs.acknowledge(output.number)
 
     def committable(self, topic: str, partition: int) -> int | None:
         """The offset to commit for a topic partition (of the next record to read); None: nothing to commit yet."""
@@ -278,6 +311,11 @@ class Processor:
             self._want_appends(self._ingest.take(partition, records))
             self._requests.release(partition)
             self._report()
+
+    def _forget(self, user_id: str) -> None:
+        """Drop the user's prefix, and whatever prefix the requests that are under way may yet make of it."""
+        self._worker.forget([user_id])
+        self._requests.forget(user_id)
 
     def _want_appends(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:

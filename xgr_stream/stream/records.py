@@ -23,6 +23,25 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
+MAX_HEADER_BYTES = 16 * 1024
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+
+
+def passed_on(record: Record) -> Headers:
+    """The record's headers, for what answers it. Of more than `MAX_HEADER_BYTES`, those that trace it alone, as far as
+    they fit: an answer must not become too large to be written by what its request brought along."""
+    if not record.headers:
+        return ()
+    headers = record.headers
+    if _num_bytes(headers) > MAX_HEADER_BYTES:
+        headers = tuple(header for header in headers if header[0] in TRACE_HEADERS)
+    return headers if _num_bytes(headers) <= MAX_HEADER_BYTES else ()
+
+
+def _num_bytes(headers: Headers) -> int:
+    return sum(len(name) + len(value or b"") for name, value in headers)
+
+
 class Produce(NamedTuple):
     """One record to write."""
 

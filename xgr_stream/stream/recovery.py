@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import uuid
+from collections.abc import Iterator
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from xgr_stream.config import StreamConfig
+from xgr_stream.errors import HistoryError
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
 from xgr_stream.stream.connection import Connection, record_of
 from xgr_stream.stream.processor import Processor
+from xgr_stream.stream.snapshots import Snapshots
 
 MAX_AT_ONCE = 8
 """Partitions read at the same time, each by a reader of its own."""
 POLL_MS = 500
 MAX_RECORDS = 2_000
 """Records fed at a time; the event loop is another's in between."""
+
+
+_resting = 0
+
+
+@contextlib.contextmanager
+def collector_resting() -> Iterator[None]:
+    """No cyclic garbage collection while histories are made: it would look at each of them again and again, for a third
+    of the whole time, and find nothing. What was made is then put out of its sight for good (`gc.freeze`), or later
+    collections would stop the loop for as long. An application that has switched the collector off is left alone."""
+    global _resting
+    ours = gc.isenabled() or _resting
+    if ours:
+        _resting += 1
+        gc.disable()
+    try:
+        yield
+    finally:
+        if ours:
+            _resting -= 1
+            if not _resting:
+                gc.freeze()
+                gc.enable()
 
 
 class Recovery:
@@ -36,6 +64,7 @@ class Recovery:
         *,
         group_id: str,
         clock: Clock,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._connection = connection
         self._producer = producer
@@ -44,6 +73,7 @@ class Recovery:
         self._dedup_window_ms = config.dedup_window_ms
         self._group_id = group_id
         self._clock = clock
+        self._snapshots = snapshots
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def run(self, number: int) -> None:
@@ -52,22 +82,42 @@ class Recovery:
         Raises `HistoryError` when the changelog does not add up: the partition must not be served.
         """
         async with self._slots:
-            # The group is named to read its committed offset; without a subscription this reader does not join it.
-            consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
-            await consumer.start()
-            try:
-                await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
-                await self._restore_history(consumer, number)
-            finally:
-                await consumer.stop()
+            with collector_resting():
+                await self._run(number)
+
+    async def _run(self, number: int) -> None:
+        # The group is named to read its committed offset; without a subscription this reader does not join it.
+        consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
+            await self._restore_history(consumer, number)
+        finally:
+            await consumer.stop()
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
+        """From a snapshot if there is one; if what comes after it does not add up, from the whole changelog."""
+        if self._snapshots is not None:
+            start = await self._snapshots.restore(consumer, number)
+            if start is not None:
+                try:
+                    await self._read_history(consumer, number, start)
+                    return
+                except HistoryError as error:
+                    await self._snapshots.give_up(number, error)
+        await self._read_history(consumer, number, None)
+
+    async def _read_history(self, consumer: AIOKafkaConsumer, number: int, start: int | None) -> None:
+        """The changelog from an offset on, or all of it."""
         log = TopicPartition(self._topics.changelog, number)
         events = TopicPartition(self._topics.events, number)
         nonce = await self._write_fence(number)
         end = (await consumer.end_offsets([events]))[events]
         consumer.assign([log, events])
-        await consumer.seek_to_beginning(log)
+        if start is None:
+            await consumer.seek_to_beginning(log)
+        else:
+            consumer.seek(log, start)
         # The last event tells the end on brokers, too, that count a batch of several records as one.
         consumer.seek(events, max(end - 1, 0))
         fenced, looked = False, end == 0

@@ -13,7 +13,7 @@ from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.answers import AnswerKey, RecentAnswers
 from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
-from xgr_stream.stream.records import Produce, Record
+from xgr_stream.stream.records import Produce, Record, passed_on
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Replies:
         self.count(response)
         value = self._encoded(response)
         key = record.key if record.key is not None else user_id.encode() or None
-        produce = Produce(self._config.topics.responses, partition.number, key, value)
+        produce = Produce(self._config.topics.responses, partition.number, key, value, passed_on(record))
         self._outbox.put(Output(partition, (produce,), record=record, then=self._published(record)))
 
     def restore(self, record: Record) -> None:
@@ -106,9 +106,10 @@ class Replies:
 
     def _put(self, partition: Partition, record: Record, request: RecommendRequest, value: bytes) -> None:
         key = request.user_id.encode()
-        produces = [Produce(self._config.topics.responses, partition.number, key, value)]
+        headers = passed_on(record)
+        produces = [Produce(self._config.topics.responses, partition.number, key, value, headers)]
         if request.reply_to is not None:
-            produces.append(Produce(request.reply_to, None, key, value, required=False))
+            produces.append(Produce(request.reply_to, None, key, value, headers, required=False))
         self._outbox.put(Output(partition, tuple(produces), record=record, then=self._published(record)))
 
     def _published(self, record: Record) -> Callable[[], None]:

@@ -56,7 +56,9 @@ class Worker(Protocol):
 class Pending:
     """A request that was taken and is not answered yet."""
 
-    __slots__ = ("answered", "computing", "deadline", "future", "partition", "records", "request", "taken_at")
+    __slots__ = (
+        *("answered", "computing", "deadline", "forgets", "future", "partition", "records", "request", "taken_at"),
+    )
 
     def __init__(self, request: RecommendRequest, partition: Partition, deadline: float, taken_at: float) -> None:
         self.request = request
@@ -64,6 +66,8 @@ class Pending:
         self.deadline = deadline
         self.taken_at = taken_at
         self.answered = False
+        self.forgets = False
+        """Whether its user was forgotten meanwhile, and the prefix that it was answered from must go."""
         self.records: list[Record] = []
         """The records that wait for the answer: one, or more when it was delivered again meanwhile."""
         self.future: Future[RecommendResponse] | None = None
@@ -234,6 +238,12 @@ class Requests:
         for pending in list(self._pending.values()):
             self._fail(pending, ShuttingDown("the worker shut down before this request was answered"))
 
+    def forget(self, user_id: str) -> None:
+        """The user was forgotten: what requests taken before still compute is not kept."""
+        for pending in self._pending.values():
+            if pending.request.user_id == user_id:
+                pending.forgets = pending.forgets or pending.computing is not None
+
     def drop(self, partition: Partition) -> None:
         """Forget the partition's requests without an answer: the next owner gets them. Our own callers are told."""
         for pending in [pending for pending in self._pending.values() if pending.partition is partition]:
@@ -251,6 +261,8 @@ class Requests:
         del self._pending[pending.key]
         if pending.computing is not None:
             pending.computing.cancel()
+        if pending.forgets:
+            self._worker.forget([pending.request.user_id])
         if pending.future is None and not pending.records:
             return
         response = self._timed(pending, response)

@@ -23,6 +23,7 @@ from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.publisher import Publisher
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.recovery import Recovery
+from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.topology import check_assignment, ensure_topics
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
@@ -98,6 +99,8 @@ class Runtime:
         self._publisher: Publisher | None = None
         self._sender: asyncio.Task[None] | None = None
         self._reporter: asyncio.Task[None] | None = None
+        self._snapshots: Snapshots | None = None
+        self._snapshotting: asyncio.Task[None] | None = None
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
     @property
@@ -119,8 +122,26 @@ class Runtime:
             on_progress=self._on_progress,
             on_failure=self.fail,
         )
+        if setup.config.snapshots is not None:
+            self._snapshots = Snapshots(
+                setup.config.snapshots,
+                setup.connection,
+                self._producer,
+                self.processor,
+                setup.engine.history,
+                topic=self.topics.changelog,
+                metrics=setup.metrics,
+            )
+            self._snapshotting = asyncio.create_task(self._snapshots.run(), name="xgr-snapshots")
+            self._snapshotting.add_done_callback(self._on_task_done)
         self._recovery = Recovery(
-            setup.connection, self._producer, self.processor, setup.config, group_id=setup.group_id, clock=self.clock
+            setup.connection,
+            self._producer,
+            self.processor,
+            setup.config,
+            group_id=setup.group_id,
+            clock=self.clock,
+            snapshots=self._snapshots,
         )
         self._device.start()
         self._sender = asyncio.create_task(self._publisher.run(), name="xgr-publisher")
@@ -170,7 +191,7 @@ class Runtime:
         self._closing = True
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing more, and answer what was taken: for `timeout_s`, then with `shutting_down`."""
+        """Take nothing more, and answer what was taken: for `timeout_s`, then with `shutting_down`. Then snapshots."""
         self.close()
         self.processor.close()
         if not await self._drained(timeout_s):
@@ -179,10 +200,15 @@ class Runtime:
             if self._publisher is not None:
                 self._publisher.wake()
             await self._drained(GRACE_S)
+        if self._snapshots is not None and self._snapshotting is not None and self.failure is None:
+            self._snapshotting.remove_done_callback(self._on_task_done)
+            self._snapshotting.cancel()
+            await asyncio.wait([self._snapshotting])
+            await self._snapshots.write_all()
 
     async def stop(self) -> None:
         """Stop everything, drained or not. What is not durable is not acknowledged."""
-        tasks = [*self._recoveries.values(), *filter(None, (self._sender, self._reporter))]
+        tasks = [*self._recoveries.values(), *filter(None, (self._sender, self._reporter, self._snapshotting))]
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
             task.cancel()
@@ -190,6 +216,8 @@ class Runtime:
         self.processor.revoke(self.processor.assigned)
         if self._sender is not None:
             await asyncio.to_thread(self._device.stop, GRACE_S)
+        if self._snapshots is not None:
+            await self._snapshots.stop()
         if self._producer is not None:
             await self._producer.stop()
 

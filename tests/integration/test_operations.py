@@ -1,0 +1,112 @@
+"""`xgr-stream doctor` and `history` against a broker: Apache Kafka, since they ask for what only it has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from aiokafka.admin import NewTopic
+from click.testing import CliRunner, Result
+
+from tests.integration.workers import kafka_worker, until
+from xgr_stream.cli.main import main
+from xgr_stream.config import StreamConfig, TopicNames
+from xgr_stream.testing import save_tiny_model, tiny_catalog
+from xgr_stream.testing.broker import Broker
+
+pytestmark = pytest.mark.skipif("XGR_TEST_KAFKA_HOME" not in os.environ, reason="needs Apache Kafka")
+
+
+def command(broker: Broker, topics: TopicNames, *arguments: str, answer: str | None = None) -> Result:
+    names = [f"--topic={role}={getattr(topics, role)}" for role in TopicNames.__dataclass_fields__]
+    return CliRunner().invoke(main, [*arguments, "--broker", broker.bootstrap, *names], input=answer)
+
+
+async def on_a_thread(broker: Broker, topics: TopicNames, *arguments: str, answer: str | None = None) -> Result:
+    return await asyncio.to_thread(command, broker, topics, *arguments, answer=answer)
+
+
+def rows(path: Path) -> Path:
+    table = {
+        "user_id": ["user-1", "user-2", "user-1"],
+        "item_id": ["item-1", "item-2", "item-3"],
+        "action": ["view", None, "buy"],
+    }
+    parquet.write_table(pa.table(table), path)
+    return path
+
+
+async def test_histories_are_brought_in_looked_at_and_reset(
+    broker: Broker, config: StreamConfig, tmp_path: Path
+) -> None:
+    topics = config.topics
+    async with kafka_worker(broker, config) as driver:
+        imported = await on_a_thread(broker, topics, "history", "import", str(rows(tmp_path / "events.parquet")))
+        assert imported.output == f"3 events written to {topics.events}\n", imported.output
+        history = driver.runtime.setup.engine.history
+        await until(lambda: history.num_events == 3)
+    inspected = await on_a_thread(broker, topics, "history", "inspect", "user-1")
+    assert inspected.exit_code == 0, (inspected.output, inspected.exception)
+    found = json.loads(inspected.stdout)
+    assert (found["items"], found["actions"], found["event_count"]) == (["item-1", "item-3"], ["view", "buy"], 2)
+
+    refused = await on_a_thread(broker, topics, "history", "reset", answer="n\n")
+    assert refused.exit_code == 1
+    assert json.loads((await on_a_thread(broker, topics, "history", "inspect", "user-1")).stdout)["event_count"] == 2
+    done = await on_a_thread(broker, topics, "history", "reset", "--yes")
+    assert done.exit_code == 0, done.output
+    assert json.loads((await on_a_thread(broker, topics, "history", "inspect", "user-1")).stdout)["event_count"] == 0
+    async with kafka_worker(broker, config, group=f"again-{topics.events}") as again:
+        history = again.runtime.setup.engine.history
+        await until(lambda: history.num_events == 3)
+    doctor = await on_a_thread(broker, topics, "doctor")
+    assert f"ok       {topics.changelog} is compacted" in doctor.output, doctor.output
+
+
+async def test_the_doctor_finds_a_working_set_up(broker: Broker, config: StreamConfig, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    async with kafka_worker(broker, config):
+        shop = ("--model", str(tmp_path / "model"), "--catalog", str(tmp_path / "catalog.parquet"))
+        result = await on_a_thread(broker, config.topics, "doctor", "--users", "1000", *shop)
+    assert result.exit_code == 0, result.output
+    for expected in ("warm on the device", "the broker's clock is", "partitions: ", "histories of 1,000 users"):
+        assert expected in result.output
+    assert "ERROR" not in result.output
+
+
+async def test_the_doctor_names_what_is_wrong_and_the_remedy(broker: Broker, topics: TopicNames) -> None:
+    admin = broker.connection.admin()
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topics.events, 3, 1), NewTopic(topics.changelog, 4, 1)])
+    finally:
+        await admin.close()
+    producer = await broker.connection.start_producer()
+    try:
+        for number in range(3):
+            await producer.send_and_wait(topics.events, b"x", b"user-7", partition=number)
+    finally:
+        await producer.stop()
+    result = await on_a_thread(broker, topics, "doctor", "--device", "nonsense")
+    assert result.exit_code == 1
+    for expected in (
+        "device nonsense can't be used",
+        "partition counts differ",
+        "topics are missing: ",
+        "are not where murmur2 places them",
+        "cleanup.policy=",
+        "→ ",
+    ):
+        assert expected in result.output, result.output
+
+
+def test_the_doctor_without_a_broker(topics: TopicNames) -> None:
+    result = CliRunner().invoke(main, ["doctor", "--broker", "127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert "ERROR    no broker answers at 127.0.0.1:1" in result.output

@@ -1,0 +1,125 @@
+"""`xgr-stream doctor`: what a worker would find here, before it starts, each finding with its remedy."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xgr_stream.cli.broker import broker_options, topic_options
+from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, Partitioner, TopicNames
+from xgr_stream.errors import XgrError
+from xgr_stream.stream.checks import Finding, check_brokers
+
+if TYPE_CHECKING:
+    from xgr_stream.stream.connection import Connection
+
+MIB = 1 << 20
+MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
+
+
+@click.command()
+@click.option("--model", type=click.Path(exists=True, file_okay=False), help="Checkpoint, for the memory plan.")
+@click.option("--catalog", type=click.Path(exists=True, dir_okay=False), help="Its catalog.")
+@click.option("--device", default="cpu", help="Where the model is to compute.")
+@click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
+@click.option("--partitioner", type=click.Choice(["murmur2", "crc32", "any"]), default="murmur2")
+@topic_options
+@broker_options
+def doctor(
+    connection: Connection,
+    topics: TopicNames,
+    partitioner: Partitioner,
+    model: str | None,
+    catalog: str | None,
+    device: str,
+    cache_mib: int,
+    users: int,
+) -> None:
+    """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
+    findings = [_check_device(device)]
+    if findings[0].grade == "ok" and model is not None and catalog is not None:
+        findings += _check_engine(model, catalog, device, cache_mib)
+    elif model is None or catalog is None:
+        findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
+    findings.append(_history_plan(users))
+    findings += asyncio.run(check_brokers(connection, topics, partitioner))
+    for finding in findings:
+        click.echo(f"{MARKS[finding.grade]}  {finding.what}")
+        if finding.remedy and finding.grade != "ok":
+            click.echo(f"         → {finding.remedy}")
+    errors = sum(finding.grade == "error" for finding in findings)
+    warnings = sum(finding.grade == "warning" for finding in findings)
+    click.echo(f"{errors} errors, {warnings} warnings")
+    if errors:
+        raise SystemExit(1)
+
+
+def _check_device(name: str) -> Finding:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        return Finding(
+            "error", f"device {name} can't be used: {reason}", "install the driver, or choose another --device"
+        )
+    if device.type != "cuda":
+        return Finding("ok", f"device {name}, {torch.get_num_threads()} threads")
+    free, total = torch.cuda.mem_get_info(device)
+    properties = torch.cuda.get_device_properties(device)
+    return Finding("ok", f"device {name}: {properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+
+
+def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> list[Finding]:
+    """Whether the checkpoint and the catalog belong together, and how many users would be warm."""
+    from xgr_stream.engine import Engine
+
+    config = EngineConfig(device=device, cache=CacheConfig(budget_bytes=cache_mib * MIB))
+    try:
+        engine = Engine.load(model, catalog, config=config)
+    except XgrError as error:
+        return [Finding("error", f"the engine can't be loaded: {error}", "mend what it names")]
+    pool, window = engine.cache.pool, engine.window
+    tokens = engine.model.tokens.context_tokens(window.max_events)
+    pages = pool.pages_for(tokens)
+    user_bytes = pages * pool.bytes_per_page
+    warm = pool.num_pages // pages
+    plan = (
+        f"{engine.catalog.num_items:,} items; a full window of {window.max_events} events is {tokens} tokens, "
+        f"{user_bytes / MIB:.2f} MiB; warm on the device in {cache_mib} MiB: {warm:,} users"
+    )
+    findings = [Finding("ok", plan)]
+    if warm < 100:
+        findings.append(
+            Finding("warning", f"only {warm} users fit into the cache", "more --cache-mib, or a smaller window")
+        )
+    return findings
+
+
+def _history_plan(users: int) -> Finding:
+    """Host memory of the histories, against what the machine has."""
+    from xgr_stream.history.store import USER_BYTES
+    from xgr_stream.history.user import EVENT_BYTES
+
+    keep = HistoryConfig().keep_events
+    few, most = (users * (USER_BYTES + events * EVENT_BYTES) / 2**30 for events in (200, keep))
+    what = f"histories of {users:,} users: {few:.1f} GiB with 200 events each, {most:.1f} GiB with all {keep:,} kept"
+    available = _available_bytes() / 2**30
+    if available and few > available:
+        return Finding("error", f"{what}; {available:.1f} GiB are available", "more workers, or a smaller keep_events")
+    return Finding("ok", what)
+
+
+def _available_bytes() -> int:
+    """0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)

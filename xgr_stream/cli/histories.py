@@ -1,0 +1,227 @@
+"""The commands of `xgr-stream history`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xgr_stream.cli.broker import broker_options, topic_options
+from xgr_stream.config import Codec, HistoryConfig, Partitioner, TopicNames
+from xgr_stream.errors import TopologyError, XgrError
+from xgr_stream.stream.checks import topic_settings
+
+if TYPE_CHECKING:
+    from xgr_stream.stream.connection import Connection
+
+IN_FLIGHT = 10_000
+"""Events written and not acknowledged yet."""
+BATCH_ROWS = 8_192
+
+
+@click.command("import")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--user", "user_column", default="user_id", help="Column of the user's id.")
+@click.option("--item", "item_column", default="item_id", help="Column of the item's id.")
+@click.option("--action", "action_column", help="Column of the action. Default: `action` where there is one.")
+@click.option("--timestamp-ms", "timestamp_column", help="Column of milliseconds since 1970. Default: `timestamp_ms`.")
+@click.option("--codec", type=click.Choice(["msgpack", "json"]), default="msgpack")
+@topic_options
+@broker_options
+def import_history(
+    connection: Connection,
+    topics: TopicNames,
+    path: Path,
+    user_column: str,
+    item_column: str,
+    action_column: str | None,
+    timestamp_column: str | None,
+    codec: Codec,
+) -> None:
+    """Write the rows of a Parquet file into the events topic, in their order: each user's oldest event must come first.
+
+    They are events as any others: running workers take them in, and what is imported twice counts twice.
+    """
+    columns = (user_column, item_column, action_column, timestamp_column)
+    count = asyncio.run(_import(connection, topics, path, columns, codec))
+    click.echo(f"{count:,} events written to {topics.events}")
+
+
+async def _import(
+    connection: Connection,
+    topics: TopicNames,
+    path: Path,
+    columns: tuple[str, str, str | None, str | None],
+    codec: Codec,
+) -> int:
+    import pyarrow.parquet as parquet
+
+    from xgr_stream.stream import codec as codecs
+    from xgr_stream.stream import protocol
+    from xgr_stream.types import UserEvent
+
+    file = parquet.ParquetFile(path)
+    names = file.schema_arrow.names
+    user, item, action, timestamp = columns
+    action = action or ("action" if "action" in names else None)
+    timestamp = timestamp or ("timestamp_ms" if "timestamp_ms" in names else None)
+    wanted = [name for name in (user, item, action, timestamp) if name is not None]
+    if missing := [name for name in wanted if name not in names]:
+        raise click.ClickException(f"{path} has the columns {', '.join(names)}, and not {', '.join(missing)}")
+    producer = await connection.start_producer(linger_ms=5)
+    waiting: deque[asyncio.Future[Any]] = deque()
+    count = 0
+    try:
+        for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                try:
+                    event = UserEvent(
+                        row[user],
+                        row[item],
+                        None if action is None else row[action],
+                        None if timestamp is None else row[timestamp],
+                    )
+                except XgrError as error:
+                    raise click.ClickException(
+                        f"row {count} of {path}: {error} ({count:,} events before it were written)"
+                    ) from error
+                value = codecs.encode(protocol.event_message(event), codec)
+                waiting.append(await producer.send(topics.events, value, event.user_id.encode()))
+                count += 1
+                while len(waiting) > IN_FLIGHT:
+                    await waiting.popleft()
+        while waiting:
+            await waiting.popleft()
+    finally:
+        await producer.stop()
+    return count
+
+
+@click.command("inspect")
+@click.argument("user_id")
+@click.option("--partitioner", type=click.Choice(["murmur2", "crc32"]), default="murmur2")
+@click.option("--segment-events", default=HistoryConfig().segment_events, type=click.IntRange(1))
+@click.option("--keep-events", default=HistoryConfig().keep_events, type=click.IntRange(1))
+@topic_options
+@broker_options
+def inspect_history(
+    connection: Connection,
+    topics: TopicNames,
+    user_id: str,
+    partitioner: Partitioner,
+    segment_events: int,
+    keep_events: int,
+) -> None:
+    """What the changelog holds of one user, as a line of JSON. Reads the user's whole partition."""
+    config = HistoryConfig(keep_events, segment_events)
+    found = asyncio.run(_inspect(connection, topics.changelog, user_id, partitioner, config))
+    click.echo(json.dumps(found, ensure_ascii=False))
+
+
+async def _inspect(
+    connection: Connection, topic: str, user_id: str, partitioner: Partitioner, config: HistoryConfig
+) -> dict[str, Any]:
+    from aiokafka import TopicPartition
+
+    from xgr_stream.history import HistoryStore
+    from xgr_stream.stream import changelog
+    from xgr_stream.stream.partitioner import partitioner as placing
+
+    num_partitions = len(await _partitions(connection, topic))
+    consumer = connection.consumer()
+    await consumer.start()
+    try:
+        place = placing(partitioner, num_partitions)
+        number = 0 if place is None else place(user_id.encode())
+        log = TopicPartition(topic, number)
+        consumer.assign([log])
+        await consumer.seek_to_beginning(log)
+        end = (await consumer.end_offsets([log]))[log]
+        store = HistoryStore(config)
+        records = 0
+        while await consumer.position(log) < end:
+            for batch in (await consumer.getmany(log, timeout_ms=1_000)).values():
+                for record in batch:
+                    if changelog.concerns(record.key, user_id):
+                        records += record.value is not None
+                        changelog.restore(store, number, record.key, record.value)
+    finally:
+        await consumer.stop()
+    store.finish_restore(number)
+    view = store.view(user_id)
+    found: dict[str, Any] = {"user_id": user_id, "partition": number, "changelog_records": records}
+    if forgotten := store.forgotten(number):
+        found["forgotten_at"] = max(forgotten.values())
+    if view is None:
+        return {**found, "event_count": 0}
+    return {
+        **found,
+        "event_count": view.event_count,
+        "first_kept": view.first_number,
+        "last_offset": view.last_offset,
+        "items": [store.item_names[i] for i in view.items.tolist()],
+        "actions": [store.action_names[a] if a >= 0 else None for a in view.actions.tolist()],
+    }
+
+
+@click.command("reset")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@topic_options
+@broker_options
+def reset_history(connection: Connection, topics: TopicNames, yes: bool) -> None:
+    """Delete every record of the changelog. Stop all workers first.
+
+    To have histories again, replay the events topic: start the workers under a new group.
+    """
+    if not yes:
+        click.confirm(f"Delete all histories in {topics.changelog} on {connection.bootstrap}?", abort=True)
+    deleted = asyncio.run(_reset(connection, topics.changelog))
+    click.echo(f"{deleted:,} offsets of {topics.changelog} deleted; start the workers under a new group (--group)")
+
+
+async def _reset(connection: Connection, topic: str) -> int:
+    from aiokafka import TopicPartition
+    from aiokafka.admin import RecordsToDelete
+
+    partitions = [TopicPartition(topic, number) for number in await _partitions(connection, topic)]
+    consumer = connection.consumer()
+    await consumer.start()
+    try:
+        begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+    finally:
+        await consumer.stop()
+    admin = connection.admin()
+    await admin.start()
+    try:
+        # Kafka deletes records where the policy allows it alone. To alter a topic's settings is to give all of them.
+        settings = await topic_settings(admin, topic)
+        await _alter(admin, topic, {**settings, "cleanup.policy": "compact,delete"})
+        try:
+            await admin.delete_records({tp: RecordsToDelete(before_offset=ends[tp]) for tp in partitions if ends[tp]})
+        finally:
+            await _alter(admin, topic, {**settings, "cleanup.policy": "compact"})
+    finally:
+        await admin.close()
+    return sum(ends[tp] - begins[tp] for tp in partitions)
+
+
+async def _alter(admin: Any, topic: str, settings: dict[str, str]) -> None:
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=settings)])
+
+
+async def _partitions(connection: Connection, topic: str) -> list[int]:
+    admin = connection.admin()
+    await admin.start()
+    try:
+        [described] = await admin.describe_topics([topic])
+    finally:
+        await admin.close()
+    if described["error_code"] or not described["partitions"]:
+        raise TopologyError(f"topic {topic} must exist (--topic changelog=NAME names another)")
+    return sorted(partition["partition"] for partition in described["partitions"])

@@ -1,0 +1,184 @@
+"""What `xgr-stream doctor` looks at on the brokers' side. Each check ends in findings.
+
+Nothing is changed but for one topic, made to read the broker's clock by and deleted again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aiokafka import TopicPartition
+from aiokafka.admin import NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from xgr_stream.config import Partitioner, TopicNames
+from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.partitioner import partitioner as placing
+from xgr_stream.stream.topology import co_partitioned
+
+Grade = Literal["ok", "warning", "error"]
+
+MAX_SKEW_MS = 200
+"""A deadline counts from the record's timestamp, so clocks that disagree take it away."""
+CLOCK_TIMEOUT_S = 10.0
+LOG_APPEND_TIME = 1
+TOPIC_SOURCE = 1
+"""Of a setting, as DescribeConfigs tells it: the topic's own."""
+SAMPLE = 50
+"""Records of each partition whose place is checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `remedy`: what to do, empty if nothing."""
+
+    grade: Grade
+    what: str
+    remedy: str = ""
+
+
+async def check_brokers(connection: Connection, topics: TopicNames, partitioner: Partitioner) -> list[Finding]:
+    """Brokers, topics, partitions, the places of recent records, and the clock."""
+    admin = connection.admin()
+    try:
+        await admin.start()
+    except (KafkaConnectionError, KafkaError, OSError) as error:
+        await admin.close()
+        remedy = "check --broker, the network, and the TLS and SASL settings"
+        return [Finding("error", f"no broker answers at {connection.bootstrap}: {error}", remedy)]
+    try:
+        described = await admin.describe_topics([*co_partitioned(topics), topics.dead_letters])
+        found = {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
+        findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
+        findings += _check_topics(topics, found)
+        if topics.changelog in found:
+            findings += await _check_changelog(admin, topics.changelog)
+        findings.append(await _check_clock(connection, admin))
+    finally:
+        await admin.close()
+    events = found.get(topics.events)
+    if events is not None:
+        findings += await _check_places(connection, topics.events, len(events["partitions"]), partitioner)
+    return findings
+
+
+def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]:
+    findings = []
+    missing = [name for name in (*co_partitioned(topics), topics.dead_letters) if name not in found]
+    if missing:
+        remedy = "create them (docker/create-topics.sh), or let a worker do it (--partitions)"
+        findings.append(Finding("warning", f"topics are missing: {', '.join(missing)}", remedy))
+    counts = {name: len(found[name]["partitions"]) for name in co_partitioned(topics) if name in found}
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    if len(set(counts.values())) > 1:
+        remedy = "make new topics with equal counts and replay the events into them; never add partitions"
+        findings.append(Finding("error", f"partition counts differ: {listed}", remedy))
+    elif counts:
+        findings.append(Finding("ok", f"partitions: {listed}"))
+    leaderless = [
+        f"{name}-{p['partition']}" for name, topic in found.items() for p in topic["partitions"] if p["leader"] < 0
+    ]
+    if leaderless:
+        findings.append(
+            Finding("error", f"partitions without a leader: {', '.join(leaderless)}", "start their brokers")
+        )
+    single = [name for name, topic in found.items() if any(len(p["replicas"]) < 2 for p in topic["partitions"])]
+    if single:
+        remedy = "in production: replication 3 and min.insync.replicas=2"
+        findings.append(Finding("warning", f"topics with a single replica: {', '.join(single)}", remedy))
+    return findings
+
+
+async def _check_changelog(admin: Any, topic: str) -> list[Finding]:
+    try:
+        settings = await topic_settings(admin, topic)
+    except (KafkaError, IndexError, AttributeError) as error:
+        return [Finding("warning", f"the settings of {topic} can't be read: {error}", "allow DescribeConfigs on it")]
+    policy = settings.get("cleanup.policy", "the broker's default")
+    if policy == "compact":
+        return [Finding("ok", f"{topic} is compacted")]
+    remedy = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact"
+    return [Finding("error", f"{topic} has cleanup.policy={policy}: histories are deleted by age", remedy)]
+
+
+async def topic_settings(admin: Any, topic: str) -> dict[str, str]:
+    """What was set for this topic itself."""
+    responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    entries = [entry for response in responses for resource in response.resources for entry in resource[4]]
+    return {entry[0]: entry[1] for entry in entries if entry[3] == TOPIC_SOURCE}
+
+
+async def _check_places(
+    connection: Connection, topic: str, num_partitions: int, partitioner: Partitioner
+) -> list[Finding]:
+    """Whether the last records of each partition are where their keys belong."""
+    places = {name: placing(name, num_partitions) for name in ("murmur2", "crc32")}
+    agree = dict.fromkeys(places, 0)
+    seen = 0
+    consumer = connection.consumer()
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(topic, number) for number in range(num_partitions)]
+        consumer.assign(partitions)
+        begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+        wanted = {tp for tp in partitions if ends[tp] > begins[tp]}
+        for tp in partitions:
+            consumer.seek(tp, max(begins[tp], ends[tp] - SAMPLE))
+        deadline = time.monotonic() + 10
+        while wanted and time.monotonic() < deadline:
+            for tp, records in (await consumer.getmany(*wanted, timeout_ms=500)).items():
+                for record in records:
+                    if record.key is not None:
+                        seen += 1
+                        for name, place in places.items():
+                            agree[name] += place is not None and place(record.key) == tp.partition
+                if records[-1].offset >= ends[tp] - 1:
+                    wanted.discard(tp)
+    finally:
+        await consumer.stop()
+    if not seen:
+        return [Finding("ok", f"{topic} has no keyed records yet: nothing to check the partitioner by")]
+    if partitioner == "any" or agree[partitioner] == seen:
+        return [Finding("ok", f"{seen} recent records of {topic} are where {partitioner} places them")]
+    others = [name for name, count in agree.items() if count == seen]
+    what = f"{seen - agree[partitioner]} of {seen} recent records of {topic} are not where {partitioner} places them"
+    if others:
+        return [Finding("error", what, f"all are where {others[0]} does: set StreamConfig.partitioner to it")]
+    return [Finding("error", what, "give every producer the same partitioner (librdkafka: partitioner=murmur2_random)")]
+
+
+async def _check_clock(connection: Connection, admin: Any) -> Finding:
+    """How far this machine's clock is from a broker's: by the time that it gives a record, in a topic that is made for
+    that and deleted again."""
+    name = f"xgr-doctor-{uuid.uuid4().hex}"
+    try:
+        await admin.create_topics([NewTopic(name, 1, 1, topic_configs={"message.timestamp.type": "LogAppendTime"})])
+        async with asyncio.timeout(CLOCK_TIMEOUT_S):
+            producer = await connection.start_producer()
+            try:
+                await producer.send_and_wait(name, b"warm")
+                sent = time.time()
+                written = await producer.send_and_wait(name, b"probe")
+                acknowledged = time.time()
+            finally:
+                await producer.stop()
+    except (KafkaError, TimeoutError) as error:
+        return Finding("warning", f"the broker's clock can't be read: {error!r}", "allow topics named xgr-doctor-*")
+    finally:
+        with contextlib.suppress(KafkaError):
+            await admin.delete_topics([name])
+    if written.timestamp_type != LOG_APPEND_TIME:
+        return Finding("warning", "the broker's clock can't be read: it does not stamp records", "")
+    around_ms = (acknowledged - sent) * 500
+    skew_ms = written.timestamp - (sent + acknowledged) * 500
+    what = f"the broker's clock is {skew_ms:+.0f} ms from this machine's, within {around_ms:.0f} ms"
+    if abs(skew_ms) - around_ms > MAX_SKEW_MS:
+        return Finding("error", what, "synchronise the clocks (NTP): deadlines count from the records' timestamps")
+    return Finding("ok", what)
