@@ -10,6 +10,7 @@ from xgr_stream.cli.lazy import LazyGroup
 SUBCOMMANDS = {
     "bench": "Time the engine and the kernels, each against a baseline.",
     "evaluate": "Recall and NDCG of a checkpoint on a file of sequences.",
+    "soak": "Run workers under load and faults, and prove that nothing was lost.",
     "worker": "Consume events and answer requests, without a Faust app.",
 }
 """Name → summary. The command is the function of that name in `xgr_stream/cli/<name>.py`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 SESSION_TIMEOUT_S = 10.0
-"""How long a worker may be silent before its partitions go to another. Faust's own default is a minute."""
+"""Faust's own default is a minute."""
 
 
 def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> TopicNames:
@@ -38,6 +38,13 @@ def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, .
 @click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of topics that are missing.")
 @click.option("--topic", "topics", multiple=True, callback=_topics, metavar="ROLE=NAME", help="Name a topic otherwise.")
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="What consumes the topics.")
+@click.option(
+    "--session-timeout",
+    default=SESSION_TIMEOUT_S,
+    type=click.FloatRange(1.0),
+    metavar="SECONDS",
+    help="How long a worker may be silent before its partitions go to another.",
+)
 @click.option("--device", default="cpu", help="Where the model computes.")
 @click.option("--beam-width", default=64, type=click.IntRange(1), help="Beams of a request that names none.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
@@ -51,6 +58,7 @@ def worker(
     partitions: int,
     topics: TopicNames,
     driver: str,
+    session_timeout: float,
     device: str,
     beam_width: int,
     cache_mib: int,
@@ -69,7 +77,7 @@ def worker(
     serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(engine, broker, group, config, engine_config, (web_host, web_port)))
+            runner.run(serve(engine, broker, session_timeout, group, config, engine_config, (web_host, web_port)))
     except KafkaConnectionError as error:
         raise click.ClickException(f"no broker at {broker} (--broker): {error}") from error
 
@@ -77,6 +85,7 @@ def worker(
 async def _serve_with_kafka(
     engine: ServedEngine,
     broker: str,
+    session_timeout_s: float,
     group: str,
     config: StreamConfig,
     engine_config: EngineConfig,
@@ -89,7 +98,7 @@ async def _serve_with_kafka(
     from xgr_stream.stream.runtime import Setup
 
     metrics = Metrics()
-    connection = Connection(broker, session_timeout_ms=round(SESSION_TIMEOUT_S * 1000))
+    connection = Connection(broker, session_timeout_ms=round(session_timeout_s * 1000))
     driver = KafkaDriver(Setup(engine, connection, group, config, engine_config, metrics))
     async with served(Pages(lambda: driver.runtime, metrics), *web):
         _on_signal(driver.stop)
@@ -100,6 +109,7 @@ async def _serve_with_kafka(
 async def _serve_with_faust(
     engine: ServedEngine,
     broker: str,
+    session_timeout_s: float,
     group: str,
     config: StreamConfig,
     engine_config: EngineConfig,
@@ -115,9 +125,9 @@ async def _serve_with_faust(
         web_bind=web[0],
         web_port=web[1],
         consumer_auto_offset_reset="earliest",
-        broker_session_timeout=SESSION_TIMEOUT_S,
-        broker_rebalance_timeout=SESSION_TIMEOUT_S,
-        broker_heartbeat_interval=SESSION_TIMEOUT_S / 10,
+        broker_session_timeout=session_timeout_s,
+        broker_rebalance_timeout=session_timeout_s,
+        broker_heartbeat_interval=session_timeout_s / 10,
     )
     attach(app, engine=engine, config=config, engine_config=engine_config)
     app.finalize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,12 +10,16 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.records import Record
 
 logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 0.5
+"""Between two attempts at what a broker that is away has kept from being done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,15 @@ class Connection:
 
     def consumer(self, **options: Any) -> AIOKafkaConsumer:
         """A consumer that commits only when it is told to."""
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             bootstrap_servers=self.bootstrap,
             enable_auto_commit=False,
             fetch_max_wait_ms=self.fetch_max_wait_ms,
             **self.security,
             **options,
         )
+        _make_patient(consumer._client)
+        return consumer
 
     def group_consumer(self, group_id: str, **options: Any) -> AIOKafkaConsumer:
         """A consumer that becomes a member of the group when it subscribes."""
@@ -68,6 +75,7 @@ class Connection:
         idempotent where the broker lets it be."""
         settings = {"bootstrap_servers": self.bootstrap, "acks": "all", **self.security, **options}
         producer = AIOKafkaProducer(enable_idempotence=True, **settings)
+        _make_patient(producer.client)
         try:
             await producer.start()
         except KafkaConnectionError:
@@ -77,8 +85,28 @@ class Connection:
             logger.warning("the broker refuses an idempotent producer (%s): a retry may write a record twice", error)
             await producer.stop()
             producer = AIOKafkaProducer(**settings)
+            _make_patient(producer.client)
             await producer.start()
         return producer
+
+
+def passes(error: BaseException) -> bool:
+    """Whether trying again can help. aiokafka does not call its own time-out, nor a lost connection, retriable."""
+    return isinstance(error, KafkaTimeoutError | KafkaConnectionError) or bool(getattr(error, "retriable", False))
+
+
+def _make_patient(client: AIOKafkaClient) -> None:
+    """Have the client wait a while when no broker tells it the metadata. aiokafka 0.14 asks again at once, as fast as
+    a closed port refuses it: a core of one's own and tens of thousands of log lines in 5 s."""
+    update = client._metadata_update
+
+    async def patient(*arguments: Any) -> bool:
+        updated: bool = await update(*arguments)
+        if not updated:
+            await asyncio.sleep(RETRY_AFTER_S)
+        return updated
+
+    client._metadata_update = patient
 
 
 def record_of(message: Any) -> Record:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 POLL_MS = 200
 MAX_BATCH = 1_000
 COMMIT_INTERVAL_S = 1.0
+COMMIT_TIMEOUT_S = 5.0
 
 
 class KafkaDriver:
@@ -25,7 +26,7 @@ class KafkaDriver:
 
     def __init__(self, setup: Setup) -> None:
         self.runtime = Runtime(
-            setup, on_progress=self._on_progress, on_failure=self._on_failure, end_offset=self._end_offset
+            setup, on_progress=lambda *_: None, on_failure=self._on_failure, end_offset=self._end_offset
         )
         self._topics = (setup.config.topics.events, setup.config.topics.requests)
         self._shutdown_timeout_s = setup.config.shutdown_timeout_s
@@ -36,7 +37,6 @@ class KafkaDriver:
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         self._committed: dict[TopicPartition, int] = {}
-        self._advanced: set[TopicPartition] = set()
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -80,7 +80,6 @@ class KafkaDriver:
             for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
                 # Events before requests, so that a request sees what its user did before it.
                 self.runtime.process(map(record_of, batches[tp]))
-                self._advanced.add(tp)  # records that were taken before are done at once
             self._rest_and_resume()
 
     def _rest_and_resume(self) -> None:
@@ -94,20 +93,19 @@ class KafkaDriver:
 
     async def commit(self) -> None:
         """Commit as far as everything is durable. A commit that fails is made up for by the next."""
-        assigned = self._consumer.assignment()
         offsets = {}
-        for tp in self._advanced & assigned:
+        for tp in self._consumer.assignment():
             offset = self.runtime.processor.committable(tp.topic, tp.partition)
             if offset is not None and offset != self._committed.get(tp):
                 offsets[tp] = offset
-        self._advanced.clear()
         if not offsets:
             return
         try:
-            await self._consumer.commit(offsets)
-        except KafkaError as error:
-            self._advanced.update(offsets)
-            logger.warning("offsets were not committed, and will be with the next ones: %s", error)
+            # Without a broker it would wait for one, and the worker's end, or a rebalance, with it.
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError) as error:
+            logger.warning("offsets were not committed, and will be with the next ones: %r", error)
         else:
             self._committed.update(offsets)
 
@@ -115,9 +113,6 @@ class KafkaDriver:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL_S)
             await self.commit()
-
-    def _on_progress(self, topic: str, partition: int) -> None:
-        self._advanced.add(TopicPartition(topic, partition))
 
     def _on_failure(self, error: BaseException) -> None:
         self._stopping.set()
@@ -134,7 +129,6 @@ class KafkaDriver:
     async def revoked(self, partitions: Iterable[TopicPartition]) -> None:
         await self.commit()
         self._committed.clear()
-        self._advanced.clear()
         self.runtime.revoke(partitions)
 
     async def assigned(self, partitions: Iterable[TopicPartition]) -> None:

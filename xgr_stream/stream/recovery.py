@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import Connection, record_of
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of
 from xgr_stream.stream.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 8
 """Partitions read at the same time, each by a reader of its own."""
@@ -47,19 +51,31 @@ class Recovery:
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def run(self, number: int) -> None:
-        """Restore one partition. May be cancelled.
+        """Restore one partition, in as many attempts as the brokers make necessary. May be cancelled.
 
         Raises `HistoryError` when the changelog does not add up: the partition must not be served.
         """
-        async with self._slots:
-            # The group is named to read its committed offset; without a subscription this reader does not join it.
-            consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
-            await consumer.start()
+        while True:
             try:
-                await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
-                await self._restore_history(consumer, number)
-            finally:
-                await consumer.stop()
+                async with self._slots:
+                    await self._attempt(number)
+                return
+            except KafkaError as error:
+                if not passes(error):
+                    raise
+                logger.warning("restoring partition %d failed (%r); trying again", number, error)
+            await asyncio.sleep(RETRY_AFTER_S)
+
+    async def _attempt(self, number: int) -> None:
+        """What an earlier attempt has fed may be fed again: it changes nothing."""
+        # The group is named to read its committed offset; without a subscription this reader does not join it.
+        consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
+        try:
+            await consumer.start()
+            await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
+            await self._restore_history(consumer, number)
+        finally:
+            await consumer.stop()
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
         log = TopicPartition(self._topics.changelog, number)

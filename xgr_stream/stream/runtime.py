@@ -140,7 +140,7 @@ class Runtime:
         new = numbers - self.processor.assigned
         self.processor.assign(new, self.num_partitions)
         for number in new:
-            task = asyncio.create_task(self._recovery.run(number), name=f"xgr-recovery-{number}")
+            task = asyncio.create_task(self._recover(number), name=f"xgr-recovery-{number}")
             self._recoveries[number] = task
             task.add_done_callback(self._on_task_done)
 
@@ -152,6 +152,10 @@ class Runtime:
         self.processor.revoke(numbers)
         for number in numbers:
             self.setup.metrics.events_behind.remove(number)
+
+    async def _recover(self, number: int) -> None:
+        await self._recovery.run(number)
+        self._on_progress(self.topics.events, number)  # of what was held, what changes nothing is done at once
 
     def process(self, records: Iterable[Record]) -> None:
         self.processor.process(records)
@@ -191,7 +195,17 @@ class Runtime:
         if self._sender is not None:
             await asyncio.to_thread(self._device.stop, GRACE_S)
         if self._producer is not None:
-            await self._producer.stop()
+            await self._stop_producer(self._producer)
+
+    async def _stop_producer(self, producer: AIOKafkaProducer) -> None:
+        """Within a bound: without a broker it would wait for what it has to write, and its loop goes on whatever is
+        cancelled. Nothing of it is acknowledged: the next owner writes it."""
+        stopping = asyncio.ensure_future(producer.stop())
+        _, running = await asyncio.wait([stopping], timeout=GRACE_S)
+        if running:
+            logger.warning("the producer could not write all it had within %.0f s; it is left", GRACE_S)
+            stopping.cancel()
+            await producer.client.close()
 
     async def _drained(self, timeout_s: float) -> bool:
         publisher = self._publisher

@@ -78,7 +78,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
             self.connection = self._connection(f"127.0.0.1:{port}")
             deadline = time.monotonic() + READY_TIMEOUT_S
@@ -141,6 +141,7 @@ class ApacheKafka(Broker):
     """One node of Apache Kafka from `home`, whose `bin/kafka-node DATA_DIR PORT` runs it in the foreground.
 
     Topics are not created by being asked for. `properties`: broker settings besides those of the script, a line each.
+    `halt` and `resume` take it away for a while: address and data stay.
     """
 
     def __init__(self, home: str | Path, *, properties: str = "") -> None:
@@ -148,15 +149,27 @@ class ApacheKafka(Broker):
         self._home = Path(home)
         self._properties = properties
         self._data = contextlib.ExitStack()
+        self._path = ""
+        self._port = 0
 
     def start(self) -> None:
-        data = self._data.enter_context(tempfile.TemporaryDirectory(prefix="xgr-kafka-"))
-        port = free_port(2)
+        self._path = self._data.enter_context(tempfile.TemporaryDirectory(prefix="xgr-kafka-"))
+        self._port = free_port(2)
+        self.resume()
+
+    def resume(self) -> None:
+        """Run it, on the data and at the address that it had."""
         node = str(self._home / "bin" / "kafka-node")
-        self._run(["env", f"KAFKA_PROPERTIES={self._properties}", node, data, str(port)], port)
+        self._run(["env", f"KAFKA_PROPERTIES={self._properties}", node, self._path, str(self._port)], self._port)
+
+    def halt(self, *, kill: bool = False) -> None:
+        """Stop it as an operator would, or as a crash does."""
+        if kill and self._process is not None:
+            self._process.kill()
+        super().stop()
 
     def stop(self) -> None:
-        super().stop()
+        self.halt()
         self._data.close()
 
 
@@ -192,5 +205,6 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For a child process to call before it becomes another program: it is killed with the thread that made it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
