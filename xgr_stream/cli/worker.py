@@ -68,9 +68,11 @@ def worker(
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
     from aiokafka.errors import KafkaConnectionError
 
+    from xgr_stream.cli.logs import log_to_stderr
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
 
+    log_to_stderr()
     config = StreamConfig(topics=topics, partitions=partitions)
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))

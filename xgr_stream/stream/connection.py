@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
+STOP_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,27 @@ def _make_patient(client: AIOKafkaClient) -> None:
         return updated
 
     client._metadata_update = patient
+
+
+async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stop a consumer or a producer, within a bound and without raising.
+
+    Without a broker a producer's `stop` waits for what it has to write, and a consumer's raises the cancellation of
+    its own fetches, its connections left open. What was not written is not acknowledged: it comes again.
+    """
+    stopping = asyncio.ensure_future(part.stop())
+    try:
+        done, _ = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    finally:
+        stopping.cancel()
+    if done and not stopping.cancelled() and stopping.exception() is None:
+        return
+    name = type(part).__name__
+    why = f"it took more than {STOP_TIMEOUT_S:g} s"
+    if done:
+        why = "its fetch was cancelled" if stopping.cancelled() else repr(stopping.exception())
+    logger.warning("%s did not stop as it should (%s); its connections are closed", name, why)
+    await (part.client if isinstance(part, AIOKafkaProducer) else part._client).close()
 
 
 def record_of(message: Any) -> Record:

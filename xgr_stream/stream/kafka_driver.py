@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from xgr_stream.stream.connection import record_of
+from xgr_stream.stream.connection import record_of, stop_client
 from xgr_stream.stream.runtime import Runtime, Setup
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class KafkaDriver:
             await self.runtime.drain(self._shutdown_timeout_s)
             await self.commit()
         finally:
-            await self._consumer.stop()
+            await stop_client(self._consumer)
             await self.runtime.stop()
         if self.runtime.failure is not None:
             raise self.runtime.failure

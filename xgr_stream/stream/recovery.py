@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from xgr_stream.config import StreamConfig
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of, stop_client
 from xgr_stream.stream.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Recovery:
             await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
             await self._restore_history(consumer, number)
         finally:
-            await consumer.stop()
+            await stop_client(consumer)
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
         log = TopicPartition(self._topics.changelog, number)

@@ -17,7 +17,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock, SystemClock
 from xgr_stream.scheduler.ports import DeviceEngine
 from xgr_stream.scheduler.worker import DeviceWorker
-from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.publisher import Publisher
@@ -195,17 +195,7 @@ class Runtime:
         if self._sender is not None:
             await asyncio.to_thread(self._device.stop, GRACE_S)
         if self._producer is not None:
-            await self._stop_producer(self._producer)
-
-    async def _stop_producer(self, producer: AIOKafkaProducer) -> None:
-        """Within a bound: without a broker it would wait for what it has to write, and its loop goes on whatever is
-        cancelled. Nothing of it is acknowledged: the next owner writes it."""
-        stopping = asyncio.ensure_future(producer.stop())
-        _, running = await asyncio.wait([stopping], timeout=GRACE_S)
-        if running:
-            logger.warning("the producer could not write all it had within %.0f s; it is left", GRACE_S)
-            stopping.cancel()
-            await producer.client.close()
+            await stop_client(self._producer)
 
     async def _drained(self, timeout_s: float) -> bool:
         publisher = self._publisher
