@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
 STOP_TIMEOUT_S = 3.0
+MAX_HEARTBEAT_MS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Connection:
     fetch_max_wait_ms: int = 500
     """How long a broker may hold back an empty answer to a fetch. Kafka answers at once when something comes."""
     session_timeout_ms: int = 10_000
-    """How long a worker may be silent before its partitions go to another. Heartbeats come ten times as often."""
+    """How long a worker may be silent before its partitions go to another. Heartbeats come ten times as often, and at
+    least every 300 ms: by them a worker hears that the group is divided anew."""
     rebalance_timeout_ms: int = 10_000
     """How long the workers of a group may take to join when it changes."""
 
@@ -67,7 +69,7 @@ class Connection:
             group_id=group_id,
             session_timeout_ms=self.session_timeout_ms,
             rebalance_timeout_ms=self.rebalance_timeout_ms,
-            heartbeat_interval_ms=self.session_timeout_ms // 10,
+            heartbeat_interval_ms=min(self.session_timeout_ms // 10, MAX_HEARTBEAT_MS),
             **options,
         )
 
@@ -129,6 +131,12 @@ async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         why = "its fetch was cancelled" if stopping.cancelled() else repr(stopping.exception())
     logger.warning("%s did not stop as it should (%s); its connections are closed", name, why)
     await (part.client if isinstance(part, AIOKafkaProducer) else part._client).close()
+
+
+def group_member(consumer: AIOKafkaConsumer) -> str:
+    """What the group calls this consumer now: the same name as before, or it was out of the group in between."""
+    name: str = consumer._coordinator.member_id
+    return name
 
 
 def record_of(message: Any) -> Record:

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from xgr_stream.stream.connection import record_of, stop_client
+from xgr_stream.stream.connection import group_member, record_of, stop_client
 from xgr_stream.stream.runtime import Runtime, Setup
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ POLL_MS = 200
 MAX_BATCH = 1_000
 COMMIT_INTERVAL_S = 1.0
 COMMIT_TIMEOUT_S = 5.0
+SETTLE_TIMEOUT_S = 1.0
+"""How long a rebalance waits for the answers to what was taken, so that they are not given twice."""
 
 
 class KafkaDriver:
@@ -38,6 +40,10 @@ class KafkaDriver:
         )
         self._committed: dict[TopicPartition, int] = {}
         self._stopping = asyncio.Event()
+        self._member = ""
+        """What the group called this worker when it was last given partitions."""
+        self._assigned = asyncio.Event()
+        """Cleared during a rebalance: nothing is read then."""
 
     def stop(self) -> None:
         """Ask `run` to end: what was taken is answered first, for at most the shutdown timeout."""
@@ -76,6 +82,7 @@ class KafkaDriver:
 
     async def _consume(self) -> None:
         while True:
+            await self._assigned.wait()
             batches = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
             for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
                 # Events before requests, so that a request sees what its user did before it.
@@ -126,16 +133,27 @@ class KafkaDriver:
 
     # Rebalance
 
-    async def revoked(self, partitions: Iterable[TopicPartition]) -> None:
+    async def revoked(self, _: Iterable[TopicPartition]) -> None:
+        """The group is being divided anew. aiokafka takes all partitions away for that; which of them are lost is
+        known when the new ones are assigned, and until then no other worker has them."""
+        self._assigned.clear()
+        await self.runtime.settle(SETTLE_TIMEOUT_S)
         await self.commit()
         self._committed.clear()
-        self.runtime.revoke(partitions)
 
     async def assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        """Give up what is now another's. What stays here keeps its histories, prefixes and requests, if this worker was
+        a member all the time: one that the group had given up has another name now, and somebody else may have gone on
+        meanwhile. Without an await: nothing may be read before it is done."""
+        member = group_member(self._consumer)
+        staying = {tp.partition for tp in partitions} if member == self._member else set()
+        self._member = member
         try:
+            self.runtime.revoke((self._topics[0], number) for number in self.runtime.processor.assigned - staying)
             self.runtime.assign(partitions)
         except Exception as error:  # noqa: BLE001  aiokafka would log it and go on
             self.runtime.fail(error)
+        self._assigned.set()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 8
 """Partitions read at the same time, each by a reader of its own."""
 POLL_MS = 500
-MAX_RECORDS = 2_000
-"""Records fed at a time; the event loop is another's in between."""
+MAX_RECORDS = 500
+"""Records fed at a time, some 10 ms; the event loop is another's in between."""
 
 
 class Recovery:

@@ -167,6 +167,10 @@ class Runtime:
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         return self.processor.submit(request)
 
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until what was taken is answered and durable, for `timeout_s` at most. It goes on either way."""
+        await self._drained(timeout_s)
+
     # The end
 
     def close(self) -> None:
