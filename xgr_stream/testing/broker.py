@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 60.0
 EMBEDDED_FETCH_WAIT_MS = 20
 PR_SET_PDEATHSIG = 1
+SERVER_PORTS = (15_000, 32_000)
 
 
 class Broker:
@@ -185,18 +187,20 @@ class OutsideBroker(Broker):
 
 
 def free_port(run: int = 1) -> int:
-    """A port that is free now, and the `run - 1` ports above it too."""
+    """A port that is free now, and the `run - 1` ports above it too.
+
+    Below those that the system gives to clients: one of them that tries a closed port of that range again and again
+    connects to itself in the end, and a broker that is started again can't have its port back.
+    """
     while True:
+        first = random.SystemRandom().randrange(*SERVER_PORTS)
         with contextlib.ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
             try:
-                for above in range(port + 1, port + run):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", above))
+                for port in range(first, first + run):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+            return first
 
 
 def _answers(port: int) -> bool:

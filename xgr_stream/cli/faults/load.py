@@ -14,7 +14,7 @@ from xgr_stream.cli.faults.plan import Soak
 from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
 from xgr_stream.config import TopicNames
 from xgr_stream.stream import codec, protocol
-from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner
 from xgr_stream.types import ItemFilter, RecommendRequest
 
@@ -53,7 +53,7 @@ class Load:
 
     async def stop(self) -> None:
         if self._producer is not None:
-            await self._producer.stop()
+            await stop_client(self._producer)
 
     async def run(self) -> None:
         """Until `end`. Not to be cancelled: what was noted must be written."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aiokafka import TopicPartition
 
 from xgr_stream.config import TopicNames
-from xgr_stream.stream.connection import Connection, record_of
+from xgr_stream.stream.connection import Connection, record_of, stop_client
 from xgr_stream.stream.records import Record
 
 POLL_MS = 500
@@ -54,7 +54,7 @@ async def _read(connection: Connection, partitions: list[TopicPartition]) -> lis
                 left.discard(tp)
         return records
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
 
 
 class Progress:
@@ -71,7 +71,7 @@ class Progress:
         self._consumer.assign(self._partitions)
 
     async def stop(self) -> None:
-        await self._consumer.stop()
+        await stop_client(self._consumer)
 
     async def behind(self) -> dict[TopicPartition, int]:
         """Records of each partition that are not committed yet, of those that have some."""
