@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, file_okay=False),
     help="Directory whose bin/kafka-node DATA PORT runs Apache Kafka; each run starts one of its own and breaks it.",
 )
+@click.option("--nodes", type=click.Choice(["1", "3"]), default="1", help="Its brokers; of three, one goes at a time.")
 @click.option("--broker", help="HOST:PORT of brokers that run already, instead; they are not broken.")
 @click.option("--seeds", default=1, type=click.IntRange(1), help="Runs, one after the other.")
 @click.option("--first-seed", default=0, type=click.IntRange(0), help="Seed of the first run; each next is one more.")
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--logs", type=click.Path(file_okay=False), help="Keep the workers' logs of runs with differences here.")
 def soak(
     kafka_home: str | None,
+    nodes: str,
     broker: str | None,
     seeds: int,
     first_seed: int,
@@ -72,6 +74,7 @@ def soak(
             session_timeout_s=session_timeout,
             driver=driver,
             kinds=kinds,
+            nodes=int(nodes),
         )
         click.echo(f"seed {seed}: {minutes:g} min, {workers} workers ({driver} driver)")
         findings = asyncio.run(run(plan, kafka_home, broker, click.echo, None if logs is None else Path(logs)))

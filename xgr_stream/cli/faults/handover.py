@@ -10,7 +10,6 @@ import json
 import sys
 import tempfile
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,16 +181,16 @@ class Stage:
 
 
 def silences(answers: Iterable[Answer], old: str, new: str, start: float, end: float) -> list[Silence]:
-    """Of each partition that `new` answered from between two times: how long it was silent after `old`'s last."""
-    last: dict[int, float] = defaultdict(lambda: start)
+    """Of each partition that `new` took over from `old` between two times: how long nobody answered."""
     first: dict[int, float] = {}
     for answer in answers:
         if answer.worker == new and start <= answer.answered_at < end:
             first[answer.partition] = min(answer.answered_at, first.get(answer.partition, answer.answered_at))
+    last: dict[int, float] = {}
     for answer in answers:
         if answer.worker == old and answer.answered_at <= first.get(answer.partition, -1.0):
-            last[answer.partition] = max(answer.answered_at, last[answer.partition])
-    return [Silence(partition, first[partition] - last[partition]) for partition in sorted(first)]
+            last[answer.partition] = max(answer.answered_at, last.get(answer.partition, start))
+    return [Silence(partition, first[partition] - last[partition]) for partition in sorted(last)]
 
 
 async def handover(connection: Connection, rate: Rate) -> Handover:

@@ -24,7 +24,7 @@ SLOW_FOR_S, SLOW_STOPPED_S, SLOW_RUNNING_S = 6.0, 0.35, 0.05
 class Breakable(Protocol):
     """A broker that can be taken away for a while."""
 
-    def halt(self, *, kill: bool = False) -> None: ...
+    def halt(self, *, node: int = 0, kill: bool = False) -> None: ...
 
     def resume(self) -> None: ...
 
@@ -157,11 +157,13 @@ class Injector:
         if self._broker is None:
             return
         async with self._broker_away:
-            self._say(f"the broker: {'SIGKILL' if kill else 'SIGTERM'}, back after {away_s:.1f} s")
-            await asyncio.to_thread(self._broker.halt, kill=kill)
+            node = self._chance.randrange(self._soak.nodes)
+            name = "the broker" if self._soak.nodes == 1 else f"broker {node + 1} of {self._soak.nodes}"
+            self._say(f"{name}: {'SIGKILL' if kill else 'SIGTERM'}, back after {away_s:.1f} s")
+            await asyncio.to_thread(self._broker.halt, node=node, kill=kill)
             await asyncio.sleep(away_s)
             await asyncio.to_thread(self._broker.resume)
-            self._say("the broker is back")
+            self._say(f"{name} is back")
 
     # The group
 

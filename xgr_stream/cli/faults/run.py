@@ -52,7 +52,7 @@ Say = Callable[[str], None]
 async def soak(plan: Soak, home: str | None, brokers: str | None, say: Say, logs: Path | None = None) -> Findings:
     """Run the plan on Apache Kafka from `home`, or on running `brokers`, and audit it. The workers' logs are kept in
     `logs`, if there is anything to find."""
-    async with _broker(home, brokers) as (connection, broker):
+    async with _broker(home, brokers, plan.nodes) as (connection, broker):
         with tempfile.TemporaryDirectory(prefix="xgr-soak-") as folder:
             findings = await _Run(plan, connection, broker, Path(folder), say).run()
             if logs is not None and findings.differences:
@@ -67,11 +67,14 @@ def _keep(folder: Path, kept: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _broker(home: str | None, brokers: str | None) -> AsyncIterator[tuple[Connection, Breakable | None]]:
+async def _broker(
+    home: str | None, brokers: str | None, nodes: int
+) -> AsyncIterator[tuple[Connection, Breakable | None]]:
     if home is None:
         yield Connection(brokers or "localhost:9092"), None
         return
-    broker = ApacheKafka(home, properties=BROKER_PROPERTIES)
+    replicated = f"\nmin.insync.replicas={min(2, nodes)}"
+    broker = ApacheKafka(home, properties=BROKER_PROPERTIES + replicated, nodes=nodes)
     await asyncio.to_thread(broker.start)
     try:
         yield broker.connection, broker
@@ -127,7 +130,8 @@ class _Run:
         """The changelog with settings of its own, so that compaction happens within a run."""
         admin = self._connection.admin()
         await admin.start()
-        changelog = NewTopic(self._topics.changelog, self._plan.partitions, 1, topic_configs=CHANGELOG)
+        replicas = min(3, len((await admin.describe_cluster())["brokers"]))
+        changelog = NewTopic(self._topics.changelog, self._plan.partitions, replicas, topic_configs=CHANGELOG)
         await admin.create_topics([changelog])
         await admin.close()
         await ensure_topics(self._connection, self._topics, self._plan.partitions)
