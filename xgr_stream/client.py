@@ -23,7 +23,7 @@ from xgr_stream.errors import (
 from xgr_stream.stream import codec as codecs
 from xgr_stream.stream import protocol
 from xgr_stream.stream.asking import Asking, EventPosition
-from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
 
 __all__ = ["EventPosition", "RecommendClient"]
@@ -99,7 +99,7 @@ class RecommendClient(Asking):
         self._fail_waiting(ShuttingDown("the client was stopped"))
         for part in (self._consumer, self._producer):
             if part is not None:
-                await part.stop()
+                await stop_client(part)
         self._consumer = self._producer = None
 
     async def respond(self, request: RecommendRequest, *, timeout: float | None = None) -> RecommendResponse:

@@ -23,7 +23,7 @@ from xgr_stream.stream.runtime import Runtime, Setup
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker
-from xgr_stream.types import Status
+from xgr_stream.types import CacheState, Status
 
 
 async def test_a_restart_loses_and_repeats_nothing(broker: Broker, config: StreamConfig) -> None:
@@ -60,6 +60,34 @@ async def test_a_second_worker_takes_over_with_the_history(broker: Broker, confi
             await _anybody_may_be_asked_for(users, first)
             await until(lambda: _partitions_told_of(first) == first.runtime.processor.assigned)
         await each_remembers_one_event()
+
+
+@pytest.mark.parametrize("was_out", [False, True])
+async def test_a_rebalance_leaves_alone_what_stays(broker: Broker, config: StreamConfig, was_out: bool) -> None:
+    """Unless the worker was out of the group in between: somebody else may have gone on with its partitions."""
+    users = [f"user-{n}" for n in range(12)]
+    async with (
+        kafka_worker(broker, config) as first,
+        RecommendClient(broker.connection, topics=config.topics) as client,
+    ):
+        for user in users:
+            await client.recommend(user, timeout=20, after=await client.send_event(user, "item-1"))
+        before = dict(first.runtime.processor._partitions)
+        if was_out:
+            first._member = "what the group called it before it gave it up"
+        async with kafka_worker(broker, config) as second:
+            await until(lambda: len(first.runtime.processor.assigned) == 2)
+            after = first.runtime.processor._partitions
+            assert [after[number] is before[number] for number in after] == [not was_out] * 2
+            responses = await asyncio.gather(*(client.recommend(user, timeout=30) for user in users))
+            assert [response.event_count for response in responses] == [1] * len(users)
+            caches = {r.cache for r in responses if first.runtime.processor.owns(r.user_id)}
+            assert caches == {CacheState.WARM}  # those restored were warmed again
+            assert all(
+                not partition.held
+                for number, partition in before.items()
+                if number in second.runtime.processor.assigned
+            )
 
 
 async def _anybody_may_be_asked_for(users: list[str], worker: KafkaDriver) -> None:

@@ -13,6 +13,7 @@ BENCHES = {
     "kernels": "Each kernel: its result checked, then timed.",
     "overlap": "Warm requests while appends are running, against requests alone.",
     "profile": "Where the time of a warm batch goes on the GPU; a trace; allocations.",
+    "rebalance": "Requests while a second worker joins, then leaves.",
 }
 """Name → summary. The command is the function of that name in `xgr_stream/cli/benches/<name>.py`."""
 

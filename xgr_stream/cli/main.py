@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "evaluate": "Recall and NDCG of a checkpoint on a file of sequences.",
     "history": "Bring histories in from Parquet, look at one, start anew.",
     "plan": "Workers, memory and batches for a load and a P99, from measured step times.",
+    "soak": "Run workers under load and faults, and prove that nothing was lost.",
     "worker": "Consume events and answer requests, without a Faust app.",
 }
 """Name → summary. The command is the function of that name in `xgr_stream/cli/<name>.py`."""

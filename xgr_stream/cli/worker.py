@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 SESSION_TIMEOUT_S = 10.0
-"""How long a worker may be silent before its partitions go to another. Faust's own default is a minute."""
+"""Faust's own default is a minute."""
 
 
 @click.command()
@@ -29,6 +29,13 @@ SESSION_TIMEOUT_S = 10.0
 @click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of topics that are missing.")
 @topic_options
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="What consumes the topics.")
+@click.option(
+    "--session-timeout",
+    default=SESSION_TIMEOUT_S,
+    type=click.FloatRange(1.0),
+    metavar="SECONDS",
+    help="How long a worker may be silent before its partitions go to another.",
+)
 @click.option("--device", default="cpu", help="Where the model computes.")
 @click.option("--beam-width", default=64, type=click.IntRange(1), help="Beams of a request that names none.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
@@ -45,6 +52,7 @@ def worker(
     partitions: int,
     topics: TopicNames,
     driver: str,
+    session_timeout: float,
     device: str,
     beam_width: int,
     cache_mib: int,
@@ -56,10 +64,12 @@ def worker(
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
     from aiokafka.errors import KafkaConnectionError
 
+    from xgr_stream.cli.logs import log_to_stderr
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
 
-    connection = replace(connection, session_timeout_ms=round(SESSION_TIMEOUT_S * 1000), group_instance_id=instance)
+    log_to_stderr()
+    connection = replace(connection, session_timeout_ms=round(session_timeout * 1000), group_instance_id=instance)
     config = StreamConfig(
         topics=topics, partitions=partitions, snapshots=None if snapshots is None else SnapshotConfig(snapshots)
     )
@@ -108,6 +118,7 @@ async def _serve_with_faust(
 
     from xgr_stream.stream import attach
 
+    session_timeout_s = connection.session_timeout_ms / 1000
     app = faust.App(
         group,
         broker=[f"kafka://{address}" for address in connection.bootstrap.split(",")],
@@ -116,9 +127,9 @@ async def _serve_with_faust(
         web_bind=web[0],
         web_port=web[1],
         consumer_auto_offset_reset="earliest",
-        broker_session_timeout=SESSION_TIMEOUT_S,
-        broker_rebalance_timeout=SESSION_TIMEOUT_S,
-        broker_heartbeat_interval=SESSION_TIMEOUT_S / 10,
+        broker_session_timeout=session_timeout_s,
+        broker_rebalance_timeout=session_timeout_s,
+        broker_heartbeat_interval=session_timeout_s / 10,
     )
     attach(app, engine=engine, config=config, engine_config=engine_config)
     app.finalize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Mapping
@@ -11,12 +12,18 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.records import Record
 
 logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 0.5
+"""Between two attempts at what a broker that is away has kept from being done."""
+STOP_TIMEOUT_S = 3.0
+MAX_HEARTBEAT_MS = 300
 
 
 SECURITY_SETTINGS = frozenset(
@@ -80,7 +87,8 @@ class Connection:
     fetch_max_wait_ms: int = 500
     """How long a broker may hold back an empty answer to a fetch. Kafka answers at once when something comes."""
     session_timeout_ms: int = 10_000
-    """How long a worker may be silent before its partitions go to another. Heartbeats come ten times as often."""
+    """How long a worker may be silent before its partitions go to another. Heartbeats come ten times as often, and at
+    least every 300 ms: by them a worker hears that the group is divided anew."""
     rebalance_timeout_ms: int = 10_000
     """How long the workers of a group may take to join when it changes."""
     group_instance_id: str | None = None
@@ -105,13 +113,15 @@ class Connection:
 
     def consumer(self, **options: Any) -> AIOKafkaConsumer:
         """A consumer that commits only when it is told to."""
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             bootstrap_servers=self.bootstrap,
             enable_auto_commit=False,
             fetch_max_wait_ms=self.fetch_max_wait_ms,
             **self.security,
             **options,
         )
+        _make_patient(consumer._client)
+        return consumer
 
     def group_consumer(self, group_id: str, **options: Any) -> AIOKafkaConsumer:
         """A consumer that becomes a member of the group when it subscribes."""
@@ -119,7 +129,7 @@ class Connection:
             group_id=group_id,
             session_timeout_ms=self.session_timeout_ms,
             rebalance_timeout_ms=self.rebalance_timeout_ms,
-            heartbeat_interval_ms=self.session_timeout_ms // 10,
+            heartbeat_interval_ms=min(self.session_timeout_ms // 10, MAX_HEARTBEAT_MS),
             group_instance_id=self.group_instance_id,
             **options,
         )
@@ -129,6 +139,7 @@ class Connection:
         idempotent where the broker lets it be."""
         settings = {"bootstrap_servers": self.bootstrap, "acks": "all", **self.security, **options}
         producer = AIOKafkaProducer(enable_idempotence=True, **settings)
+        _make_patient(producer.client)
         try:
             await producer.start()
         except KafkaConnectionError:
@@ -138,8 +149,55 @@ class Connection:
             logger.warning("the broker refuses an idempotent producer (%s): a retry may write a record twice", error)
             await producer.stop()
             producer = AIOKafkaProducer(**settings)
+            _make_patient(producer.client)
             await producer.start()
         return producer
+
+
+def passes(error: BaseException) -> bool:
+    """Whether trying again can help. aiokafka does not call its own time-out, nor a lost connection, retriable."""
+    return isinstance(error, KafkaTimeoutError | KafkaConnectionError) or bool(getattr(error, "retriable", False))
+
+
+def _make_patient(client: AIOKafkaClient) -> None:
+    """Have the client wait a while when no broker tells it the metadata. aiokafka 0.14 asks again at once, as fast as
+    a closed port refuses it: a core of one's own and tens of thousands of log lines in 5 s."""
+    update = client._metadata_update
+
+    async def patient(*arguments: Any) -> bool:
+        updated: bool = await update(*arguments)
+        if not updated:
+            await asyncio.sleep(RETRY_AFTER_S)
+        return updated
+
+    client._metadata_update = patient
+
+
+async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stop a consumer or a producer, within a bound and without raising.
+
+    Without a broker a producer's `stop` waits for what it has to write, and a consumer's raises the cancellation of
+    its own fetches, its connections left open. What was not written is not acknowledged: it comes again.
+    """
+    stopping = asyncio.ensure_future(part.stop())
+    try:
+        done, _ = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    finally:
+        stopping.cancel()
+    if done and not stopping.cancelled() and stopping.exception() is None:
+        return
+    name = type(part).__name__
+    why = f"it took more than {STOP_TIMEOUT_S:g} s"
+    if done:
+        why = "its fetch was cancelled" if stopping.cancelled() else repr(stopping.exception())
+    logger.warning("%s did not stop as it should (%s); its connections are closed", name, why)
+    await (part.client if isinstance(part, AIOKafkaProducer) else part._client).close()
+
+
+def group_member(consumer: AIOKafkaConsumer) -> str:
+    """What the group calls this consumer now: the same name as before, or it was out of the group in between."""
+    name: str = consumer._coordinator.member_id
+    return name
 
 
 def record_of(message: Any) -> Record:

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from xgr_stream.stream.connection import record_of
+from xgr_stream.stream.connection import group_member, record_of, stop_client
 from xgr_stream.stream.runtime import Runtime, Setup
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 POLL_MS = 200
 MAX_BATCH = 1_000
 COMMIT_INTERVAL_S = 1.0
+COMMIT_TIMEOUT_S = 5.0
+SETTLE_TIMEOUT_S = 1.0
+"""How long a rebalance waits for the answers to what was taken, so that they are not given twice."""
 
 
 class KafkaDriver:
@@ -25,7 +28,7 @@ class KafkaDriver:
 
     def __init__(self, setup: Setup) -> None:
         self.runtime = Runtime(
-            setup, on_progress=self._on_progress, on_failure=self._on_failure, end_offset=self._end_offset
+            setup, on_progress=lambda *_: None, on_failure=self._on_failure, end_offset=self._end_offset
         )
         self._topics = (setup.config.topics.events, setup.config.topics.requests)
         self._shutdown_timeout_s = setup.config.shutdown_timeout_s
@@ -36,8 +39,11 @@ class KafkaDriver:
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         self._committed: dict[TopicPartition, int] = {}
-        self._advanced: set[TopicPartition] = set()
         self._stopping = asyncio.Event()
+        self._member = ""
+        """What the group called this worker when it was last given partitions."""
+        self._assigned = asyncio.Event()
+        """Cleared during a rebalance: nothing is read then."""
 
     def stop(self) -> None:
         """Ask `run` to end: what was taken is answered first, for at most the shutdown timeout."""
@@ -54,7 +60,7 @@ class KafkaDriver:
             await self.runtime.drain(self._shutdown_timeout_s)
             await self.commit()
         finally:
-            await self._consumer.stop()
+            await stop_client(self._consumer)
             await self.runtime.stop()
         if self.runtime.failure is not None:
             raise self.runtime.failure
@@ -76,11 +82,11 @@ class KafkaDriver:
 
     async def _consume(self) -> None:
         while True:
+            await self._assigned.wait()
             batches = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
             for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
                 # Events before requests, so that a request sees what its user did before it.
                 self.runtime.process(map(record_of, batches[tp]))
-                self._advanced.add(tp)  # records that were taken before are done at once
             self._rest_and_resume()
 
     def _rest_and_resume(self) -> None:
@@ -94,20 +100,19 @@ class KafkaDriver:
 
     async def commit(self) -> None:
         """Commit as far as everything is durable. A commit that fails is made up for by the next."""
-        assigned = self._consumer.assignment()
         offsets = {}
-        for tp in self._advanced & assigned:
+        for tp in self._consumer.assignment():
             offset = self.runtime.processor.committable(tp.topic, tp.partition)
             if offset is not None and offset != self._committed.get(tp):
                 offsets[tp] = offset
-        self._advanced.clear()
         if not offsets:
             return
         try:
-            await self._consumer.commit(offsets)
-        except KafkaError as error:
-            self._advanced.update(offsets)
-            logger.warning("offsets were not committed, and will be with the next ones: %s", error)
+            # Without a broker it would wait for one, and the worker's end, or a rebalance, with it.
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError) as error:
+            logger.warning("offsets were not committed, and will be with the next ones: %r", error)
         else:
             self._committed.update(offsets)
 
@@ -115,9 +120,6 @@ class KafkaDriver:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL_S)
             await self.commit()
-
-    def _on_progress(self, topic: str, partition: int) -> None:
-        self._advanced.add(TopicPartition(topic, partition))
 
     def _on_failure(self, error: BaseException) -> None:
         self._stopping.set()
@@ -131,17 +133,27 @@ class KafkaDriver:
 
     # Rebalance
 
-    async def revoked(self, partitions: Iterable[TopicPartition]) -> None:
+    async def revoked(self, _: Iterable[TopicPartition]) -> None:
+        """The group is being divided anew. aiokafka takes all partitions away for that; which of them are lost is
+        known when the new ones are assigned, and until then no other worker has them."""
+        self._assigned.clear()
+        await self.runtime.settle(SETTLE_TIMEOUT_S)
         await self.commit()
         self._committed.clear()
-        self._advanced.clear()
-        self.runtime.revoke(partitions)
 
     async def assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        """Give up what is now another's. What stays here keeps its histories, prefixes and requests, if this worker was
+        a member all the time: one that the group had given up has another name now, and somebody else may have gone on
+        meanwhile. Without an await: nothing may be read before it is done."""
+        member = group_member(self._consumer)
+        staying = {tp.partition for tp in partitions} if member == self._member else set()
+        self._member = member
         try:
+            self.runtime.revoke((self._topics[0], number) for number in self.runtime.processor.assigned - staying)
             self.runtime.assign(partitions)
         except Exception as error:  # noqa: BLE001  aiokafka would log it and go on
             self.runtime.fail(error)
+        self._assigned.set()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -12,17 +12,17 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError
 
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
+from xgr_stream.stream.connection import RETRY_AFTER_S, passes
 from xgr_stream.stream.outbox import Output
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Produce
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 0.5
 COPY_TIMEOUT_S = 5.0
 """How long a response's copy may take: a `reply_to` topic that does not exist would take for ever."""
 MAX_COPIES = 1_000
@@ -174,7 +174,7 @@ class Publisher:
 
     def _retry_or_fail(self, write: Write, error: BaseException) -> None:
         topic, _ = write.place
-        if not _passes(error):
+        if not passes(error):
             logger.error("the broker refused a record of %s: %s", topic, error)
             self._on_failure(error)
             return
@@ -230,8 +230,3 @@ class Publisher:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether trying again can help. aiokafka does not call its own time-out retriable."""
-    return isinstance(error, KafkaTimeoutError | KafkaConnectionError) or bool(getattr(error, "retriable", False))

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import uuid
 from collections.abc import Iterator
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import Connection, record_of
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of, stop_client
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.snapshots import Snapshots
+
+logger = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 8
 """Partitions read at the same time, each by a reader of its own."""
 POLL_MS = 500
-MAX_RECORDS = 2_000
-"""Records fed at a time; the event loop is another's in between."""
+MAX_RECORDS = 500
+"""Records fed at a time, some 10 ms; the event loop is another's in between."""
 
 
 _resting = 0
@@ -77,23 +81,32 @@ class Recovery:
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def run(self, number: int) -> None:
-        """Restore one partition. May be cancelled.
+        """Restore one partition, in as many attempts as the brokers make necessary. May be cancelled.
 
         Raises `HistoryError` when the changelog does not add up: the partition must not be served.
         """
-        async with self._slots:
-            with collector_resting():
-                await self._run(number)
+        while True:
+            try:
+                async with self._slots:
+                    with collector_resting():
+                        await self._attempt(number)
+                return
+            except KafkaError as error:
+                if not passes(error):
+                    raise
+                logger.warning("restoring partition %d failed (%r); trying again", number, error)
+                self._processor.restart_restore(number)
+            await asyncio.sleep(RETRY_AFTER_S)
 
-    async def _run(self, number: int) -> None:
+    async def _attempt(self, number: int) -> None:
         # The group is named to read its committed offset; without a subscription this reader does not join it.
         consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
-        await consumer.start()
         try:
+            await consumer.start()
             await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
             await self._restore_history(consumer, number)
         finally:
-            await consumer.stop()
+            await stop_client(consumer)
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
         """From a snapshot if there is one; if what comes after it does not add up, from the whole changelog."""

@@ -89,13 +89,13 @@ class Replies:
         if record.value is None:
             return
         try:
-            response = protocol.parse_response(codec.decode(record.value, self._config.max_message_bytes))
+            message = codec.decode(record.value, self._config.max_message_bytes)
+            user_id, request_id, status = protocol.answered(message)
         except InvalidInput as error:
             logger.debug("response at %s-%d, %d: %s", record.topic, record.partition, record.offset, error.code)
             return
-        if response.status is not Status.ERROR:
-            key = AnswerKey(record.partition, response.user_id, response.request_id)
-            self._recent.remember(key, record.value, record.timestamp_ms)
+        if status is not Status.ERROR:
+            self._recent.remember(AnswerKey(record.partition, user_id, request_id), record.value, record.timestamp_ms)
 
     def forget(self, partition: Partition) -> None:
         """Forget the answers given on a partition."""

@@ -17,7 +17,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock, SystemClock
 from xgr_stream.scheduler.ports import DeviceEngine
 from xgr_stream.scheduler.worker import DeviceWorker
-from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.publisher import Publisher
@@ -161,7 +161,7 @@ class Runtime:
         new = numbers - self.processor.assigned
         self.processor.assign(new, self.num_partitions)
         for number in new:
-            task = asyncio.create_task(self._recovery.run(number), name=f"xgr-recovery-{number}")
+            task = asyncio.create_task(self._recover(number), name=f"xgr-recovery-{number}")
             self._recoveries[number] = task
             task.add_done_callback(self._on_task_done)
 
@@ -174,6 +174,10 @@ class Runtime:
         for number in numbers:
             self.setup.metrics.events_behind.remove(number)
 
+    async def _recover(self, number: int) -> None:
+        await self._recovery.run(number)
+        self._on_progress(self.topics.events, number)  # of what was held, what changes nothing is done at once
+
     def process(self, records: Iterable[Record]) -> None:
         self.processor.process(records)
 
@@ -183,6 +187,10 @@ class Runtime:
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         return self.processor.submit(request)
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until what was taken is answered and durable, for `timeout_s` at most. It goes on either way."""
+        await self._drained(timeout_s)
 
     # The end
 
@@ -219,7 +227,7 @@ class Runtime:
         if self._snapshots is not None:
             await self._snapshots.stop()
         if self._producer is not None:
-            await self._producer.stop()
+            await stop_client(self._producer)
 
     async def _drained(self, timeout_s: float) -> bool:
         publisher = self._publisher

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import random
 import signal
 import socket
 import subprocess
@@ -24,9 +25,47 @@ from xgr_stream.stream.connection import Connection
 if TYPE_CHECKING:
     import faust
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 150.0
+"""Three nodes of Apache Kafka on a machine that is busy otherwise."""
 EMBEDDED_FETCH_WAIT_MS = 20
 PR_SET_PDEATHSIG = 1
+SERVER_PORTS = (15_000, 32_000)
+
+
+class Server:
+    """A process that listens, and what it says."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  it is read from and closed by other methods
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
+
+    def wait_until_it_answers(self, port: int) -> None:
+        """Raises `RuntimeError` with the end of what it said if it doesn't."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not _answers(port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._output.seek(0)
+                said = self._output.read()[-2000:].decode(errors="replace")
+                self.end()
+                raise RuntimeError(f"{self._command[0]} does not answer on port {port}; it said: {said}")
+            time.sleep(0.02)
+
+    def end(self, *, kill: bool = False) -> None:
+        """As an operator would; by force if that is asked for, or takes longer than 10 s."""
+        if not kill:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
 
 
 class Broker:
@@ -35,7 +74,7 @@ class Broker:
     connection: Connection
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server: Server | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -61,34 +100,18 @@ class Broker:
 
     def stop(self) -> None:
         """Stop it as an operator would; kill it if that takes longer than 10 s."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server, self._server = self._server, None
+        if server is not None:
+            server.end()
 
     def _run(self, command: Sequence[str], port: int) -> None:
-        with tempfile.TemporaryFile() as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
-            self.connection = self._connection(f"127.0.0.1:{port}")
-            deadline = time.monotonic() + READY_TIMEOUT_S
-            while not _answers(port):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.stop()
-                    output.seek(0)
-                    said = output.read()[-2000:].decode(errors="replace")
-                    raise RuntimeError(f"{command[0]} does not answer on port {port}; it said: {said}")
-                time.sleep(0.02)
+        self.connection = self._connection(f"127.0.0.1:{port}")
+        self._server = Server(command)
+        try:
+            self._server.wait_until_it_answers(port)
+        except RuntimeError:
+            self._server = None
+            raise
 
 
 class EmbeddedBroker(Broker):
@@ -138,26 +161,53 @@ class EmbeddedBroker(Broker):
 
 
 class ApacheKafka(Broker):
-    """One node of Apache Kafka from `home`, whose `bin/kafka-node DATA_DIR PORT` runs it in the foreground.
+    """Apache Kafka from `home`, whose `bin/kafka-node DATA_DIR PORT [ID PORTS]` runs a node in the foreground.
 
     Topics are not created by being asked for. `properties`: broker settings besides those of the script, a line each.
+    `halt` and `resume` take a node away for a while: address and data stay.
     """
 
-    def __init__(self, home: str | Path, *, properties: str = "") -> None:
+    def __init__(self, home: str | Path, *, properties: str = "", nodes: int = 1) -> None:
         super().__init__()
         self._home = Path(home)
         self._properties = properties
         self._data = contextlib.ExitStack()
+        self._path = Path()
+        self._ports = [0] * nodes
+        self._running: dict[int, Server] = {}
 
     def start(self) -> None:
-        data = self._data.enter_context(tempfile.TemporaryDirectory(prefix="xgr-kafka-"))
-        port = free_port(2)
-        node = str(self._home / "bin" / "kafka-node")
-        self._run(["env", f"KAFKA_PROPERTIES={self._properties}", node, data, str(port)], port)
+        self._path = Path(self._data.enter_context(tempfile.TemporaryDirectory(prefix="xgr-kafka-")))
+        first = free_port(2 * len(self._ports))  # each has a controller's port above its own
+        self._ports = [first + 2 * node for node in range(len(self._ports))]
+        self.connection = self._connection(",".join(f"127.0.0.1:{port}" for port in self._ports))
+        self.resume()
+
+    def resume(self) -> None:
+        """Run the nodes that don't run, on the data and at the addresses that they had."""
+        halted = [node for node in range(len(self._ports)) if node not in self._running]
+        for node in halted:
+            self._running[node] = Server(self._command(node))
+        for node in halted:
+            self._running[node].wait_until_it_answers(self._ports[node])
+
+    def halt(self, *, node: int = 0, kill: bool = False) -> None:
+        """Stop a node as an operator would, or as a crash does."""
+        server = self._running.pop(node, None)
+        if server is not None:
+            server.end(kill=kill)
 
     def stop(self) -> None:
-        super().stop()
+        for node in list(self._running):
+            self.halt(node=node, kill=len(self._ports) > 1)  # one of the last two can't stop as it should
         self._data.close()
+
+    def _command(self, node: int) -> list[str]:
+        command = ["env", f"KAFKA_PROPERTIES={self._properties}", str(self._home / "bin" / "kafka-node")]
+        command += [str(self._path / str(node + 1)), str(self._ports[node])]
+        if len(self._ports) > 1:
+            command += [str(node + 1), ",".join(map(str, self._ports))]
+        return command
 
 
 class OutsideBroker(Broker):
@@ -172,18 +222,20 @@ class OutsideBroker(Broker):
 
 
 def free_port(run: int = 1) -> int:
-    """A port that is free now, and the `run - 1` ports above it too."""
+    """A port that is free now, and the `run - 1` ports above it too.
+
+    Below those that the system gives to clients: one of them that tries a closed port of that range again and again
+    connects to itself in the end, and a broker that is started again can't have its port back.
+    """
     while True:
+        first = random.SystemRandom().randrange(*SERVER_PORTS)
         with contextlib.ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
             try:
-                for above in range(port + 1, port + run):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", above))
+                for port in range(first, first + run):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+            return first
 
 
 def _answers(port: int) -> bool:
@@ -192,5 +244,6 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For a child process to call before it becomes another program: it is killed with the thread that made it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

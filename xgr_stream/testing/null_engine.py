@@ -51,10 +51,17 @@ class NullEngine:
     """
 
     def __init__(
-        self, *, num_items: int = 1_000, bytes_budget: int = 1 << 30, history: HistoryStore | None = None
+        self,
+        *,
+        num_items: int = 1_000,
+        bytes_budget: int = 1 << 30,
+        history: HistoryStore | None = None,
+        version: str = "null",
     ) -> None:
+        """`version`: what its responses name as their model."""
         self.history = history or HistoryStore()
         self.before_answer: Callable[[Work], None] | None = None
+        self._version = version
         self._num_items = num_items
         self._bytes_budget = bytes_budget
         self._resident: dict[str, int] = {}
@@ -106,7 +113,7 @@ class NullEngine:
             self._items(request, event_count),
             event_count=event_count,
             event_offset=event_offset,
-            model_version="null",
+            model_version=self._version,
             catalog_version="null",
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},

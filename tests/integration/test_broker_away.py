@@ -1,0 +1,96 @@
+"""A broker that goes away: clients wait for it in peace, restores go on, and a worker still ends within its time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError
+
+from tests.integration.workers import kafka_worker, until
+from xgr_stream.client import RecommendClient
+from xgr_stream.config import StreamConfig
+from xgr_stream.stream.recovery import Recovery
+from xgr_stream.stream.topology import ensure_topics
+from xgr_stream.testing.broker import Broker, EmbeddedBroker
+
+
+async def test_clients_do_not_ask_for_it_as_fast_as_they_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with EmbeddedBroker() as broker:
+        topics = StreamConfig().topics
+        await ensure_topics(broker.connection, topics, 1)
+        producer = await broker.connection.start_producer()
+        await producer.send_and_wait(topics.events, b"before", partition=0)
+        broker.stop()
+        caplog.clear()
+        written = await producer.send(topics.events, b"meanwhile", partition=0)
+        await asyncio.sleep(2)
+        asked = [record for record in caplog.records if "Unable to update metadata" in record.getMessage()]
+        assert 1 <= len(asked) <= 10
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) < 60
+        written.cancel()
+        await asyncio.wait([asyncio.ensure_future(producer.stop())], timeout=0.1)
+        await producer.client.close()
+
+
+async def test_a_worker_ends_within_its_time_without_a_broker() -> None:
+    config = StreamConfig(shutdown_timeout_s=0.5)
+    with EmbeddedBroker() as broker:
+        async with kafka_worker(broker, config) as driver:
+            producer = driver.runtime.producer
+            broker.stop()
+            written = await producer.send(config.topics.dead_letters, b"never", partition=0)
+            written.add_done_callback(lambda future: future.cancelled() or future.exception())
+            stopped_at = time.monotonic()
+        assert time.monotonic() - stopped_at < 15
+
+
+async def test_a_restore_goes_on_when_the_broker_is_back(
+    broker: Broker, config: StreamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt fails when all is fed; the second feeds it again."""
+    await ensure_topics(broker.connection, config.topics, 4)
+    async with RecommendClient(broker.connection, topics=config.topics) as client:
+        async with kafka_worker(broker, config):
+            positions = [await client.send_event("user-1", f"item-{n}") for n in range(40)]
+            await client.recommend("user-1", timeout=20, after=positions[-1])
+        committed, failed = AIOKafkaConsumer.committed, []
+
+        async def fails_once(self: Any, tp: TopicPartition) -> Any:
+            if not failed:
+                failed.append(tp)
+                raise KafkaConnectionError("it is away")
+            return await committed(self, tp)
+
+        monkeypatch.setattr(AIOKafkaConsumer, "committed", fails_once)
+        async with kafka_worker(broker, config) as driver:
+            assert failed
+            assert (await client.recommend("user-1", timeout=20)).event_count == 40
+            driver.runtime.setup.engine.history.check_integrity()
+
+
+async def test_what_was_held_while_restoring_is_committed_too(
+    broker: Broker, config: StreamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read again by a worker that knows it already: nothing is written for it, and its offset goes on all the same."""
+    await ensure_topics(broker.connection, config.topics, 4)
+    async with (
+        RecommendClient(broker.connection, topics=config.topics) as client,
+        kafka_worker(broker, config, group="first"),
+    ):
+        position = await client.send_event("user-1", "item-1")
+        await client.recommend("user-1", timeout=20, after=position)
+    run = Recovery.run
+
+    async def late(self: Recovery, number: int) -> None:
+        await asyncio.sleep(2.5)  # longer than it takes to commit
+        await run(self, number)
+
+    monkeypatch.setattr(Recovery, "run", late)
+    async with kafka_worker(broker, config, group="second") as driver:
+        tp = TopicPartition(config.topics.events, position.partition)
+        await until(lambda: driver._committed.get(tp) == position.offset + 1)

@@ -1,0 +1,168 @@
+"""Events and requests of made-up users, written to the topics as clients would, and noted in the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from xgr_stream.cli.faults.plan import Soak
+from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
+from xgr_stream.config import TopicNames
+from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.partitioner import partitioner
+from xgr_stream.types import ItemFilter, RecommendRequest
+
+TICK_S = 0.02
+WRITE_TIMEOUT_MS = 180_000
+"""Longer than any broker is away: an event that may or may not have been written would spoil the truth."""
+NUM_ITEMS = 70
+"""Items that events name: the tiny catalog's 60, and some that it does not know."""
+STRANGERS = 0.03
+"""Part of the requests that ask for a user without events."""
+AFTER_OWN_EVENT = 0.3
+"""Part of the requests that wait for the user's last event (`min_offset`)."""
+TIMEOUTS_MS = (500, 2_000, 10_000, 30_000)
+
+
+class Load:
+    """Writes at the plan's rates from `run` to `end`, which returns when all is durable."""
+
+    def __init__(self, soak: Soak, connection: Connection, topics: TopicNames, truth: Truth) -> None:
+        self._soak = soak
+        self._connection = connection
+        self._topics = topics
+        self._truth = truth
+        self._chance = random.Random(soak.seed + 1)
+        self._users = [f"user-{n}" for n in range(soak.users)]
+        self._weights = [1 / (n + 3) for n in range(soak.users)]
+        self._last_offset: dict[str, int] = {}
+        self._writes: set[asyncio.Future[Any]] = set()
+        self._failed: list[BaseException] = []
+        self._place = partitioner("murmur2", soak.partitions)
+        self._producer: AIOKafkaProducer | None = None
+        self._ended = False
+
+    async def start(self) -> None:
+        self._producer = await self._connection.start_producer(request_timeout_ms=WRITE_TIMEOUT_MS)
+
+    async def stop(self) -> None:
+        if self._producer is not None:
+            await stop_client(self._producer)
+
+    async def run(self) -> None:
+        """Until `end`. Not to be cancelled: what was noted must be written."""
+        loop = asyncio.get_running_loop()
+        started, events, requests = loop.time(), 0, 0
+        while not self._ended:
+            due = loop.time() - started
+            while events < due * self._soak.events_per_s:
+                events += 1
+                await self._write_event()
+            while requests < due * self._soak.requests_per_s:
+                requests += 1
+                await self._write_request(requests)
+            await asyncio.sleep(TICK_S)
+
+    async def end(self, running: asyncio.Task[None]) -> None:
+        """Raises what kept a record from being written: then there is no truth to hold to."""
+        self._ended = True
+        await running
+        while self._writes:
+            await asyncio.wait(self._writes)
+        if self._failed:
+            raise self._failed[0]
+
+    # What can be read
+
+    async def _write_event(self) -> None:
+        user = self._chance.choices(self._users, self._weights)[0]
+        event = self._truth.next_event(user, f"item-{self._chance.randrange(NUM_ITEMS)}")
+        message = codec.encode(protocol.event_message(event), self._chance.choice(("msgpack", "json")))
+
+        def note(offset: int) -> None:
+            self._last_offset[user] = offset
+
+        await self._write(self._topics.events, user, message, note=note)
+
+    async def _write_request(self, number: int) -> None:
+        chance = self._chance
+        user = chance.choices(self._users, self._weights)[0]
+        if chance.random() < STRANGERS:
+            user = f"stranger-{number}"
+        request = RecommendRequest(
+            f"request-{number}",
+            user,
+            k=chance.choice((1, 5, 10)),
+            filter=ItemFilter(exclude=tuple(f"item-{chance.randrange(60)}" for _ in range(chance.choice((0, 0, 3))))),
+            timeout_ms=chance.choice(TIMEOUTS_MS),
+            min_offset=self._last_offset.get(user) if chance.random() < AFTER_OWN_EVENT else None,
+        )
+        self._truth.requests[request.request_id] = request
+        await self._write(self._topics.requests, user, codec.encode(protocol.request_message(request), "msgpack"))
+
+    # What can't
+
+    async def corrupt(self, count: int) -> None:
+        """Write messages among the others that must become dead letters or error responses."""
+        for number in range(count):
+            user = self._chance.choice(self._users)
+            topic, what, value, shift = self._corrupt_message(user)
+            self._truth.corrupt += 1
+            await self._write(topic, user, value, corrupt=what, shift=shift)
+            request_id = f"faulty-{len(self._truth.refusable)}"
+            self._truth.refusable.add(request_id)
+            fault = {"k": "ten"} if number % 2 else {"min_offset": -1}
+            fields = {"v": 1, "request_id": request_id, "user_id": user, **fault}
+            await self._write(self._topics.requests, user, codec.encode(fields, "msgpack"))
+
+    def _corrupt_message(self, user: str) -> tuple[str, str, bytes, int]:
+        """Topic, what is wrong, the bytes, and how many partitions from its own it goes to."""
+        events, requests = self._topics.events, self._topics.requests
+        good = codec.encode({"v": 1, "user_id": user, "item_id": "item-1", "action": "misplaced"}, "msgpack")
+        return self._chance.choice(
+            (
+                (events, "noise", self._chance.randbytes(40), 0),
+                (events, "another version", codec.encode({"v": 9, "item_id": "item-1"}, "json"), 0),
+                (events, "no item", codec.encode({"v": 1, "user_id": user}, "msgpack"), 0),
+                (events, "half a message", good[:-7], 0),
+                (events, "another's partition", good, 1),
+                (requests, "noise", b"\xc1" + self._chance.randbytes(40), 0),
+                (requests, "no id", codec.encode({"v": 1, "user_id": user}, "msgpack"), 0),
+                (requests, "nothing", b"", 0),
+            )
+        )
+
+    async def _write(
+        self,
+        topic: str,
+        user: str,
+        value: bytes,
+        *,
+        note: Callable[[int], None] | None = None,
+        corrupt: str | None = None,
+        shift: int = 0,
+    ) -> None:
+        """Hand a record to the producer; `note` is called with its offset when it is durable."""
+        if self._producer is None or self._place is None:
+            raise RuntimeError("the load must be started before it writes")
+        key = user.encode()
+        partition = (self._place(key) + shift) % self._soak.partitions
+        headers = [] if corrupt is None else [(CORRUPT_HEADER, corrupt.encode())]
+        written = await self._producer.send(topic, value, key, partition=partition, headers=headers)
+        self._writes.add(written)
+        written.add_done_callback(partial(self._on_written, note))
+
+    def _on_written(self, note: Callable[[int], None] | None, future: asyncio.Future[Any]) -> None:
+        self._writes.discard(future)
+        if future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            self._failed.append(error)
+        elif note is not None and future.result().offset >= 0:  # unknown when only a retry was acknowledged
+            note(future.result().offset)

@@ -1,0 +1,98 @@
+"""What the topics hold when all is over, and how far the group has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiokafka import TopicPartition
+
+from xgr_stream.config import TopicNames
+from xgr_stream.stream.connection import Connection, record_of, stop_client
+from xgr_stream.stream.records import Record
+
+POLL_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """All records of a recommender's topics, each partition's in offset order."""
+
+    events: list[Record]
+    requests: list[Record]
+    responses: list[Record]
+    dead_letters: list[Record]
+    changelog: list[Record]
+
+
+async def written(connection: Connection, topics: TopicNames, partitions: int) -> Written:
+    """Read all topics from their beginning to where they end now."""
+
+    async def read(topic: str, count: int = partitions) -> list[Record]:
+        return await _read(connection, [TopicPartition(topic, number) for number in range(count)])
+
+    return Written(
+        events=await read(topics.events),
+        requests=await read(topics.requests),
+        responses=await read(topics.responses),
+        dead_letters=await read(topics.dead_letters, 1),
+        changelog=await read(topics.changelog),
+    )
+
+
+async def _read(connection: Connection, partitions: list[TopicPartition]) -> list[Record]:
+    consumer = connection.consumer(auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        left = {tp for tp in partitions if ends[tp] > 0}
+        records: list[Record] = []
+        while left:
+            for batch in (await consumer.getmany(*left, timeout_ms=POLL_MS)).values():
+                records += map(record_of, batch)
+            for tp in [tp for tp in left if await consumer.position(tp) >= ends[tp]]:
+                left.discard(tp)
+        return records
+    finally:
+        await stop_client(consumer)
+
+
+class Progress:
+    """A reader beside the group: how far its commits are behind, and how to set them back while it has no members."""
+
+    def __init__(self, connection: Connection, topics: TopicNames, partitions: int, group_id: str) -> None:
+        self._partitions = [
+            TopicPartition(topic, number) for topic in (topics.events, topics.requests) for number in range(partitions)
+        ]
+        self._consumer = connection.consumer(group_id=group_id, auto_offset_reset="earliest")
+
+    async def start(self) -> None:
+        await self._consumer.start()
+        self._consumer.assign(self._partitions)
+
+    async def stop(self) -> None:
+        await stop_client(self._consumer)
+
+    async def behind(self) -> dict[TopicPartition, int]:
+        """Records of each partition that are not committed yet, of those that have some."""
+        ends = await self._consumer.end_offsets(self._partitions)
+        committed = {tp: await self._consumer.committed(tp) or 0 for tp in self._partitions}
+        return {tp: ends[tp] - committed[tp] for tp in self._partitions if ends[tp] > committed[tp]}
+
+    async def rewind(self, parts: dict[TopicPartition, float]) -> dict[TopicPartition, int]:
+        """Set the given partitions back by a part of what was committed; how many records each. Raises `KafkaError`
+        while the group has members."""
+        back = {}
+        offsets = {}
+        for tp, part in parts.items():
+            committed = await self._consumer.committed(tp) or 0
+            if committed:
+                back[tp] = round(committed * part)
+                offsets[tp] = committed - back[tp]
+        if offsets:
+            await self._consumer.commit(offsets)
+        return back
+
+    @property
+    def partitions(self) -> list[TopicPartition]:
+        return list(self._partitions)
