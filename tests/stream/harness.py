@@ -37,7 +37,7 @@ class HandWorker:
         self.forgotten: list[str] = []
 
     def submit(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
     ) -> Future[RecommendResponse]:
         future: Future[RecommendResponse] = Future()
         self.submitted.append((request, view, future))

@@ -250,7 +250,7 @@ class Engine:
         self._decode_lane.reap(leave=0)
 
     def pending_tokens(self, view: HistoryView) -> int:
-        """Tokens that warming this user up to `view` computes, at most."""
+        """Tokens that warming this user up to `view` computes, at most. Safe to call from any thread."""
         return self._prefixes.pending_tokens(view)
 
     def is_resident(self, user_id: str) -> bool:

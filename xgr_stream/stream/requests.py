@@ -45,7 +45,7 @@ class Worker(Protocol):
     """The part of `scheduler.DeviceWorker` that the stream needs. No call blocks."""
 
     def submit(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
     ) -> Future[RecommendResponse]: ...
 
     def want_append(self, view: HistoryView) -> None: ...
@@ -190,7 +190,9 @@ class Requests:
             self._waiting.setdefault(partition, []).append(pending)
             return
         view = self._history.view(pending.request.user_id)
-        pending.computing = self._worker.submit(pending.request, view, pending.deadline)
+        pending.computing = self._worker.submit(
+            pending.request, view, pending.deadline, partition=partition.number
+        )
         pending.computing.add_done_callback(self._on_computed(pending))
 
     def _on_computed(self, pending: Pending) -> Callable[[Future[RecommendResponse]], None]:
