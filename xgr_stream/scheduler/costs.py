@@ -15,6 +15,8 @@ FEW = 3
 """A shape counts when it was seen more often: the first steps compile kernels and capture graphs."""
 REFIT_EVERY = 16
 """Steps between two fits, unless a shape is new."""
+FADES_AFTER = 16
+"""Steps after which a shape that did not come counts half: what comes now must be predicted best."""
 FORGOTTEN_AFTER = 4_096
 """Steps after which a shape that no longer comes is forgotten."""
 
@@ -88,30 +90,34 @@ class StepCosts:
 
     def shapes(self) -> list[tuple[float, float, float]]:
         """(rows, tokens, seconds) of each shape that counts."""
+        return [(cell.rows, cell.tokens, cell.seconds) for cell in self._counting()]
+
+    def _counting(self) -> list[_Cell]:
         settled = [cell for cell in self._cells.values() if cell.settled]
-        if not settled and self._hasty:
-            settled = list(self._cells.values())
-        return [(cell.rows, cell.tokens, cell.seconds) for cell in settled]
+        return list(self._cells.values()) if not settled and self._hasty else settled
 
     def _fit(self) -> None:
         oldest = self._noted - FORGOTTEN_AFTER
         self._cells = {key: cell for key, cell in self._cells.items() if cell.noted_at >= oldest}
-        shapes = self.shapes()
-        if not shapes:
+        cells = self._counting()
+        if not cells:
             return
-        table = np.array(shapes)
-        self.fixed_s, self.row_s, self.token_s = _fitted(table[:, :2], np.maximum(table[:, 2], 1e-9))
+        table = np.array([(cell.rows, cell.tokens, cell.seconds) for cell in cells])
+        weights = np.array([1.0 / (1.0 + (self._noted - cell.noted_at) / FADES_AFTER) for cell in cells])
+        self.fixed_s, self.row_s, self.token_s = _fitted(table[:, :2], np.maximum(table[:, 2], 1e-9), weights)
 
 
-def _fitted(shapes: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Coefficients, none below zero, with the least squares of relative errors. What few shapes leave open is split
-    evenly between them."""
+def _fitted(
+    shapes: NDArray[np.float64], seconds: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Coefficients, none below zero, with the least squares of weighted relative errors. What few shapes leave open is
+    split evenly between them."""
     features = np.column_stack((np.ones(len(shapes)), shapes))
     scales = np.maximum(features.mean(axis=0), 1e-9)
-    weighted = features / scales / seconds[:, None]
+    weighted = features / scales * (weights / seconds)[:, None]
     used = [i for i in range(3) if features[:, i].any()]
     while used:
-        found = np.linalg.lstsq(weighted[:, used], np.ones(len(seconds)), rcond=1e-6)[0]
+        found = np.linalg.lstsq(weighted[:, used], weights, rcond=1e-6)[0]
         if found.min() >= 0:
             break
         used.pop(int(found.argmin()))

@@ -19,6 +19,9 @@ PROBE_S = 1.0
 """How often an idle device is given a request that it is not thought to answer in time."""
 LEAST_SHARE = 1 / 64
 """Of a batch's budget after the device ran out of memory again and again."""
+KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
+"""Share of the accepted requests that the margin keeps within what was foreseen for them, how fast it moves, and how far
+it goes."""
 LEAD_S = 5e-4
 """Kept free before the next batch must start, besides what preparing it takes."""
 
@@ -39,15 +42,26 @@ class Pace:
         self._probed_at = float("-inf")
         self._preparing_s: deque[float] = deque(maxlen=9)
         self._share = 1.0
+        self.margin = 1.0
+        """How much longer than foreseen requests take until their batch has ended, at the worst; follows what happens."""
         self.budget = self.budget_for((), 0, 1, pressed=False)
 
     # Any thread
 
+    def added_s(self, rows: int, tokens: int) -> float:
+        """That a request adds to a batch."""
+        return rows * self.decodes.row_s + tokens * self.decodes.token_s
+
     def share_s(self, rows: int, tokens: int) -> float:
         """Of the device's time that a request takes in full batches."""
-        costs, config = self.decodes, self._config
+        config = self._config
         part = max(rows / config.max_batch_rows, tokens / config.max_batch_tokens)
-        return part * costs.fixed_s + rows * costs.row_s + tokens * costs.token_s
+        return part * self.decodes.fixed_s + self.added_s(rows, tokens)
+
+    @property
+    def batch_s(self) -> float:
+        """That a full batch of warm requests takes."""
+        return self.decodes.seconds(self._config.max_batch_rows, 0)
 
     def starts_at(self, now: float) -> float:
         """When a batch that is given to the device now would be at its first row."""
@@ -87,6 +101,7 @@ class Pace:
             tokens=tokens,
             append_tokens=max(1, piece),
             room=bytes_used < FULL * bytes_budget,
+            fixed_s=self.decodes.fixed_s,
             pressed=pressed,
         )
         return self.budget
@@ -107,6 +122,11 @@ class Pace:
         if not more:
             self._free_at = now
         self._share = min(1.0, self._share * 1.05)
+
+    def kept(self, foreseen_s: float, took_s: float) -> None:
+        """An accepted request took so long from its arrival to the end of its batch."""
+        late = took_s > foreseen_s * self.margin
+        self.margin = min(MOST_MARGIN, max(1.0, self.margin + GAIN * (KEPT if late else KEPT - 1.0)))
 
     def appending(self, now: float, users: int, tokens: int) -> None:
         """The device was given appends."""

@@ -22,6 +22,10 @@ class WaitingRequest(NamedTuple):
     tokens: int
     """Tokens to append or prefill before its beams can start."""
     partition: int = 0
+    seconds: float = 0.0
+    """That it adds to a batch."""
+    left_s: float = float("inf")
+    """Until its batch must have ended, if that starts now."""
 
 
 class WaitingAppend(NamedTuple):
@@ -41,6 +45,8 @@ class Budget:
     """Tokens of one append batch. A request that comes meanwhile waits for it to end, so it is kept short."""
     room: bool
     """Whether the cache can take users who have no prefix yet without turning others out."""
+    fixed_s: float = 0.0
+    """That a batch takes whatever it holds."""
     pressed: bool = False
     """Whether the requests need all of the device's time."""
 
@@ -82,23 +88,32 @@ def _share(requests: Sequence[WaitingRequest], budget: Budget) -> tuple[int, ...
 
 
 def _fill(requests: Sequence[WaitingRequest], order: Iterable[int], budget: Budget, *, share: float) -> tuple[int, ...]:
-    """Indices that fit into the budget, no partition's into more than its share of it, taken in `order`."""
+    """Indices that fit into the budget, no partition's into more than its share of it, taken in `order`.
+
+    A batch also ends where one more would make an earlier one late, as all are answered when it ends; but not before
+    it takes twice its fixed time, since then the device would do little else than begin.
+    """
     chosen: list[int] = []
     closed: set[int] = set()
     used: dict[int, tuple[int, int]] = {}
     rows = tokens = 0
+    seconds, left_s = budget.fixed_s, float("inf")
     for i in order:
         request = requests[i]
         if request.partition in closed:
             continue
         own_rows, own_tokens = used.get(request.partition, (0, 0))
         own_rows, own_tokens = own_rows + request.rows, own_tokens + request.tokens
+        longer = seconds + request.seconds
         over = rows + request.rows > budget.rows or tokens + request.tokens > budget.tokens
+        over = over or longer > max(left_s, 2 * budget.fixed_s)
         if chosen and (over or own_rows > share * budget.rows or own_tokens > share * budget.tokens):
             closed.add(request.partition)
             continue
         used[request.partition] = own_rows, own_tokens
-        rows, tokens = rows + request.rows, tokens + request.tokens
+        rows, tokens, seconds = rows + request.rows, tokens + request.tokens, longer
+        if request.left_s >= longer:  # one that is late already makes nobody wait for another batch
+            left_s = min(left_s, request.left_s)
         chosen.append(i)
     return tuple(chosen)
 
@@ -137,6 +152,12 @@ def due_at(deadline: float | None, now: float) -> float:
     if deadline is None:
         return float("inf")
     return deadline - min(RESERVED_S, RESERVED_SHARE * max(0.0, deadline - now))
+
+
+def batching_s(batch_s: float, left_s: float) -> float:
+    """How much longer than for itself a request may have to wait for its batch to end: for a full one's `batch_s`, but
+    not more than half of the time that it has left."""
+    return min(batch_s, max(0.0, left_s) / 2)
 
 
 def admit(queue: Sequence[Queued], new: Queued, free_at: float, end: float) -> int | None:

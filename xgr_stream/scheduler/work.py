@@ -9,8 +9,11 @@ from itertools import islice
 
 from xgr_stream.errors import DeadlineExceeded, OverCapacity, XgrError
 from xgr_stream.history import HistoryView
-from xgr_stream.scheduler.policy import Queued, admit, due_at, is_pressed, order_of
+from xgr_stream.scheduler.policy import Queued, admit, batching_s, due_at, is_pressed, order_of
 from xgr_stream.types import RecommendRequest, RecommendResponse
+
+LONG = 0.25
+"""Share of a request's time from which on what was foreseen for it is compared with what it took."""
 
 
 class Work:
@@ -19,6 +22,8 @@ class Work:
     __slots__ = (
         "arrived",
         "deadline",
+        "due",
+        "foreseen_s",
         "future",
         "partition",
         "queued",
@@ -39,6 +44,10 @@ class Work:
         self.rows = rows
         self.partition = partition
         self.arrived = 0.0
+        self.due = 0.0
+        """When its decode must have ended."""
+        self.foreseen_s = 0.0
+        """How long that was thought to take when it arrived; 0: so short that it says nothing of longer ones."""
         self.tokens = 0
         """That its user's prefix lacked when it arrived."""
         self.queued = Queued(0.0, 0.0, 0.0)
@@ -77,19 +86,27 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._works)
 
-    def put(self, work: Work, *, now: float, seconds: float, free_at: float) -> None:
-        """Take in a request that the device needs `seconds` for, once it is free for the first of the queue.
+    def put(self, work: Work, *, now: float, seconds: float, free_at: float, batch_s: float, margin: float) -> None:
+        """Take in a request that the device needs `seconds` for, once it is free for the first of the queue. A full
+        batch takes `batch_s`; 0 while nothing is under way, since the next batch then starts at once. All of it may
+        take `margin` times as long.
 
         Raises `OverCapacity` if it, or one that was taken in before, would not be answered in time.
         """
         work.arrived = now
-        work.queued = Queued(order_of(work.deadline, now), due_at(work.deadline, now), seconds)
+        work.due = due_at(work.deadline, now)
+        left_s = (work.due - now) / margin
+        due = now + left_s - batching_s(batch_s, left_s)
+        work.queued = Queued(order_of(work.deadline, now), due, seconds)
         with self._lock:
             end = free_at + self._seconds
             place = admit(_Places(self._works), work.queued, free_at, end)
             if place is None:
                 wait_ms = (end - now) * 1000
                 raise OverCapacity(f"requests that take {wait_ms:.0f} ms wait: this one's deadline could not be met")
+            foreseen_s = end + seconds - now + batching_s(batch_s, left_s)
+            if place == len(self._works) and foreseen_s > LONG * left_s:
+                work.foreseen_s = foreseen_s
             self._insert(work, place)
 
     def put_back(self, works: Sequence[Work]) -> None:

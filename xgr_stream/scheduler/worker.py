@@ -190,16 +190,18 @@ class DeviceWorker:
     def _admit(self, work: Work) -> None:
         """Queue a request, or raise `OverCapacity`."""
         now = self._clock.now()
+        pace, idle = self._pace, not (self._decoding or len(self._queue))
+        seconds, batch_s = pace.share_s(work.rows, work.tokens), 0.0 if idle else pace.batch_s
         try:
             self._queue.put(
-                work, now=now, seconds=self._pace.share_s(work.rows, work.tokens), free_at=self._pace.starts_at(now)
+                work, now=now, seconds=seconds, free_at=pace.starts_at(now), batch_s=batch_s, margin=pace.margin
             )
         except OverCapacity:
             self._overloaded = True
             # What is known of step times may be wrong, and would never be put right if nothing ran.
-            if self._decoding or len(self._queue) or not self._pace.may_probe(now):
+            if not (idle and pace.may_probe(now)):
                 raise
-            self._queue.put(work, now=now, seconds=0.0, free_at=float("-inf"))
+            self._queue.put(work, now=now, seconds=0.0, free_at=float("-inf"), batch_s=0.0, margin=1.0)
 
     # Device thread
 
@@ -279,12 +281,18 @@ class DeviceWorker:
         ]
         stats = self._engine.stats()
         budget = self._pace.budget_for(appends, stats.bytes_used, stats.bytes_budget, pressed=pressed)
-        requests = [WaitingRequest(work.rows, self._tokens(work), work.partition) for work in waiting]
+        starts_in = self._pace.busy_s(now)
+        requests = [self._waiting(work, now + starts_in) for work in waiting]
         batch = choose(requests, appends, budget)
         if batch.lazy:
             self._metrics.appends_shed.inc(len(batch.lazy))
             self._appends.remove(views[i].user_id for i in batch.lazy)
         return [waiting[i] for i in batch.requests], [views[i] for i in batch.appends]
+
+    def _waiting(self, work: Work, starts_at: float) -> WaitingRequest:
+        tokens = self._tokens(work)
+        added_s = self._pace.added_s(work.rows, tokens)
+        return WaitingRequest(work.rows, tokens, work.partition, added_s, work.due - starts_at)
 
     def _tokens(self, work: Work) -> int:
         return 0 if work.view is None else self._engine.pending_tokens(work.view)
@@ -336,7 +344,10 @@ class DeviceWorker:
             self._fail(batch, error)
             return
         self._pace.ended(running.begun_at, running.rows, running.tokens, more=bool(self._decoding))
+        now = self._clock.now()
         for work, response in zip(batch, responses, strict=True):
+            if work.foreseen_s:
+                self._pace.kept(work.foreseen_s, now - work.arrived)
             work.future.set_result(response)
 
     def _fail(self, batch: Sequence[Work], error: Exception) -> None:

@@ -19,6 +19,7 @@ from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream import codec
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
+from xgr_stream.types import RecommendRequest, UserEvent
 
 SLICE = 64
 """Records that are processed before anything else is looked at."""
@@ -72,9 +73,9 @@ class InProcess:
     """A worker whose broker is this object. A context manager."""
 
     def __init__(
-        self, engine: Any, engine_config: EngineConfig, *, timeout_ms: int, beam: int | None, k: int, cold_users: int
+        self, engine: Any, engine_config: EngineConfig, *, timeout_ms: int, beam: int, k: int, cold_users: Sequence[str]
     ) -> None:
-        """Users `user-<n>` take part in the mix; those from the engine's history on, `cold_users` of them, ask cold."""
+        """Users `user-<n>` take part in the mix; `cold_users` do nothing but ask, each time without a prefix."""
         self._engine = WarmedEngine(engine)
         self._history: HistoryStore = engine.history
         self._config = StreamConfig(partitioner="any", default_timeout_ms=timeout_ms, max_pending_requests=65_536)
@@ -93,10 +94,11 @@ class InProcess:
         self._processor.on_wake(self._awake.set)
         self._processor.assign({0}, 1)
         self._processor.restored(0)
-        self._fields = {"k": k} | ({} if beam is None else {"beam_width": beam})
-        self._cold_users = [f"cold-{number}" for number in range(cold_users)]
+        self._fields = {"k": k, "beam_width": beam}
+        self._cold_users = cold_users
         self._offsets = {self._config.topics.events: 0, self._config.topics.requests: 0}
         self._asked = 0
+        self._numbers: dict[str, int] = {}
         self._items = [f"item-{number}" for number in range(1_000)]
         names = self._history.item_names
         if len(names):
@@ -115,6 +117,13 @@ class InProcess:
         for first in range(0, len(views), size):
             self.worker.call(lambda first=first: self._engine.warm(views[first : first + size])).result(600)  # type: ignore[misc]
 
+    def answer_every_size(self, views: Sequence[HistoryView], most: int) -> None:
+        """Batches of all sizes up to `most`, so that their graphs are captured before anything is timed."""
+        fields = {"k": self._fields["k"], "beam_width": self._fields["beam_width"]}
+        for size in range(1, most + 1):
+            asked = [(RecommendRequest(f"r{i}", view.user_id, **fields), view) for i, view in enumerate(views[:size])]
+            self.worker.call(lambda asked=asked: self._engine.answer(asked)).result(600)  # type: ignore[misc]
+
     def run(self, plan: Schedule, seconds: float) -> dict[str, object]:
         """Feed the plan's arrivals by the clock; the row of what came of them."""
         self._engine.clear()
@@ -132,9 +141,7 @@ class InProcess:
             records = []
             while sent_events < len(due_events) and due_events[sent_events] <= now - began and len(records) < SLICE:
                 user_id = f"user-{plan.event_users[sent_events]}"
-                view = self._history.view(user_id)
-                number = (0 if view is None else view.event_count) + sum(r.key == user_id.encode() for r in records)
-                self._engine.event(user_id, number, began + due_events[sent_events])
+                self._engine.event(user_id, self._next_number(user_id), began + due_events[sent_events])
                 item = self._items[(sent_events * 7919) % len(self._items)]
                 records.append(self._record(self._config.topics.events, user_id, {"v": 1, "item_id": item}))
                 sent_events += 1
@@ -159,6 +166,13 @@ class InProcess:
             "appends_shed": self._counted("xgr_appends_shed_total") - shed,
             "cpu": (time.process_time() - cpu) / took,
         }
+
+    def _next_number(self, user_id: str) -> int:
+        if user_id not in self._numbers:
+            view = self._history.view(user_id)
+            self._numbers[user_id] = 0 if view is None else view.event_count
+        self._numbers[user_id] += 1
+        return self._numbers[user_id] - 1
 
     def _request(self, plan: Schedule, number: int, due: float, pending: dict[str, float]) -> Record:
         user_id = f"user-{plan.request_users[number]}"
@@ -198,8 +212,6 @@ class InProcess:
 
 def preload(history: HistoryStore, user_ids: Iterable[str], events: int, item: Callable[[int], str]) -> None:
     """Give each of these users so many events that came from no topic."""
-    from xgr_stream.types import UserEvent
-
     for user_id in user_ids:
         for number in range(events):
             history.apply(UserEvent(user_id, item(number)), partition=0)
