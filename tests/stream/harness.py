@@ -43,8 +43,8 @@ class HandWorker:
         self.submitted.append((request, view, future))
         return future
 
-    def want_append(self, view: HistoryView) -> None:
-        self.wanted.append(view)
+    def want_appends(self, views: Iterable[HistoryView]) -> None:
+        self.wanted += views
 
     def forget(self, user_ids: Iterable[str]) -> None:
         self.forgotten += user_ids

@@ -73,7 +73,7 @@ class DeviceWorker:
         self._clock = clock
         self._metrics = metrics
         self._on_lost = on_lost
-        self._inbox: SimpleQueue[Work | HistoryView | Callable[[], None] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Work | list[HistoryView] | Callable[[], None] | None] = SimpleQueue()
         self._queue = WorkQueue()
         self._appends = AppendQueue()
         self._decoding: deque[_Running] = deque()
@@ -140,7 +140,11 @@ class DeviceWorker:
 
     def want_append(self, view: HistoryView) -> None:
         """Bring the user's prefix up to `view` when there is time; a later view replaces it."""
-        self._put(view)
+        self._put([view])
+
+    def want_appends(self, views: Iterable[HistoryView]) -> None:
+        """`want_append` for many, handed over at once: to wake the thread for each takes longer than all the rest."""
+        self._put(list(views))
 
     def call(self, action: Callable[[], None]) -> Future[None]:
         """Run `action` on the device thread between two batches: whatever else must not run beside the engine."""
@@ -176,11 +180,16 @@ class DeviceWorker:
         return {"decode": len(self._queue), "append": len(self._appends) + self._inbox.qsize()}
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def lost(self) -> DeviceLost | None:
         """Why the device can't be used any more."""
         return self._refused_with if isinstance(self._refused_with, DeviceLost) else None
 
-    def _put(self, item: HistoryView | Callable[[], None]) -> XgrError | None:
+    def _put(self, item: list[HistoryView] | Callable[[], None]) -> XgrError | None:
         """The lock makes sure that nothing comes behind the end mark."""
         with self._closing:
             if self._refused_with is None:
@@ -229,8 +238,9 @@ class DeviceWorker:
                 break
             if isinstance(item, Work):
                 item.ready = True
-            elif isinstance(item, HistoryView):
-                self._metrics.appends_shed.inc(self._appends.put(item, self._engine.is_resident(item.user_id)))
+            elif isinstance(item, list):
+                shed = sum(self._appends.put(view, self._engine.is_resident(view.user_id)) for view in item)
+                self._metrics.appends_shed.inc(shed)
             elif item is None:
                 ended = True
                 self._appends.clear()

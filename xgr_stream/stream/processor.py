@@ -280,10 +280,9 @@ class Processor:
             self._report()
 
     def _want_appends(self, user_ids: Iterable[str]) -> None:
-        for user_id in user_ids:
-            view = self._history.view(user_id)
-            if view is not None:
-                self._worker.want_append(view)
+        views = [view for user_id in user_ids if (view := self._history.view(user_id)) is not None]
+        if views:
+            self._worker.want_appends(views)
 
     def _tracker(self, partition: Partition, topic: str) -> OffsetTracker:
         if topic == self._topics.events:
