@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -48,6 +49,9 @@ class HandWorker:
 
     def forget(self, user_ids: Iterable[str]) -> None:
         self.forgotten += user_ids
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def work(self) -> int:
         """Answer all that is submitted and not withdrawn; how many that was."""

@@ -33,6 +33,7 @@ class Work:
         "running",
         "tokens",
         "view",
+        "waits",
     )
 
     def __init__(
@@ -53,6 +54,8 @@ class Work:
         self.queued = Queued(0.0, 0.0, 0.0)
         self.ready = False
         """Whether the device thread has come to it: what was put before it has been done."""
+        self.waits = False
+        """Whether it is in the queue."""
         self.running = False
         """Whether its future was told so; it can't be withdrawn any more."""
         self.future: Future[RecommendResponse] = Future()
@@ -82,6 +85,7 @@ class WorkQueue:
         self._works: list[Work] = []
         self._by_partition: dict[int, list[Work]] = {}
         self._seconds = 0.0
+        self._num_ready = 0
 
     def __len__(self) -> int:
         return len(self._works)
@@ -115,8 +119,16 @@ class WorkQueue:
             for work in reversed(works):
                 self._insert(work, 0)
 
+    @property
+    def num_ready(self) -> int:
+        """Of those that wait, how many can be computed."""
+        return self._num_ready
+
     def mark_ready(self, work: Work) -> None:
-        work.ready = True
+        """The device thread has come to this one."""
+        with self._lock:
+            work.ready = True
+            self._num_ready += work.waits
 
     def candidates(self, count: int) -> list[Work]:
         """The first ready requests of each partition, `count` in all or a few more, in the queue's order."""
@@ -145,6 +157,9 @@ class WorkQueue:
             works, self._works = self._works, []
             self._by_partition.clear()
             self._seconds = 0.0
+            self._num_ready = 0
+            for work in works:
+                work.waits = False
             return works
 
     def pressed(self, now: float, free_at: float) -> bool:
@@ -166,9 +181,13 @@ class WorkQueue:
             ahead = {id(other) for other in self._works[:place]}
             own.insert(sum(id(other) in ahead for other in own), work)
         self._seconds += work.queued.seconds
+        work.waits = True
+        self._num_ready += work.ready
 
     def _remove(self, work: Work) -> None:
         self._works.remove(work)
+        work.waits = False
+        self._num_ready -= work.ready
         own = self._by_partition[work.partition]
         own.remove(work)
         if not own:

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -36,8 +37,14 @@ POLL_S = 5e-5
 """How often the device thread looks for new requests while it waits for a batch."""
 CONSIDERED = 256
 """Entries of each queue that one turn looks at."""
+REPORT_S = 0.05
+"""How often the gauges are set."""
 SWEEP_S = 0.002
 """How often the queue is searched for requests that have expired or were withdrawn."""
+
+
+_Item = Work | list[HistoryView] | Callable[[], None]
+"""What is handed to the device thread: a request, users to append to, something to call."""
 
 
 class _Running(NamedTuple):
@@ -73,7 +80,8 @@ class DeviceWorker:
         self._clock = clock
         self._metrics = metrics
         self._on_lost = on_lost
-        self._inbox: SimpleQueue[Work | list[HistoryView] | Callable[[], None] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Sequence[_Item] | None] = SimpleQueue()
+        self._together: list[_Item] | None = None
         self._queue = WorkQueue()
         self._appends = AppendQueue()
         self._decoding: deque[_Running] = deque()
@@ -86,6 +94,8 @@ class DeviceWorker:
         self._switch_interval: float | None = None
         self._swept_at = float("-inf")
         self._overloaded = False
+        self._reported_at = float("-inf")
+        self._unreported = False
         self._counted = {"beams_dead": 0, "invalid_items": 0}
 
     # Any thread
@@ -130,7 +140,7 @@ class DeviceWorker:
                 if self._refused_with is not None:
                     raise self._refused_with
                 self._admit(work)
-                self._inbox.put(work)
+                self._hand_over(work)
         except XgrError as error:
             work.fail(error)
         except Exception as error:
@@ -143,8 +153,22 @@ class DeviceWorker:
         self._put([view])
 
     def want_appends(self, views: Iterable[HistoryView]) -> None:
-        """`want_append` for many, handed over at once: to wake the thread for each takes longer than all the rest."""
+        """`want_append` for many."""
         self._put(list(views))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hand over what is submitted and wanted inside at the end, at once: to wake the thread for each takes longer
+        than all the rest, and has it begin with a batch of one. For one thread at a time, and a few milliseconds."""
+        with self._closing:
+            self._together = []
+        try:
+            yield
+        finally:
+            with self._closing:
+                items, self._together = self._together, None
+                if items:
+                    self._inbox.put(items)
 
     def call(self, action: Callable[[], None]) -> Future[None]:
         """Run `action` on the device thread between two batches: whatever else must not run beside the engine."""
@@ -193,8 +217,14 @@ class DeviceWorker:
         """The lock makes sure that nothing comes behind the end mark."""
         with self._closing:
             if self._refused_with is None:
-                self._inbox.put(item)
+                self._hand_over(item)
             return self._refused_with
+
+    def _hand_over(self, item: _Item) -> None:
+        if self._together is None:
+            self._inbox.put((item,))
+        else:
+            self._together.append(item)
 
     def _admit(self, work: Work) -> None:
         """Queue a request, or raise `OverCapacity`."""
@@ -232,23 +262,32 @@ class DeviceWorker:
         """Move what has come into the queues, waiting if there is nothing to do. False: stopped, and all done."""
         ended = self._stop_by is not None
         while True:
+            waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding)
             try:
-                item = self._inbox.get(block=not (ended or len(self._queue) or len(self._appends) or self._decoding))
+                items = self._inbox.get(block=waits, timeout=REPORT_S if waits and self._unreported else None)
             except Empty:
-                break
-            if isinstance(item, Work):
-                item.ready = True
-            elif isinstance(item, list):
-                shed = sum(self._appends.put(view, self._engine.is_resident(view.user_id)) for view in item)
-                self._metrics.appends_shed.inc(shed)
-            elif item is None:
+                if not waits:
+                    break
+                self._report()
+                continue
+            if items is None:
                 ended = True
                 self._appends.clear()
             else:
-                item()
+                for item in items:
+                    self._take(item)
         if ended and self._stop_by is not None and self._clock.now() >= self._stop_by:
             self._refuse_all(ShuttingDown("the worker shut down before this request's turn came"))
         return bool(len(self._queue) or self._decoding) or not ended
+
+    def _take(self, item: _Item) -> None:
+        if isinstance(item, Work):
+            self._queue.mark_ready(item)
+        elif isinstance(item, list):
+            shed = sum(self._appends.put(view, self._engine.is_resident(view.user_id)) for view in item)
+            self._metrics.appends_shed.inc(shed)
+        else:
+            item()
 
     def _turn(self) -> None:
         """Start the next batch, or finish the oldest one."""
@@ -284,11 +323,9 @@ class DeviceWorker:
         pressed = self._overloaded or self._queue.pressed(now, self._pace.starts_at(now))
         self._overloaded = False
         views: list[HistoryView] = []
+        appends: list[WaitingAppend] = []
         if pressed or not (waiting or self._warming):
-            views = self._appends.first(CONSIDERED)
-        appends = [
-            WaitingAppend(self._engine.pending_tokens(view), self._engine.is_resident(view.user_id)) for view in views
-        ]
+            views, appends = self._behind()
         stats = self._engine.stats()
         budget = self._pace.budget_for(appends, stats.bytes_used, stats.bytes_budget, pressed=pressed)
         starts_in = self._pace.busy_s(now)
@@ -298,6 +335,22 @@ class DeviceWorker:
             self._metrics.appends_shed.inc(len(batch.lazy))
             self._appends.remove(views[i].user_id for i in batch.lazy)
         return [waiting[i] for i in batch.requests], [views[i] for i in batch.appends]
+
+    def _behind(self) -> tuple[list[HistoryView], list[WaitingAppend]]:
+        """Users to append to. One that the engine can't say anything of harms no request."""
+        views = self._appends.first(CONSIDERED)
+        try:
+            return views, [
+                WaitingAppend(self._engine.pending_tokens(view), self._engine.is_resident(view.user_id))
+                for view in views
+            ]
+        except Exception as error:
+            if fault(error) is Fault.DEVICE:
+                raise
+            logger.exception("the engine failed to plan %d appends; the users' next requests will", len(views))
+            self._appends.remove(view.user_id for view in views)
+            self._metrics.appends_shed.inc(len(views))
+            return [], []
 
     def _waiting(self, work: Work, starts_at: float) -> WaitingRequest:
         tokens = self._tokens(work)
@@ -423,6 +476,12 @@ class DeviceWorker:
             work.fail(error)
 
     def _report(self) -> None:
+        """Set the gauges, now and then: it takes as long as beginning a batch."""
+        now = time.monotonic()
+        if now < self._reported_at + REPORT_S:
+            self._unreported = True
+            return
+        self._reported_at, self._unreported = now, False
         metrics, stats = self._metrics, self._engine.stats()
         metrics.users_warm.set(stats.users_warm)
         metrics.cache_bytes.labels("used").set(stats.bytes_used)

@@ -188,8 +188,11 @@ class Processor:
         Records of partitions that are not assigned are passed over (they were fetched before a revoke), and so are
         those whose offset was already taken. Never raises for what a record holds.
         """
-        if self._closed:
-            return
+        if not self._closed:
+            with self._worker.together():
+                self._process(records)
+
+    def _process(self, records: Iterable[Record]) -> None:
         events: dict[Partition, list[Record]] = {}
         for record in records:
             partition = self._partitions.get(record.partition)

@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import count
 from typing import Protocol
@@ -51,6 +52,8 @@ class Worker(Protocol):
     def want_appends(self, views: Iterable[HistoryView]) -> None: ...
 
     def forget(self, user_ids: Iterable[str]) -> None: ...
+
+    def together(self) -> AbstractContextManager[None]: ...
 
 
 class Pending:
