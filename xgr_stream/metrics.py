@@ -42,7 +42,8 @@ class Metrics:
             registry=self.registry,
         )
         self.appends_shed = self._counter(
-            "appends_shed", "Appends left to the user's next request, since requests needed the device or the queue was full."
+            "appends_shed",
+            "Appends left to the user's next request, since requests needed the device or the queue was full.",
         )
         self.requests_dropped = self._counter(
             "requests_dropped", "Requests that left the queue before their decode: expired or cancelled.", "reason"

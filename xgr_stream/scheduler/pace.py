@@ -40,6 +40,8 @@ class Pace:
         self._free_at = float("-inf")
         self._ended_at = float("-inf")
         self._probed_at = float("-inf")
+        self.idle = True
+        """Whether the device has no batch of requests."""
         self._preparing_s: deque[float] = deque(maxlen=9)
         self._share = 1.0
         self.margin = 1.0
@@ -108,20 +110,25 @@ class Pace:
 
     def begins(self, now: float, rows: int, tokens: int) -> None:
         """A batch is given to the device."""
+        self.idle = False
         self._free_at = max(now, self._free_at) + self.decodes.seconds(rows, tokens)
 
     def begun(self, began_at: float, now: float) -> None:
         """The device has the batch."""
         self._preparing_s.append(now - began_at)
 
-    def ended(self, began_at: float, rows: int, tokens: int, *, more: bool) -> None:
-        """A batch is done; `more`: the device has another one."""
+    def ended(self, began_at: float, rows: int, tokens: int, rest: Sequence[tuple[int, int]]) -> None:
+        """A batch is done; `rest`: rows and tokens of those that the device still has."""
         now = self._clock.now()
         self.decodes.note(rows, tokens, now - max(began_at, self._ended_at))
         self._ended_at = now
-        if not more:
-            self._free_at = now
         self._share = min(1.0, self._share * 1.05)
+        self.left(rest)
+
+    def left(self, rest: Sequence[tuple[int, int]]) -> None:
+        """The device has these batches, rows and tokens of each, and no others."""
+        self._free_at = self._clock.now() + sum(self.decodes.seconds(*shape) for shape in rest)
+        self.idle = not rest
 
     def kept(self, foreseen_s: float, took_s: float) -> None:
         """An accepted request took so long from its arrival to the end of its batch."""

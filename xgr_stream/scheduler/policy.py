@@ -88,7 +88,7 @@ def _share(requests: Sequence[WaitingRequest], budget: Budget) -> tuple[int, ...
 
 
 def _fill(requests: Sequence[WaitingRequest], order: Iterable[int], budget: Budget, *, share: float) -> tuple[int, ...]:
-    """Indices that fit into the budget, no partition's into more than its share of it, taken in `order`.
+    """Indices that fit into the budget, no partition's into more than its share of it (or one request), in `order`.
 
     A batch also ends where one more would make an earlier one late, as all are answered when it ends; but not before
     it takes twice its fixed time, since then the device would do little else than begin.
@@ -107,7 +107,8 @@ def _fill(requests: Sequence[WaitingRequest], order: Iterable[int], budget: Budg
         longer = seconds + request.seconds
         over = rows + request.rows > budget.rows or tokens + request.tokens > budget.tokens
         over = over or longer > max(left_s, 2 * budget.fixed_s)
-        if chosen and (over or own_rows > share * budget.rows or own_tokens > share * budget.tokens):
+        full = request.partition in used and (own_rows > share * budget.rows or own_tokens > share * budget.tokens)
+        if chosen and (over or full):
             closed.add(request.partition)
             continue
         used[request.partition] = own_rows, own_tokens

@@ -7,19 +7,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from contextlib import AbstractContextManager
+from queue import Empty
 from typing import NamedTuple
 
 from xgr_stream.config import EngineConfig
-from xgr_stream.errors import DeviceLost, EngineError, OverCapacity, ShuttingDown, XgrError
+from xgr_stream.errors import DeviceLost, EngineError, ShuttingDown, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.faults import Fault, answer_to, fault
+from xgr_stream.scheduler.gauges import REPORT_S, Gauges
+from xgr_stream.scheduler.intake import Intake, Item
 from xgr_stream.scheduler.pace import Pace
 from xgr_stream.scheduler.policy import WaitingAppend, WaitingRequest, choose, hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
@@ -37,14 +39,8 @@ POLL_S = 5e-5
 """How often the device thread looks for new requests while it waits for a batch."""
 CONSIDERED = 256
 """Entries of each queue that one turn looks at."""
-REPORT_S = 0.05
-"""How often the gauges are set."""
 SWEEP_S = 0.002
 """How often the queue is searched for requests that have expired or were withdrawn."""
-
-
-_Item = Work | list[HistoryView] | Callable[[], None]
-"""What is handed to the device thread: a request, users to append to, something to call."""
 
 
 class _Running(NamedTuple):
@@ -80,23 +76,17 @@ class DeviceWorker:
         self._clock = clock
         self._metrics = metrics
         self._on_lost = on_lost
-        self._inbox: SimpleQueue[Sequence[_Item] | None] = SimpleQueue()
-        self._together: list[_Item] | None = None
         self._queue = WorkQueue()
         self._appends = AppendQueue()
         self._decoding: deque[_Running] = deque()
         self._warming: WarmReport | None = None
         self._pace = Pace(config, clock)
+        self._intake = Intake(engine, self._queue, self._pace, clock)
+        self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
-        self._closing = threading.Lock()
-        self._refused_with: XgrError | None = None
         self._stop_by: float | None = None
         self._switch_interval: float | None = None
         self._swept_at = float("-inf")
-        self._overloaded = False
-        self._reported_at = float("-inf")
-        self._unreported = False
-        self._counted = {"beams_dead": 0, "invalid_items": 0}
 
     # Any thread
 
@@ -111,11 +101,9 @@ class DeviceWorker:
 
         Blocks. False: the engine is still inside a call and the thread was left to it.
         """
-        with self._closing:
-            if self._stop_by is None:
-                self._refused_with = self._refused_with or ShuttingDown("the worker is shutting down")
-                self._stop_by = self._clock.now() + timeout
-                self._inbox.put(None)
+        if self._stop_by is None:
+            self._stop_by = self._clock.now() + timeout
+            self._intake.close(ShuttingDown("the worker is shutting down"), end=True)
         if self._thread.ident is None:
             self._stop_by = self._clock.now()
             self._take_in()
@@ -134,60 +122,25 @@ class DeviceWorker:
         device equally. Cancel the future to withdraw the request."""
         rows = request.beam_width or max(request.k, self._config.beam_width)
         work = Work(request, view, deadline, rows, partition)
-        try:
-            work.tokens = 0 if view is None else self._engine.pending_tokens(view)
-            with self._closing:
-                if self._refused_with is not None:
-                    raise self._refused_with
-                self._admit(work)
-                self._hand_over(work)
-        except XgrError as error:
-            work.fail(error)
-        except Exception as error:
-            logger.exception("the engine could not say what a request needs")
-            work.fail(answer_to(error))
+        self._intake.submit(work)
         return work.future
 
     def want_append(self, view: HistoryView) -> None:
         """Bring the user's prefix up to `view` when there is time; a later view replaces it."""
-        self._put([view])
+        self._intake.put([view])
 
     def want_appends(self, views: Iterable[HistoryView]) -> None:
         """`want_append` for many."""
-        self._put(list(views))
+        self._intake.put(list(views))
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> AbstractContextManager[None]:
         """Hand over what is submitted and wanted inside at the end, at once: to wake the thread for each takes longer
         than all the rest, and has it begin with a batch of one. For one thread at a time, and a few milliseconds."""
-        with self._closing:
-            self._together = []
-        try:
-            yield
-        finally:
-            with self._closing:
-                items, self._together = self._together, None
-                if items:
-                    self._inbox.put(items)
+        return self._intake.together()
 
     def call(self, action: Callable[[], None]) -> Future[None]:
         """Run `action` on the device thread between two batches: whatever else must not run beside the engine."""
-        future: Future[None] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                action()
-                future.set_result(None)
-            except Exception as error:
-                logger.exception("a call on the device thread failed")
-                future.set_exception(error)
-
-        refused_with = self._put(run)
-        if refused_with is not None:
-            future.set_exception(refused_with)
-        return future
+        return self._intake.call(action)
 
     def forget(self, user_ids: Iterable[str]) -> None:
         """Drop these users' prefixes and the appends that wait for them."""
@@ -201,7 +154,7 @@ class DeviceWorker:
 
     def queue_depths(self) -> dict[str, int]:
         """What waits: `decode` (requests) and `append` (users, and whatever the thread has not looked at yet)."""
-        return {"decode": len(self._queue), "append": len(self._appends) + self._inbox.qsize()}
+        return {"decode": len(self._queue), "append": len(self._appends) + self._intake.inbox.qsize()}
 
     @property
     def alive(self) -> bool:
@@ -211,36 +164,8 @@ class DeviceWorker:
     @property
     def lost(self) -> DeviceLost | None:
         """Why the device can't be used any more."""
-        return self._refused_with if isinstance(self._refused_with, DeviceLost) else None
-
-    def _put(self, item: list[HistoryView] | Callable[[], None]) -> XgrError | None:
-        """The lock makes sure that nothing comes behind the end mark."""
-        with self._closing:
-            if self._refused_with is None:
-                self._hand_over(item)
-            return self._refused_with
-
-    def _hand_over(self, item: _Item) -> None:
-        if self._together is None:
-            self._inbox.put((item,))
-        else:
-            self._together.append(item)
-
-    def _admit(self, work: Work) -> None:
-        """Queue a request, or raise `OverCapacity`."""
-        now = self._clock.now()
-        pace, idle = self._pace, not (self._decoding or len(self._queue))
-        seconds, batch_s = pace.share_s(work.rows, work.tokens), 0.0 if idle else pace.batch_s
-        try:
-            self._queue.put(
-                work, now=now, seconds=seconds, free_at=pace.starts_at(now), batch_s=batch_s, margin=pace.margin
-            )
-        except OverCapacity:
-            self._overloaded = True
-            # What is known of step times may be wrong, and would never be put right if nothing ran.
-            if not (idle and pace.may_probe(now)):
-                raise
-            self._queue.put(work, now=now, seconds=0.0, free_at=float("-inf"), batch_s=0.0, margin=1.0)
+        error = self._intake.closed_with
+        return error if isinstance(error, DeviceLost) else None
 
     # Device thread
 
@@ -264,7 +189,7 @@ class DeviceWorker:
         while True:
             waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding)
             try:
-                items = self._inbox.get(block=waits, timeout=REPORT_S if waits and self._unreported else None)
+                items = self._intake.inbox.get(block=waits, timeout=REPORT_S if waits and self._gauges.behind else None)
             except Empty:
                 if not waits:
                     break
@@ -280,7 +205,7 @@ class DeviceWorker:
             self._refuse_all(ShuttingDown("the worker shut down before this request's turn came"))
         return bool(len(self._queue) or self._decoding) or not ended
 
-    def _take(self, item: _Item) -> None:
+    def _take(self, item: Item) -> None:
         if isinstance(item, Work):
             self._queue.mark_ready(item)
         elif isinstance(item, list):
@@ -320,8 +245,8 @@ class DeviceWorker:
     def _choose(self, waiting: Sequence[Work]) -> tuple[list[Work], list[HistoryView]]:
         """What the policy picks: requests, or users to append to."""
         now = self._clock.now()
-        pressed = self._overloaded or self._queue.pressed(now, self._pace.starts_at(now))
-        self._overloaded = False
+        pressed = self._intake.overloaded or self._queue.pressed(now, self._pace.starts_at(now))
+        self._intake.overloaded = False
         views: list[HistoryView] = []
         appends: list[WaitingAppend] = []
         if pressed or not (waiting or self._warming):
@@ -363,7 +288,7 @@ class DeviceWorker:
     def _finish_when_done(self, waiting: Sequence[Work]) -> None:
         """Finish the oldest batch, unless something comes or the time is up to start the next one."""
         while not self._decoding[0].pending.done():
-            if self._inbox.qsize():
+            if self._intake.inbox.qsize():
                 return
             if waiting and len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
                 return
@@ -406,17 +331,21 @@ class DeviceWorker:
         except Exception as error:  # noqa: BLE001
             self._fail(batch, error)
             return
-        self._pace.ended(running.begun_at, running.rows, running.tokens, more=bool(self._decoding))
+        self._pace.ended(running.begun_at, running.rows, running.tokens, self._shapes())
         now = self._clock.now()
         for work, response in zip(batch, responses, strict=True):
             if work.foreseen_s:
                 self._pace.kept(work.foreseen_s, now - work.arrived)
             work.future.set_result(response)
 
+    def _shapes(self) -> list[tuple[int, int]]:
+        return [(running.rows, running.tokens) for running in self._decoding]
+
     def _fail(self, batch: Sequence[Work], error: Exception) -> None:
         """Answer a batch that failed; one that was too large for the memory is tried again in parts."""
         logger.error("the engine failed on a batch of %d requests", len(batch), exc_info=error)
         what = fault(error)
+        self._pace.left(self._shapes())
         if what is Fault.MEMORY:
             self._metrics.out_of_memory.inc()
             self._pace.cut()
@@ -433,9 +362,7 @@ class DeviceWorker:
         """Nothing will work any more: answer everything, now and from now on."""
         lost = answer_to(error)
         failure = lost if isinstance(lost, DeviceLost) else DeviceLost(str(lost))
-        with self._closing:
-            first = self.lost is None
-            self._refused_with = failure
+        first = self._intake.close(failure)
         self._refuse_all(failure)
         while self._decoding:
             for work in self._decoding.popleft().works:
@@ -476,19 +403,5 @@ class DeviceWorker:
             work.fail(error)
 
     def _report(self) -> None:
-        """Set the gauges, now and then: it takes as long as beginning a batch."""
-        now = time.monotonic()
-        if now < self._reported_at + REPORT_S:
-            self._unreported = True
-            return
-        self._reported_at, self._unreported = now, False
-        metrics, stats = self._metrics, self._engine.stats()
-        metrics.users_warm.set(stats.users_warm)
-        metrics.cache_bytes.labels("used").set(stats.bytes_used)
-        metrics.cache_bytes.labels("budget").set(stats.bytes_budget)
-        for name, counter in (("beams_dead", metrics.beams_dead), ("invalid_items", metrics.invalid_items)):
-            total: int = getattr(stats, name)
-            counter.inc(total - self._counted[name])
-            self._counted[name] = total
-        for queue, depth in self.queue_depths().items():
-            metrics.queue_depth.labels(queue).set(depth)
+        if self._gauges.due:
+            self._gauges.set(self._engine.stats(), self.queue_depths())

@@ -30,6 +30,7 @@ class Kind(IntEnum):
 
 _DELTA = Kind.DELTA.value  # an enum's member takes as long to look up as all the rest of a key
 
+
 class Entry(NamedTuple):
     """One changelog record; `value` None is a tombstone."""
 

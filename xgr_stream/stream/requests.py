@@ -193,9 +193,7 @@ class Requests:
             self._waiting.setdefault(partition, []).append(pending)
             return
         view = self._history.view(pending.request.user_id)
-        pending.computing = self._worker.submit(
-            pending.request, view, pending.deadline, partition=partition.number
-        )
+        pending.computing = self._worker.submit(pending.request, view, pending.deadline, partition=partition.number)
         pending.computing.add_done_callback(self._on_computed(pending))
 
     def _on_computed(self, pending: Pending) -> Callable[[Future[RecommendResponse]], None]:

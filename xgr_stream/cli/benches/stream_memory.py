@@ -146,7 +146,9 @@ class InProcess:
                 records.append(self._record(self._config.topics.events, user_id, {"v": 1, "item_id": item}))
                 sent_events += 1
             while (
-                sent_requests < len(due_requests) and due_requests[sent_requests] <= now - began and len(records) < SLICE
+                sent_requests < len(due_requests)
+                and due_requests[sent_requests] <= now - began
+                and len(records) < SLICE
             ):
                 due = began + due_requests[sent_requests]
                 records.append(self._request(plan, sent_requests, due, pending))

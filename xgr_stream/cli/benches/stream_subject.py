@@ -84,9 +84,7 @@ def in_memory(served: Served) -> Iterator[tuple[Mapping[str, object], Mapping[st
         config = engine.config
         users = [f"user-{number}" for number in range(mix.users)]
         sizes = min(mix.users, max(1, config.max_batch_rows // served.beam))
-    run = InProcess(
-        engine, config, timeout_ms=served.timeout_ms, beam=served.beam, k=served.k, cold_users=cold
-    )
+    run = InProcess(engine, config, timeout_ms=served.timeout_ms, beam=served.beam, k=served.k, cold_users=cold)
     with run:
         views = [engine.history.view(user) for user in users]
         run.warm(views, PREFILL_USERS)
@@ -104,4 +102,3 @@ def _model(served: Served, count: int) -> tuple[Any, Mapping[str, object]]:
     most = min(round(users.max_events * GROWTH), users.history.config.keep_events)
     engine = subject.engine(replace(users, max_events=most), beam=served.beam)
     return engine, {**subject.description(), "context": f"{users.context} tokens a user at the start"}
-

@@ -63,9 +63,7 @@ async def _with_kafka(settings: dict[str, Any]) -> None:
     if settings["embedded"]:
         connection = EmbeddedBroker()._connection(settings["broker"])
     config = EngineConfig(beam_width=settings["beam"])
-    driver = KafkaDriver(
-        Setup(_engine(settings), connection, settings["group"], _config(settings), config, metrics)
-    )
+    driver = KafkaDriver(Setup(_engine(settings), connection, settings["group"], _config(settings), config, metrics))
     telling = asyncio.create_task(_tell(lambda: driver.runtime, metrics))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, driver.stop)
     await driver.run()
@@ -98,7 +96,9 @@ async def _echo(settings: dict[str, Any]) -> None:
         async for event in stream.events():
             await responses.send(key=event.key, value=event.value)
 
-    await _run_app(app, _tell(lambda: None, None, lambda: bool(app.rebalancing) is False and bool(app.consumer.assignment())))
+    await _run_app(
+        app, _tell(lambda: None, None, lambda: bool(app.rebalancing) is False and bool(app.consumer.assignment()))
+    )
 
 
 def _app(settings: dict[str, Any]) -> Any:
@@ -151,9 +151,7 @@ async def _tell(
             known |= {
                 "ready": readiness["ready"] and bool(readiness["partitions"]),
                 "events": metrics.registry.get_sample_value("xgr_events_total") or 0.0,
-                "behind": sum(
-                    sample.value for metric in metrics.events_behind.collect() for sample in metric.samples
-                ),
+                "behind": sum(sample.value for metric in metrics.events_behind.collect() for sample in metric.samples),
             }
         print(json.dumps(known), flush=True)
 
