@@ -20,8 +20,8 @@ PROBE_S = 1.0
 LEAST_SHARE = 1 / 64
 """Of a batch's budget after the device ran out of memory again and again."""
 KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
-"""Share of the accepted requests that the margin keeps within what was foreseen for them, how fast it moves, and how far
-it goes."""
+"""Share of the accepted requests that the margin keeps within what was foreseen for them, how fast it moves, and the
+most that it may be."""
 LEAD_S = 5e-4
 """Kept free before the next batch must start, besides what preparing it takes."""
 
@@ -45,7 +45,7 @@ class Pace:
         self._preparing_s: deque[float] = deque(maxlen=9)
         self._share = 1.0
         self.margin = 1.0
-        """How much longer than foreseen requests take until their batch has ended, at the worst; follows what happens."""
+        """How much longer than foreseen a request takes at the worst, until its batch has ended. Follows what happens."""
         self.budget = self.budget_for((), 0, 1, pressed=False)
 
     # Any thread

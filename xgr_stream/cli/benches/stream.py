@@ -159,7 +159,7 @@ def _measure(
     mix = serving.mix
     setting = {
         **description,
-        "mix": f"{mix.events_per_request:g} events a request, {mix.users} users by Zipf's law with exponent {mix.zipf:g}, "
+        "mix": f"{mix.events_per_request:g} events a request, {mix.users} users by Zipf's law (exponent {mix.zipf:g}), "
         f"{mix.cold_share:.0%} of the requests cold",
         "requests": f"k {serving.k}, beam {serving.beam}, {serving.timeout_ms} ms to be answered in",
         "load": f"open loop, Poisson arrivals, {loads.seconds:g} s each",

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from xgr_stream.cli.benches.arrivals import Schedule
@@ -26,6 +27,7 @@ SLICE = 64
 NAP_S = 2e-4
 LAST_WAIT_S = 2.0
 """Beyond the timeout, for the answers that still come."""
+PATIENCE_S = 600.0
 MAX_BYTES = 1 << 20
 
 
@@ -94,7 +96,7 @@ class InProcess:
         self._processor.on_wake(self._awake.set)
         self._processor.assign({0}, 1)
         self._processor.restored(0)
-        self._fields = {"k": k, "beam_width": beam}
+        self._k, self._beam = k, beam
         self._cold_users = cold_users
         self._offsets = {self._config.topics.events: 0, self._config.topics.requests: 0}
         self._asked = 0
@@ -115,14 +117,19 @@ class InProcess:
     def warm(self, views: Sequence[HistoryView], size: int) -> None:
         """Prefill these users, so many at a time, on the device thread."""
         for first in range(0, len(views), size):
-            self.worker.call(lambda first=first: self._engine.warm(views[first : first + size])).result(600)  # type: ignore[misc]
+            self.worker.call(partial(self._warm, views[first : first + size])).result(PATIENCE_S)
+
+    def _warm(self, views: Sequence[HistoryView]) -> None:
+        self._engine.warm(views)
+
+    def _answer(self, views: Sequence[HistoryView]) -> None:
+        asked = [(RecommendRequest(f"r{i}", view.user_id, self._k, self._beam), view) for i, view in enumerate(views)]
+        self._engine.answer(asked)
 
     def answer_every_size(self, views: Sequence[HistoryView], most: int) -> None:
         """Batches of all sizes up to `most`, so that their graphs are captured before anything is timed."""
-        fields = {"k": self._fields["k"], "beam_width": self._fields["beam_width"]}
         for size in range(1, most + 1):
-            asked = [(RecommendRequest(f"r{i}", view.user_id, **fields), view) for i, view in enumerate(views[:size])]
-            self.worker.call(lambda asked=asked: self._engine.answer(asked)).result(600)  # type: ignore[misc]
+            self.worker.call(partial(self._answer, views[:size])).result(PATIENCE_S)
 
     def run(self, plan: Schedule, seconds: float) -> dict[str, object]:
         """Feed the plan's arrivals by the clock; the row of what came of them."""
@@ -138,7 +145,7 @@ class InProcess:
             now = time.monotonic()
             if now > give_up:
                 break
-            records = []
+            records: list[Record] = []
             while sent_events < len(due_events) and due_events[sent_events] <= now - began and len(records) < SLICE:
                 user_id = f"user-{plan.event_users[sent_events]}"
                 self._engine.event(user_id, self._next_number(user_id), began + due_events[sent_events])
@@ -184,7 +191,7 @@ class InProcess:
         self._asked += 1
         request_id = str(self._asked)
         pending[request_id] = due
-        fields = {"v": 1, "request_id": request_id, **self._fields}
+        fields = {"v": 1, "request_id": request_id, "k": self._k, "beam_width": self._beam}
         return self._record(self._config.topics.requests, user_id, fields, due=due)
 
     def _record(self, topic: str, user_id: str, message: dict[str, Any], *, due: float | None = None) -> Record:

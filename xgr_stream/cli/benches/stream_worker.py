@@ -91,14 +91,12 @@ async def _echo(settings: dict[str, Any]) -> None:
     requests = app.topic(topics["requests"], value_type=bytes, key_type=bytes, value_serializer="raw")
     responses = app.topic(topics["responses"], value_type=bytes, key_type=bytes, value_serializer="raw")
 
-    @app.agent(requests)
     async def echo(stream: Any) -> None:
         async for event in stream.events():
             await responses.send(key=event.key, value=event.value)
 
-    await _run_app(
-        app, _tell(lambda: None, None, lambda: bool(app.rebalancing) is False and bool(app.consumer.assignment()))
-    )
+    app.agent(requests)(echo)
+    await _run_app(app, _tell(lambda: None, None, lambda: bool(app.consumer.assignment()) and not app.rebalancing))
 
 
 def _app(settings: dict[str, Any]) -> Any:
