@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
+from xgr_stream.errors import DeviceLost
 
 if TYPE_CHECKING:
     from xgr_stream.stream.runtime import ServedEngine
 
 MIB = 1 << 20
+DEVICE_LOST = 3
+"""What the process exits with when its device failed: to be started again, unlike after 1 or 2."""
 SESSION_TIMEOUT_S = 10.0
 """How long a worker may be silent before its partitions go to another. Faust's own default is a minute."""
 
@@ -57,7 +60,10 @@ def worker(
     web_host: str,
     web_port: int,
 ) -> None:
-    """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
+    """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first.
+
+    Exits with 0 after a SIGTERM, 1 for what it can't go on with, 2 for wrong options, 3 when the device failed.
+    """
     from aiokafka.errors import KafkaConnectionError
 
     from xgr_stream.engine import Engine
@@ -72,6 +78,10 @@ def worker(
             runner.run(serve(engine, broker, group, config, engine_config, (web_host, web_port)))
     except KafkaConnectionError as error:
         raise click.ClickException(f"no broker at {broker} (--broker): {error}") from error
+    except DeviceLost as error:
+        failure = click.ClickException(f"{error.code}: {error}")
+        failure.exit_code = DEVICE_LOST
+        raise failure from error
 
 
 async def _serve_with_kafka(

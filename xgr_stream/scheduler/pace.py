@@ -45,7 +45,7 @@ class Pace:
         self._preparing_s: deque[float] = deque(maxlen=9)
         self._share = 1.0
         self.margin = 1.0
-        """How much longer than foreseen a request takes at the worst, until its batch has ended. Follows what happens."""
+        """How much longer than foreseen a request takes until its batch has ended; follows what happens."""
         self.budget = self.budget_for((), 0, 1, pressed=False)
 
     # Any thread

@@ -35,6 +35,7 @@ COLUMNS = {
     "processed_per_s": "events done/s",
     "behind": "events behind",
     "cpu": "worker CPU",
+    "per_core": "events per CPU s",
 }
 STEP = 1.5
 MOST_STEPS = 24

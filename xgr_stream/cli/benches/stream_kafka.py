@@ -180,6 +180,7 @@ class Load:
         if with_events:
             done = halfway["events"] - before["events"]
             row |= {"processed_per_s": done / took, "behind": round(len(plan.events_at) - done)}
+            row["per_core"] = done / max(halfway["cpu_s"] - before["cpu_s"], 1e-9)
             await self._caught_up(before["events"] + len(plan.events_at))
         return row
 
