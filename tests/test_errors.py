@@ -29,6 +29,8 @@ CODES = {
     "ShuttingDown": "shutting_down",
     "HistoryError": "history",
     "EngineError": "engine",
+    "OutOfMemory": "out_of_memory",
+    "DeviceLost": "device_lost",
 }
 
 

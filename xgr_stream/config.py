@@ -171,6 +171,11 @@ class StreamConfig:
     max_message_bytes: int = 1 * MIB
     max_pending_requests: int = 4_096
     """Requests waiting for the engine before new ones are refused with `over_capacity`."""
+    max_open_events: int = 10_000
+    """Events of a partition that are taken and not durable yet before the partition rests, read again once it has
+    fewer. Bounds what is in memory while the broker is away or slow."""
+    max_unpublished_answers: int = 4_096
+    """Answers that the broker has not acknowledged before requests rest too; events rest at half as many."""
     shutdown_timeout_s: float = 10.0
     warm_users: int = 10_000
     """Users of each restored partition who are offered for warming, the most recently active first; the scheduler takes
@@ -186,5 +191,7 @@ class StreamConfig:
         _at_least("default_timeout_ms", self.default_timeout_ms, 1)
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
         _at_least("max_pending_requests", self.max_pending_requests, 1)
+        _at_least("max_open_events", self.max_open_events, 1)
+        _at_least("max_unpublished_answers", self.max_unpublished_answers, 1)
         _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0, float)
         _at_least("warm_users", self.warm_users, 0)

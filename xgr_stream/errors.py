@@ -20,6 +20,8 @@
     │   └── ShuttingDown
     ├── HistoryError            the history or its changelog is inconsistent; the partition stops
     └── EngineError             the device or the engine failed
+        ├── OutOfMemory         no memory for this batch; the worker goes on
+        └── DeviceLost          the device gives errors only; the worker stops
 
 `code` is stable and part of the protocol (docs/protocol.md).
 """
@@ -109,6 +111,14 @@ class HistoryError(XgrError):
 
 class EngineError(XgrError):
     code = "engine"
+
+
+class OutOfMemory(EngineError):
+    code = "out_of_memory"
+
+
+class DeviceLost(EngineError):
+    code = "device_lost"
 
 
 def error_from(code: str | None, message: str | None) -> XgrError:

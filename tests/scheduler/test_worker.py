@@ -131,7 +131,7 @@ def test_a_full_cache_is_not_filled_ahead() -> None:
 
 def test_an_engine_error_answers_its_batch_and_the_thread_lives(device: Device) -> None:
     def broken(_: object) -> None:
-        raise RuntimeError("CUDA error: out of everything")
+        raise RuntimeError("a shape that nobody thought of")
 
     device.engine.before_answer = broken
     response = device.worker.submit(RecommendRequest("r", "u"), None, None).result(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -37,17 +38,20 @@ class HandWorker:
         self.forgotten: list[str] = []
 
     def submit(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
     ) -> Future[RecommendResponse]:
         future: Future[RecommendResponse] = Future()
         self.submitted.append((request, view, future))
         return future
 
-    def want_append(self, view: HistoryView) -> None:
-        self.wanted.append(view)
+    def want_appends(self, views: Iterable[HistoryView]) -> None:
+        self.wanted += views
 
     def forget(self, user_ids: Iterable[str]) -> None:
         self.forgotten += user_ids
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def work(self) -> int:
         """Answer all that is submitted and not withdrawn; how many that was."""

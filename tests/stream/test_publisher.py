@@ -43,17 +43,44 @@ class Processor:
         self.done.append(output)
 
 
+class Batch:
+    """Takes `room` records."""
+
+    def __init__(self, room: int) -> None:
+        self.values: list[bytes | None] = []
+        self._room = room
+
+    def append(self, *, timestamp: None, key: bytes | None, value: bytes | None, headers: list[Any]) -> object:
+        if len(self.values) == self._room:
+            return None
+        self.values.append(value)
+        return self
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+
+
 class Producer:
     """Remembers what it is given. `fate`: what happens to the next ones, an error or None; beyond that they wait."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, bytes | None]] = []
+        self.sent: list[tuple[str, list[bytes | None]]] = []
         self.futures: list[asyncio.Future[None]] = []
         self.fate: deque[Exception | None] = deque()
+        self.room = 100
+
+    def create_batch(self) -> Batch:
+        return Batch(self.room)
 
     async def send(self, topic: str, value: bytes | None, key: bytes | None, **_: Any) -> asyncio.Future[None]:
+        return self._take(topic, [value])
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
+        return self._take(topic, batch.values)
+
+    def _take(self, topic: str, values: list[bytes | None]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.sent.append((topic, value))
+        self.sent.append((topic, values))
         self.futures.append(future)
         if self.fate:
             error = self.fate.popleft()
@@ -62,6 +89,10 @@ class Producer:
             else:
                 future.set_exception(error)
         return future
+
+    @property
+    def batches(self) -> list[list[bytes | None]]:
+        return [values for _, values in self.sent]
 
 
 @pytest.fixture
@@ -110,17 +141,39 @@ def output(offset: int, *values: bytes, required: bool = True) -> Output:
 
 
 async def test_produces_go_out_in_order_and_are_acknowledged_when_all_are_durable(stage: SimpleNamespace) -> None:
+    stage.producer.room = 1
     first, second = output(0, b"a", b"b"), output(1, b"c")
     await stage.publish(first, second)
-    assert [value for _, value in stage.producer.sent] == [b"a", b"b", b"c"]
-    assert stage.processor.done == []
-    for future, done in zip(stage.producer.futures, ([], [first], [first, second]), strict=True):
+    for sent, done in (([b"a"], []), ([b"b"], [first]), ([b"c"], [first, second])):
+        assert stage.producer.batches[-1] == sent  # the next one waits for it
         assert not stage.publisher.idle
-        future.set_result(None)
-        await asyncio.sleep(0)
+        stage.producer.futures[-1].set_result(None)
+        await asyncio.sleep(0.005)
         assert stage.processor.done == done
     assert stage.publisher.idle
     assert stage.progress == [("events", 3), ("events", 3)]
+
+
+async def test_what_comes_while_a_batch_is_under_way_goes_out_together(stage: SimpleNamespace) -> None:
+    await stage.publish(output(0, b"a"))
+    await stage.publish(output(1, b"b"))
+    await stage.publish(output(2, b"c"))
+    assert stage.publisher.unpublished("events") == 3
+    stage.producer.fate.append(None)
+    stage.producer.futures[0].set_result(None)
+    await asyncio.sleep(0.005)
+    assert stage.producer.batches == [[b"a"], [b"b", b"c"]]
+    assert len(stage.processor.done) == 3
+    assert stage.publisher.unpublished("events") == 0
+
+
+async def test_a_record_without_a_partition_is_bound_by_no_order(stage: SimpleNamespace) -> None:
+    stage.producer.fate += [KafkaTimeoutError(), None, None]
+    letter = Output(PARTITION, (Produce("dead", None, None, b"x"),), record=Record("events", 3, 0, None, None, 0))
+    await stage.publish(letter, other := output(1, b"a"))
+    assert stage.processor.done == [other]
+    await asyncio.sleep(0.1)
+    assert stage.processor.done == [other, letter]
 
 
 async def test_an_output_without_produces_is_acknowledged_at_once(stage: SimpleNamespace) -> None:
@@ -133,7 +186,7 @@ async def test_a_write_that_times_out_is_tried_again(stage: SimpleNamespace) -> 
     await stage.publish(output(0, b"a"))
     assert stage.processor.done == []
     await asyncio.sleep(0.15)
-    assert [value for _, value in stage.producer.sent] == [b"a", b"a", b"a"]
+    assert stage.producer.batches == [[b"a"], [b"a"], [b"a"]]
     assert len(stage.processor.done) == 1
     assert stage.publisher.idle
 
@@ -175,29 +228,14 @@ async def test_a_failed_write_holds_back_the_later_ones_of_its_partition(stage: 
     await stage.publish(output(0, b"a"))
     await stage.publish(output(1, b"b"), elsewhere := Output(Partition(2), (Produce("out", 2, None, b"other"),)))
     await stage.publish(output(2, b"c"))
-    assert [value for _, value in stage.producer.sent] == [b"a", b"other"]
+    assert stage.producer.batches == [[b"a"], [b"other"]]
     assert stage.processor.done == [elsewhere]
-    stage.producer.fate += [None, None, None]
+    stage.producer.fate += [None, None]
     await asyncio.sleep(0.15)
-    assert [value for _, value in stage.producer.sent] == [b"a", b"other", b"a", b"b", b"c"]
+    assert stage.producer.batches == [[b"a"], [b"other"], [b"a", b"b", b"c"]]
     assert len(stage.processor.done) == 4
     await stage.publish(output(3, b"d"))
-    assert stage.producer.sent[-1] == ("out", b"d")
-
-
-async def test_nothing_follows_a_failed_write_before_it_is_durable(stage: SimpleNamespace) -> None:
-    stage.producer.fate.append(KafkaTimeoutError())
-    await stage.publish(output(0, b"a"), output(1, b"b"))
-    await asyncio.sleep(0.05)
-    assert [value for _, value in stage.producer.sent] == [b"a", b"b", b"a"]
-    await stage.publish(output(2, b"c"))
-    stage.producer.futures[1].set_exception(KafkaTimeoutError())  # it was under way when the first one failed
-    stage.producer.fate += [None, None]
-    stage.producer.futures[2].set_result(None)
-    await asyncio.sleep(0.15)
-    assert [value for _, value in stage.producer.sent] == [b"a", b"b", b"a", b"b", b"c"]
-    assert len(stage.processor.done) == 3
-    assert stage.publisher.idle
+    assert stage.producer.sent[-1] == ("out", [b"d"])
 
 
 async def test_what_is_held_back_is_dropped_with_its_partition(stage: SimpleNamespace) -> None:
@@ -207,5 +245,5 @@ async def test_what_is_held_back_is_dropped_with_its_partition(stage: SimpleName
     await stage.publish(Output(partition, (Produce("out", 1, None, b"b"), Produce("out", 1, None, b"c"))))
     partition.held = False
     await asyncio.sleep(0.15)
-    assert [value for _, value in stage.producer.sent] == [b"a"]
+    assert stage.producer.batches == [[b"a"]]
     assert stage.publisher.idle

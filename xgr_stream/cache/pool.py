@@ -59,7 +59,7 @@ class PagePool:
         return -(-num_tokens // self.page_size)
 
     def allocate(self, count: int) -> IntArray:
-        """`count` free pages, held once by the caller; their content is whatever it was. Raises `EngineError`."""
+        """`count` free pages, held once by the caller; their content is whatever it was. Raises `OutOfMemory`."""
         return self._pages.allocate(count)
 
     def retain(self, pages: IntArray) -> None:

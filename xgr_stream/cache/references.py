@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_stream.errors import EngineError
+from xgr_stream.errors import EngineError, OutOfMemory
 
 IntArray = NDArray[np.int32]
 
@@ -36,9 +36,9 @@ class ReferenceCounts:
         return self.size - self._num_free
 
     def allocate(self, count: int) -> IntArray:
-        """`count` free places, each with one holder: the caller. [count]"""
+        """`count` free places, each with one holder: the caller. [count] Raises `OutOfMemory`, with nothing changed."""
         if count > self._num_free:
-            raise EngineError(f"{count} {self._name} asked for, but only {self._num_free} of {self.size} are free")
+            raise OutOfMemory(f"{count} {self._name} asked for, but only {self._num_free} of {self.size} are free")
         places = self._free[self._num_free - count : self._num_free].copy()
         self._num_free -= count
         self._holders[places] = 1

@@ -12,6 +12,8 @@ BENCHES = {
     "engine": "Requests, warm and cold, against the floor of the card or against transformers.",
     "kernels": "Each kernel: its result checked, then timed.",
     "overlap": "Warm requests while appends are running, against requests alone.",
+    "stream": "Events and requests by the clock, through a broker or in process: latency against load until it breaks.",
+    "wakeup": "How late the device thread is woken while the event loop computes all the time.",
     "profile": "Where the time of a warm batch goes on the GPU; a trace; allocations.",
     "rebalance": "Requests while a second worker joins, then leaves.",
 }

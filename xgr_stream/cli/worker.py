@@ -12,12 +12,15 @@ import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.config import CacheConfig, EngineConfig, SnapshotConfig, StreamConfig, TopicNames
+from xgr_stream.errors import DeviceLost
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
     from xgr_stream.stream.runtime import ServedEngine
 
 MIB = 1 << 20
+DEVICE_LOST = 3
+"""What the process exits with when its device failed: to be started again, unlike after 1 or 2."""
 SESSION_TIMEOUT_S = 10.0
 """Faust's own default is a minute."""
 
@@ -61,7 +64,10 @@ def worker(
     snapshots: str | None,
     instance: str | None,
 ) -> None:
-    """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first."""
+    """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first.
+
+    Exits with 0 after a SIGTERM, 1 for what it can't go on with, 2 for wrong options, 3 when the device failed.
+    """
     from aiokafka.errors import KafkaConnectionError
 
     from xgr_stream.cli.logs import log_to_stderr
@@ -82,6 +88,10 @@ def worker(
             runner.run(serve(engine, connection, group, config, engine_config, (web_host, web_port)))
     except KafkaConnectionError as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
+    except DeviceLost as error:
+        failure = click.ClickException(f"{error.code}: {error}")
+        failure.exit_code = DEVICE_LOST
+        raise failure from error
 
 
 async def _serve_with_kafka(

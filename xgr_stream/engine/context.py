@@ -43,9 +43,9 @@ class ContextReader:
         return max(self._window.start(view.event_count), view.first_number)
 
     def max_tokens(self, view: HistoryView, first: int) -> int:
-        """Tokens that the events from number `first` on can have at most, tail included; 0 if no item is known."""
-        known = int((self._catalog_rows(view, first) >= 0).sum())
-        return known * self._tokens.max_event_tokens + len(self.tail) if known else 0
+        """Tokens that the events from number `first` on can have at most, tail included. Safe on any thread, since
+        it looks up no item."""
+        return (view.event_count - first) * self._tokens.max_event_tokens + len(self.tail)
 
     def event_tokens(self, view: HistoryView, first: int) -> TokenArray:
         """Tokens of the events from number `first` on, without prompt and tail. [tokens]"""

@@ -260,7 +260,7 @@ class Engine:
         return [(int(scanned.sum()), int(alive)) for scanned, alive in self._beam_decoder.scanned]
 
     def pending_tokens(self, view: HistoryView) -> int:
-        """Tokens that warming this user up to `view` computes, at most."""
+        """Tokens that warming this user up to `view` computes, at most. Safe to call from any thread."""
         return self._prefixes.pending_tokens(view)
 
     def is_resident(self, user_id: str) -> bool:

@@ -66,15 +66,15 @@ class PrefixBuilder:
         return self._cache.pool.pages_for(plan.num_tokens + len(self._reader.tail))
 
     def pending_tokens(self, view: HistoryView) -> int:
-        """Tokens that `plan(view)` would have computed, at most; without tokenising them."""
+        """Tokens that `plan(view)` would have computed, at most; without tokenising them. Safe on any thread: what it
+        says may then be out of date."""
         prefix = self._usable(view)
         if prefix is not None and prefix.event_count >= view.event_count:
             return 0
         start = self._reader.window_start(view)
         appends = prefix is not None and prefix.window_start == start
         first = prefix.event_count if prefix is not None and appends else start
-        tokens = self._reader.max_tokens(view, first)
-        return tokens if appends or not tokens else tokens + len(self._reader.prompt)
+        return self._reader.max_tokens(view, first) + (0 if appends else len(self._reader.prompt))
 
     def run(self, plans: Sequence[Plan], appender: Appender) -> list[UserPrefix]:
         """Carry out the plans of different users, together; `pages` of all of them must not exceed the pool.

@@ -50,7 +50,11 @@ class EngineStats(Protocol):
 
 
 class DeviceEngine(Protocol):
-    """Called by one thread only."""
+    """Called by one thread only, but for `pending_tokens`.
+
+    `begin` and `warm` raise `OutOfMemory`, or torch's own error, for what the device has no memory for; the engine is
+    then as it was, but for prefixes that it dropped.
+    """
 
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """Start answering all of these together."""
@@ -61,7 +65,7 @@ class DeviceEngine(Protocol):
         ...
 
     def pending_tokens(self, view: HistoryView) -> int:
-        """Tokens that warming this user up to `view` computes, at most."""
+        """Tokens that warming this user up to `view` computes, at most. May be called from any thread."""
         ...
 
     def is_resident(self, user_id: str) -> bool: ...

@@ -9,17 +9,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from itertools import islice
-from queue import Empty, SimpleQueue
+from contextlib import AbstractContextManager
+from queue import Empty
 from typing import NamedTuple
 
 from xgr_stream.config import EngineConfig
-from xgr_stream.errors import DeadlineExceeded, EngineError, ShuttingDown, XgrError
+from xgr_stream.errors import DeviceLost, EngineError, ShuttingDown, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.clock import Clock
-from xgr_stream.scheduler.policy import Budget, WaitingAppend, WaitingRequest, choose
+from xgr_stream.scheduler.faults import Fault, answer_to, fault
+from xgr_stream.scheduler.gauges import REPORT_S, Gauges
+from xgr_stream.scheduler.intake import Intake, Item
+from xgr_stream.scheduler.pace import Pace
+from xgr_stream.scheduler.policy import WaitingAppend, WaitingRequest, choose, hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
+from xgr_stream.scheduler.work import Work, WorkQueue
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
@@ -27,71 +33,60 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 5e-5
 """How long a waiting thread lets the holder of the GIL go on. With Python's 5 ms and a saturated event loop the device
 thread was woken 0.1 to 4 s late; with this, P99 0.5 ms."""
-APPEND_PIECE_MS = {"cpu": 20.0, "cuda": 1.3}
-"""How long one batch of appends should take, by kind of device."""
 BATCHES_IN_FLIGHT = 2
 """The device works on one while the next is prepared, and is queued behind it without a gap."""
 POLL_S = 5e-5
 """How often the device thread looks for new requests while it waits for a batch."""
 CONSIDERED = 256
 """Entries of each queue that one turn looks at."""
-FULL = 0.9
-"""Share of the cache's budget above which users without a prefix are no longer prefilled ahead."""
+SWEEP_S = 0.002
+"""How often the queue is searched for requests that have expired or were withdrawn."""
 
 
-class _Work:
-    """A request on its way to the device."""
+class _Running(NamedTuple):
+    """A batch that the device works on."""
 
-    __slots__ = ("deadline", "future", "request", "rows", "submitted_at", "view")
-
-    def __init__(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, rows: int, now: float
-    ) -> None:
-        self.request = request
-        self.view = view
-        self.deadline = deadline
-        self.rows = rows
-        self.submitted_at = now
-        self.future: Future[RecommendResponse] = Future()
-
-    def fail(self, error: XgrError) -> None:
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_result(RecommendResponse.failure(self.request.request_id, self.request.user_id, error))
-
-
-class _Next(NamedTuple):
-    """What is started next."""
-
-    requests: Sequence[int]
-    appends: Sequence[str]
+    works: list[Work]
+    pending: PendingAnswers
+    rows: int
+    tokens: int
+    begun_at: float
 
 
 class DeviceWorker:
     """Runs the engine on a thread of its own. Every future it gives out is resolved, with a response.
 
     `submit`, `want_append`, `call` and `forget` may be called on any thread and never block. Futures are resolved on
-    the device thread: their callbacks must be short and must not raise.
+    the device thread, or inside `submit` for a request that is refused: their callbacks must be short and must not
+    raise. `on_lost` is called once, on the device thread, when the device gives nothing but errors any more: all that
+    waits has been answered then, and so is all that still comes.
     """
 
-    def __init__(self, engine: DeviceEngine, config: EngineConfig, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        config: EngineConfig,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        on_lost: Callable[[DeviceLost], None] = lambda _: None,
+    ) -> None:
         self._engine = engine
         self._config = config
         self._clock = clock
         self._metrics = metrics
-        self._inbox: SimpleQueue[_Work | HistoryView | Callable[[], None] | None] = SimpleQueue()
-        self._requests: deque[_Work] = deque()
-        self._appends: dict[str, HistoryView] = {}
-        self._decoding: deque[tuple[list[_Work], PendingAnswers]] = deque()
+        self._on_lost = on_lost
+        self._queue = WorkQueue()
+        self._appends = AppendQueue()
+        self._decoding: deque[_Running] = deque()
         self._warming: WarmReport | None = None
-        piece_ms = config.append_piece_ms or APPEND_PIECE_MS[config.device.partition(":")[0]]
-        self._piece_s = piece_ms / 1e3
+        self._pace = Pace(config, clock)
+        self._intake = Intake(engine, self._queue, self._pace, clock)
+        self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
-        self._closing = threading.Lock()
-        self._stopping = False
         self._stop_by: float | None = None
         self._switch_interval: float | None = None
-        self._seconds_per_token = 0.0
-        self._counted = {"beams_dead": 0, "invalid_items": 0}
+        self._swept_at = float("-inf")
 
     # Any thread
 
@@ -106,11 +101,9 @@ class DeviceWorker:
 
         Blocks. False: the engine is still inside a call and the thread was left to it.
         """
-        with self._closing:
-            if not self._stopping:
-                self._stopping = True
-                self._stop_by = self._clock.now() + timeout
-                self._inbox.put(None)
+        if self._stop_by is None:
+            self._stop_by = self._clock.now() + timeout
+            self._intake.close(ShuttingDown("the worker is shutting down"), end=True)
         if self._thread.ident is None:
             self._stop_by = self._clock.now()
             self._take_in()
@@ -121,60 +114,58 @@ class DeviceWorker:
         return not self._thread.is_alive()
 
     def submit(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
     ) -> Future[RecommendResponse]:
-        """Answer a request from the user's history as `view` has it. `deadline` is on `Clock.now()`: a request whose
-        time is up before its decode starts is answered `deadline_exceeded`. Cancel the future to withdraw it."""
+        """Answer a request from the user's history as `view` has it. `deadline` is on `Clock.now()`: a request that
+        can't be answered by then, as far as step times are known, is refused at once with `over_capacity`, and one
+        whose time is up before its decode starts is answered `deadline_exceeded`. Partitions that wait share the
+        device equally. Cancel the future to withdraw the request."""
         rows = request.beam_width or max(request.k, self._config.beam_width)
-        work = _Work(request, view, deadline, rows, self._clock.now())
-        if not self._put(work):
-            work.fail(ShuttingDown("the worker is shutting down"))
+        work = Work(request, view, deadline, rows, partition)
+        self._intake.submit(work)
         return work.future
 
     def want_append(self, view: HistoryView) -> None:
         """Bring the user's prefix up to `view` when there is time; a later view replaces it."""
-        self._put(view)
+        self._intake.put([view])
+
+    def want_appends(self, views: Iterable[HistoryView]) -> None:
+        """`want_append` for many."""
+        self._intake.put(list(views))
+
+    def together(self) -> AbstractContextManager[None]:
+        """Hand over what is submitted and wanted inside at the end, at once: to wake the thread for each takes longer
+        than all the rest, and has it begin with a batch of one. For one thread at a time, and a few milliseconds."""
+        return self._intake.together()
 
     def call(self, action: Callable[[], None]) -> Future[None]:
         """Run `action` on the device thread between two batches: whatever else must not run beside the engine."""
-        future: Future[None] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                action()
-                future.set_result(None)
-            except Exception as error:
-                logger.exception("a call on the device thread failed")
-                future.set_exception(error)
-
-        if not self._put(run):
-            future.set_exception(ShuttingDown("the worker is shutting down"))
-        return future
+        return self._intake.call(action)
 
     def forget(self, user_ids: Iterable[str]) -> None:
         """Drop these users' prefixes and the appends that wait for them."""
         users = list(user_ids)
 
         def drop() -> None:
-            for user_id in users:
-                self._appends.pop(user_id, None)
+            self._appends.remove(users)
             self._engine.forget(users)
 
         self.call(drop)
 
     def queue_depths(self) -> dict[str, int]:
-        """What waits: `decode` (requests, and whatever the thread has not looked at yet) and `append` (users)."""
-        return {"decode": len(self._requests) + self._inbox.qsize(), "append": len(self._appends)}
+        """What waits: `decode` (requests) and `append` (users, and whatever the thread has not looked at yet)."""
+        return {"decode": len(self._queue), "append": len(self._appends) + self._intake.inbox.qsize()}
 
-    def _put(self, item: _Work | HistoryView | Callable[[], None]) -> bool:
-        """The lock makes sure that nothing comes behind the end mark."""
-        with self._closing:
-            if self._stopping:
-                return False
-            self._inbox.put(item)
-            return True
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def lost(self) -> DeviceLost | None:
+        """Why the device can't be used any more."""
+        error = self._intake.closed_with
+        return error if isinstance(error, DeviceLost) else None
 
     # Device thread
 
@@ -182,9 +173,12 @@ class DeviceWorker:
         while self._take_in():
             try:
                 self._turn()
-            except Exception:
+            except Exception as error:
                 logger.exception("a turn of the device thread failed")
-                self._refuse(self._requests, EngineError("the scheduler failed; the worker's log says why"))
+                if fault(error) is Fault.DEVICE:
+                    self._lose(error)
+                    continue
+                self._refuse_all(EngineError("the scheduler failed; the worker's log says why"))
                 self._appends.clear()
                 while self._decoding:
                     self._finish()
@@ -193,145 +187,221 @@ class DeviceWorker:
         """Move what has come into the queues, waiting if there is nothing to do. False: stopped, and all done."""
         ended = self._stop_by is not None
         while True:
+            waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding)
             try:
-                item = self._inbox.get(block=not (ended or self._requests or self._appends or self._decoding))
+                items = self._intake.inbox.get(block=waits, timeout=REPORT_S if waits and self._gauges.behind else None)
             except Empty:
-                break
-            if isinstance(item, _Work):
-                self._requests.append(item)
-            elif isinstance(item, HistoryView):
-                self._appends[item.user_id] = item
-            elif item is None:
+                if not waits:
+                    break
+                self._report()
+                continue
+            if items is None:
                 ended = True
                 self._appends.clear()
             else:
-                item()
+                for item in items:
+                    self._take(item)
         if ended and self._stop_by is not None and self._clock.now() >= self._stop_by:
-            self._refuse(self._requests, ShuttingDown("the worker shut down before this request's turn came"))
-        return bool(self._requests or self._decoding) or not ended
+            self._refuse_all(ShuttingDown("the worker shut down before this request's turn came"))
+        return bool(len(self._queue) or self._decoding) or not ended
+
+    def _take(self, item: Item) -> None:
+        if isinstance(item, Work):
+            self._queue.mark_ready(item)
+        elif isinstance(item, list):
+            shed = sum(self._appends.put(view, self._engine.is_resident(view.user_id)) for view in item)
+            self._metrics.appends_shed.inc(shed)
+        else:
+            item()
 
     def _turn(self) -> None:
         """Start the next batch, or finish the oldest one."""
-        self._drop_expired()
+        now = self._clock.now()
+        if now >= self._swept_at + SWEEP_S:
+            self._swept_at = now
+            self._drop(self._queue.take_gone(now), now)
         self._learn()
-        if len(self._decoding) < BATCHES_IN_FLIGHT:
-            batch = self._choose()
-            if batch.requests:
-                self._decode([self._requests.popleft() for _ in batch.requests])
-            elif batch.appends:
-                self._append([self._appends.pop(user_id) for user_id in batch.appends])
-        if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not self._requests):
-            self._finish_when_done()
+        waiting = self._queue.candidates(CONSIDERED)
+        if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
+            works, views = self._choose(waiting)
+            if works:
+                self._queue.remove(works)
+                taken = set(works)
+                waiting = [work for work in waiting if work not in taken]
+                self._decode(works)
+            elif views:
+                self._append(views)
+        if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
+            self._finish_when_done(waiting)
         self._report()
 
-    def _choose(self) -> _Next:
-        """What the policy picks: how many requests, or which users' appends."""
-        appends: list[HistoryView] = []
-        if not self._requests and self._warming is None:
-            appends = list(islice(self._appends.values(), CONSIDERED))
-        batch = choose(
-            map(self._waiting, islice(self._requests, CONSIDERED)),
-            [
-                WaitingAppend(self._engine.pending_tokens(view), self._engine.is_resident(view.user_id))
-                for view in appends
-            ],
-            self._budget(),
-        )
-        for i in batch.lazy:
-            del self._appends[appends[i].user_id]
-        return _Next(batch.requests, [appends[i].user_id for i in batch.appends])
+    def _holds(self, waiting: Sequence[Work]) -> bool:
+        """Whether the next batch waits for more requests, while the device is busy anyway."""
+        if not self._decoding or not waiting:
+            return False
+        rows = sum(work.rows for work in waiting)
+        return hold_s(self._pace.busy_s(self._clock.now()), self._pace.lead_s, rows, self._pace.budget) > 0
 
-    def _finish_when_done(self) -> None:
-        """Finish the oldest batch, unless something comes that can be started meanwhile."""
-        _, pending = self._decoding[0]
-        while not pending.done():
-            if self._inbox.qsize():
+    def _choose(self, waiting: Sequence[Work]) -> tuple[list[Work], list[HistoryView]]:
+        """What the policy picks: requests, or users to append to."""
+        now = self._clock.now()
+        pressed = self._intake.overloaded or self._queue.pressed(now, self._pace.starts_at(now))
+        self._intake.overloaded = False
+        views: list[HistoryView] = []
+        appends: list[WaitingAppend] = []
+        if pressed or not (waiting or self._warming):
+            views, appends = self._behind()
+        stats = self._engine.stats()
+        budget = self._pace.budget_for(appends, stats.bytes_used, stats.bytes_budget, pressed=pressed)
+        starts_in = self._pace.busy_s(now)
+        requests = [self._waiting(work, now + starts_in) for work in waiting]
+        batch = choose(requests, appends, budget)
+        if batch.lazy:
+            self._metrics.appends_shed.inc(len(batch.lazy))
+            self._appends.remove(views[i].user_id for i in batch.lazy)
+        return [waiting[i] for i in batch.requests], [views[i] for i in batch.appends]
+
+    def _behind(self) -> tuple[list[HistoryView], list[WaitingAppend]]:
+        """Users to append to. One that the engine can't say anything of harms no request."""
+        views = self._appends.first(CONSIDERED)
+        try:
+            return views, [
+                WaitingAppend(self._engine.pending_tokens(view), self._engine.is_resident(view.user_id))
+                for view in views
+            ]
+        except Exception as error:
+            if fault(error) is Fault.DEVICE:
+                raise
+            logger.exception("the engine failed to plan %d appends; the users' next requests will", len(views))
+            self._appends.remove(view.user_id for view in views)
+            self._metrics.appends_shed.inc(len(views))
+            return [], []
+
+    def _waiting(self, work: Work, starts_at: float) -> WaitingRequest:
+        tokens = self._tokens(work)
+        added_s = self._pace.added_s(work.rows, tokens)
+        return WaitingRequest(work.rows, tokens, work.partition, added_s, work.due - starts_at)
+
+    def _tokens(self, work: Work) -> int:
+        return 0 if work.view is None else self._engine.pending_tokens(work.view)
+
+    def _finish_when_done(self, waiting: Sequence[Work]) -> None:
+        """Finish the oldest batch, unless something comes or the time is up to start the next one."""
+        while not self._decoding[0].pending.done():
+            if self._intake.inbox.qsize():
+                return
+            if waiting and len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
                 return
             time.sleep(POLL_S)
         self._finish()
 
-    def _drop_expired(self) -> None:
-        """Answer the requests whose time is up, and let go of the withdrawn ones."""
+    def _drop(self, gone: Sequence[Work], now: float) -> None:
+        """Answer requests that left the queue before their decode."""
+        for work in gone:
+            expired = work.expired(now)
+            self._metrics.requests_dropped.labels("expired" if expired else "cancelled").inc()
+            if expired:
+                work.fail(work.late(now))
+
+    def _decode(self, works: Sequence[Work]) -> None:
         now = self._clock.now()
-        waiting: deque[_Work] = deque()
-        for work in self._requests:
-            if work.deadline is not None and work.deadline <= now:
-                late_ms = (now - work.submitted_at) * 1000
-                work.fail(DeadlineExceeded(f"the deadline passed after {late_ms:.0f} ms in the decode queue"))
-            elif not work.future.cancelled():
-                waiting.append(work)
-        self._requests = waiting
-
-    def _waiting(self, work: _Work) -> WaitingRequest:
-        return WaitingRequest(work.rows, 0 if work.view is None else self._engine.pending_tokens(work.view))
-
-    def _budget(self) -> Budget:
-        config, stats = self._config, self._engine.stats()
-        piece = config.max_batch_tokens
-        if self._seconds_per_token:
-            piece = min(piece, int(self._piece_s / self._seconds_per_token))
-        room = stats.bytes_used < FULL * stats.bytes_budget
-        return Budget(config.max_batch_rows, config.max_batch_tokens, max(piece, 1), room)
-
-    def _decode(self, works: Sequence[_Work]) -> None:
-        batch = [work for work in works if work.future.set_running_or_notify_cancel()]
+        late = [work for work in works if work.expired(now)]
+        self._drop(late, now)
+        batch = [work for work in works if not work.expired(now) and work.run()]
+        self._metrics.requests_dropped.labels("cancelled").inc(len(works) - len(late) - len(batch))
         if not batch:
             return
+        rows, tokens = sum(work.rows for work in batch), sum(map(self._tokens, batch))
+        self._pace.begins(now, rows, tokens)
         try:
-            self._decoding.append((batch, self._engine.begin([(work.request, work.view) for work in batch])))
+            pending = self._engine.begin([(work.request, work.view) for work in batch])
         except Exception as error:  # noqa: BLE001, it becomes the batch's answer
             self._fail(batch, error)
+            return
+        self._pace.begun(now, self._clock.now())
+        self._decoding.append(_Running(batch, pending, rows, tokens, now))
 
     def _finish(self) -> None:
-        batch, pending = self._decoding.popleft()
+        running = self._decoding.popleft()
+        batch = running.works
         try:
-            responses = pending.finish()
+            responses = running.pending.finish()
             if len(responses) != len(batch):
                 raise EngineError(f"the engine gave {len(responses)} responses to {len(batch)} requests")
         except Exception as error:  # noqa: BLE001
             self._fail(batch, error)
             return
+        self._pace.ended(running.begun_at, running.rows, running.tokens, self._shapes())
+        now = self._clock.now()
         for work, response in zip(batch, responses, strict=True):
+            if work.foreseen_s:
+                self._pace.kept(work.foreseen_s, now - work.arrived)
             work.future.set_result(response)
 
-    def _fail(self, batch: Sequence[_Work], error: Exception) -> None:
+    def _shapes(self) -> list[tuple[int, int]]:
+        return [(running.rows, running.tokens) for running in self._decoding]
+
+    def _fail(self, batch: Sequence[Work], error: Exception) -> None:
+        """Answer a batch that failed; one that was too large for the memory is tried again in parts."""
         logger.error("the engine failed on a batch of %d requests", len(batch), exc_info=error)
-        failure = EngineError(f"the engine failed: {type(error).__name__}")
+        what = fault(error)
+        self._pace.left(self._shapes())
+        if what is Fault.MEMORY:
+            self._metrics.out_of_memory.inc()
+            self._pace.cut()
+            if len(batch) > 1:
+                self._queue.put_back(batch)
+                return
+        failure = answer_to(error)
         for work in batch:
-            work.future.set_result(RecommendResponse.failure(work.request.request_id, work.request.user_id, failure))
+            work.fail(failure)
+        if what is Fault.DEVICE:
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        """Nothing will work any more: answer everything, now and from now on."""
+        lost = answer_to(error)
+        failure = lost if isinstance(lost, DeviceLost) else DeviceLost(str(lost))
+        first = self._intake.close(failure)
+        self._refuse_all(failure)
+        while self._decoding:
+            for work in self._decoding.popleft().works:
+                work.fail(failure)
+        self._appends.clear()
+        self._warming = None
+        if first:
+            self._on_lost(failure)
 
     def _append(self, views: Sequence[HistoryView]) -> None:
+        self._appends.remove(view.user_id for view in views)
         try:
             report = self._engine.warm(views)
-        except Exception:
+        except Exception as error:
             logger.exception("the engine failed to warm %d users; their next request will", len(views))
+            self._metrics.appends_shed.inc(len(views))
+            if fault(error) is Fault.MEMORY:
+                self._metrics.out_of_memory.inc()
+                self._pace.cut()
+            elif fault(error) is Fault.DEVICE:
+                self._lose(error)
             return
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
+        self._pace.appending(self._clock.now(), report.users, report.tokens)
         self._warming = report
 
     def _learn(self) -> None:
         """Take note of how long the last appends took, once they are done. Others are not started before: a request
         that comes waits for one batch of them."""
-        if self._warming is None or self._warming.seconds is None:
-            return
-        if self._warming.tokens:
-            latest = self._warming.seconds / self._warming.tokens
-            self._seconds_per_token += 0.2 * (latest - self._seconds_per_token)
-        self._warming = None
+        report = self._warming
+        if report is not None and report.seconds is not None:
+            self._pace.appended(report.users, report.tokens, report.seconds)
+            self._warming = None
 
-    def _refuse(self, works: deque[_Work], error: XgrError) -> None:
-        while works:
-            works.popleft().fail(error)
+    def _refuse_all(self, error: XgrError) -> None:
+        for work in self._queue.take_all():
+            work.fail(error)
 
     def _report(self) -> None:
-        metrics, stats = self._metrics, self._engine.stats()
-        metrics.users_warm.set(stats.users_warm)
-        metrics.cache_bytes.labels("used").set(stats.bytes_used)
-        metrics.cache_bytes.labels("budget").set(stats.bytes_budget)
-        for name, counter in (("beams_dead", metrics.beams_dead), ("invalid_items", metrics.invalid_items)):
-            total: int = getattr(stats, name)
-            counter.inc(total - self._counted[name])
-            self._counted[name] = total
-        for queue, depth in self.queue_depths().items():
-            metrics.queue_depth.labels(queue).set(depth)
+        if self._gauges.due:
+            self._gauges.set(self._engine.stats(), self.queue_depths())

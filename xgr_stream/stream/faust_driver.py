@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Event = EventT[Any]
 
-MAX_BATCH = 500
+MAX_BATCH = 100
 APP_POLL_S = 3_600.0
 
 
@@ -47,6 +47,7 @@ class FaustDriver(Service):
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
         self._early: list[Event] = []
         self._progress = asyncio.Event()
+        self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
         topics = recommender.config.topics
         self.events = self._agent(topics.events)
@@ -120,8 +121,10 @@ class FaustDriver(Service):
             self.take(events)
             tp = events[-1].message.tp
             while self._must_rest(tp.topic, tp.partition):
+                self._note_resting(tp.topic, tp.partition, rests=True)
                 self._progress.clear()
                 await self._progress.wait()
+            self._note_resting(tp.topic, tp.partition, rests=False)
 
     def take(self, events: Iterable[Event]) -> None:
         """Hand events to the processor, each partition's in offset order. Never raises."""
@@ -147,9 +150,17 @@ class FaustDriver(Service):
             self._acknowledge(*tp)
 
     def _must_rest(self, topic: str, partition: int) -> bool:
-        """Whether a partition's records are taken faster than they are made durable."""
+        """Whether a partition's actor takes no more for now: more is taken than is made durable. Faust pauses a
+        partition whose actor does not take what it was given."""
         runtime = self.runtime
-        return runtime is not None and not self._app.should_stop and runtime.backlogged(topic, partition)
+        return runtime is not None and not self._app.should_stop and runtime.must_rest(topic, partition)
+
+    def _note_resting(self, topic: str, partition: int, *, rests: bool) -> None:
+        if rests == ((topic, partition) in self._resting):
+            return
+        self._resting ^= {(topic, partition)}
+        if self.runtime is not None:
+            self.runtime.rests(topic, sum(resting == topic for resting, _ in self._resting))
 
     def _acknowledge(self, topic: str, partition: int) -> None:
         self._progress.set()

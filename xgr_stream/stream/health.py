@@ -38,8 +38,10 @@ class Pages:
     def healthz(self) -> Page:
         """Whether the worker lives: that this is answered shows that its event loop turns."""
         runtime = self._runtime()
-        healthy = runtime is not None and runtime.failure is None
-        return Page(200 if healthy else 503, "text/plain", b"ok\n" if healthy else b"failed\n")
+        if runtime is None:
+            return Page(503, "text/plain", b"not started\n")
+        ill = runtime.illness()
+        return Page(200, "text/plain", b"ok\n") if ill is None else Page(503, "text/plain", f"{ill}\n".encode())
 
     def readyz(self) -> Page:
         """Whether it serves all its partitions, and what keeps it from that."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -16,7 +17,11 @@ from xgr_stream.stream.runtime import Runtime, Setup
 logger = logging.getLogger(__name__)
 
 POLL_MS = 200
+RESTING_POLL_MS = 10
+"""While partitions rest: how soon it is seen that they need not any more."""
 MAX_BATCH = 1_000
+SLICE = 100
+"""Records that are processed before answers are written and refusals sent again: some 5 ms."""
 COMMIT_INTERVAL_S = 1.0
 COMMIT_TIMEOUT_S = 5.0
 SETTLE_TIMEOUT_S = 1.0
@@ -44,6 +49,7 @@ class KafkaDriver:
         """What the group called this worker when it was last given partitions."""
         self._assigned = asyncio.Event()
         """Cleared during a rebalance: nothing is read then."""
+        self._rebalances = 0
 
     def stop(self) -> None:
         """Ask `run` to end: what was taken is answered first, for at most the shutdown timeout."""
@@ -83,18 +89,33 @@ class KafkaDriver:
     async def _consume(self) -> None:
         while True:
             await self._assigned.wait()
-            batches = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
-            for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
-                # Events before requests, so that a request sees what its user did before it.
-                self.runtime.process(map(record_of, batches[tp]))
+            timeout_ms = RESTING_POLL_MS if self._consumer.paused() else POLL_MS
+            batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
+            await self._process(batches)
             self._rest_and_resume()
 
+    async def _process(self, batches: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        """Events before requests, so that a request sees what its user did before it. What was fetched before a
+        rebalance is let go: it comes again, from the committed offset on."""
+        rebalances = self._rebalances
+        for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
+            messages = batches[tp]
+            for first in range(0, len(messages), SLICE):
+                self.runtime.process(map(record_of, messages[first : first + SLICE]))
+                await asyncio.sleep(0)
+                if self._rebalances != rebalances:
+                    return
+
     def _rest_and_resume(self) -> None:
-        """Let the partitions rest whose records are taken faster than they are made durable."""
+        """Don't read partitions while more is taken than is made durable."""
         assigned = {tp for tp in self._consumer.assignment() if tp.topic in self._topics}
-        rest = {tp for tp in assigned if self.runtime.backlogged(tp.topic, tp.partition)}
-        self._consumer.resume(*(self._consumer.paused() & assigned) - rest)
+        rest = {tp for tp in assigned if self.runtime.must_rest(tp.topic, tp.partition)}
+        paused = self._consumer.paused() & assigned
+        self._consumer.resume(*paused - rest)
         self._consumer.pause(*rest)
+        if rest != paused:
+            for topic in self._topics:
+                self.runtime.rests(topic, sum(tp.topic == topic for tp in rest))
 
     # Commits
 
@@ -137,6 +158,7 @@ class KafkaDriver:
         """The group is being divided anew. aiokafka takes all partitions away for that; which of them are lost is
         known when the new ones are assigned, and until then no other worker has them."""
         self._assigned.clear()
+        self._rebalances += 1
         await self.runtime.settle(SETTLE_TIMEOUT_S)
         await self.commit()
         self._committed.clear()

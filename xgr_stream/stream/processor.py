@@ -220,8 +220,11 @@ class Processor:
         Records of partitions that are not assigned are passed over (they were fetched before a revoke), and so are
         those whose offset was already taken. Never raises for what a record holds.
         """
-        if self._closed:
-            return
+        if not self._closed:
+            with self._worker.together():
+                self._process(records)
+
+    def _process(self, records: Iterable[Record]) -> None:
         events: dict[Partition, list[Record]] = {}
         for record in records:
             partition = self._partitions.get(record.partition)
@@ -318,10 +321,9 @@ class Processor:
         self._requests.forget(user_id)
 
     def _want_appends(self, user_ids: Iterable[str]) -> None:
-        for user_id in user_ids:
-            view = self._history.view(user_id)
-            if view is not None:
-                self._worker.want_append(view)
+        views = [view for user_id in user_ids if (view := self._history.view(user_id)) is not None]
+        if views:
+            self._worker.want_appends(views)
 
     def _tracker(self, partition: Partition, topic: str) -> OffsetTracker:
         if topic == self._topics.events:

@@ -19,6 +19,7 @@ from xgr_stream.errors import (
 from xgr_stream.stream.records import Record
 from xgr_stream.types import (
     MAX_ID_CHARS,
+    NO_FILTER,
     CacheState,
     ItemFilter,
     Recommendation,
@@ -64,9 +65,7 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         user_id=_user_id(message, key, InvalidRequest),
         k=DEFAULT_K if (k := message.get("k")) is None else k,
         beam_width=message.get("beam_width"),
-        filter=ItemFilter(
-            exclude=_strings(message, "exclude"), allow=_strings(message, "allow"), deny=_strings(message, "deny")
-        ),
+        filter=_filter(message),
         timeout_ms=message.get("timeout_ms"),
         min_offset=message.get("min_offset"),
         reply_to=message.get("reply_to"),
@@ -215,6 +214,11 @@ def _required(message: Message, name: str, error: type[InvalidInput]) -> Any:
         return message[name]
     except KeyError:
         raise error(f"{name} must be given, and it is missing") from None
+
+
+def _filter(message: Message) -> ItemFilter:
+    exclude, allow, deny = (_strings(message, name) for name in ("exclude", "allow", "deny"))
+    return ItemFilter(exclude, allow, deny) if exclude or allow or deny else NO_FILTER
 
 
 def _strings(message: Message, name: str) -> tuple[str, ...]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
-from functools import partial
-from heapq import heappop, heappush
-from itertools import count
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -30,32 +28,28 @@ MAX_COPIES = 1_000
 
 
 class Write(NamedTuple):
-    """One required record on its way. `number` is its place in the order of all writes."""
+    """One required record on its way."""
 
-    number: int
     output: Output
     produce: Produce
 
-    @property
-    def place(self) -> tuple[str, int | None]:
-        return self.produce.topic, self.produce.partition
 
+class Lane:
+    """The writes of one topic partition, in their order; one batch of them is under way at a time."""
 
-class Late:
-    """The writes of a topic partition that wait since one of them failed: a heap, the earliest on top."""
-
-    def __init__(self) -> None:
-        self.writes: list[Write] = []
-        self.failed = True
-        """Whether the earliest must be known to be durable before any other follows."""
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.writes: deque[Write] = deque()
+        self.filled = asyncio.Event()
 
 
 class Publisher:
     """Polls the processor and sends its outputs in order. All on the event loop's thread.
 
-    A record that can't be written for now holds back the later ones of its topic partition until it is durable: the
-    changelog must not hold a user's next event without the one before. Only those that the producer had already may
-    overtake it, and an idempotent producer does not fail a record that it has taken before it has tried for good.
+    A topic partition's records go out as batches, one after the other: the changelog must not hold a user's next event
+    without the one before, so what fails is tried again before anything behind it. Partitions don't wait for each
+    other, and polling waits for none. To hand records to the producer one by one took four times as long.
 
     `on_progress(topic, partition)` is called when a record's outputs became durable, `on_failure(error)` when the
     broker refuses a record for good: the worker must stop then, its offset is never committed.
@@ -78,10 +72,9 @@ class Publisher:
         self._on_progress = on_progress
         self._on_failure = on_failure
         self._awake = asyncio.Event()
-        self._sending = False
         self._waiting: dict[Output, int] = {}
-        self._late: dict[tuple[str, int | None], Late] = {}
-        self._numbers = count()
+        self._unpublished: Counter[str | None] = Counter()
+        self._lanes: dict[tuple[str, int], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
         loop = asyncio.get_running_loop()
@@ -94,7 +87,11 @@ class Publisher:
     @property
     def idle(self) -> bool:
         """Whether everything that was ready to be written is durable."""
-        return not (self._awake.is_set() or self._sending or self._waiting)
+        return not (self._awake.is_set() or self._waiting)
+
+    def unpublished(self, topic: str) -> int:
+        """Records of this topic whose outputs are to be written and not durable yet."""
+        return self._unpublished[topic]
 
     def wake(self) -> None:
         """Poll the processor now."""
@@ -106,10 +103,8 @@ class Publisher:
             while True:
                 await self._wake_or_deadline()
                 self._awake.clear()
-                self._sending = True
                 for output in self._processor.poll():
-                    await self._send(output)
-                self._sending = False
+                    self._send(output)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -117,87 +112,121 @@ class Publisher:
     async def _wake_or_deadline(self) -> None:
         deadline = self._processor.next_deadline()
         left = None if deadline is None else max(0.0, deadline - self._clock.now())
+        if self._awake.is_set():
+            await asyncio.sleep(0)  # others have their turn, however much there is to do here
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):
                 await self._awake.wait()
 
-    async def _send(self, output: Output) -> None:
-        required = []
+    def _send(self, output: Output) -> None:
+        required = 0
         for produce in output.produces:
-            if produce.required:
-                required.append(produce)
-            else:
+            if not produce.required:
                 self._send_copy(produce)
-        if not required:
-            self._durable(output)
-            return
-        self._waiting[output] = len(required)
-        for produce in required:
-            write = Write(next(self._numbers), output, produce)
-            if (late := self._late.get(write.place)) is not None:
-                heappush(late.writes, write)
+                continue
+            required += 1
+            if produce.partition is None:
+                self._spawn(self._send_alone(Write(output, produce)))
             else:
-                await self._write(write)
+                lane = self._lane(produce.topic, produce.partition)
+                lane.writes.append(Write(output, produce))
+                lane.filled.set()
+        if required:
+            self._waiting[output] = required
+            self._unpublished[output.topic] += 1
+        else:
+            self._durable([output])
 
-    async def _write(self, write: Write) -> asyncio.Future[object] | None:
-        """Hand a record to the producer. None: it would not take it, or the record's partition is no longer ours."""
-        if not write.output.partition.held:
-            self._waiting.pop(write.output, None)
-            return None
-        try:
-            future = await self._enqueue(write.produce)
-        except KafkaError as error:
-            self._retry_or_fail(write, error)
-            return None
-        future.add_done_callback(partial(self._on_sent, write))
+    def _lane(self, topic: str, partition: int) -> Lane:
+        lane = self._lanes.get((topic, partition))
+        if lane is None:
+            lane = self._lanes[topic, partition] = Lane(topic, partition)
+            self._spawn(self._work(lane))
+        return lane
+
+    async def _work(self, lane: Lane) -> None:
+        """Write what comes to a topic partition, until cancelled."""
+        while True:
+            await lane.filled.wait()
+            lane.filled.clear()
+            while lane.writes:
+                batch, writes = self._filled(lane)
+                if writes and not await self._try(lane.topic, writes, self._send_batch(batch, lane)):
+                    lane.writes.extendleft(reversed(writes))
+                    await asyncio.sleep(RETRY_AFTER_S)
+
+    def _filled(self, lane: Lane) -> tuple[Any, list[Write]]:
+        """The next batch, and what it holds. What belongs to a partition that is no longer ours is dropped."""
+        batch = self._producer.create_batch()
+        writes: list[Write] = []
+        while lane.writes:
+            output, produce = lane.writes[0]
+            if not output.partition.held:
+                self._forget(output)
+            elif (
+                batch.append(timestamp=None, key=produce.key, value=produce.value, headers=list(produce.headers))
+                is not None
+            ):
+                writes.append(lane.writes[0])
+            else:
+                break
+            lane.writes.popleft()
+        batch.close()
+        return batch, writes
+
+    async def _send_batch(self, batch: Any, lane: Lane) -> asyncio.Future[object]:
+        future: asyncio.Future[object] = await self._producer.send_batch(batch, lane.topic, partition=lane.partition)
         return future
 
-    def _on_sent(self, write: Write, future: asyncio.Future[object]) -> None:
-        if future.cancelled():  # the producer was stopped: nobody knows whether it was written
-            return
-        error = future.exception()
-        if error is not None:
-            self._retry_or_fail(write, error)
-            return
-        output = write.output
-        if output not in self._waiting:  # another of its records was given up with the partition
-            return
-        self._waiting[output] -= 1
-        if not self._waiting[output]:
-            del self._waiting[output]
-            self._durable(output)
+    async def _send_alone(self, write: Write) -> None:
+        """Write a record whose partition is the producer's to choose: no order binds it."""
+        while write.output.partition.held:
+            if await self._try(write.produce.topic, [write], self._enqueue(write.produce)):
+                return
+            await asyncio.sleep(RETRY_AFTER_S)
+        self._forget(write.output)
 
-    def _durable(self, output: Output) -> None:
-        self._processor.acknowledged(output)
-        if output.topic is not None:
-            self._on_progress(output.topic, output.partition.number)
-
-    def _retry_or_fail(self, write: Write, error: BaseException) -> None:
-        topic, _ = write.place
-        if not passes(error):
+    async def _try(
+        self, topic: str, writes: Sequence[Write], sending: Coroutine[Any, Any, asyncio.Future[object]]
+    ) -> bool:
+        """Whether these need not be tried again: they are durable, or the worker stops."""
+        try:
+            future = await sending
+            await asyncio.wait([future])
+            if future.cancelled():  # the producer was stopped: nobody knows whether it was written
+                return True
+            future.result()
+        except KafkaError as error:
+            if passes(error):
+                logger.warning("writing %d records to %s failed (%s); trying again", len(writes), topic, error)
+                return False
             logger.error("the broker refused a record of %s: %s", topic, error)
             self._on_failure(error)
-            return
-        logger.warning("writing to %s failed (%s); trying again", topic, error)
-        late = self._late.get(write.place)
-        if late is None:
-            late = self._late[write.place] = Late()
-            self._spawn(self._catch_up(write.place, late))
-        late.failed = True
-        heappush(late.writes, write)
+            return True
+        done = []
+        for output, _ in writes:
+            left = self._waiting.get(output)
+            if left == 1:
+                self._forget(output)
+                done.append(output)
+            elif left is not None:  # else another of its records was given up with the partition
+                self._waiting[output] = left - 1
+        self._durable(done)
+        return True
 
-    async def _catch_up(self, place: tuple[str, int | None], late: Late) -> None:
-        """Write what is late in its order: one that failed alone, until it is durable, then the others behind it."""
-        while late.writes:
-            if not late.failed:
-                await self._write(heappop(late.writes))
-                continue
-            await asyncio.sleep(RETRY_AFTER_S)
-            late.failed = False
-            future = await self._write(heappop(late.writes))
-            if future is not None:
-                await asyncio.wait([future])
-        del self._late[place]
+    def _forget(self, output: Output) -> None:
+        if self._waiting.pop(output, None) is not None:
+            self._unpublished[output.topic] -= 1
+
+    def _durable(self, outputs: Iterable[Output]) -> None:
+        progress = set()
+        for output in outputs:
+            self._processor.acknowledged(output)
+            if output.topic is not None:
+                progress.add((output.topic, output.partition.number))
+        for topic, partition in progress:
+            self._on_progress(topic, partition)
 
     def _send_copy(self, produce: Produce) -> None:
         if self._copies >= MAX_COPIES:

@@ -32,13 +32,13 @@ class Replies:
     def count_own(self, response: RecommendResponse) -> None:
         """Count an answer to a request of this process's own, which nothing is published for."""
         self.count(response)
-        self._metrics.stage_seconds.labels("total").observe(response.stages_ms["total"] / 1000)
+        self._metrics.observe_stage("total", response.stages_ms["total"] / 1000)
 
     def count(self, response: RecommendResponse) -> None:
-        self._metrics.requests.labels(response.error or response.status.value, response.cache.value).inc()
+        self._metrics.count_request(response.error or response.status.value, response.cache.value)
         for stage, ms in response.stages_ms.items():
             if stage != "total":
-                self._metrics.stage_seconds.labels(stage).observe(ms / 1000)
+                self._metrics.observe_stage(stage, ms / 1000)
 
     def send(
         self,
@@ -117,10 +117,10 @@ class Replies:
         started = self._clock.now()
 
         def observe() -> None:
-            self._metrics.stage_seconds.labels("publish").observe(self._clock.now() - started)
+            self._metrics.observe_stage("publish", self._clock.now() - started)
             if record.timestamp_ms >= 0:
                 total_ms = max(0, self._clock.wall_ms() - record.timestamp_ms)
-                self._metrics.stage_seconds.labels("total").observe(total_ms / 1000)
+                self._metrics.observe_stage("total", total_ms / 1000)
 
         return observe
 

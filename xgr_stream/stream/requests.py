@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import count
 from typing import Protocol
@@ -45,12 +46,14 @@ class Worker(Protocol):
     """The part of `scheduler.DeviceWorker` that the stream needs. No call blocks."""
 
     def submit(
-        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
     ) -> Future[RecommendResponse]: ...
 
-    def want_append(self, view: HistoryView) -> None: ...
+    def want_appends(self, views: Iterable[HistoryView]) -> None: ...
 
     def forget(self, user_ids: Iterable[str]) -> None: ...
+
+    def together(self) -> AbstractContextManager[None]: ...
 
 
 class Pending:
@@ -194,7 +197,7 @@ class Requests:
             self._waiting.setdefault(partition, []).append(pending)
             return
         view = self._history.view(pending.request.user_id)
-        pending.computing = self._worker.submit(pending.request, view, pending.deadline)
+        pending.computing = self._worker.submit(pending.request, view, pending.deadline, partition=partition.number)
         pending.computing.add_done_callback(self._on_computed(pending))
 
     def _on_computed(self, pending: Pending) -> Callable[[Future[RecommendResponse]], None]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from aiokafka import AIOKafkaProducer
 
 from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.errors import DeviceLost
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock, SystemClock
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 GRACE_S = 2.0
 """How long refusals may take to be written once the shutdown timeout is over."""
 REPORT_INTERVAL_S = 1.0
-MAX_BACKLOG = 10_000
-"""Records of a topic partition that may be taken and not durable yet; then its consumption waits."""
 
 
 class ServedEngine(DeviceEngine, Protocol):
@@ -82,7 +81,10 @@ class Runtime:
         self._on_progress = on_progress
         self._on_failure = on_failure
         self._end_offset = end_offset
-        self._device = DeviceWorker(setup.engine, setup.engine_config, self.clock, setup.metrics)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._device = DeviceWorker(
+            setup.engine, setup.engine_config, self.clock, setup.metrics, on_lost=self._on_device_lost
+        )
         self.processor = Processor(
             self._device,
             setup.engine.history,
@@ -93,6 +95,7 @@ class Runtime:
             decode_event=setup.decode_event,
         )
         self.num_partitions = 0
+        self._resting = {self.topics.events: 0, self.topics.requests: 0}
         self._joined = False
         self._closing = False
         self._producer: AIOKafkaProducer | None = None
@@ -112,6 +115,7 @@ class Runtime:
     async def start(self) -> None:
         """Raises `TopologyError` for topics that are missing or do not belong together."""
         setup = self.setup
+        self._loop = asyncio.get_running_loop()
         self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
         self._producer = await setup.connection.start_producer()
         self._publisher = Publisher(
@@ -181,9 +185,24 @@ class Runtime:
     def process(self, records: Iterable[Record]) -> None:
         self.processor.process(records)
 
-    def backlogged(self, topic: str, partition: int) -> bool:
-        """Whether the driver should let a topic partition rest."""
-        return self.processor.backlog(topic, partition) >= MAX_BACKLOG
+    def must_rest(self, topic: str, partition: int) -> bool:
+        """Whether the driver should not read a topic partition for now: what is taken must stay bounded.
+
+        Events rest first, when too many are not durable, or answers begin to pile up; requests only when their answers
+        can't be published. Requests that wait for the device are refused beyond a bound, and never a reason to rest.
+        """
+        config = self.setup.config
+        unpublished = 0 if self._publisher is None else self._publisher.unpublished(self.topics.requests)
+        if topic == self.topics.requests:
+            return unpublished >= config.max_unpublished_answers
+        if unpublished >= config.max_unpublished_answers / 2:
+            return True
+        return self.processor.backlog(topic, partition) >= config.max_open_events
+
+    def rests(self, topic: str, count: int) -> None:
+        """So many partitions of a topic rest now."""
+        self._resting[topic] = count
+        self.setup.metrics.resting_partitions.labels(topic).set(count)
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         return self.processor.submit(request)
@@ -234,11 +253,16 @@ class Runtime:
         if publisher is None:
             return True
         deadline = self.clock.now() + timeout_s
-        while self.failure is None and (self.processor.pending or not publisher.idle):
+        while self._publishes and (self.processor.pending or not publisher.idle):
             if self.clock.now() >= deadline:
                 return False
             await asyncio.sleep(0.01)
         return True
+
+    @property
+    def _publishes(self) -> bool:
+        """Whether answers still reach the broker: a lost device keeps none from it, any other failure does."""
+        return self.failure is None or isinstance(self.failure, DeviceLost)
 
     # Failure and health
 
@@ -249,11 +273,19 @@ class Runtime:
             if end is not None:
                 behind = self.processor.events_behind(number, end)
                 self.setup.metrics.events_behind.labels(number).set(behind)
+        if self._publisher is not None:
+            for kind, topic in (("events", self.topics.events), ("answers", self.topics.requests)):
+                self.setup.metrics.unpublished.labels(kind).set(self._publisher.unpublished(topic))
 
     async def _report_regularly(self) -> None:
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             self.report()
+
+    def _on_device_lost(self, error: DeviceLost) -> None:
+        """Called on the device thread. What waits has its answers, which are still published on the way down."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.fail, error)
 
     def fail(self, error: BaseException) -> None:
         """This worker can't go on. Tells the driver, once."""
@@ -261,6 +293,14 @@ class Runtime:
             self.failure = error
             logger.error("the worker stops: %s", error)
             self._on_failure(error)
+
+    def illness(self) -> str | None:
+        """What keeps this worker from ever serving again; None while it is well."""
+        if self.failure is not None:
+            return str(self.failure)
+        if self._sender is not None and not self._closing and not self._device.alive:
+            return "the device thread has ended"
+        return None
 
     def readiness(self) -> Mapping[str, Any]:
         """Whether this worker has been told what is its to serve and serves all of it, and what keeps it from it."""
@@ -280,6 +320,7 @@ class Runtime:
             "failure": None if self.failure is None else str(self.failure),
             "partitions": sorted(self.processor.assigned),
             "restoring": restoring,
+            "resting": dict(self._resting),
             "misplaced_records": misplaced,
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count, islice
 
 from xgr_stream.history import HistoryStore, HistoryView
@@ -132,9 +133,12 @@ class NullEngine:
     def _items(self, request: RecommendRequest, event_count: int) -> tuple[Recommendation, ...]:
         first = zlib.crc32(request.user_id.encode()) + event_count
         excluded = set(request.filter.exclude)
-        rows = (row % self._num_items for row in count(first))
-        legal = (row for row in islice(rows, self._num_items) if f"item-{row}" not in excluded)
-        return tuple(
-            Recommendation(f"item-{row}", -0.5 * rank, (row // 100, row // 10 % 10, row % 10))
-            for rank, row in enumerate(islice(legal, request.k), start=1)
-        )
+        rows: Iterable[int] = (row % self._num_items for row in count(first))
+        rows = islice(rows, self._num_items)
+        legal = (row for row in rows if f"item-{row}" not in excluded) if excluded else rows
+        return tuple(_recommendation(row, rank) for rank, row in enumerate(islice(legal, request.k), start=1))
+
+
+@lru_cache(maxsize=1 << 16)
+def _recommendation(row: int, rank: int) -> Recommendation:
+    return Recommendation(f"item-{row}", -0.5 * rank, (row // 100, row // 10 % 10, row % 10))

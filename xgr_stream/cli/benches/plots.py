@@ -1,4 +1,4 @@
-"""Figures as bars in a PNG. matplotlib is loaded when one is asked for."""
+"""Figures as bars or curves in a PNG. matplotlib is loaded when one is asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from xgr_stream.errors import ConfigError
 
@@ -14,6 +15,12 @@ def check_plot() -> None:
     """Raises `ConfigError` where a plot can't be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib: pip install 'xgr-stream[bench]'")
+
+
+class Drawing(Protocol):
+    """What a bench can draw."""
+
+    def draw(self, path: Path, caption: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +60,42 @@ class Plot:
         axes.set_xlabel(f"{self.unit}\n\n{caption}", fontsize=7, loc="left")
         if len(shown) > 1:
             axes.legend(fontsize=8)
+        figure.savefig(path, format="png", dpi=150)
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Lines over one horizontal axis, their values on a logarithmic one."""
+
+    title: str
+    across: str
+    """What the horizontal axis is, with its unit."""
+    up: str
+    xs: Sequence[float]
+    series: Mapping[str, Sequence[float | None]]
+    """Name → one value for each of `xs`; None: no point."""
+    limits: Mapping[str, float]
+    """Name → a horizontal line."""
+
+    def draw(self, path: Path, caption: str) -> None:
+        """Write the PNG; `caption` says below the curves what was measured where."""
+        check_plot()
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 5 + 0.18 * caption.count("\n")), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for name, values in self.series.items():
+            points = sorted((x, value) for x, value in zip(self.xs, values, strict=True) if value is not None)
+            axes.plot([x for x, _ in points], [value for _, value in points], marker="o", label=name)
+        for name, limit in self.limits.items():
+            axes.axhline(limit, linestyle="--", linewidth=0.8, color="grey")
+            axes.annotate(name, (0.01, limit), xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
+        axes.set_yscale("log")
+        axes.set_ylabel(self.up)
+        axes.set_title(self.title)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel(f"{self.across}\n\n{caption}", fontsize=7, loc="left")
+        axes.legend(fontsize=8)
         figure.savefig(path, format="png", dpi=150)

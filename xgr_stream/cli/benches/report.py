@@ -16,7 +16,7 @@ import torch
 
 from xgr_stream import __version__
 from xgr_stream.cli.benches.options import Output
-from xgr_stream.cli.benches.plots import Plot, check_plot
+from xgr_stream.cli.benches.plots import Drawing, check_plot
 from xgr_stream.cli.benches.samples import Samples
 
 
@@ -77,7 +77,7 @@ class Report:
         rule = ["-" * (width - 1) + ":" for width in widths]
         return "\n".join(_line(line, widths) for line in (cells[0], rule, *cells[1:]))
 
-    def finish(self, output: Output, plot: Plot | None = None) -> None:
+    def finish(self, output: Output, plot: Drawing | None = None) -> None:
         """Print the table and the notes, and write what was asked for."""
         click.echo(self.table())
         for note in self.notes:

@@ -1,0 +1,113 @@
+"""`xgr-stream bench stream`: it runs, counts and draws; speed itself is not a test's business."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from xgr_stream.cli.bench import bench
+from xgr_stream.cli.benches.arrivals import Mix, schedule
+from xgr_stream.cli.benches.latencies import Outcomes
+
+ROOT = Path(__file__).parent.parent.parent
+MIX = Mix(users=50, zipf=1.0, events_per_request=4.0, cold_share=0.25, seed=3)
+
+
+def run(*options: str) -> str:
+    result = CliRunner().invoke(bench, ["stream", *options])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_arrivals_are_poisson_and_users_zipf() -> None:
+    plan = schedule(MIX, 500.0, 20.0)
+    assert len(plan.requests_at) == pytest.approx(10_000, rel=0.05)
+    assert len(plan.events_at) == pytest.approx(40_000, rel=0.05)
+    gaps = np.diff(plan.events_at)
+    assert gaps.min() >= 0
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    counts = np.sort(np.bincount(plan.event_users, minlength=50))[::-1]
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.2)
+    assert plan.cold.mean() == pytest.approx(0.25, abs=0.02)
+    assert (schedule(MIX, 500.0, 20.0).events_at == plan.events_at).all()
+
+
+def test_outcomes_are_told_apart() -> None:
+    outcomes = Outcomes(sent=5, timeout_s=1.0)
+    stages = {"wait": 1.0, "append": 0.0, "decode": 2.0, "total": 4.0}
+    answer = {"stages_ms": stages, "cache": "warm"}
+    outcomes.note(answer, 0.006)
+    outcomes.note(answer, 1.5)
+    outcomes.note({"stages_ms": {"total": 3.0}, "error": "over_capacity"}, 0.01)
+    outcomes.note({"stages_ms": {"total": 900.0}, "error": "deadline_exceeded"}, 0.01)
+    row = outcomes.row(2.0)
+    assert (row["answered"], row["goodput"], row["refused"], row["late"], row["unanswered"]) == (4, 0.5, 1, 2, 1)
+    assert row["refused_p99_ms"] == 3.0
+    assert row["stream_ms"] == pytest.approx((2.0 + 1496.0) / 2)
+
+
+def test_in_process_with_an_engine_of_given_step_times(tmp_path: Path) -> None:
+    figures, plot = tmp_path / "figures.json", tmp_path / "curve.png"
+    options = ["--in-process", "--engine", "paced", "--paced", "5", "50", "5", "--events-per-request", "2"]
+    loads = ["--rate", "40", "--rate", "80", "--overload", "3", "--seconds", "1", "--users", "20", "--cold", "0.1"]
+    output = run(*options, *loads, "--context", "90", "--json", str(figures), "--plot", str(plot))
+    rows = json.loads(figures.read_text())["rows"]
+    assert [round(row["offered"]) for row in rows[:2]] == [40, 80]
+    assert rows[2]["offered"] == pytest.approx(3 * max(row["goodput"] for row in rows[:2]))
+    assert all(row["unanswered"] == 0 for row in rows)
+    assert all(row["caches"].get("cold", 0) > 0 for row in rows)
+    assert "3 x the best load" in output
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_process_with_a_model() -> None:
+    shape = ["--shape", "tiny", "--context", "60", "--users", "4", "--beam", "8", "--k", "4", "--device", "cpu"]
+    assert "kept up with" in run("--in-process", *shape, "--rate", "5", "--seconds", "2", "--timeout-ms", "20000")
+
+
+def test_loads_rise_until_one_is_too_much(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    paced = ["--engine", "paced", "--paced", "20", "1000", "0", "--events-per-request", "0", "--timeout-ms", "300"]
+    run("--in-process", *paced, "--from", "4", "--seconds", "2", "--json", str(figures))
+    rows = json.loads(figures.read_text())["rows"]
+    assert 1 < len(rows) < 10  # a request takes 64 ms: some 14 a second
+    assert rows[-1]["goodput"] < 0.9 * rows[-1]["offered"] or rows[-1]["p99_ms"] > 300
+
+
+@pytest.mark.parametrize("options", [["--in-process", "--echo"], ["--engine", "null", "--shape", "tiny"]])
+def test_options_that_exclude_each_other_are_refused(options: list[str]) -> None:
+    result = CliRunner().invoke(bench, ["stream", *options])
+    assert result.exit_code == 1
+    assert "leave out" in result.output
+
+
+def test_in_process_needs_no_kafka_client() -> None:
+    """The machines with GPUs have none."""
+    program = (
+        "import sys; sys.modules.update(aiokafka=None, faust=None);"
+        "from xgr_stream.cli.main import main;"
+        "main(['bench', 'stream', '--in-process', '--rate', '20', '--seconds', '1'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "kept up with" in done.stdout
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("driver", ["kafka", "faust"])
+def test_through_a_broker_beside_a_bare_echo(driver: str, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    output = run(
+        "--driver", driver, "--echo", "--rate", "20", "--seconds", "2", "--timeout-ms", "20000", "--json", str(figures)
+    )
+    ours, echo = json.loads(figures.read_text())["rows"]
+    assert (ours["run"], echo["run"]) == ("xgr", "echo")
+    assert ours["unanswered"] == echo["unanswered"] == 0
+    assert ours["late"] == 0
+    assert "x the bare Faust echo's" in output
