@@ -58,6 +58,7 @@ def prepare_decodes(
         pages=draft.pages,
         hidden_slot=draft.hidden_slot,
         last_token=0,
+        life=0,
     )
     try:
         for requests in _powers(config.max_batch_rows // config.beam_width):
