@@ -122,6 +122,7 @@ def test_the_changelog_bytes_are_what_is_written() -> None:
         written.append(changelog.entry_of(event, offset, applied, store))
     assert written[1] == (HEX["segment key"], HEX["segment value"])
     assert changelog.delta_key("user-7", 11) == HEX["delta key"]
+    assert changelog.forget_entry("user-7", 1041).key == HEX["forget key"]
     assert changelog.fence(b"\x00\x00") == (HEX["fence key"], HEX["fence value"])
 
 
