@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -133,10 +133,23 @@ async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     await (part.client if isinstance(part, AIOKafkaProducer) else part._client).close()
 
 
-def group_member(consumer: AIOKafkaConsumer) -> str:
-    """What the group calls this consumer now: the same name as before, or it was out of the group in between."""
-    name: str = consumer._coordinator.member_id
-    return name
+class Membership(NamedTuple):
+    """A consumer's place in its group at one assignment."""
+
+    member: str
+    """What the group calls it: another name after the group had given it up."""
+    generation: int
+    """Of the group, one more with every assignment."""
+
+    def follows(self, last: Membership | None) -> bool:
+        """Whether there was no assignment between the two that this consumer did not get: then nobody else can have had
+        what it had and has again."""
+        return last is not None and (self.member, self.generation) == (last.member, last.generation + 1)
+
+
+def membership(consumer: AIOKafkaConsumer) -> Membership:
+    """Of a consumer that was just given partitions."""
+    return Membership(consumer._coordinator.member_id, consumer._coordinator.generation)
 
 
 def record_of(message: Any) -> Record:
