@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
-STOP_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 2.0
 MAX_HEARTBEAT_MS = 300
 
 

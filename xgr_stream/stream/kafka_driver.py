@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 POLL_MS = 200
 MAX_BATCH = 1_000
 COMMIT_INTERVAL_S = 1.0
-COMMIT_TIMEOUT_S = 5.0
+COMMIT_TIMEOUT_S = 2.0
 SETTLE_TIMEOUT_S = 1.0
 """How long a rebalance waits for the answers to what was taken, so that they are not given twice."""
 
