@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from aiokafka.admin import NewTopic
@@ -62,9 +63,11 @@ async def test_a_second_worker_takes_over_with_the_history(broker: Broker, confi
         await each_remembers_one_event()
 
 
-@pytest.mark.parametrize("was_out", [False, True])
-async def test_a_rebalance_leaves_alone_what_stays(broker: Broker, config: StreamConfig, was_out: bool) -> None:
-    """Unless the worker was out of the group in between: somebody else may have gone on with its partitions."""
+@pytest.mark.parametrize("missed", [{}, {"member": "before the group gave it up"}, {"generation": -5}])
+async def test_a_rebalance_leaves_alone_what_stays(
+    broker: Broker, config: StreamConfig, missed: dict[str, Any]
+) -> None:
+    """Unless the worker missed an assignment in between: somebody else may have gone on with its partitions."""
     users = [f"user-{n}" for n in range(12)]
     async with (
         kafka_worker(broker, config) as first,
@@ -73,12 +76,13 @@ async def test_a_rebalance_leaves_alone_what_stays(broker: Broker, config: Strea
         for user in users:
             await client.recommend(user, timeout=20, after=await client.send_event(user, "item-1"))
         before = dict(first.runtime.processor._partitions)
-        if was_out:
-            first._member = "what the group called it before it gave it up"
+        assert first._membership is not None
+        if missed:
+            first._membership = first._membership._replace(**missed)
         async with kafka_worker(broker, config) as second:
             await until(lambda: len(first.runtime.processor.assigned) == 2)
             after = first.runtime.processor._partitions
-            assert [after[number] is before[number] for number in after] == [not was_out] * 2
+            assert [after[number] is before[number] for number in after] == [not missed] * 2
             responses = await asyncio.gather(*(client.recommend(user, timeout=30) for user in users))
             assert [response.event_count for response in responses] == [1] * len(users)
             caches = {r.cache for r in responses if first.runtime.processor.owns(r.user_id)}

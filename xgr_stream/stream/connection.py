@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
-STOP_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 2.0
 MAX_HEARTBEAT_MS = 300
 
 
@@ -194,10 +194,23 @@ async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     await (part.client if isinstance(part, AIOKafkaProducer) else part._client).close()
 
 
-def group_member(consumer: AIOKafkaConsumer) -> str:
-    """What the group calls this consumer now: the same name as before, or it was out of the group in between."""
-    name: str = consumer._coordinator.member_id
-    return name
+class Membership(NamedTuple):
+    """A consumer's place in its group at one assignment."""
+
+    member: str
+    """What the group calls it: another name after the group had given it up."""
+    generation: int
+    """Of the group, one more with every assignment."""
+
+    def follows(self, last: Membership | None) -> bool:
+        """Whether there was no assignment between the two that this consumer did not get: then nobody else can have had
+        what it had and has again."""
+        return last is not None and (self.member, self.generation) == (last.member, last.generation + 1)
+
+
+def membership(consumer: AIOKafkaConsumer) -> Membership:
+    """Of a consumer that was just given partitions."""
+    return Membership(consumer._coordinator.member_id, consumer._coordinator.generation)
 
 
 def record_of(message: Any) -> Record:

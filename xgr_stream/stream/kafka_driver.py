@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from xgr_stream.stream.connection import group_member, record_of, stop_client
+from xgr_stream.stream.connection import Membership, membership, record_of, stop_client
 from xgr_stream.stream.runtime import Runtime, Setup
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ MAX_BATCH = 1_000
 SLICE = 100
 """Records that are processed before answers are written and refusals sent again: some 5 ms."""
 COMMIT_INTERVAL_S = 1.0
-COMMIT_TIMEOUT_S = 5.0
+COMMIT_TIMEOUT_S = 2.0
 SETTLE_TIMEOUT_S = 1.0
 """How long a rebalance waits for the answers to what was taken, so that they are not given twice."""
 
@@ -45,8 +45,8 @@ class KafkaDriver:
         )
         self._committed: dict[TopicPartition, int] = {}
         self._stopping = asyncio.Event()
-        self._member = ""
-        """What the group called this worker when it was last given partitions."""
+        self._membership: Membership | None = None
+        """When it was last given partitions."""
         self._assigned = asyncio.Event()
         """Cleared during a rebalance: nothing is read then."""
         self._rebalances = 0
@@ -164,12 +164,12 @@ class KafkaDriver:
         self._committed.clear()
 
     async def assigned(self, partitions: Iterable[TopicPartition]) -> None:
-        """Give up what is now another's. What stays here keeps its histories, prefixes and requests, if this worker was
-        a member all the time: one that the group had given up has another name now, and somebody else may have gone on
-        meanwhile. Without an await: nothing may be read before it is done."""
-        member = group_member(self._consumer)
-        staying = {tp.partition for tp in partitions} if member == self._member else set()
-        self._member = member
+        """Give up what is now another's. What stays here keeps histories, prefixes and requests, unless there was an
+        assignment that this worker did not get: somebody else may have gone on meanwhile. Without an await: nothing may
+        be read before it is done."""
+        now = membership(self._consumer)
+        staying = {tp.partition for tp in partitions} if now.follows(self._membership) else set()
+        self._membership = now
         try:
             self.runtime.revoke((self._topics[0], number) for number in self.runtime.processor.assigned - staying)
             self.runtime.assign(partitions)

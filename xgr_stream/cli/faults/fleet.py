@@ -124,7 +124,8 @@ class Fleet:
             )
             await self.kill(worker)
         else:
-            early = code == -signal.SIGTERM and SERVING not in worker.said()
+            said = worker.said()
+            early = code == -signal.SIGTERM and (SERVING not in said or NO_BROKER in said)
             if code != 0 and worker.state is State.TOLD and not early:  # else another fault killed it meanwhile
                 self.differences.append(f"{worker} ended with {code} after SIGTERM; it said: {worker.said()}")
         worker.state = State.ENDED
