@@ -44,7 +44,8 @@ FIELDS = {
     ),
     config.WindowConfig: "max_events stride",
     config.CacheConfig: "budget_bytes page_size",
-    config.EngineConfig: "beam_width normalizer device dtype window cache max_batch_rows max_batch_tokens",
+    config.EngineConfig: "beam_width normalizer device dtype fp8 window cache max_batch_rows max_batch_tokens "
+    "append_piece_ms",
     config.HistoryConfig: "keep_events segment_events",
     config.TopicNames: "events requests responses dead_letters changelog",
     config.StreamConfig: (

@@ -9,6 +9,7 @@ from xgr_kernels.beam_descend import BeamDescent, beam_descend
 from xgr_kernels.beam_select import BeamSelection, beam_select
 from xgr_kernels.gate_up_silu import gate_up_silu
 from xgr_kernels.kv_write import kv_write
+from xgr_kernels.quantize_rows import quantize_rows
 from xgr_kernels.rms_norm import rms_norm, rms_norm_fp8
 from xgr_kernels.silu_mul import silu_mul, silu_mul_fp8
 from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
@@ -21,6 +22,9 @@ __all__ = [
     "beam_select",
     "gate_up_silu",
     "kv_write",
+    "plan_append_attention",
+    "plan_staged_attention",
+    "quantize_rows",
     "rms_norm",
     "rms_norm_fp8",
     "silu_mul",

@@ -19,6 +19,8 @@ from xgr_kernels.attention_plan import Plan, Tiling
 LOG2_E = 1.4426950408889634
 MULTIPROCESSORS = 132
 """Of an H100 or H200; it decides only into how many parts contexts go."""
+ENOUGH_PROGRAMS = 200
+"""As many tiles fill the card without cutting contexts, and then the pipelined kernel gains."""
 MERGE_ROWS, MERGE_PARTS = 4, 4
 
 gdc_wait = tl.extra.cuda.gdc_wait
@@ -318,6 +320,13 @@ def hopper() -> ModuleType:
 def dependent_launch(device: torch.device) -> bool:
     """Whether a kernel may start before the one it depends on has ended: Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def pipelines(device: torch.device, page_size: int, dim: int, dtype: torch.dtype) -> bool:
+    """Whether paged_hopper.py is for this: 16 bits on Hopper, tiles of 64 keys that each lie in one page."""
+    on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return on_hopper and dtype.itemsize == 2 and dim == 128 and page_size % 64 == 0
 
 
 def tile_width(page_size: int, dim: int, dtype: torch.dtype) -> tuple[int, bool]:

@@ -11,8 +11,8 @@ from xgr_kernels.attention_plan import Plan, Tiling
 
 OVERHEAD = 128
 """What starting and ending a program costs, in keys."""
-MERGE = 64
-"""What merging costs, in keys."""
+MERGE = 256
+"""What merging a part of 64 rows costs, in keys."""
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def _plan_kernel(
             # At least k + 1 programs of this size or more fall to one slot, if more than k times the slots are as long.
             as_long = tl.sum(tl.where(chunk[None, :] >= chunk[:, None], number[None, :], 0), 1)
             cost = tl.maximum(cost, tl.max(tl.cdiv(as_long * kv_heads, SLOTS) * mean, 0))
-        cost = tl.where(tl.max(parts, 0) > 1, cost + merge, cost)
+        cost += tl.sum(tl.where(parts > 1, number, 0), 0) * kv_heads * merge * BLOCK_M / (64 * SLOTS)
         cost = tl.where(tl.sum(number, 0) <= most_items, cost, float("inf"))
         limit = tl.where(cost < least, candidate, limit)
         least = tl.minimum(cost, least)

@@ -16,6 +16,28 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 
 Run = Callable[..., object]
 
+INTERPRETER_CASES = 3
+"""Of each test, evenly spaced: Triton's interpreter takes seconds where the reference takes milliseconds (beam_select's
+80 cases: four minutes). XGR_EVERY_CASE=1 runs all of them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("XGR_EVERY_CASE") == "1":
+        return
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if params and "interpreter" in (params.get("run"), params.get("device")):
+            by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {
+        id(item)
+        for cases in by_test.values()
+        for place, item in enumerate(cases)
+        if place % -(-len(cases) // INTERPRETER_CASES)
+    }
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+    items[:] = [item for item in items if id(item) not in left_out]
+
 
 def _implementations(op: str) -> list[str]:
     has_kernel = importlib.util.find_spec("triton") and importlib.util.find_spec(f"xgr_kernels.{op}.kernel")
@@ -28,6 +50,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "run" in metafunc.fixturenames:
         op = metafunc.module.__name__.rpartition("test_")[2]
         metafunc.parametrize("run", _implementations(op), indirect=True)
+    if "device" in metafunc.fixturenames:
+        op = metafunc.module.__name__.rpartition("test_")[2]
+        metafunc.parametrize("device", _implementations(op), indirect=True)
 
 
 @pytest.fixture
@@ -49,3 +74,14 @@ def run(request: pytest.FixtureRequest) -> Run:
         return result.cpu() if isinstance(result, torch.Tensor) else [x.cpu() for x in result]
 
     return call
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the op of this test module, called through its wrapper, takes its tensors."""
+    if request.param == "interpreter":
+        monkeypatch.setattr(
+            "xgr_kernels.dispatch._implementation",
+            lambda op, name, on_cuda: getattr(importlib.import_module(f"xgr_kernels.{op}.kernel"), name),
+        )
+    return "cuda" if request.param == "cuda" else "cpu"

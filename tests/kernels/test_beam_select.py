@@ -32,6 +32,8 @@ class Case:
     emptied_nodes: Tensor
     normalizer: str
     log_normalizer: Tensor | None
+    num_out: int | None = None
+    early_stop: bool = True
 
     def select(self, run) -> BeamSelection:
         return BeamSelection(*run(**vars(self)))
@@ -161,6 +163,57 @@ def test_ties_go_to_the_smaller_node(run, width: int, normalizer: str) -> None:
     assert chosen.nodes.tolist() == smallest
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_padding_does_not_matter(run, seed: int) -> None:
+    """Rows, requests, outputs and emptied nodes of a bucket that no request uses."""
+    case = random_case(random.Random(seed))
+    alone = case.select(run)
+    rows, out = len(case.scores), int(case.out_starts[-1])
+    case.logits = torch.cat([case.logits, torch.full((5, case.logits.shape[1]), math.nan)])
+    case.scores = torch.cat([case.scores, torch.full((5,), math.nan)])
+    case.nodes = torch.cat([case.nodes, torch.full((5,), 10**9, dtype=torch.int32)])
+    if case.log_normalizer is not None:
+        case.log_normalizer = torch.cat([case.log_normalizer, torch.full((5,), math.nan)])
+    for name in ("row_starts", "out_starts", "emptied_starts"):
+        starts = getattr(case, name)
+        setattr(case, name, torch.cat([starts, starts[-1:].expand(3)]))
+    case.mask_index = torch.cat([case.mask_index, torch.zeros(3, dtype=torch.int32)])
+    case.emptied_nodes = torch.cat([case.emptied_nodes, torch.full((7,), -5, dtype=torch.int32)])
+    case.num_out = out + 9
+    padded = case.select(run)
+    torch.testing.assert_close(padded.scores[:out], alone.scores)
+    assert torch.equal(padded.nodes[:out], alone.nodes)
+    assert torch.equal(padded.parents[:out], alone.parents)
+    assert (padded.scores[out:] == -math.inf).all()
+    assert (padded.nodes[out:] == -1).all()
+    assert (padded.parents[out:] == 0).all()
+    assert (padded.children_kept[-3:] == 0).all()
+    assert rows == len(case.scores) - 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_early_stop_changes_only_what_is_scanned(run, seed: int) -> None:
+    case = random_case(random.Random(seed), requests=2, rows=17, codes=130, width=4)
+    stopped = case.select(run)
+    case.early_stop = False
+    scanned = case.select(run)
+    check(case, scanned)
+    assert torch.equal(stopped.nodes, scanned.nodes)
+    assert (stopped.beams_scanned <= scanned.beams_scanned).all()
+    assert (stopped.children_kept <= scanned.children_kept).all()
+
+
+@pytest.mark.parametrize("normalizer", ["level", "legal", "given"])
+def test_all_codes_are_children(run, normalizer: str) -> None:
+    """Many codes, all of them children, some excluded: the pass over the logits serves their scores, too."""
+    case = random_case(random.Random(7), requests=2, rows=3, codes=1024, width=4, normalizer=normalizer, dense=True)
+    case.node_masks = torch.rand(case.node_masks.shape) < 0.9
+    first = int(case.child_starts[int(case.nodes.max())])
+    case.emptied_nodes = torch.arange(first, first + 3, dtype=torch.int32)
+    case.emptied_starts = torch.tensor([0, 3, 3], dtype=torch.int32)
+    check(case, case.select(run))
+
+
 def test_all_beams_dead(run) -> None:
     case = random_case(random.Random(4), dead=1.0)
     case.logits.fill_(math.nan)
@@ -187,6 +240,7 @@ def test_a_leading_beam_spares_the_others(run) -> None:
         ({"normalizer": "softmax"}, "normalizer must be 'level' or 'legal', not 'softmax'"),
         ({"log_normalizer": torch.zeros(99)}, r"log_normalizer must have shape \[\d+\], not \[99\]"),
         ({"out_starts": torch.zeros(9, dtype=torch.int32)}, r"out_starts must have shape \[2\], not \[9\]"),
+        ({"row_starts": torch.zeros(2)}, "nodes, row_starts, .* must be int32"),
         ({"node_masks": torch.zeros(1, 1)}, r"node_masks must have shape \[any, \d+\], not \[1, 1\]"),
     ],
 )

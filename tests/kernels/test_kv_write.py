@@ -66,6 +66,33 @@ def test_equals_one_head_at_a_time(run, seed: int) -> None:
     torch.testing.assert_close(v_pages, v_expected, rtol=0, atol=0)
 
 
+def test_factors_come_first(device: str) -> None:
+    """A product of FP8 factors, of hidden states that are not normalised yet, is scaled before anything else."""
+    tokens, heads, kv_heads, dim = 5, 4, 2, 16
+    joined = torch.randn(tokens, heads + 2 * kv_heads, dim, device=device)
+    hidden = torch.randn(tokens, 24, device=device) * 4
+    row_scale = torch.rand(tokens, 1, device=device)
+    column_scale = torch.rand((heads + 2 * kv_heads) * dim, device=device)
+    factor = row_scale * (hidden.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+    angles = torch.rand(30, dim // 2, device=device) * 6
+    options = {
+        "positions": torch.randint(0, 30, (tokens,), device=device),
+        "slots": torch.randperm(8, device=device)[:tokens],
+        "cos_sin": torch.cat([angles.cos(), angles.sin()], 1),
+        "q_norm": torch.rand(dim, device=device) + 0.5,
+        "k_norm": torch.rand(dim, device=device) + 0.5,
+        "eps": 1e-5,
+    }
+    got, want = (torch.zeros(2, 2, kv_heads, 4, dim, device=device) for _ in range(2))
+    scales = {"hidden": hidden, "row_scale": row_scale, "column_scale": column_scale}
+    split = [heads, kv_heads, kv_heads]
+    out = kv_write(*joined.split(split, 1), k_pages=got[0], v_pages=got[1], **options, **scales)
+    scaled = joined * factor[:, :, None] * column_scale.view(1, -1, dim)
+    wanted = kv_write(*scaled.split(split, 1), k_pages=want[0], v_pages=want[1], **options)
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -22,7 +22,7 @@ def train_codebook(points: FloatArray, num_codes: int, random: np.random.Generat
     there are fewer distinct points."""
     points = _sample(points, num_codes * POINTS_PER_CODE, random)
     means = _plus_plus(_sample(points, num_codes * SEEDING_POINTS_PER_CODE, random), num_codes, random)
-    nearest = np.full(len(points), -1, np.int32)
+    nearest: Codes = np.full(len(points), -1, np.int32)
     for _ in range(MAX_ITERATIONS):
         before = nearest
         nearest, distances = assign(points, means)
@@ -80,7 +80,7 @@ def update_means(points: FloatArray, nearest: Codes, distances: FloatArray, mean
     """The mean of each cluster; one that lost all its points takes one of the points farthest from their own mean."""
     sizes = np.bincount(nearest, minlength=len(means))
     sums = np.stack([np.bincount(nearest, column, len(means)) for column in points.T], axis=1)
-    updated = (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)
+    updated: FloatArray = (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)
     empty = np.flatnonzero(sizes == 0)
     updated[empty] = points[np.argsort(-distances, kind="stable")[: len(empty)]]
     return updated

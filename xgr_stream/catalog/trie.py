@@ -34,7 +34,7 @@ class Trie:
     def from_sids(cls, sids: Int32Array, codes: tuple[int, ...]) -> Trie:
         """Build from the items' SIDs, `[items, levels]`, sorted lexicographically."""
         num_items, levels = sids.shape
-        first_rows = [np.zeros(1, np.int32)]  # per depth: the first item row of each node
+        first_rows: list[Int32Array] = [np.zeros(1, np.int32)]  # per depth: the first item row of each node
         begins_node = np.zeros(num_items, np.bool_)
         begins_node[0] = True
         for level in range(levels):

@@ -72,6 +72,7 @@ def worker(
     config = StreamConfig(topics=topics, partitions=partitions)
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
+    engine.prepare()
     serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -57,7 +57,17 @@ class _Piece:
 class Appender:
     """Runs appends on one lane, in forwards of at most `max_batch_tokens` tokens, each over several users."""
 
-    def __init__(self, model: Model, cache: PrefixCache, lane: Lane, max_batch_tokens: int, switches: Switches) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: PrefixCache,
+        lane: Lane,
+        switches: Switches,
+        *,
+        max_batch_tokens: int,
+        page_columns: int,
+    ) -> None:
+        """`page_columns`: pages of the longest prefix to expect; a longer one has its graphs captured anew."""
         self._decoder = model.decoder
         self._config = model.config
         self._cache = cache
@@ -67,7 +77,7 @@ class Appender:
         self._cuda = self._device.type == "cuda"
         self._graphs = Graphs(lane) if self._cuda and switches.graphs else None
         self._staging: dict[AppendShape, Staging] = {}
-        self._page_columns = 0
+        self._page_columns = page_columns
 
     @property
     def lane(self) -> Lane:
@@ -99,7 +109,6 @@ class Appender:
         columns = max(self._cache.pool.pages_for(piece.kv_tokens) for piece in pieces)
         if not self._cuda:
             return AppendShape(len(pieces), tokens, sum(piece.ends for piece in pieces), columns)
-        # A shape's tensors stay, and a prefill's are large: its tables have their longest width from the start.
         self._page_columns = max(self._page_columns, columns)
         return AppendShape.bucket(len(pieces), tokens, self._page_columns)
 

@@ -28,7 +28,7 @@ class ContextReader:
         self._window = window
         self._item_names = history.item_names
         self._action_names = history.action_names
-        self._rows = np.empty(0, dtype=np.int32)
+        self._rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
 
     @property
     def prompt(self) -> TokenArray:

@@ -63,8 +63,16 @@ class BeamDecoder:
     """
 
     def __init__(
-        self, model: Model, cache: PrefixCache, normalizer: Normalizer, lane: Lane, switches: Switches
+        self,
+        model: Model,
+        cache: PrefixCache,
+        normalizer: Normalizer,
+        lane: Lane,
+        switches: Switches,
+        *,
+        page_columns: int,
     ) -> None:
+        """`page_columns`: pages of the longest prefix to expect; a longer one has its graphs captured anew."""
         self._decoder = model.decoder
         self._levels = model.tokens.levels
         self._cache = cache
@@ -78,7 +86,7 @@ class BeamDecoder:
         self._generation = -1
         self._staging: dict[tuple[int, int], Staging] = {}
         self._results = ResultBuffers(self._device)
-        self._page_columns = 0
+        self._page_columns = page_columns
         self.scanned: list[tuple[Tensor, Tensor]] = []
         """Of the last decode without a graph, per level: beams scanned [requests], and beams alive [1]."""
 

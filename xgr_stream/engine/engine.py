@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,17 +17,21 @@ from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.context import ContextReader
 from xgr_stream.engine.decode import BeamDecoder
-from xgr_stream.engine.lanes import Lane, Mark
+from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers, PendingGroup
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
+from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
+from xgr_stream.engine.work import Work
 from xgr_stream.errors import EngineError, InvalidEvent, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
+    MAX_TAIL_TOKENS,
+    NO_FILTER,
     ItemFilter,
     Recommendation,
     RecommendRequest,
@@ -104,16 +106,14 @@ class Engine:
             model.config.hidden_size,
             rebuild_cost=lambda tokens: prefill_operations(model.config, tokens),
         )
-        device = self.cache.hidden.device
-        self._decode_lane = Lane(device, priority=-1)
-        self._append_lane = Lane(device) if switches.streams else self._decode_lane
-        make = partial(Appender, model, self.cache, max_batch_tokens=config.max_batch_tokens, switches=switches)
-        self._appender = make(lane=self._append_lane)
-        self._request_appender = make(lane=self._decode_lane)
-        self._tails = TailForks(model, self.cache, self._request_appender, self.window)
-        self._beam_decoder = BeamDecoder(model, self.cache, self.normalizer, self._decode_lane, switches)
+        longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS
+        page_columns = self.cache.pool.pages_for(longest)
+        self._work = Work(model, self.cache, config, switches, page_columns=page_columns)
+        self._tails = TailForks(model, self.cache, self._work.request_appender, self.window)
+        self._beam_decoder = BeamDecoder(
+            model, self.cache, self.normalizer, self._work.decode_lane, switches, page_columns=page_columns
+        )
         self._counters = Counters()
-        self._pages_in_flight = 0
         self.use_catalog(catalog)
 
     @classmethod
@@ -146,7 +146,7 @@ class Engine:
         """Answer from this catalog from now on. Prefixes that another one tokenised are computed anew on next use,
         unless both give items the same tokens."""
         self.model.tokens.check_catalog(catalog.codes)
-        self.settle()
+        self._work.settle()
         self._catalog = catalog
         self._legality = LegalityTables(catalog, self.cache.hidden.device)
         reader = ContextReader(catalog, self.model, self.window, self.history)
@@ -211,7 +211,7 @@ class Engine:
         while jobs:
             group = self._next_group(jobs, views, pending)
             if group.jobs:
-                with self._decode_lane.current():
+                with self._work.decode_lane.current():
                     pending.add(self._begin_group(group))
         self._counters.requests += len(requests)
         return pending
@@ -223,7 +223,8 @@ class Engine:
         before = self._counters.tokens_appended
         waiting = deque(_newest(views).values())
         users = 0
-        begun = self._append_lane.mark()
+        work = self._work
+        begun = work.append_lane.mark()
         while waiting:
             plans: dict[str, Plan] = {}
             pages = 0
@@ -237,17 +238,26 @@ class Engine:
                     plans[plan.user_id] = plan
                 waiting.popleft()
             if plans:
-                prefixes = self._run(plans, pages, self._appender)
-                held = self._pin(prefixes.values())
-                self._keep(self._append_lane, self._append_lane.mark(), plans, pages, held)
+                prefixes = self._run(plans, pages, work.appender)
+                work.keep(work.pin(prefixes.values()), work.append_lane, work.append_lane.mark(), plans, pages)
             users += len(plans)
         tokens = self._counters.tokens_appended - before
-        return WarmReport(users, tokens, begun, self._append_lane.mark())
+        return WarmReport(users, tokens, begun, work.append_lane.mark())
 
-    def settle(self) -> None:
-        """Wait for everything under way on the device."""
-        self._append_lane.reap(leave=0)
-        self._decode_lane.reap(leave=0)
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """On CUDA, capture the graphs of the usual sizes, which would otherwise be captured when first needed and hold
+        up that request. It takes some seconds."""
+        if self.cache.hidden.is_cuda:
+            prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
+            unfiltered = self._catalog.resolve(NO_FILTER)
+            prepare_decodes(self._beam_decoder, self.cache, self.config, unfiltered, self._legality)
+
+    @property
+    def last_scanned(self) -> list[tuple[int, int]]:
+        """Per level of the last decode that was no graph (`Switches.graphs`): beams whose children were looked at, and
+        beams that were alive."""
+        return [(int(scanned.sum()), int(alive)) for scanned, alive in self._beam_decoder.scanned]
 
     def pending_tokens(self, view: HistoryView) -> int:
         """Tokens that warming this user up to `view` computes, at most. Safe to call from any thread."""
@@ -274,7 +284,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
-        self.settle()
+        self._work.settle()
         self.cache.check_integrity()
         self._catalog.check_integrity()
         if self._counters.invalid_items:
@@ -312,11 +322,11 @@ class Engine:
         return group
 
     def _begin_group(self, group: _Group) -> PendingGroup:
-        lane = self._decode_lane
+        work, lane = self._work, self._work.decode_lane
         begun = lane.mark()
-        prefixes = self._run(group.plans, group.pages, self._request_appender)
+        prefixes = self._run(group.plans, group.pages, work.request_appender)
         own = [prefixes[job.request.user_id] for job in group.jobs]
-        held = self._pin(own)
+        held = work.pin(own)
         try:
             ends = held.enter_context(self._tails.forked(own, [job.tail for job in group.jobs]))
             appended = lane.mark()
@@ -325,41 +335,14 @@ class Engine:
         except BaseException:
             held.close()
             raise
-        self._keep(lane, beams.results.mark, group.plans, group.pages, held)
+        work.keep(held, lane, beams.results.mark, group.plans, group.pages)
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
 
     def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
-        """The prefixes of these users, brought up to their plans on the appender's lane."""
-        for lane in (self._decode_lane, self._append_lane):
-            lane.reap()
-        if self._pages_in_flight + pages > self.cache.pool.num_pages:
-            self.settle()
-        if appender.lane is self._decode_lane:
-            self._decode_lane.follow(self._append_lane, plans)
-        else:
-            # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
-            self._append_lane.follow(self._decode_lane)
-        with appender.lane.current():
-            prefixes = self._prefixes.run(list(plans.values()), appender)
+        prefixes = self._work.run(self._prefixes, plans, pages, appender)
         self._counters.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
-        return {prefix.user_id: prefix for prefix in prefixes}
-
-    def _pin(self, prefixes: Iterable[UserPrefix]) -> ExitStack:
-        held = ExitStack()
-        held.enter_context(self.cache.pinned(list(prefixes)))
-        return held
-
-    def _keep(self, lane: Lane, mark: Mark, users: Iterable[str], pages: int, held: ExitStack) -> None:
-        """Close `held` once the lane's work up to the mark, for these users on so many pages, is done."""
-        self._pages_in_flight += pages
-
-        def release() -> None:
-            self._pages_in_flight -= pages
-            held.close()
-
-        lane.keep(mark, users, release)
-        lane.reap()
+        return prefixes
 
 
 @dataclass(slots=True)

@@ -97,7 +97,9 @@ def _load(
 
     if model is None or catalog is None:
         raise ConfigError("model and catalog must both be given, or an engine")
-    return Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
+    engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
+    engine.prepare()
+    return engine
 
 
 def _only_topic(sources: Sequence[Source]) -> str:

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from xgr_kernels.attention_plan import Plan, Tiling
-from xgr_kernels.paged import MULTIPROCESSORS, attend, tile_width
+from xgr_kernels.paged import ENOUGH_PROGRAMS, MULTIPROCESSORS, attend, pipelines, tile_width
 from xgr_kernels.work_list import make_plan
 
 
@@ -54,14 +54,18 @@ def plan(
     tiling: Tiling | None = None,
 ) -> Plan:
     users = len(kv_lengths)
-    tiling = tiling or choose_tiling(tokens * (heads // kv_heads), users, kv_heads, head_dim, page_size, dtype)
+    if tiling is None:
+        rows_of_head = tokens * (heads // kv_heads)
+        tiling = choose_tiling(rows_of_head, users, kv_heads, head_dim, page_size, dtype, query_starts.device)
     return make_plan(
         query_starts, kv_lengths, tiling,
         rows=tokens, heads=heads, kv_heads=kv_heads, dim=head_dim, dtype=dtype, causal=True,
     )  # fmt: skip
 
 
-def choose_tiling(rows: int, users: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype) -> Tiling:
+def choose_tiling(
+    rows: int, users: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype, device: torch.device
+) -> Tiling:  # fmt: skip
     """Tiles as tall as a user's new rows (rows: tokens × group); the context in parts where tiles are few."""
     block_d = triton.next_power_of_2(dim)
     block_n, descriptors = tile_width(page_size, dim, dtype)
@@ -70,7 +74,11 @@ def choose_tiling(rows: int, users: int, kv_heads: int, dim: int, page_size: int
     block_m = max(16, min(64, triton.next_power_of_2(triton.cdiv(rows, users))))
     programs = triton.cdiv(rows, block_m) * kv_heads
     if block_m > 16:
-        return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, 1 if programs > 200 else 16, descriptors)
+        enough = programs > ENOUGH_PROGRAMS
+        splits = 1 if enough else 16
+        if block_m == 64 and enough and pipelines(device, page_size, dim, dtype):
+            return Tiling(64, 128, block_d, 4, 3, 2 * MULTIPROCESSORS, splits, True, pipelined=True)
+        return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, splits, descriptors)
     if programs < MULTIPROCESSORS:
         return Tiling(16, block_n, block_d, 4, 4, MULTIPROCESSORS, 16, descriptors)
     # Memory is the limit: 64 users' 3 tokens × 28 layers in 1.91 ms; with 64 keys to a tile 2.02.

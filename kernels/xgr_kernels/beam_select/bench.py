@@ -106,10 +106,24 @@ def check() -> None:
 
 
 def run() -> Iterator[tuple[str, float, float]]:
+    """(case, median ms, spread) of one level."""
     for case, call in cases():
         median, spread = graph_ms(lambda call=call: [beam_select(**call) for _ in range(CALLS)])
         yield case, median / CALLS, spread / CALLS
 
 
+def baselines() -> Iterator[tuple[str, float, float]]:
+    """The same choice without any filter."""
+    logits = torch.randn(REQUESTS * BEAMS, CODES, device="cuda")
+    scores = torch.randn(REQUESTS * BEAMS, 1, device="cuda")
+
+    def choose() -> None:
+        for _ in range(CALLS):
+            (logits.log_softmax(1) + scores).view(REQUESTS, -1).topk(BEAMS)
+
+    median, spread = graph_ms(choose)
+    yield "torch's log_softmax and topk, no filter", median / CALLS, spread / CALLS
+
+
 if __name__ == "__main__":
-    report("beam_select", check, run)
+    report("beam_select", check, run, baselines)

@@ -17,7 +17,9 @@ def ordered_bits(score):
 
 @triton.jit
 def lower_bound(values, low, high, wanted):
-    """The first place in the sorted values[low:high] whose value is at least `wanted`: 128 pivots at a time, so that 10,000 take two rounds."""
+    """The first place in the sorted values[low:high] whose value is at least `wanted`.
+
+    128 pivots at a time, so that 10,000 values take two rounds."""
     while low < high:
         step = (high - low + PIVOTS - 1) // PIVOTS
         at = low + tl.arange(0, PIVOTS) * step

@@ -17,7 +17,7 @@ class Tiles(NamedTuple):
     rows: int = 128
     columns: int = 128
     depth: int = 64
-    group: int = 8
+    group: int = 16
     warps: int = 8
     stages: int = 4
 

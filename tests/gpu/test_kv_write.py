@@ -1,37 +1,24 @@
-"""The kernels in the precisions they serve in, against the float32 references on the same inputs.
-
-tests/kernels holds every op to a loop oracle in float32, on the GPU too where there is one."""
+"""kv_write in the precisions it serves in, against the float32 reference on the same inputs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.gpu.agreement import TOLERANCE, agree, widened
 from xgr_kernels.kv_write import kv_write
 from xgr_kernels.kv_write.reference import kv_write as kv_write_reference
 
 pytestmark = pytest.mark.gpu
 
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-6}
-"""‖kernel − reference‖ / ‖reference‖: a few roundings of the output and of the softmax's weights."""
-
 dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 heads = pytest.mark.parametrize(("kv_heads", "group", "dim"), [(8, 2, 128), (2, 7, 64), (3, 5, 96), (1, 8, 256)])
 
 
-def agree(got: Tensor, want: Tensor) -> None:
-    error = float((got.float() - want.float()).norm() / want.float().norm())
-    assert error < TOLERANCE[got.dtype]
-
-
-def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.float() if x.is_floating_point() else x for x in tensors)
-
-
 @dtypes
 @heads
-def test_kv_write(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
+@pytest.mark.parametrize("folded", [False, True])
+def test_kv_write(dtype: torch.dtype, kv_heads: int, group: int, dim: int, folded: bool) -> None:
     tokens = 300
     joined = torch.randn(tokens, kv_heads * (group + 2), dim, dtype=dtype, device="cuda")
     q, k, v = joined.split([kv_heads * group, kv_heads, kv_heads], dim=1)
@@ -46,6 +33,13 @@ def test_kv_write(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> No
         "k_norm": torch.rand(dim, dtype=dtype, device="cuda") + 0.5,
         "eps": 1e-6,
     }
+    if folded:
+        columns = kv_heads * (group + 2) * dim
+        options |= {
+            "row_scale": torch.rand(tokens, 1, device="cuda"),
+            "column_scale": torch.rand(columns, device="cuda"),
+        }
+        options["hidden"] = torch.randn(tokens, 200, dtype=dtype, device="cuda")
     got = torch.zeros(2, 5, kv_heads, 64, dim, dtype=dtype, device="cuda")
     want = torch.zeros_like(got, dtype=torch.float32)
     agree(

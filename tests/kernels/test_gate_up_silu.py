@@ -1,0 +1,29 @@
+"""gate_up_silu against the formula, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xgr_kernels import gate_up_silu
+
+
+@pytest.mark.parametrize(("n", "inter", "hidden"), [(1, 1, 1), (5, 40, 33), (70, 65, 130), (32, 32, 64)])
+def test_equals_the_formula(device: str, n: int, inter: int, hidden: int) -> None:
+    x, weight = torch.randn(n, hidden, device=device), torch.randn(2 * inter, hidden, device=device)
+    gate, up = x.double() @ weight[:inter].double().T, x.double() @ weight[inter:].double().T
+    wanted = (gate / (1 + (-gate).exp()) * up).float()
+    torch.testing.assert_close(gate_up_silu(x, weight), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(4, 3), r"weight must have shape \[any, 5\], not \[4, 3\]"),
+        (torch.ones(3, 5), "weight must have an even number of rows, not 3"),
+        (torch.ones(4, 5).half(), "weight must be torch.float32 like x, not torch.float16"),
+    ],
+)
+def test_bad_arguments_are_named(weight: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gate_up_silu(torch.ones(2, 5), weight)

@@ -1,0 +1,75 @@
+"""What the device has to do, in order: appends and decodes on their lanes, and the memory that they hold meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+from xgr_stream.cache import PrefixCache, UserPrefix
+from xgr_stream.config import EngineConfig
+from xgr_stream.engine.append import Appender
+from xgr_stream.engine.lanes import Lane, Mark
+from xgr_stream.engine.prefixes import Plan, PrefixBuilder
+from xgr_stream.engine.switches import Switches
+from xgr_stream.model import Model
+
+
+class Work:
+    """An engine's two lanes. A decode does not wait for other users' appends, and memory that work under way reads or
+    writes is pinned until that work is done."""
+
+    def __init__(
+        self, model: Model, cache: PrefixCache, config: EngineConfig, switches: Switches, *, page_columns: int
+    ) -> None:
+        device = cache.hidden.device
+        self.decode_lane = Lane(device, priority=-1)
+        self.append_lane = Lane(device) if switches.streams else self.decode_lane
+
+        def appender(lane: Lane) -> Appender:
+            most = config.max_batch_tokens
+            return Appender(model, cache, lane, switches, max_batch_tokens=most, page_columns=page_columns)
+
+        self.appender = appender(self.append_lane)
+        """For users who are warmed ahead of their requests."""
+        self.request_appender = appender(self.decode_lane)
+        """For what a request still lacks."""
+        self._cache = cache
+        self._pages_in_flight = 0
+
+    def run(
+        self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], pages: int, appender: Appender
+    ) -> dict[str, UserPrefix]:
+        """The prefixes of these users, brought up to their plans, which take so many pages, on the appender's lane."""
+        self.decode_lane.reap()
+        self.append_lane.reap()
+        if self._pages_in_flight + pages > self._cache.pool.num_pages:
+            self.settle()
+        if appender is self.request_appender:
+            self.decode_lane.follow(self.append_lane, plans)
+        else:
+            # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
+            self.append_lane.follow(self.decode_lane)
+        with appender.lane.current():
+            return {prefix.user_id: prefix for prefix in prefixes.run(list(plans.values()), appender)}
+
+    def pin(self, prefixes: Iterable[UserPrefix]) -> ExitStack:
+        """Holds these prefixes' memory until closed."""
+        held = ExitStack()
+        held.enter_context(self._cache.pinned(list(prefixes)))
+        return held
+
+    def keep(self, held: ExitStack, lane: Lane, mark: Mark, users: Iterable[str], pages: int) -> None:
+        """Close `held` once the lane's work up to the mark, for these users on so many pages, is done."""
+        self._pages_in_flight += pages
+
+        def release() -> None:
+            self._pages_in_flight -= pages
+            held.close()
+
+        lane.keep(mark, users, release)
+        lane.reap()
+
+    def settle(self) -> None:
+        """Wait for everything under way."""
+        self.append_lane.reap(leave=0)
+        self.decode_lane.reap(leave=0)
