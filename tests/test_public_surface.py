@@ -50,7 +50,7 @@ FIELDS = {
     config.TopicNames: "events requests responses dead_letters changelog",
     config.StreamConfig: (
         "topics partitions codec history partitioner default_timeout_ms dedup_window_ms max_message_bytes "
-        "max_pending_requests shutdown_timeout_s warm_users"
+        "max_pending_requests max_open_events max_unpublished_answers shutdown_timeout_s warm_users"
     ),
 }
 

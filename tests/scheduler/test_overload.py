@@ -71,7 +71,7 @@ def slow() -> Iterator[Stage]:
 
 
 def test_a_request_that_cannot_be_in_time_is_refused_at_once(slow: Stage) -> None:
-    waiting = [slow.ask() for _ in range(10)]
+    waiting = [slow.ask() for _ in range(30)]
     began = time.monotonic()
     refused = slow.ask(timeout_s=STEP_S * 4)
     assert refused.done()

@@ -64,6 +64,7 @@ class NullEngine:
         self.before_answer: Callable[[Work], None] | None = None
         self._version = version
         self._num_items = num_items
+        self._items_known = frozenset(f"item-{row}" for row in range(num_items))
         self._bytes_budget = bytes_budget
         self._resident: dict[str, int] = {}
         self._resident_events = 0
@@ -98,8 +99,7 @@ class NullEngine:
 
     def knows_item(self, item_id: str) -> bool:
         """Whether this is one of `item-0` to `item-<num_items - 1>`."""
-        prefix, _, number = item_id.partition("-")
-        return prefix == "item" and number.isdecimal() and int(number) < self._num_items
+        return item_id in self._items_known
 
     def _answer(self, request: RecommendRequest, view: HistoryView | None) -> RecommendResponse:
         event_count, event_offset, status, cache = 0, -1, Status.UNKNOWN_USER, CacheState.NONE
