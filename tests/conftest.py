@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import warnings
@@ -10,6 +11,10 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+# Read when triton is imported, which no test module has done yet: the kernels run in its interpreter without a GPU.
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The machines that run these tests are shared: a slow example is no failure, nor are examples that are slow to draw
 # (the first strings of a fresh checkout wait for hypothesis's tables of characters). On CI a failure must be one that

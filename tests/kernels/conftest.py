@@ -11,9 +11,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which nothing has done yet
-
 Run = Callable[..., object]
 
 INTERPRETER_CASES = 3
