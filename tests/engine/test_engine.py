@@ -308,3 +308,23 @@ def test_a_large_filter_set_is_kept_within_bounds(engine):
             index = tags.index(item_filter.allow[0])
             expected = {f"item-{i}" for i in range(60) if i % len(tags) == index}
             assert {r.item_id for r in response.items} == expected
+
+
+def test_an_append_that_raises_has_changed_nothing(engine):
+    too_many = [f"action-{i}" for i in range(33_000)]
+    with pytest.raises(InvalidEvent, match="at most 32767 distinct"):
+        engine.append("user", ["item-1"] * len(too_many), too_many)
+    assert engine.history.view("user") is None
+
+
+@pytest.mark.parametrize("items", ["item-1", None, iter(["item-1"])])
+def test_items_and_actions_must_be_sequences(engine, items):
+    with pytest.raises(InvalidEvent, match="items must be a sequence of item ids"):
+        engine.append("user", items)
+    with pytest.raises(InvalidEvent, match="actions must be a sequence of strings or None"):
+        engine.append("user", ["item-1", "item-2"], "ab")
+
+
+def test_users_to_forget_are_not_one_string(engine):
+    with pytest.raises(InvalidRequest, match="user_ids must be a collection"):
+        engine.forget("user")

@@ -99,3 +99,15 @@ async def test_figures_of_a_worker(client: RecommendClient, worker: KafkaDriver)
     for stage in ("wait", "append", "decode", "publish", "total"):
         assert figure("xgr_stage_seconds_count", stage=stage), stage
     await until(lambda: [figure("xgr_events_behind", partition=str(n)) for n in range(4)] == [0.0] * 4)
+
+
+async def test_an_idle_worker_keeps_the_deadline_of_a_request_that_waits(raw: Raw) -> None:
+    """Nothing else wakes it, and the deadline that it sleeps until is a later one."""
+    first, second = uuid.uuid4().hex, uuid.uuid4().hex
+    await raw.request("waiting", {"v": 1, "request_id": first, "timeout_ms": 60_000})
+    assert (await raw.response(first))["status"] == "unknown_user"
+    await asyncio.sleep(0.5)
+    await raw.request("waiting", {"v": 1, "request_id": second, "min_offset": 10**12, "timeout_ms": 500})
+    async with asyncio.timeout(5):
+        response = await raw.response(second)
+    assert (response["status"], response["error"]) == ("error", "deadline_exceeded")

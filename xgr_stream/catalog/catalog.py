@@ -128,6 +128,8 @@ class Catalog:
 
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
         """Let items come or go, in O(levels) each. Mutates; filters resolved before are no longer valid."""
+        if isinstance(item_ids, str):
+            raise CatalogError(f"item_ids must be a collection of item ids, not {item_ids!r}")
         unique = sorted(set(item_ids))
         rows = self.rows(unique)
         if (rows < 0).any():

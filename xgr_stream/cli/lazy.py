@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,3 +42,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except XgrError as error:
             raise click.ClickException(f"{error.code}: {error}") from error
+        except Exception as error:
+            kafka = sys.modules.get("aiokafka.errors")  # loaded by commands that talk to brokers
+            if kafka is not None and isinstance(error, kafka.KafkaConnectionError):
+                raise click.ClickException(f"no broker answers: {error}") from error
+            raise

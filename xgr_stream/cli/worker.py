@@ -13,6 +13,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.config import CacheConfig, EngineConfig, SnapshotConfig, StreamConfig, TopicNames
 from xgr_stream.errors import DeviceLost
+from xgr_stream.types import MAX_BEAM_WIDTH
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
@@ -40,10 +41,12 @@ SESSION_TIMEOUT_S = 10.0
     help="How long a worker may be silent before its partitions go to another.",
 )
 @click.option("--device", default="cpu", help="Where the model computes.")
-@click.option("--beam-width", default=64, type=click.IntRange(1), help="Beams of a request that names none.")
+@click.option(
+    "--beam-width", default=64, type=click.IntRange(1, MAX_BEAM_WIDTH), help="Beams of a request that names none."
+)
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
 @click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz and /readyz.")
-@click.option("--web-port", default=9464, type=click.IntRange(1), help="Its port.")
+@click.option("--web-port", default=9464, type=click.IntRange(1, 65_535), help="Its port.")
 @click.option("--snapshots", type=click.Path(file_okay=False), help="Directory for local copies of the histories.")
 @click.option("--instance", help="Name of this worker's own for static membership: kept across restarts.")
 @broker_options

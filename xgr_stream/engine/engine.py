@@ -26,7 +26,7 @@ from xgr_stream.engine.sizing import check_history, default_window, keep_freed_m
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import EngineError, InvalidEvent, NothingLegal, XgrError, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, NothingLegal, XgrError, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -158,13 +158,16 @@ class Engine:
 
     def append(self, user_id: str, items: Sequence[str], actions: Sequence[str | None] | None = None) -> None:
         """These events happened, in this order; the user is warm afterwards. `actions`: one per item."""
-        if isinstance(items, str):
-            raise InvalidEvent(f"items must be a sequence of item ids, not {items!r}")
+        for name, of, values in (("items", "item ids", items), ("actions", "strings or None", actions or ())):
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise InvalidEvent(f"{name} must be a sequence of {of}, not {values!r}")
         if actions is not None and len(actions) != len(items):
             raise InvalidEvent(f"actions must be one per item ({len(items)}), not {len(actions)}")
         # All are checked before the first is applied: an append that raises has changed nothing.
-        pairs = zip(items, actions or [None] * len(items), strict=True)
-        for event in [UserEvent(user_id, item, action) for item, action in pairs]:
+        pairs = zip(items, [None] * len(items) if actions is None else actions, strict=True)
+        events = [UserEvent(user_id, item, action) for item, action in pairs]
+        self.history.check_actions(event.action for event in events if event.action is not None)
+        for event in events:
             self.history.apply(event)
         view = self.history.view(user_id)
         if view is not None:
@@ -268,6 +271,8 @@ class Engine:
 
     def forget(self, user_ids: Iterable[str]) -> None:
         """Drop these users' prefixes; their history is left alone."""
+        if isinstance(user_ids, str):
+            raise InvalidRequest(f"user_ids must be a collection of user ids, not {user_ids!r}")
         self.cache.drop(user_ids)
 
     def stats(self) -> EngineStats:

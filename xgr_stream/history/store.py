@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history.interner import Interner
@@ -272,6 +274,12 @@ class HistoryStore:
         if restore.forgotten:
             self._forgotten[partition] = restore.forgotten
         return stale
+
+    def check_actions(self, names: Iterable[str]) -> None:
+        """Raise `InvalidEvent` if `add_action` would refuse one of these, added together."""
+        new = {name for name in names if self.action_names.get(name) is None}
+        if len(self.action_names) + len(new) > MAX_ACTIONS:
+            raise InvalidEvent(f"action must be one of at most {MAX_ACTIONS} distinct ones, and {len(new)} are new")
 
     def add_action(self, name: str) -> int:
         """The number of an action, a new one if it has none. Raises `InvalidEvent` when there are too many."""

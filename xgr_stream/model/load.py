@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,9 @@ def save_checkpoint(
     owned = {name: tensor.cpu().clone(memory_format=contiguous) for name, tensor in checked.items()}
     # transformers refuses a file that does not say which framework wrote it.
     save_file(owned, path / "model.safetensors", metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    (path / "model.safetensors").chmod(0o666 & ~umask)  # safetensors makes it its owner's alone, unlike the others
     # config.json last: a directory without it is no checkpoint yet.
     for name, value in (("xgr.json", xgr), ("config.json", config)):
         (path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

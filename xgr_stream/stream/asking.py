@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from xgr_stream.errors import error_from
+from xgr_stream.errors import InvalidRequest, error_from
 from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status
 
 
@@ -17,6 +17,9 @@ class EventPosition(NamedTuple):
 
     partition: int
     offset: int
+
+
+MAX_TIMEOUT_S = 86_400.0
 
 
 class Asking(ABC):
@@ -42,10 +45,15 @@ class Asking(ABC):
         """The `k` best items for a user, as `response.items`.
 
         `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
-        until this event was seen. `tail`: token ids to read before the next item instead of the checkpoint's own.
+        until this event, one of the same user, was seen. `tail`: token ids to read before the next item instead of the
+        checkpoint's own.
         Raises the error that an error response names: `DeadlineExceeded`, `NothingLegal`, ...
         """
         seconds = self._default_timeout_s if timeout is None else timeout
+        if not isinstance(seconds, int | float) or not 0 <= seconds < MAX_TIMEOUT_S:
+            raise InvalidRequest(f"timeout must be a number of seconds from 0 to {MAX_TIMEOUT_S:.0f}, not {timeout!r}")
+        if after is not None and not isinstance(after, EventPosition):
+            raise InvalidRequest(f"after must be what send_event returned, not {after!r}")
         request = RecommendRequest(
             next(self._ids),
             user_id,

@@ -98,7 +98,10 @@ class Connection:
     def __post_init__(self) -> None:
         if not isinstance(self.bootstrap, str) or not self.bootstrap:
             raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
-
+        for address in self.bootstrap.split(","):
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+                raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
         unknown = set(self.security) - SECURITY_SETTINGS
         if unknown:
             known, others = ", ".join(sorted(SECURITY_SETTINGS)), ", ".join(sorted(unknown))

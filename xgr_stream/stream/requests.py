@@ -188,6 +188,8 @@ class Requests:
             raise InvalidRequest("request_id must not be that of a request still pending")
         self._pending[pending.key] = pending
         heapq.heappush(self._deadlines, (pending.deadline, next(self._sequence), pending))
+        if self._deadlines[0][2] is pending:
+            self._outbox.wake()  # whoever sleeps until the next deadline sleeps until a later one
         return pending
 
     def _start(self, pending: Pending) -> None:
