@@ -158,7 +158,10 @@ class Engine:
 
     def append(self, user_id: str, items: Sequence[str], actions: Sequence[str | None] | None = None) -> None:
         """These events happened, in this order; the user is warm afterwards. `actions`: one per item."""
-        for name, of, values in (("items", "item ids", items), ("actions", "strings or None", actions or ())):
+        for name, of, values in (
+            ("items", "item ids", items),
+            ("actions", "strings or None", () if actions is None else actions),
+        ):
             if isinstance(values, str) or not isinstance(values, Sequence):
                 raise InvalidEvent(f"{name} must be a sequence of {of}, not {values!r}")
         if actions is not None and len(actions) != len(items):
