@@ -47,11 +47,11 @@ class Nobody:
     def submit(self, *_: object) -> None:
         raise NotImplementedError
 
-    def want_append(self, view: object) -> None:
-        pass
+    def want_appends(self, views: object) -> None:
+        """Nobody is warmed."""
 
     def forget(self, user_ids: object) -> None:
-        pass
+        """Nobody is warm."""
 
 
 def resident_bytes() -> int:
