@@ -11,6 +11,8 @@ Shape = tuple[int | None, ...]
 def check_shape(name: str, tensor: Tensor, shape: Shape) -> None:
     """Raise ValueError unless `tensor` has this shape; None stands for any size."""
     actual = tensor.shape
+    if actual == shape:
+        return
     fits = len(actual) == len(shape)
     for want, size in zip(shape, actual, strict=False):  # a decode checks a hundred shapes: no generator here
         if want is not None and want != size:

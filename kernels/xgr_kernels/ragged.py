@@ -18,6 +18,13 @@ def size_classes(*sizes: Tensor) -> list[Tensor]:
     return [(kind_of == kind).nonzero().flatten() for kind in range(len(kinds))]
 
 
+def owners(starts: Tensor) -> Tensor:
+    """Which group each element belongs to, group i owning starts[i] : starts[i + 1]. [elements] int64"""
+    if starts.shape[0] == 2:
+        return torch.zeros(int(starts[-1]), dtype=torch.int64, device=starts.device)
+    return torch.repeat_interleave(starts.diff())
+
+
 def padded_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Where the elements of each group lie: index [groups, most] and which of them are real [groups, most].
 

@@ -88,7 +88,8 @@ class BeamDecoder:
         self._results = ResultBuffers(self._device)
         self._page_columns = page_columns
         self.scanned: list[tuple[Tensor, Tensor]] = []
-        """Of the last decode without a graph, per level: beams scanned [requests], and beams alive [1]."""
+        """Of the last decode without a graph, per level: beams scanned [requests], and the beams' scores [rows], -inf
+        for dead ones."""
 
     def begin(
         self,
@@ -192,7 +193,7 @@ class BeamDecoder:
                 early_stop=self._switches.early_stop,
             )
             if self._graphs is None:
-                self.scanned.append((selection.beams_scanned, (scores > -torch.inf).sum()))
+                self.scanned.append((selection.beams_scanned, scores))
             if level == self._levels - 1:
                 break
             scores, nodes = selection.scores, selection.nodes

@@ -263,7 +263,9 @@ class Engine:
     def last_scanned(self) -> list[tuple[int, int]]:
         """Per level of the last decode that was no graph (`Switches.graphs`): beams whose children were looked at, and
         beams that were alive."""
-        return [(int(scanned.sum()), int(alive)) for scanned, alive in self._beam_decoder.scanned]
+        return [
+            (int(scanned.sum()), int((scores > -torch.inf).sum())) for scanned, scores in self._beam_decoder.scanned
+        ]
 
     def pending_tokens(self, view: HistoryView) -> int:
         """Tokens that warming this user up to `view` computes, at most. Safe to call from any thread."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xgr_kernels.ragged import owners
+
 
 def beam_descend(
     parents: Tensor,
@@ -18,13 +20,14 @@ def beam_descend(
     step: int,
     ancestors: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = torch.arange(len(parents), device=parents.device)
-    real = rows < row_starts[-1]
-    descended = ancestors.new_zeros(len(parents), ancestors.shape[1])
-    descended[:, :step] = ancestors[parents, :step]
-    descended[:, step] = rows
-    request = torch.searchsorted(row_starts[1:].contiguous(), rows.to(row_starts.dtype), right=True)
-    request = request.clamp_(max=len(prefix_lengths) - 1)
-    positions = (prefix_lengths[request].long() + step).masked_fill_(~real, 0)
-    tokens = token_ids[child_codes[torch.where(real, nodes, 0).clamp_(min=0)]]
+    rows, real = parents.shape[0], int(row_starts[-1])
+    descended = ancestors.new_zeros(rows, ancestors.shape[1])
+    if step:
+        descended[:, :step] = ancestors.index_select(0, parents)[:, :step]
+    descended[:, step] = torch.arange(rows, device=parents.device)
+    positions = torch.zeros(rows, dtype=torch.int64, device=parents.device)
+    positions[:real] = prefix_lengths.index_select(0, owners(row_starts)) + step
+    at = nodes.clamp(min=0)
+    at[real:] = 0
+    tokens = token_ids.index_select(0, child_codes.index_select(0, at))
     return descended, positions, torch.nn.functional.embedding(tokens, embedding)

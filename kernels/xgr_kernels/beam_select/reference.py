@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xgr_kernels.ragged import padded_index
+from xgr_kernels.ragged import owners, padded_index
 
 FEW = 16
 """Up to as many children per beam asked for, all are scanned: bounds would cost more than they spare."""
@@ -34,61 +34,69 @@ def beam_select(
     num_out: int | None = None,
     early_stop: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows = int(row_starts[-1])  # what lies behind is padding
+    rows, requests, codes = int(row_starts[-1]), mask_index.shape[0], logits.shape[1]  # behind `rows` is padding
     logits, scores, nodes = logits[:rows].float(), scores[:rows], nodes[:rows]
-    log_normalizer = None if log_normalizer is None else log_normalizer[:rows]
+    if log_normalizer is not None:
+        logits = logits - log_normalizer[:rows, None]
+    elif normalizer == "level":
+        logits = logits.log_softmax(-1)
+    normalised = log_normalizer is not None or normalizer == "level"
     emptied_nodes = emptied_nodes[: int(emptied_starts[-1])]
-    widths = out_starts.diff().long()
-    request_of = torch.repeat_interleave(row_starts.diff())  # [rows]
-    mask_of = mask_index[request_of]
+    widths = out_starts.diff()
+    request_of = owners(row_starts)
     alive = scores > -torch.inf
-    at = nodes.long().clamp(min=0)
-    first_child = child_starts[at].long()
-    num_children = (child_starts[at + 1] - first_child).masked_fill_(~alive, 0)
+    at = nodes.clamp(min=0)
+    first_child = child_starts.index_select(0, at).long()
+    num_children = (child_starts.index_select(0, at + 1) - first_child).masked_fill_(~alive, 0)
+    # Where a row's part of the flattened masks and logits begins.
+    masks_at = (mask_index.long() * node_masks.shape[1]).index_select(0, request_of)
+    logits_at = torch.arange(0, rows * codes, codes, device=logits.device)
     # In this order the children come sorted by node, too, request by request.
-    by_node = (request_of * len(child_starts) + at).argsort()
+    by_node = (request_of * child_starts.shape[0] + at).argsort()
 
     def legal_children(scanned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows] is true."""
-        rows = by_node[scanned[by_node]]
-        counts = num_children[rows]
+        rows = by_node[scanned.index_select(0, by_node)]
+        counts = num_children.index_select(0, rows)
         parent = torch.repeat_interleave(counts)
-        row, skipped = rows[parent], (first_child[rows] - counts.cumsum(0) + counts)[parent]
-        node = torch.arange(len(row), device=row.device) + skipped
-        legal = node_masks[mask_of[row], node]
-        if len(emptied_nodes):
-            owner, stride = torch.repeat_interleave(emptied_starts.diff()), len(child_codes)
-            legal &= ~_contains(owner * stride + emptied_nodes, request_of[row] * stride + node)
-        row, node = row[legal], node[legal]
-        return row, node, logits[row, child_codes[node]]
+        row = rows.index_select(0, parent)
+        skipped = first_child.index_select(0, rows) - counts.cumsum(0) + counts
+        node = torch.arange(row.shape[0], device=row.device) + skipped.index_select(0, parent)
+        legal = node_masks.flatten().index_select(0, node + masks_at.index_select(0, row))
+        if emptied_nodes.shape[0]:
+            owner, stride = owners(emptied_starts), child_codes.shape[0]
+            legal &= ~_contains(owner * stride + emptied_nodes, request_of.index_select(0, row) * stride + node)
+        kept = legal.nonzero()[:, 0]
+        row, node = row.index_select(0, kept), node.index_select(0, kept)
+        place = child_codes.index_select(0, node) + logits_at.index_select(0, row)
+        return row, node, logits.flatten().index_select(0, place)
 
-    if log_normalizer is None and normalizer == "level":
-        log_normalizer = logits.logsumexp(-1)
     scanned, tau = alive, None
     # Without a normalizer yet, it takes every legal child: nothing is left to spare.
-    if early_stop and log_normalizer is not None and int(num_children.sum()) > FEW * int(widths.sum()):
-        bound = (scores - log_normalizer + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
+    if early_stop and normalised and int(num_children.sum()) > FEW * int(widths.sum()):
+        bound = (scores + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
         leading = alive & _leads(bound, num_children, row_starts, widths)
         row, _, logit = legal_children(leading)
-        tau = _nth_best((scores - log_normalizer)[row] + logit, request_of[row], widths)
-        scanned = leading | (alive & (bound >= tau[request_of]))
+        request = request_of.index_select(0, row)
+        tau = _nth_best(scores.index_select(0, row) + logit, torch.bincount(request, minlength=requests), widths)
+        scanned = leading | (alive & (bound >= tau.index_select(0, request_of)))
     row, node, logit = legal_children(scanned)
-    if log_normalizer is None:
-        log_normalizer = _log_sum_exp(logit, row, len(logits))
-    score = (scores - log_normalizer)[row] + logit
+    if not normalised:
+        scores = scores - _log_sum_exp(logit, row, rows)
+    score = scores.index_select(0, row) + logit
+    request = request_of.index_select(0, row)
     if tau is not None:
-        kept = score >= tau[request_of[row]]
-        row, node, score = row[kept], node[kept], score[kept]
-    request = request_of[row]
-    best = _best(score, row, node, request, row_starts, out_starts)
-    padding = 0 if num_out is None else num_out - len(best[0])
+        kept = score >= tau.index_select(0, request)
+        row, node, score, request = row[kept], node[kept], score[kept], request[kept]
+    counts = torch.bincount(request, minlength=requests)
+    best = _best(score, row, node, counts, row_starts, out_starts)
+    padding = 0 if num_out is None else num_out - best[0].shape[0]
     if padding:
         best = tuple(
             torch.nn.functional.pad(x, (0, padding), value=value)
             for x, value in zip(best, (-torch.inf, 0, -1), strict=True)
         )
-    counts = (torch.bincount(of, minlength=len(widths)).int() for of in (request_of[scanned], request))
-    return *best, *counts
+    return *best, torch.bincount(request_of[scanned], minlength=requests).int(), counts.int()
 
 
 def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
@@ -113,40 +121,38 @@ def _leads(bound: Tensor, num_children: Tensor, row_starts: Tensor, widths: Tens
     return torch.zeros_like(real).scatter_(1, by_bound, enough)[real]
 
 
-def _nth_best(score: Tensor, request: Tensor, n: Tensor) -> Tensor:
-    """The n-th best score [requests] of each request's candidates, which lie request by request; -inf if there are
-    fewer."""
-    place, most = _places(request, len(n))
-    widest = int(n.max())
-    table = score.new_full((len(n), max(most, widest)), -torch.inf)
-    table[request, place] = score
-    return table.topk(widest, dim=1).values.gather(1, (n - 1).clamp(min=0)[:, None])[:, 0]
+def _nth_best(score: Tensor, counts: Tensor, n: Tensor) -> Tensor:
+    """The n-th best score [requests] of each request's candidates, of which there are `counts` [requests], request by
+    request; -inf if there are fewer."""
+    table = _table(score, counts)
+    most = min(int(n.max()), table.shape[1])
+    best = torch.nn.functional.pad(table.topk(most, dim=1).values, (0, 1), value=-torch.inf)
+    return best.gather(1, (n.long() - 1).clamp(min=0, max=most)[:, None])[:, 0]
 
 
 def _best(
-    score: Tensor,
-    row: Tensor,
-    node: Tensor,
-    request: Tensor,
-    row_starts: Tensor,
-    out_starts: Tensor,
-) -> tuple[Tensor, ...]:
-    """The requests' output beams, from candidates that lie request by request, nodes ascending."""
-    requests, widths = len(out_starts) - 1, out_starts.diff()
-    place, most = _places(request, requests)
-    # Beams for which there are no candidates stay as they are here, and come last.
-    shape = (requests, max(most, int(widths.max())))
-    scores = score.new_full(shape, -torch.inf)
-    nodes = torch.full(shape, -1, dtype=torch.int32, device=score.device)
-    parents = row_starts[:-1, None].int().repeat(1, shape[1])
-    scores[request, place], nodes[request, place], parents[request, place] = score, node.int(), row.int()
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    owner = torch.repeat_interleave(widths)  # [out]
-    chosen = owner, order[owner, torch.arange(len(owner), device=score.device) - out_starts[owner]]
-    return scores[chosen], parents[chosen], nodes[chosen]
+    score: Tensor, row: Tensor, node: Tensor, counts: Tensor, row_starts: Tensor, out_starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The requests' output beams, from their candidates: `counts` [requests] of them, request by request, nodes
+    ascending."""
+    owner = owners(out_starts)  # [out]
+    if not score.shape[0]:
+        nothing = torch.full_like(owner, -1, dtype=torch.int32)
+        return torch.full_like(nothing, -torch.inf, dtype=score.dtype), row_starts.index_select(0, owner), nothing
+    order = _table(score, counts).argsort(dim=1, descending=True, stable=True)
+    rank = torch.arange(owner.shape[0], device=score.device) - out_starts.index_select(0, owner)
+    missing = rank >= counts.index_select(0, owner)
+    rank = rank.masked_fill_(missing, 0)
+    chosen = order.take(owner * order.shape[1] + rank) + (counts.cumsum(0) - counts).index_select(0, owner)
+    chosen = chosen.masked_fill_(missing, 0)
+    return (
+        torch.where(missing, -torch.inf, score.take(chosen)),
+        torch.where(missing, row_starts.index_select(0, owner), row.take(chosen)).int(),
+        torch.where(missing, -1, node.take(chosen)).int(),
+    )
 
 
-def _places(request: Tensor, requests: int) -> tuple[Tensor, int]:
-    """Each candidate's place among its request's, which lie side by side: [n]; and how many the largest has."""
-    counts = torch.bincount(request, minlength=requests)
-    return torch.arange(len(request), device=request.device) - (counts.cumsum(0) - counts)[request], int(counts.max())
+def _table(score: Tensor, counts: Tensor) -> Tensor:
+    """Scores that lie request by request as [requests, most], -inf behind a request's `counts` [requests]."""
+    index, real = padded_index(counts.cumsum(0) - counts, counts)
+    return score.take(index).masked_fill_(~real, -torch.inf)

@@ -30,13 +30,17 @@ def kv_write(
         q, k, v = _scaled(q, k, v, hidden, eps, row_scale, column_scale)
     both = torch.cat([_normalise(q.float(), q_norm, eps), _normalise(k.float(), k_norm, eps)], dim=1)
     q_turned, k = _rotate(both, cos_sin.index_select(0, positions).float()).tensor_split((q.shape[1],), dim=1)
-    written = slots >= 0
-    if not bool(written.all()):
+    if slots.shape[0] and int(slots.min()) < 0:
+        written = slots >= 0
         k, v, slots = k[written], v[written], slots[written]
     page_size = k_pages.shape[2]
-    page, offset = slots // page_size, slots % page_size
-    k_pages[page, :, offset] = k.to(k_pages.dtype)
-    v_pages[page, :, offset] = v.to(v_pages.dtype)
+    if page_size == 1:
+        k_pages.squeeze(2).index_copy_(0, slots, k.to(k_pages.dtype))
+        v_pages.squeeze(2).index_copy_(0, slots, v.to(v_pages.dtype))
+    else:
+        page, offset = slots // page_size, slots % page_size
+        k_pages[page, :, offset] = k.to(k_pages.dtype)
+        v_pages[page, :, offset] = v.to(v_pages.dtype)
     return q_turned.to(dtype)
 
 

@@ -100,13 +100,18 @@ def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Ten
 
     q: [rows, kv_heads, group, dim], scaled. Returns as _attend_prefix, by row.
     """
-    step = torch.arange(ancestors.shape[1], device=q.device)
-    ancestors = ancestors.long()
-    keys = suffix_k[step, ancestors].float().unsqueeze(3)  # [rows, steps, kv_heads, 1, dim]
-    values = suffix_v[step, ancestors].float().unsqueeze(3)
+    steps, rows = suffix_k.shape[:2]
+    slots = (ancestors + torch.arange(0, steps * rows, rows, dtype=torch.int32, device=q.device)).flatten()
+
+    def own(suffix: Tensor) -> Tensor:
+        """[rows, steps, kv_heads, 1, dim]"""
+        return suffix.flatten(0, 1).index_select(0, slots).float().view(*ancestors.shape, *suffix.shape[2:], 1).mT
+
     # Elementwise: as matrix products these are many tiny ones, five times as slow.
-    scores = (q.unsqueeze(1) * keys).sum(-1)  # [rows, steps, kv_heads, group]
-    log_weights = scores.log_softmax(1)
+    scores = (q.unsqueeze(1) * own(suffix_k)).sum(-1)  # [rows, steps, kv_heads, group]
+    if steps == 1:
+        return own(suffix_v)[:, 0].expand_as(q), scores[:, 0]
+    values, log_weights = own(suffix_v), scores.log_softmax(1)
     return (log_weights.exp().unsqueeze(-1) * values).sum(1), (scores - log_weights)[:, 0]
 
 
