@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m examples.movielens.demo $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: lint test
 

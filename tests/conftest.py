@@ -28,6 +28,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("xgr")
 
+torch.set_num_threads(1)  # the tests run in as many processes as there are cores
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -16,7 +16,7 @@ def last_hidden(engine: Engine, user_id: str) -> np.ndarray:
     return engine.cache.hidden[prefix.hidden_slot].numpy()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.data())
 def test_n_appends_equal_one_prefill(data):
     case = data.draw(cases())
@@ -58,7 +58,7 @@ def test_the_last_hidden_state_is_that_of_a_plain_forward(data):
         assert_same(response.items, expected, 10)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.data())
 def test_interleaved_users_equal_each_user_alone(data):
     case = data.draw(cases())

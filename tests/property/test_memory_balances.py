@@ -11,7 +11,7 @@ from xgr_stream.types import RecommendRequest
 USERS = tuple(f"user-{i}" for i in range(6))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.data())
 def test_memory_balances(data):
     case = data.draw(cases())

@@ -23,7 +23,7 @@ def content(engine: Engine, prefix: UserPrefix) -> list[np.ndarray]:
     return [pool.k[:, prefix.pages].numpy(), pool.v[:, prefix.pages].numpy(), engine.cache.hidden[prefix.hidden_slot]]
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_tail_equals_that_of_the_checkpoint(data):
     case = data.draw(cases(normalizers=("level", "vocabulary", "legal")))
@@ -53,7 +53,7 @@ def test_a_tail_equals_that_of_the_checkpoint(data):
         assert answer.tail_computed == (answer.status is Status.OK and request.tail not in (None, own))
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_tail_leaves_the_users_prefix_as_it_is(data):
     case = data.draw(cases())

@@ -11,7 +11,7 @@ from xgr_stream.types import Status
 NORMALIZERS = ("level", "vocabulary", "legal")
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
 def test_wide_beams_equal_exhaustive_search(data):
     case = data.draw(cases(normalizers=NORMALIZERS))
