@@ -8,14 +8,15 @@ from xgr_stream.cli.benches.wakeup import measure
 
 SAMPLES = 200
 ROUNDS = 6
-P99_MS = 5.0
-"""Python's default switch interval gives seconds. On a machine of one's own it is below 1.5 ms; other processes of a
-shared one add a time slice (3 to 8 ms seen), so the best of several rounds counts: noise can only lengthen one."""
+P50_MS, P99_MS = 5.0, 50.0
+"""Python's default switch interval gives 100 ms to seconds. On a machine of one's own P99 is below 1.5 ms; others, and
+tests beside this one, add time slices of 3 to 8 ms, so the best of several rounds counts: noise only lengthens one."""
 
 
 def test_the_device_thread_is_woken_in_time_with_the_loop_saturated() -> None:
-    rounds: list[float] = []
-    while len(rounds) < ROUNDS and not any(p99 < P99_MS for p99 in rounds):
-        rounds.append(float(np.percentile(measure(SAMPLES), 99)))
-    print("P99 of each round:", *(f"{p99:.2f} ms" for p99 in rounds))
-    assert min(rounds) < P99_MS, f"P99 {min(rounds):.2f} ms in the best of {ROUNDS} rounds"
+    rounds: list[tuple[float, float]] = []
+    while len(rounds) < ROUNDS and not any(p50 < P50_MS and p99 < P99_MS for p50, p99 in rounds):
+        p50, p99 = np.percentile(measure(SAMPLES), (50, 99)).tolist()
+        rounds.append((p50, p99))
+    print("P50 and P99 of each round:", *(f"{p50:.2f} and {p99:.2f} ms" for p50, p99 in rounds))
+    assert any(p50 < P50_MS and p99 < P99_MS for p50, p99 in rounds), f"P50 and P99 in ms of {ROUNDS} rounds: {rounds}"
