@@ -33,7 +33,12 @@ from xgr_stream.errors import ConfigError
         (lambda: CacheConfig(page_size=48), "page_size"),
         (lambda: EngineConfig(beam_width=0), "beam_width"),
         (lambda: EngineConfig(beam_width=100_000), "beam_width"),
+        (lambda: EngineConfig(beam_width="wide"), "beam_width"),  # type: ignore[arg-type]
         (lambda: EngineConfig(normalizer="softmax"), "normalizer"),  # type: ignore[arg-type]
+        (lambda: EngineConfig(dtype="int8"), "dtype"),  # type: ignore[arg-type]
+        (lambda: EngineConfig(device=0), "device"),  # type: ignore[arg-type]
+        (lambda: EngineConfig(window=512), "window"),  # type: ignore[arg-type]
+        (lambda: EngineConfig(cache=1 << 30), "cache"),  # type: ignore[arg-type]
         (lambda: EngineConfig(max_batch_rows=1), "max_batch_rows"),
         (lambda: EngineConfig(max_batch_tokens=0), "max_batch_tokens"),
         (lambda: HistoryConfig(keep_events=0), "keep_events"),

@@ -81,8 +81,19 @@ class EngineConfig:
     CPU, 1.3 on CUDA."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.beam_width <= MAX_BEAM_WIDTH:
+        _at_least("beam_width", self.beam_width, 1)
+        if self.beam_width > MAX_BEAM_WIDTH:
             raise ConfigError(f"beam_width must be from 1 to {MAX_BEAM_WIDTH}, not {self.beam_width!r}")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ConfigError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', not {self.dtype!r}")
+        if not isinstance(self.device, str):
+            raise ConfigError(f"device must be a string like 'cpu' or 'cuda:0', not {self.device!r}")
+        for name, value, kind in (
+            ("window", self.window, (WindowConfig, type(None))),
+            ("cache", self.cache, CacheConfig),
+        ):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name} must be a {name.capitalize()}Config, not {value!r}")
         if self.normalizer not in (None, "level", "vocabulary", "legal"):
             raise ConfigError(f"normalizer must be None, 'level', 'vocabulary' or 'legal', not {self.normalizer!r}")
         _at_least("max_batch_rows", self.max_batch_rows, MAX_BEAM_WIDTH)

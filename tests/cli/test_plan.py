@@ -84,3 +84,12 @@ def test_costs_that_are_none(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["plan", str(tmp_path / "costs.json"), "--p99-ms", "9", "--requests-per-s", "1"])
     assert result.exit_code == 1
     assert "must be what `xgr-stream bench engine --json` writes" in result.output
+
+
+def test_a_trace_that_is_no_parquet_file(tmp_path: Path) -> None:
+    costs, trace = tmp_path / "costs.json", tmp_path / "trace.parquet"
+    costs.write_text(json.dumps({"rows": ROWS}))
+    trace.write_text("timestamp_ms,user_id,kind")
+    result = CliRunner().invoke(main, ["plan", str(costs), "--p99-ms", "60", "--trace", str(trace)])
+    assert result.exit_code == 1
+    assert f"{trace} cannot be read as a Parquet file" in result.output

@@ -83,7 +83,9 @@ async def test_a_rebalance_leaves_alone_what_stays(
             await until(lambda: len(first.runtime.processor.assigned) == 2)
             after = first.runtime.processor._partitions
             own = [user for user in users if first.runtime.processor.owns(user)]
-            await until(lambda: all(map(first.runtime.setup.engine.is_resident, own)))  # those restored are warmed again
+            await until(
+                lambda: all(map(first.runtime.setup.engine.is_resident, own))
+            )  # those restored are warmed again
             assert [after[number] is before[number] for number in after] == [not missed] * 2
             responses = await asyncio.gather(*(client.recommend(user, timeout=30) for user in users))
             assert [response.event_count for response in responses] == [1] * len(users)

@@ -58,13 +58,17 @@ async def _import(
     columns: tuple[str, str, str | None, str | None],
     codec: Codec,
 ) -> int:
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     from xgr_stream.stream import codec as codecs
     from xgr_stream.stream import protocol
     from xgr_stream.types import UserEvent
 
-    file = parquet.ParquetFile(path)
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise click.ClickException(f"{path} cannot be read as a Parquet file: {error}") from error
     names = file.schema_arrow.names
     user, item, action, timestamp = columns
     action = action or ("action" if "action" in names else None)

@@ -85,9 +85,13 @@ def _rows(path: Path, context: int | None, beam: int | None) -> list[dict[str, A
 def _peak(path: Path) -> tuple[float, float, int]:
     """Requests and events a second in the busiest minute of a trace, and all its users."""
     import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(path)
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{path} cannot be read as a Parquet file: {error}") from error
     if missing := {"timestamp_ms", "user_id", "kind"} - set(table.column_names):
         raise ConfigError(f"{path} must have the columns timestamp_ms, user_id and kind, and lacks {sorted(missing)}")
     minutes = table["timestamp_ms"].to_numpy() // (PEAK_S * 1000)

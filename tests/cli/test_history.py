@@ -1,0 +1,17 @@
+"""`xgr-stream history`, as far as it needs no broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from xgr_stream.cli.main import main
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    path.write_text("user_id,item_id")
+    result = CliRunner().invoke(main, ["history", "import", str(path)])
+    assert result.exit_code == 1
+    assert f"{path} cannot be read as a Parquet file" in result.output
