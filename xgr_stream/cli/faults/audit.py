@@ -136,6 +136,19 @@ def audit_answers(truth: Truth, written: Written, offsets: Offsets, findings: Fi
     return [response for response in ok if response.request_id in truth.requests]
 
 
+def audit_once(written: Written, findings: Findings) -> None:
+    """Of what transactional workers committed, no answer and no dead letter is there twice."""
+    answers = Counter(codec.decode(record.value or b"", MAX_BYTES)["request_id"] for record in written.responses)
+    letters = [codec.decode(record.value or b"", MAX_BYTES) for record in written.dead_letters]
+    places = Counter((letter["topic"], letter["partition"], letter["offset"]) for letter in letters)
+    findings.differ(
+        "answers are there more than once", (f"{id} {count} times" for id, count in answers.items() if count > 1)
+    )
+    findings.differ(
+        "dead letters are there more than once", (f"{at} {count} times" for at, count in places.items() if count > 1)
+    )
+
+
 def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findings: Findings) -> None:
     """Every message that can't be read is a dead letter, and nothing else is."""
     corrupt = {
