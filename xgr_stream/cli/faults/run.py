@@ -183,7 +183,7 @@ class _Run:
         audit_dead_letters(truth, held, self._topics, findings)
         answers = audit_answers(truth, held, offsets, findings)
         if self._plan.transactional:
-            audit_once(held, findings)
+            audit_once(held, self._progress.rewound, findings)
         settings = EngineConfig(beam_width=BEAM_WIDTH, cache=CacheConfig(budget_bytes=CACHE_MIB << 20))
         audit_items(truth, answers, Engine.load(self._model, self._catalog, config=settings), findings)
         findings.figures["workers started"] = len(self._fleet.workers)

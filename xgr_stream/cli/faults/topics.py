@@ -63,6 +63,8 @@ class Progress:
 
     def __init__(self, connection: Connection, topics: TopicNames, partitions: int, group_id: str) -> None:
         self._events = topics.events
+        self.rewound: dict[tuple[str, int], int] = {}
+        """(topic, partition) → the lowest offset that it was set back to."""
         self._partitions = [
             TopicPartition(topic, number) for topic in (topics.events, topics.requests) for number in range(partitions)
         ]
@@ -91,6 +93,7 @@ class Progress:
             if committed:
                 back[tp] = round(committed * part)
                 offsets[tp] = committed - back[tp]
+                self.rewound[tp] = min(offsets[tp], self.rewound.get(tp, offsets[tp]))
         if offsets:
             await self._consumer.commit(offsets)
         return back
