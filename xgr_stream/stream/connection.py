@@ -147,8 +147,8 @@ class Connection:
         _make_patient(producer.client)
         try:
             await producer.start()
-        except KafkaConnectionError:
-            await producer.stop()
+        except (KafkaConnectionError, asyncio.CancelledError):
+            await stop_client(producer)
             raise
         except KafkaError as error:
             logger.warning("the broker refuses an idempotent producer (%s): a retry may write a record twice", error)

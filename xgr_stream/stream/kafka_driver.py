@@ -26,6 +26,8 @@ SLICE = 100
 """Records that are processed before answers are written and refusals sent again: some 5 ms."""
 COMMIT_INTERVAL_S = 1.0
 COMMIT_TIMEOUT_S = 2.0
+END_S = 5.0
+"""What a last commit and the end of all clients may take without a broker: of the shutdown timeout, half at most."""
 SETTLE_TIMEOUT_S = 1.0
 """How long a rebalance waits for the answers to what was taken, so that they are not given twice."""
 
@@ -69,18 +71,37 @@ class KafkaDriver:
 
     async def run(self) -> None:
         """Serve until `stop`. Raises what keeps the worker from going on."""
+        timeout_s = self._shutdown_timeout_s
         try:
-            await self.runtime.start()
-            await self._consumer.start()
-            self._consumer.subscribe(self._topics, listener=_Listener(self))
-            await self._until_stopped()
-            await self.runtime.drain(self._shutdown_timeout_s)
-            await self.commit()
+            if await self._started():
+                await self._until_stopped()
+                await self.runtime.drain(max(timeout_s - END_S, timeout_s / 2))
+                await self.commit()
         finally:
-            await stop_client(self._consumer)
-            await self.runtime.stop()
+            # At once: without a broker each takes as long as it may.
+            await asyncio.gather(stop_client(self._consumer), self.runtime.stop())
         if self.runtime.failure is not None:
             raise self.runtime.failure
+
+    async def _started(self) -> bool:
+        """False: told to stop before it was. A producer whose broker goes away while it starts waits for ever."""
+        starting = asyncio.create_task(self._start(), name="xgr-start")
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                return True
+            return False
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.wait({starting, stopping})
+
+    async def _start(self) -> None:
+        await self.runtime.start()
+        await self._consumer.start()
+        self._consumer.subscribe(self._topics, listener=_Listener(self))
 
     async def _until_stopped(self) -> None:
         tasks = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ from xgr_stream.types import RecommendRequest, RecommendResponse
 logger = logging.getLogger(__name__)
 
 GRACE_S = 2.0
-"""How long refusals may take to be written once the shutdown timeout is over."""
+"""How long, at the end of the shutdown timeout, refusals may take to be written; and the device's thread to end."""
 REPORT_INTERVAL_S = 1.0
 
 
@@ -279,16 +279,19 @@ class Runtime:
         self._closing = True
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing more, and answer what was taken: for `timeout_s`, then with `shutting_down`. Then snapshots."""
+        """Take nothing more, and answer what was taken, within `timeout_s`: the last of it with `shutting_down`. Then
+        snapshots, if all is durable: else the broker is away, and they would wait for it."""
         self.close()
         self.processor.close()
-        if not await self._drained(timeout_s):
+        grace_s = min(GRACE_S, timeout_s / 2)
+        drained = await self._drained(timeout_s - grace_s)
+        if not drained:
             logger.warning("%d requests are refused: the shutdown timeout is over", self.processor.pending)
             self.processor.abandon()
             if self._publisher is not None:
                 self._publisher.wake()
-            await self._drained(GRACE_S)
-        if self._snapshots is not None and self._snapshotting is not None and self.failure is None:
+            drained = await self._drained(grace_s)
+        if drained and self._snapshots is not None and self._snapshotting is not None and self.failure is None:
             self._snapshotting.remove_done_callback(self._on_task_done)
             self._snapshotting.cancel()
             await asyncio.wait([self._snapshotting])
@@ -302,14 +305,16 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.processor.revoke(self.processor.assigned)
+        ends: list[Coroutine[Any, Any, object]] = []
         if self._sender is not None:
-            await asyncio.to_thread(self._device.stop, GRACE_S)
+            ends.append(asyncio.to_thread(self._device.stop, GRACE_S))
         if self._snapshots is not None:
-            await self._snapshots.stop()
+            ends.append(self._snapshots.stop())
         if self._transactions is not None:
-            await self._transactions.stop()
+            ends.append(self._transactions.stop())
         if self._producer is not None:
-            await stop_client(self._producer)
+            ends.append(stop_client(self._producer))
+        await asyncio.gather(*ends)
 
     async def _drained(self, timeout_s: float) -> bool:
         publisher = self._publisher
