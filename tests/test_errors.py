@@ -27,6 +27,7 @@ CODES = {
     "NothingLegal": "nothing_legal",
     "NotOwned": "not_owned",
     "ShuttingDown": "shutting_down",
+    "Fenced": "fenced",
     "HistoryError": "history",
     "EngineError": "engine",
     "OutOfMemory": "out_of_memory",

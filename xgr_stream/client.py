@@ -54,7 +54,9 @@ class RecommendClient(Asking):
         topics: TopicNames | None = None,
         codec: Codec = "msgpack",
         max_message_bytes: int = 1 << 20,
+        read_committed: bool = False,
     ) -> None:
+        """`read_committed`: see an answer of transactional workers when it is committed, and once."""
         super().__init__(DEFAULT_TIMEOUT_S)
         self.late = 0
         self.duplicates = 0
@@ -62,6 +64,7 @@ class RecommendClient(Asking):
         self._topics = topics or TopicNames()
         self._codec = codec
         self._max_message_bytes = max_message_bytes
+        self._isolation = "read_committed" if read_committed else "read_uncommitted"
         self._waiting: dict[str, asyncio.Future[RecommendResponse]] = {}
         self._finished: OrderedDict[str, bool] = OrderedDict()
         self._producer: AIOKafkaProducer | None = None
@@ -81,7 +84,7 @@ class RecommendClient(Asking):
         """Connect. Raises `TopologyError` if there is no responses topic."""
         try:
             self._producer = await self._connection.start_producer(max_request_size=self._max_message_bytes)
-            self._consumer = self._connection.consumer()
+            self._consumer = self._connection.consumer(isolation_level=self._isolation)
             await self._consumer.start()
             await self._assign(self._producer, self._consumer)
         except BaseException:

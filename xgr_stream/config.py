@@ -161,6 +161,23 @@ class SnapshotConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TransactionConfig:
+    """What a record causes (history, response, dead letter, its offset) in one Kafka transaction: a reader with
+    `read_committed` sees each answer once. For the aiokafka driver."""
+
+    commit_interval_ms: int = 100
+    """How long events wait for each other to share a transaction. An answer is committed at once, and all before it."""
+    timeout_s: float = 30.0
+    """A transaction that takes longer is given up, by the worker and by the broker: as long may the readers be held
+    back behind a worker that died, if no other takes its partitions. At most the broker's
+    `transaction.max.timeout.ms`."""
+
+    def __post_init__(self) -> None:
+        _at_least("commit_interval_ms", self.commit_interval_ms, 0)
+        _at_least("timeout_s", self.timeout_s, 1, float)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamConfig:
     """How events and requests are taken in and answered."""
 
@@ -173,6 +190,8 @@ class StreamConfig:
     history: HistoryConfig = field(default_factory=HistoryConfig)
     snapshots: SnapshotConfig | None = None
     """None: every restart reads the whole changelog."""
+    transactions: TransactionConfig | None = None
+    """None: at least once. An answer may then be seen twice, with one request id."""
     partitioner: Partitioner = "murmur2"
     """How producers place keys. A record whose partition disagrees is refused; `any` accepts all."""
     default_timeout_ms: int = 1_000

@@ -18,6 +18,7 @@
     │   ├── NothingLegal        the filters leave no item
     │   ├── NotOwned            the user's partition moved to another worker
     │   └── ShuttingDown
+    ├── Fenced                  another process writes under this worker's transactional ids, again and again
     ├── HistoryError            the history or its changelog is inconsistent; the partition stops
     └── EngineError             the device or the engine failed
         ├── OutOfMemory         no memory for this batch; the worker goes on
@@ -103,6 +104,10 @@ class NotOwned(RequestFailed):
 
 class ShuttingDown(RequestFailed):
     code = "shutting_down"
+
+
+class Fenced(XgrError):
+    code = "fenced"
 
 
 class HistoryError(XgrError):

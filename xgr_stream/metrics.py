@@ -72,6 +72,11 @@ class Metrics:
         self.reply_copies_failed = self._counter(
             "reply_copies_failed", "Copies of responses that a request's reply_to topic did not take."
         )
+        self.transactions = self._counter(
+            "transactions",
+            "Transactions, by how they ended: committed, aborted, fenced (another worker took over).",
+            "outcome",
+        )
         self.history_users = self._gauge("history_users", "Users with a history here.")
         self.history_bytes = self._gauge("history_bytes", "Memory of the histories.")
         self.snapshots_written = self._counter("snapshots_written", "Snapshots of a partition's history written.")

@@ -16,13 +16,27 @@ WORKERS: tuple[Kind, ...] = ("kill a worker", "slow a worker", "a worker joins",
 STREAM: tuple[Kind, ...] = ("rewind", "corrupt messages", "kill a worker", "stop the broker", "slow a worker")
 
 
+FENCED: tuple[Kind, ...] = ("freeze a worker", "kill a worker", "rewind", "a worker joins", "corrupt messages")
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(HOME is None, reason="needs Apache Kafka: XGR_TEST_KAFKA_HOME")
-@pytest.mark.parametrize(("seed", "kinds"), [(101, WORKERS), (102, STREAM)])
-def test_nothing_is_lost_doubled_or_wrong(seed: int, kinds: tuple[Kind, ...]) -> None:
+@pytest.mark.parametrize(
+    ("seed", "kinds", "transactional"), [(101, WORKERS, False), (102, STREAM, False), (103, FENCED, True)]
+)
+def test_nothing_is_lost_doubled_or_wrong(seed: int, kinds: tuple[Kind, ...], transactional: bool) -> None:
     said: list[str] = []
-    plan = Soak(seed, seconds=8.0, users=12, events_per_s=40.0, requests_per_s=10.0, session_timeout_s=3.0, kinds=kinds)
+    plan = Soak(
+        seed,
+        seconds=8.0,
+        users=12,
+        events_per_s=40.0,
+        requests_per_s=10.0,
+        session_timeout_s=3.0,
+        kinds=kinds,
+        transactional=transactional,
+    )
     findings = asyncio.run(soak(plan, HOME, None, said.append))
     assert findings.differences == [], "\n".join(said)
     assert findings.figures["events in histories"] == findings.figures["events written"] > 0

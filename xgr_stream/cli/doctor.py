@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
-from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, Partitioner, TopicNames
+from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, Partitioner, TopicNames, TransactionConfig
 from xgr_stream.errors import XgrError
-from xgr_stream.stream.checks import Finding, check_brokers
+from xgr_stream.stream.checks import Finding, check_brokers, check_transactions
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
@@ -27,6 +27,8 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
 @click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
 @click.option("--partitioner", type=click.Choice(["murmur2", "crc32", "any"]), default="murmur2")
+@click.option("--transactional", is_flag=True, help="Also whether workers may have transactions.")
+@click.option("--group", default="xgr-stream", help="Their consumer group, which names their transactional ids.")
 @topic_options
 @broker_options
 def doctor(
@@ -38,6 +40,8 @@ def doctor(
     device: str,
     cache_mib: int,
     users: int,
+    transactional: bool,
+    group: str,
 ) -> None:
     """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
     findings = [_check_device(device)]
@@ -47,6 +51,8 @@ def doctor(
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
     findings += asyncio.run(check_brokers(connection, topics, partitioner))
+    if transactional:
+        findings.append(asyncio.run(check_transactions(connection, TransactionConfig(), group)))
     for finding in findings:
         click.echo(f"{MARKS[finding.grade]}  {finding.what}")
         if finding.remedy and finding.grade != "ok":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--workers", default=2, type=click.IntRange(1, 3), help="Workers at the start.")
 @click.option("--session-timeout", default=6.0, type=click.FloatRange(1), metavar="SECONDS", help="Of the workers.")
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="The workers' driver.")
+@click.option("--transactional", is_flag=True, help="Workers with transactions: no answer may be seen twice.")
 @click.option("--logs", type=click.Path(file_okay=False), help="Keep the workers' logs of runs with differences here.")
 def soak(
     kafka_home: str | None,
@@ -45,6 +46,7 @@ def soak(
     workers: int,
     session_timeout: float,
     driver: Literal["kafka", "faust"],
+    transactional: bool,
     logs: str | None,
 ) -> None:
     """Run workers under load and faults, and audit what they did. Ends with 1 if anything is off.
@@ -61,6 +63,8 @@ def soak(
     if (kafka_home is None) == (broker is None):
         raise click.UsageError("one of --kafka-home and --broker must be given")
     kinds = KINDS if broker is None else tuple(kind for kind in KINDS if kind not in OF_THE_BROKER)
+    if transactional and driver == "faust":
+        raise click.UsageError("--transactional needs --driver kafka: Faust commits offsets by itself")
     failed = []
     for seed in range(first_seed, first_seed + seeds):
         plan = Soak(
@@ -73,10 +77,12 @@ def soak(
             workers=workers,
             session_timeout_s=session_timeout,
             driver=driver,
+            transactional=transactional,
             kinds=kinds,
             nodes=int(nodes),
         )
-        click.echo(f"seed {seed}: {minutes:g} min, {workers} workers ({driver} driver)")
+        how = ", transactions" if transactional else ""
+        click.echo(f"seed {seed}: {minutes:g} min, {workers} workers ({driver} driver{how})")
         findings = asyncio.run(run(plan, kafka_home, broker, click.echo, None if logs is None else Path(logs)))
         _show(findings)
         if findings.differences:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
-from xgr_stream.config import CacheConfig, EngineConfig, SnapshotConfig, StreamConfig, TopicNames
-from xgr_stream.errors import DeviceLost
+from xgr_stream.config import CacheConfig, EngineConfig, SnapshotConfig, StreamConfig, TopicNames, TransactionConfig
+from xgr_stream.errors import DeviceLost, Fenced
 from xgr_stream.types import MAX_BEAM_WIDTH
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 DEVICE_LOST = 3
 """What the process exits with when its device failed: to be started again, unlike after 1 or 2."""
+FENCED = 4
+"""When another process takes its partitions' transactions over again and again: to be looked into."""
 SESSION_TIMEOUT_S = 10.0
 """Faust's own default is a minute."""
 
@@ -48,6 +50,16 @@ SESSION_TIMEOUT_S = 10.0
 @click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz and /readyz.")
 @click.option("--web-port", default=9464, type=click.IntRange(1, 65_535), help="Its port.")
 @click.option("--snapshots", type=click.Path(file_okay=False), help="Directory for local copies of the histories.")
+@click.option(
+    "--transactional", is_flag=True, help="Each answer once for readers with read_committed (aiokafka driver)."
+)
+@click.option(
+    "--commit-interval",
+    default=TransactionConfig().commit_interval_ms,
+    type=click.IntRange(0),
+    metavar="MS",
+    help="How long events wait for each other to share a transaction; an answer waits for nothing.",
+)
 @click.option("--instance", help="Name of this worker's own for static membership: kept across restarts.")
 @broker_options
 def worker(
@@ -65,11 +77,14 @@ def worker(
     web_host: str,
     web_port: int,
     snapshots: str | None,
+    transactional: bool,
+    commit_interval: int,
     instance: str | None,
 ) -> None:
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first.
 
-    Exits with 0 after a SIGTERM, 1 for what it can't go on with, 2 for wrong options, 3 when the device failed.
+    Exits with 0 after a SIGTERM, 1 for what it can't go on with, 2 for wrong options, 3 when the device failed, 4 when
+    another process keeps taking its transactions over.
     """
     from aiokafka.errors import KafkaConnectionError
 
@@ -79,8 +94,13 @@ def worker(
 
     log_to_stderr()
     connection = replace(connection, session_timeout_ms=round(session_timeout * 1000), group_instance_id=instance)
+    if transactional and driver == "faust":
+        raise click.UsageError("--transactional needs --driver kafka: Faust commits offsets by itself")
     config = StreamConfig(
-        topics=topics, partitions=partitions, snapshots=None if snapshots is None else SnapshotConfig(snapshots)
+        topics=topics,
+        partitions=partitions,
+        snapshots=None if snapshots is None else SnapshotConfig(snapshots),
+        transactions=TransactionConfig(commit_interval_ms=commit_interval) if transactional else None,
     )
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
@@ -91,9 +111,9 @@ def worker(
             runner.run(serve(engine, connection, group, config, engine_config, (web_host, web_port)))
     except KafkaConnectionError as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
-    except DeviceLost as error:
+    except (DeviceLost, Fenced) as error:
         failure = click.ClickException(f"{error.code}: {error}")
-        failure.exit_code = DEVICE_LOST
+        failure.exit_code = DEVICE_LOST if isinstance(error, DeviceLost) else FENCED
         raise failure from error
 
 

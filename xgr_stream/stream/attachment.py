@@ -59,6 +59,11 @@ def attach(
     `table_standby_replicas` is at least 1. `/metrics`, `/healthz` and `/readyz` are added to the app's web server.
     """
     config = config or StreamConfig()
+    if config.transactions is not None:
+        raise ConfigError(
+            "transactions must be None in a Faust app, whose driver commits offsets by itself: run `xgr-stream worker "
+            "--transactional` beside it"
+        )
     metrics = metrics or Metrics()
     engine_config = engine_config or EngineConfig()
     engine = engine or _load(model, catalog, config, engine_config)

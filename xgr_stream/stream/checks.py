@@ -18,16 +18,19 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from xgr_stream.config import Partitioner, TopicNames
-from xgr_stream.stream.connection import Connection
+from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
+from xgr_stream.errors import ConfigError
+from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
 from xgr_stream.stream.topology import co_partitioned
+from xgr_stream.stream.transactions import start_producer, transactional_id
 
 Grade = Literal["ok", "warning", "error"]
 
 MAX_SKEW_MS = 200
 """A deadline counts from the record's timestamp, so clocks that disagree take it away."""
 CLOCK_TIMEOUT_S = 10.0
+TRANSACTION_TIMEOUT_S = 20.0
 LOG_APPEND_TIME = 1
 TOPIC_SOURCE = 1
 """Of a setting, as DescribeConfigs tells it: the topic's own."""
@@ -113,6 +116,21 @@ async def topic_settings(admin: Any, topic: str) -> dict[str, str]:
     responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
     entries = [entry for response in responses for resource in response.resources for entry in resource[4]]
     return {entry[0]: entry[1] for entry in entries if entry[3] == TOPIC_SOURCE}
+
+
+async def check_transactions(connection: Connection, config: TransactionConfig, group_id: str) -> Finding:
+    """Whether the brokers let a worker of this group have transactions as long as it wants them."""
+    name = transactional_id(group_id, "doctor", 0)
+    try:
+        async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
+            producer = await start_producer(connection, name, config.timeout_s)
+        await stop_client(producer)
+    except ConfigError as error:
+        return Finding("error", str(error), "mend what it names, or run workers without --transactional")
+    except (KafkaError, OSError, TimeoutError) as error:
+        remedy = "transaction.state.log.replication.factor must be at most the number of brokers (a single one: 1)"
+        return Finding("error", f"no transactional producer can be started: {error!r}", remedy)
+    return Finding("ok", f"transactions of up to {config.timeout_s:g} s, under ids that begin with {group_id}-")
 
 
 async def _check_places(

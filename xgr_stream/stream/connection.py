@@ -24,6 +24,8 @@ RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
 STOP_TIMEOUT_S = 2.0
 MAX_HEARTBEAT_MS = 300
+TRANSACTION_BACKOFF_MS = 20
+"""A broker that still ends the last transaction wants the next one to wait: milliseconds, not aiokafka's 100."""
 
 
 SECURITY_SETTINGS = frozenset(
@@ -145,8 +147,8 @@ class Connection:
         _make_patient(producer.client)
         try:
             await producer.start()
-        except KafkaConnectionError:
-            await producer.stop()
+        except (KafkaConnectionError, asyncio.CancelledError):
+            await stop_client(producer)
             raise
         except KafkaError as error:
             logger.warning("the broker refuses an idempotent producer (%s): a retry may write a record twice", error)
@@ -154,6 +156,24 @@ class Connection:
             producer = AIOKafkaProducer(**settings)
             _make_patient(producer.client)
             await producer.start()
+        return producer
+
+    async def start_transactional_producer(self, transactional_id: str, timeout_s: float) -> AIOKafkaProducer:
+        """A started producer of transactions. Whoever had the id before can write no more, and what it had not
+        committed is aborted when this returns."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.bootstrap,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=round(timeout_s * 1000),
+            retry_backoff_ms=TRANSACTION_BACKOFF_MS,
+            **self.security,
+        )
+        _make_patient(producer.client)
+        try:
+            await producer.start()
+        except BaseException:
+            await stop_client(producer)
+            raise
         return producer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
 from xgr_stream.stream.connection import Membership, membership, record_of, stop_client
+from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.runtime import Runtime, Setup
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ SLICE = 100
 """Records that are processed before answers are written and refusals sent again: some 5 ms."""
 COMMIT_INTERVAL_S = 1.0
 COMMIT_TIMEOUT_S = 2.0
+END_S = 5.0
+"""What a last commit and the end of all clients may take without a broker: of the shutdown timeout, half at most."""
 SETTLE_TIMEOUT_S = 1.0
 """How long a rebalance waits for the answers to what was taken, so that they are not given twice."""
 
@@ -33,14 +37,21 @@ class KafkaDriver:
 
     def __init__(self, setup: Setup) -> None:
         self.runtime = Runtime(
-            setup, on_progress=lambda *_: None, on_failure=self._on_failure, end_offset=self._end_offset
+            setup,
+            on_progress=lambda *_: None,
+            on_failure=self._on_failure,
+            end_offset=self._end_offset,
+            on_opened=self._on_opened,
+            on_fenced=self._on_fenced,
         )
+        self._transactional = setup.config.transactions is not None
         self._topics = (setup.config.topics.events, setup.config.topics.requests)
         self._shutdown_timeout_s = setup.config.shutdown_timeout_s
         # Gives a worker the same partition numbers of all topics that have equal counts; round robin does not.
         self._consumer: AIOKafkaConsumer = setup.connection.group_consumer(
             setup.group_id,
             auto_offset_reset="earliest",
+            isolation_level="read_committed" if self._transactional else "read_uncommitted",
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         self._committed: dict[TopicPartition, int] = {}
@@ -50,6 +61,8 @@ class KafkaDriver:
         self._assigned = asyncio.Event()
         """Cleared during a rebalance: nothing is read then."""
         self._rebalances = 0
+        self._seeks: Counter[int] = Counter()
+        """Times that a partition was begun anew: what was fetched of it before is void."""
 
     def stop(self) -> None:
         """Ask `run` to end: what was taken is answered first, for at most the shutdown timeout."""
@@ -58,18 +71,37 @@ class KafkaDriver:
 
     async def run(self) -> None:
         """Serve until `stop`. Raises what keeps the worker from going on."""
+        timeout_s = self._shutdown_timeout_s
         try:
-            await self.runtime.start()
-            await self._consumer.start()
-            self._consumer.subscribe(self._topics, listener=_Listener(self))
-            await self._until_stopped()
-            await self.runtime.drain(self._shutdown_timeout_s)
-            await self.commit()
+            if await self._started():
+                await self._until_stopped()
+                await self.runtime.drain(max(timeout_s - END_S, timeout_s / 2))
+                await self.commit()
         finally:
-            await stop_client(self._consumer)
-            await self.runtime.stop()
+            # At once: without a broker each takes as long as it may.
+            await asyncio.gather(stop_client(self._consumer), self.runtime.stop())
         if self.runtime.failure is not None:
             raise self.runtime.failure
+
+    async def _started(self) -> bool:
+        """False: told to stop before it was. A producer whose broker goes away while it starts waits for ever."""
+        starting = asyncio.create_task(self._start(), name="xgr-start")
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                return True
+            return False
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.wait({starting, stopping})
+
+    async def _start(self) -> None:
+        await self.runtime.start()
+        await self._consumer.start()
+        self._consumer.subscribe(self._topics, listener=_Listener(self))
 
     async def _until_stopped(self) -> None:
         tasks = {
@@ -97,10 +129,12 @@ class KafkaDriver:
     async def _process(self, batches: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Events before requests, so that a request sees what its user did before it. What was fetched before a
         rebalance is let go: it comes again, from the committed offset on."""
-        rebalances = self._rebalances
+        rebalances, seeks = self._rebalances, self._seeks.copy()
         for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
             messages = batches[tp]
             for first in range(0, len(messages), SLICE):
+                if self._seeks[tp.partition] != seeks[tp.partition]:
+                    break
                 self.runtime.process(map(record_of, messages[first : first + SLICE]))
                 await asyncio.sleep(0)
                 if self._rebalances != rebalances:
@@ -121,6 +155,9 @@ class KafkaDriver:
 
     async def commit(self) -> None:
         """Commit as far as everything is durable. A commit that fails is made up for by the next."""
+        if self._transactional:
+            await self.runtime.commit(COMMIT_TIMEOUT_S)
+            return
         offsets = {}
         for tp in self._consumer.assignment():
             offset = self.runtime.processor.committable(tp.topic, tp.partition)
@@ -154,6 +191,19 @@ class KafkaDriver:
 
     # Rebalance
 
+    def _on_opened(self, number: int, progress: Mapping[str, Progress]) -> None:
+        """The former owner can't commit any more: go on from where it had come by then."""
+        self._seeks[number] += 1
+        assigned = self._consumer.assignment()
+        for topic, (offset, _) in progress.items():
+            tp = TopicPartition(topic, number)
+            if tp in assigned:  # else it is assigned soon, and begins at what is committed then
+                self._consumer.seek(tp, offset)
+
+    def _on_fenced(self) -> None:
+        """Only the group knows whose the partition is."""
+        self._consumer._coordinator.request_rejoin()
+
     async def revoked(self, _: Iterable[TopicPartition]) -> None:
         """The group is being divided anew. aiokafka takes all partitions away for that; which of them are lost is
         known when the new ones are assigned, and until then no other worker has them."""
@@ -171,7 +221,7 @@ class KafkaDriver:
         staying = {tp.partition for tp in partitions} if now.follows(self._membership) else set()
         self._membership = now
         try:
-            self.runtime.revoke((self._topics[0], number) for number in self.runtime.processor.assigned - staying)
+            self.runtime.revoke((self._topics[0], number) for number in self.runtime.assigned - staying)
             self.runtime.assign(partitions)
         except Exception as error:  # noqa: BLE001  aiokafka would log it and go on
             self.runtime.fail(error)

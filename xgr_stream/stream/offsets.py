@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Set
+
+from xgr_stream.stream.progress import Progress
 
 
 class OffsetTracker:
@@ -12,20 +15,31 @@ class OffsetTracker:
     redelivers is met here: an offset that was already taken is not taken again.
     """
 
-    __slots__ = ("_acknowledged", "_committable", "_last_taken", "_open")
+    __slots__ = ("_acknowledged", "_ahead", "_committable", "_last_taken", "_open")
 
     def __init__(self) -> None:
         self._open: deque[int] = deque()
         self._acknowledged: set[int] = set()
         self._last_taken = -1
         self._committable: int | None = None
+        self._ahead: set[int] = set()
+        """Done by an earlier owner of the partition, and still to come again."""
+
+    def begin(self, progress: Progress) -> None:
+        """Go on from what was committed: nothing before it is taken, and nothing that was done ahead of it."""
+        self._last_taken = progress.offset - 1
+        self._ahead = set(progress.done)
 
     def take(self, offset: int) -> bool:
-        """Note that the record at `offset` is being worked on. False: it was taken before, leave it alone."""
+        """Note that the record at `offset` is being worked on. False: it was taken or done before, leave it alone."""
         if offset <= self._last_taken:
             return False
         self._last_taken = offset
         self._open.append(offset)
+        if offset in self._ahead:
+            self._ahead.discard(offset)
+            self.acknowledge(offset)
+            return False
         return True
 
     def acknowledge(self, offset: int) -> None:
@@ -37,6 +51,16 @@ class OffsetTracker:
             done = self._open.popleft()
             self._acknowledged.discard(done)
             self._committable = done + 1
+
+    def progress(self, written: Iterable[int] = ()) -> Progress | None:
+        """How far everything would be done if the records at `written` were acknowledged too; None before anything was
+        taken."""
+        if self._last_taken < 0:
+            return None
+        done: Set[int] = self._acknowledged.union(written)
+        first_open = next((offset for offset in self._open if offset not in done), self._last_taken + 1)
+        ahead = frozenset(offset for offset in (*done, *self._ahead) if offset > first_open)
+        return Progress(first_open, ahead)
 
     @property
     def committable(self) -> int | None:

@@ -35,7 +35,7 @@ What a driver must hold to:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ from xgr_stream.stream.offsets import OffsetTracker
 from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
+from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.replies import Replies
 from xgr_stream.stream.requests import Requests, Worker
@@ -112,15 +113,20 @@ class Processor:
 
     # Partitions
 
-    def assign(self, partitions: Iterable[int], num_partitions: int) -> None:
+    def assign(
+        self, partitions: Iterable[int], num_partitions: int, begin: Mapping[str, Progress] | None = None
+    ) -> None:
         """Take on these partitions besides those already held; each is `restoring` until `restored`.
 
-        `num_partitions`: of the events topic, which all topics of the recommender share but the dead letters'.
+        `num_partitions`: of the events topic, which all topics of the recommender share but the dead letters'. `begin`:
+        how far each topic's records were done when they were committed; those are not taken again.
         """
         self._placement.set_partitions(num_partitions)
         for number in partitions:
             if number not in self._partitions:
-                self._partitions[number] = Partition(number)
+                self._partitions[number] = partition = Partition(number)
+                for topic, progress in (begin or {}).items():
+                    self._tracker(partition, topic).begin(progress)
 
     def revoke(self, partitions: Iterable[int]) -> None:
         """Drop these partitions: history, prefixes, pending requests, outputs not polled yet. Nothing of them is
@@ -272,6 +278,18 @@ class Processor:
         """The offset to commit for a topic partition (of the next record to read); None: nothing to commit yet."""
         held = self._partitions.get(partition)
         return None if held is None else self._tracker(held, topic).committable
+
+    def progress(self, partition: int, outputs: Collection[Output] = ()) -> dict[str, Progress]:
+        """How far each topic's records of a partition would be done if these outputs were durable too."""
+        held = self._partitions.get(partition)
+        if held is None:
+            return {}
+        found = {}
+        for topic in (self._topics.events, self._topics.requests):
+            written = [output.offset for output in outputs if output.topic == topic]
+            if (progress := self._tracker(held, topic).progress(written)) is not None:
+                found[topic] = progress
+        return found
 
     def backlog(self, topic: str, partition: int) -> int:
         """Records taken from a topic partition and not yet acknowledged, to pause its consumption by."""

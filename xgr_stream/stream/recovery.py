@@ -78,6 +78,7 @@ class Recovery:
         self._group_id = group_id
         self._clock = clock
         self._snapshots = snapshots
+        self._isolation = "read_uncommitted" if config.transactions is None else "read_committed"
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def run(self, number: int) -> None:
@@ -100,7 +101,9 @@ class Recovery:
 
     async def _attempt(self, number: int) -> None:
         # The group is named to read its committed offset; without a subscription this reader does not join it.
-        consumer = self._connection.consumer(group_id=self._group_id, auto_offset_reset="earliest")
+        consumer = self._connection.consumer(
+            group_id=self._group_id, auto_offset_reset="earliest", isolation_level=self._isolation
+        )
         try:
             await consumer.start()
             await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))

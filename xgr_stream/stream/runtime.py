@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,17 +21,19 @@ from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.stream.processor import Processor
+from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.publisher import Publisher
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.recovery import Recovery
 from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.topology import check_assignment, ensure_topics
+from xgr_stream.stream.transactions import TransactionalPublisher
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 2.0
-"""How long refusals may take to be written once the shutdown timeout is over."""
+"""How long, at the end of the shutdown timeout, refusals may take to be written; and the device's thread to end."""
 REPORT_INTERVAL_S = 1.0
 
 
@@ -63,6 +65,9 @@ class Runtime:
     `on_progress(topic, partition)`: more of this topic partition may be committed. `on_failure(error)`: this worker
     can't go on; it is called once at most. `end_offset(topic, partition)`: where a topic partition ends by what the
     consumer heard last, None if it heard nothing yet.
+
+    With transactions, what is read of a partition counts only from its `on_opened(number, progress)` on, and from the
+    offsets named there; `on_fenced()`: join the group anew, another worker may have been given what was ours.
     """
 
     def __init__(
@@ -72,6 +77,8 @@ class Runtime:
         on_progress: Callable[[str, int], None],
         on_failure: Callable[[BaseException], None],
         end_offset: Callable[[str, int], int | None],
+        on_opened: Callable[[int, Mapping[str, Progress]], None] = lambda *_: None,
+        on_fenced: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
         self.setup = setup
@@ -81,6 +88,8 @@ class Runtime:
         self._on_progress = on_progress
         self._on_failure = on_failure
         self._end_offset = end_offset
+        self._on_opened = on_opened
+        self._on_fenced = on_fenced
         self._loop: asyncio.AbstractEventLoop | None = None
         self._device = DeviceWorker(
             setup.engine, setup.engine_config, self.clock, setup.metrics, on_lost=self._on_device_lost
@@ -100,6 +109,10 @@ class Runtime:
         self._closing = False
         self._producer: AIOKafkaProducer | None = None
         self._publisher: Publisher | None = None
+        self._transactions: TransactionalPublisher | None = None
+        """The same, if it is one of transactions."""
+        self._opening: set[int] = set()
+        """Partitions that are ours and not the processor's yet: their former owner is being fenced."""
         self._sender: asyncio.Task[None] | None = None
         self._reporter: asyncio.Task[None] | None = None
         self._snapshots: Snapshots | None = None
@@ -118,14 +131,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
         self._producer = await setup.connection.start_producer()
-        self._publisher = Publisher(
-            self.processor,
-            self._producer,
-            clock=self.clock,
-            metrics=setup.metrics,
-            on_progress=self._on_progress,
-            on_failure=self.fail,
-        )
+        self._publisher = self._make_publisher(self._producer)
         if setup.config.snapshots is not None:
             self._snapshots = Snapshots(
                 setup.config.snapshots,
@@ -153,7 +159,33 @@ class Runtime:
         self._reporter = asyncio.create_task(self._report_regularly(), name="xgr-report")
         self._reporter.add_done_callback(self._on_task_done)
 
+    def _make_publisher(self, producer: AIOKafkaProducer) -> Publisher:
+        options: dict[str, Any] = {
+            "processor": self.processor,
+            "producer": producer,
+            "clock": self.clock,
+            "metrics": self.setup.metrics,
+            "on_progress": self._on_progress,
+            "on_failure": self.fail,
+        }
+        if self.setup.config.transactions is None:
+            return Publisher(**options)
+        self._transactions = TransactionalPublisher(
+            self.setup.config.transactions,
+            self.setup.connection,
+            group_id=self.setup.group_id,
+            topics=(self.topics.events, self.topics.requests),
+            on_lost=self._on_lost,
+            **options,
+        )
+        return self._transactions
+
     # Partitions and records
+
+    @property
+    def assigned(self) -> frozenset[int]:
+        """The partitions that are ours, served or not."""
+        return self.processor.assigned | self._opening
 
     def assign(self, assigned: Iterable[tuple[str, int]]) -> None:
         """Take on what of these (topic, partition) pairs is ours and not held yet, and begin to restore it.
@@ -162,9 +194,15 @@ class Runtime:
         """
         numbers = check_assignment(self.topics, assigned)
         self._joined = True
-        new = numbers - self.processor.assigned
-        self.processor.assign(new, self.num_partitions)
-        for number in new:
+        new = numbers - self.assigned
+        if self._transactions is None:
+            self.processor.assign(new, self.num_partitions)
+        self._restore(new)
+
+    def _restore(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if self._transactions is not None:
+                self._opening.add(number)
             task = asyncio.create_task(self._recover(number), name=f"xgr-recovery-{number}")
             self._recoveries[number] = task
             task.add_done_callback(self._on_task_done)
@@ -175,10 +213,26 @@ class Runtime:
         for number in numbers & self._recoveries.keys():
             self._recoveries.pop(number).cancel()
         self.processor.revoke(numbers)
+        self._opening -= numbers
         for number in numbers:
+            if self._transactions is not None:
+                self._transactions.close(number)
             self.setup.metrics.events_behind.remove(number)
 
+    def _on_lost(self, number: int, fenced: bool) -> None:
+        """Histories and answers in memory are ahead of what was committed: begin the partition anew, if it is ours."""
+        self.revoke([(self.topics.events, number)])
+        if fenced:
+            self._on_fenced()
+        else:
+            self._restore([number])
+
     async def _recover(self, number: int) -> None:
+        if self._transactions is not None:
+            progress = await self._transactions.open(number)
+            self._opening.discard(number)
+            self.processor.assign([number], self.num_partitions, progress)
+            self._on_opened(number, progress)
         await self._recovery.run(number)
         self._on_progress(self.topics.events, number)  # of what was held, what changes nothing is done at once
 
@@ -192,6 +246,8 @@ class Runtime:
         can't be published. Requests that wait for the device are refused beyond a bound, and never a reason to rest.
         """
         config = self.setup.config
+        if partition in self._opening:
+            return True
         unpublished = 0 if self._publisher is None else self._publisher.unpublished(self.topics.requests)
         if topic == self.topics.requests:
             return unpublished >= config.max_unpublished_answers
@@ -211,6 +267,11 @@ class Runtime:
         """Wait until what was taken is answered and durable, for `timeout_s` at most. It goes on either way."""
         await self._drained(timeout_s)
 
+    async def commit(self, timeout_s: float) -> None:
+        """With transactions: commit the offsets that are done and that nothing was written for."""
+        if self._transactions is not None:
+            await self._transactions.commit(timeout_s)
+
     # The end
 
     def close(self) -> None:
@@ -218,16 +279,19 @@ class Runtime:
         self._closing = True
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing more, and answer what was taken: for `timeout_s`, then with `shutting_down`. Then snapshots."""
+        """Take nothing more, and answer what was taken, within `timeout_s`: the last of it with `shutting_down`. Then
+        snapshots, if all is durable: else the broker is away, and they would wait for it."""
         self.close()
         self.processor.close()
-        if not await self._drained(timeout_s):
+        grace_s = min(GRACE_S, timeout_s / 2)
+        drained = await self._drained(timeout_s - grace_s)
+        if not drained:
             logger.warning("%d requests are refused: the shutdown timeout is over", self.processor.pending)
             self.processor.abandon()
             if self._publisher is not None:
                 self._publisher.wake()
-            await self._drained(GRACE_S)
-        if self._snapshots is not None and self._snapshotting is not None and self.failure is None:
+            drained = await self._drained(grace_s)
+        if drained and self._snapshots is not None and self._snapshotting is not None and self.failure is None:
             self._snapshotting.remove_done_callback(self._on_task_done)
             self._snapshotting.cancel()
             await asyncio.wait([self._snapshotting])
@@ -241,12 +305,16 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.processor.revoke(self.processor.assigned)
+        ends: list[Coroutine[Any, Any, object]] = []
         if self._sender is not None:
-            await asyncio.to_thread(self._device.stop, GRACE_S)
+            ends.append(asyncio.to_thread(self._device.stop, GRACE_S))
         if self._snapshots is not None:
-            await self._snapshots.stop()
+            ends.append(self._snapshots.stop())
+        if self._transactions is not None:
+            ends.append(self._transactions.stop())
         if self._producer is not None:
-            await stop_client(self._producer)
+            ends.append(stop_client(self._producer))
+        await asyncio.gather(*ends)
 
     async def _drained(self, timeout_s: float) -> bool:
         publisher = self._publisher
@@ -313,12 +381,12 @@ class Runtime:
                 if sample.name.endswith("_total")
             )
         }
-        restoring = sorted(self.processor.restoring)
+        restoring = sorted(self.processor.restoring | self._opening)
         return {
             "ready": self.failure is None and self._joined and not restoring and not self._closing,
             "shutting_down": self._closing,
             "failure": None if self.failure is None else str(self.failure),
-            "partitions": sorted(self.processor.assigned),
+            "partitions": sorted(self.assigned),
             "restoring": restoring,
             "resting": dict(self._resting),
             "misplaced_records": misplaced,

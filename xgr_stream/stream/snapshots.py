@@ -25,7 +25,7 @@ from xgr_stream.history.packed import Numbering
 from xgr_stream.history.snapshot import Snapshot, SnapshotWriter, Source, Unusable
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Snapshots:
     async def stop(self) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
-            await reader.stop()
+            await stop_client(reader)
 
     # Restoring
 

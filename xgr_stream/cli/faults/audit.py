@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xgr_stream.cli.faults.topics import Written
@@ -134,6 +134,25 @@ def audit_answers(truth: Truth, written: Written, offsets: Offsets, findings: Fi
     outcomes = Counter(response.error for response in answered if response.error is not None)
     findings.figures |= {f"answers {code}": count for code, count in sorted(outcomes.items())}
     return [response for response in ok if response.request_id in truth.requests]
+
+
+def audit_once(written: Written, rewound: Mapping[tuple[str, int], int], findings: Findings) -> None:
+    """Of what transactional workers committed, no answer and no dead letter is there twice; of a record that they were
+    made to read again there may be a second dead letter. `rewound`: (topic, partition) → from which offset on."""
+    answers = Counter(codec.decode(record.value or b"", MAX_BYTES)["request_id"] for record in written.responses)
+    letters = [codec.decode(record.value or b"", MAX_BYTES) for record in written.dead_letters]
+    places = Counter((letter["topic"], letter["partition"], letter["offset"]) for letter in letters)
+    findings.differ(
+        "answers are there more than once", (f"{id} {count} times" for id, count in answers.items() if count > 1)
+    )
+    findings.differ(
+        "dead letters are there more than once",
+        (
+            f"{topic}-{number} at {offset} {count} times"
+            for (topic, number, offset), count in places.items()
+            if count > 1 and offset < rewound.get((topic, number), offset + 1)
+        ),
+    )
 
 
 def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findings: Findings) -> None:

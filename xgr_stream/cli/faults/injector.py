@@ -181,6 +181,8 @@ class Injector:
             else:
                 await asyncio.gather(*map(self._fleet.leave, workers))
             parts = {tp: self._chance.random() for tp in self._progress.partitions if self._chance.random() < 0.7}
+            if self._soak.transactional:  # a request whose offset somebody sets back is asked again
+                parts = {tp: part for tp, part in parts.items() if self._progress.of_events(tp)}
             back = await self._set_back(parts)
             for _ in range(max(1, len(workers))):
                 await self._fleet.start()

@@ -51,6 +51,8 @@ class Soak:
     session_timeout_s: float = 6.0
     driver: Literal["kafka", "faust"] = "kafka"
     kinds: tuple[Kind, ...] = KINDS
+    transactional: bool = False
+    """The workers commit transactions, and what is read with `read_committed` is held to: each answer once."""
     nodes: int = 1
     """Brokers; with three, each record is on all and acknowledged by two at least, and one of them goes at a time."""
 

@@ -14,7 +14,14 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
 
-from xgr_stream.cli.faults.audit import Findings, audit_answers, audit_dead_letters, audit_events, audit_histories
+from xgr_stream.cli.faults.audit import (
+    Findings,
+    audit_answers,
+    audit_dead_letters,
+    audit_events,
+    audit_histories,
+    audit_once,
+)
 from xgr_stream.cli.faults.fleet import Fleet
 from xgr_stream.cli.faults.injector import Breakable, Injector
 from xgr_stream.cli.faults.load import Load
@@ -115,7 +122,7 @@ class _Run:
             findings.differ("records are not committed when all is quiet", await self._settled())
             await asyncio.gather(*map(fleet.leave, fleet.alive()))
             self._timed("the workers have left")
-            held = await written(self._connection, self._topics, plan.partitions)
+            held = await written(self._connection, self._topics, plan.partitions, committed=plan.transactional)
             self._timed("the topics are read")
             return self._audited(findings, held)
         finally:
@@ -175,6 +182,8 @@ class _Run:
         audit_histories(truth, held, offsets, config, findings)
         audit_dead_letters(truth, held, self._topics, findings)
         answers = audit_answers(truth, held, offsets, findings)
+        if self._plan.transactional:
+            audit_once(held, self._progress.rewound, findings)
         settings = EngineConfig(beam_width=BEAM_WIDTH, cache=CacheConfig(budget_bytes=CACHE_MIB << 20))
         audit_items(truth, answers, Engine.load(self._model, self._catalog, config=settings), findings)
         findings.figures["workers started"] = len(self._fleet.workers)
@@ -198,5 +207,7 @@ class _Run:
         listed = [part for name, value in options.items() for part in (f"--{name}", value)]
         for role in TopicNames.__dataclass_fields__:
             listed += ["--topic", f"{role}={getattr(self._topics, role)}"]
+        if self._plan.transactional:
+            listed.append("--transactional")
         # One thread each: they share the machine's cores.
         return ["env", "OMP_NUM_THREADS=1", sys.executable, "-c", program, "worker", *listed]

@@ -24,11 +24,12 @@ class Written:
     changelog: list[Record]
 
 
-async def written(connection: Connection, topics: TopicNames, partitions: int) -> Written:
-    """Read all topics from their beginning to where they end now."""
+async def written(connection: Connection, topics: TopicNames, partitions: int, *, committed: bool = False) -> Written:
+    """Read all topics from their beginning to where they end now; `committed`: what was committed of them alone."""
+    isolation = "read_committed" if committed else "read_uncommitted"
 
     async def read(topic: str, count: int = partitions) -> list[Record]:
-        return await _read(connection, [TopicPartition(topic, number) for number in range(count)])
+        return await _read(connection, isolation, [TopicPartition(topic, number) for number in range(count)])
 
     return Written(
         events=await read(topics.events),
@@ -39,8 +40,8 @@ async def written(connection: Connection, topics: TopicNames, partitions: int) -
     )
 
 
-async def _read(connection: Connection, partitions: list[TopicPartition]) -> list[Record]:
-    consumer = connection.consumer(auto_offset_reset="earliest")
+async def _read(connection: Connection, isolation: str, partitions: list[TopicPartition]) -> list[Record]:
+    consumer = connection.consumer(auto_offset_reset="earliest", isolation_level=isolation)
     await consumer.start()
     try:
         consumer.assign(partitions)
@@ -61,6 +62,9 @@ class Progress:
     """A reader beside the group: how far its commits are behind, and how to set them back while it has no members."""
 
     def __init__(self, connection: Connection, topics: TopicNames, partitions: int, group_id: str) -> None:
+        self._events = topics.events
+        self.rewound: dict[tuple[str, int], int] = {}
+        """(topic, partition) → the lowest offset that it was set back to."""
         self._partitions = [
             TopicPartition(topic, number) for topic in (topics.events, topics.requests) for number in range(partitions)
         ]
@@ -89,6 +93,7 @@ class Progress:
             if committed:
                 back[tp] = round(committed * part)
                 offsets[tp] = committed - back[tp]
+                self.rewound[tp] = min(offsets[tp], self.rewound.get(tp, offsets[tp]))
         if offsets:
             await self._consumer.commit(offsets)
         return back
@@ -96,3 +101,6 @@ class Progress:
     @property
     def partitions(self) -> list[TopicPartition]:
         return list(self._partitions)
+
+    def of_events(self, tp: TopicPartition) -> bool:
+        return bool(tp.topic == self._events)

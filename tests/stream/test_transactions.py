@@ -1,0 +1,247 @@
+"""One partition's transactions: what is in one, what stays behind, what its failure does. The test plays the broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError, ProducerFenced
+from aiokafka.structs import OffsetAndMetadata
+
+from xgr_stream.config import TransactionConfig
+from xgr_stream.stream.offsets import OffsetTracker
+from xgr_stream.stream.outbox import Output
+from xgr_stream.stream.partition import Partition
+from xgr_stream.stream.progress import MAX_AHEAD, Progress
+from xgr_stream.stream.records import Produce, Record
+from xgr_stream.stream.transaction import Writer
+
+NUMBER = 3
+
+
+class Batch:
+    """Takes two records."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes | None] = []
+
+    def append(self, *, value: bytes | None, **_: Any) -> object:
+        if len(self.values) == 2:
+            return None
+        self.values.append(value)
+        return self
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+
+
+class Producer:
+    """Notes what happens in which order. `fails` is raised by the next commit."""
+
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+        self.offsets: list[dict[TopicPartition, OffsetAndMetadata]] = []
+        self.fails: Exception | None = None
+        self.client = SimpleNamespace()
+
+    async def begin_transaction(self) -> None:
+        self.log.append("begin")
+
+    async def commit_transaction(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.log.append("commit")
+
+    async def abort_transaction(self) -> None:
+        self.log.append("abort")
+
+    async def stop(self) -> None:
+        self.log.append("stop")
+
+    def create_batch(self) -> Batch:
+        return Batch()
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
+        return self._written((topic, partition, *batch.values))
+
+    async def send(self, topic: str, value: bytes, key: bytes | None, **_: Any) -> asyncio.Future[None]:
+        return self._written((topic, None, value))
+
+    async def send_offsets_to_transaction(self, offsets: dict[TopicPartition, OffsetAndMetadata], group: str) -> None:
+        self.offsets.append(offsets)
+
+    def _written(self, what: object) -> asyncio.Future[None]:
+        self.log.append(what)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+
+class Publisher:
+    """What a writer asks of its publisher: one topic of requests, whose offsets were all taken."""
+
+    def __init__(self, taken: Collection[int]) -> None:
+        self.config = TransactionConfig(commit_interval_ms=60)
+        self.group_id = "group"
+        self.topics = ("events", "requests")
+        self.copies = SimpleNamespace(takes=lambda topic: topic == "copies")
+        self.done: list[Output] = []
+        self.failures: list[tuple[Exception, list[str]]] = []
+        self._trackers = {"events": OffsetTracker(), "requests": OffsetTracker()}
+        for tracker in self._trackers.values():
+            for offset in taken:
+                tracker.take(offset)
+
+    def progress(self, number: int, outputs: Collection[Output]) -> dict[str, Progress]:
+        found = {}
+        for topic, tracker in self._trackers.items():
+            progress = tracker.progress([output.offset for output in outputs if output.topic == topic])
+            assert progress is not None
+            found[topic] = progress
+        return found
+
+    def committed(self, writer: Writer, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            if output.topic is not None:
+                self._trackers[output.topic].acknowledge(output.offset)
+        self.done += outputs
+
+    def failed(self, writer: Writer, error: Exception, copies: list[str]) -> None:
+        self.failures.append((error, copies))
+
+
+@pytest_asyncio.fixture
+async def stage(request: pytest.FixtureRequest) -> AsyncIterator[SimpleNamespace]:
+    publisher, producer = Publisher(getattr(request, "param", range(10))), Producer()
+    start = publisher.progress(NUMBER, ())
+    writer = Writer(publisher, NUMBER, producer, start)  # type: ignore[arg-type]
+    yield SimpleNamespace(publisher=publisher, producer=producer, writer=writer)
+    await writer.close()
+
+
+PARTITION = Partition(NUMBER)
+
+
+def output(topic: str, offset: int, *produces: Produce) -> Output:
+    return Output(PARTITION, produces, record=Record(topic, NUMBER, offset, None, None, 0))
+
+
+def delta(value: bytes) -> Produce:
+    return Produce("changelog", NUMBER, b"key", value)
+
+
+async def test_all_that_is_ready_is_in_one_transaction_with_its_offsets(stage: SimpleNamespace) -> None:
+    for offset in range(3):
+        stage.writer.put(output("events", offset, delta(b"%d" % offset)))
+    stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
+    stage.writer.put(output("requests", 1, Produce("dead", None, None, b"letter")))
+    await asyncio.sleep(0.01)
+    log = stage.producer.log
+    assert (log[0], log[-1]) == ("begin", "commit")
+    assert {*log[1:-1]} == {
+        ("changelog", NUMBER, b"0", b"1"),
+        ("changelog", NUMBER, b"2"),
+        ("responses", NUMBER, b"answer"),
+        ("dead", None, b"letter"),
+    }
+    assert log.index(("changelog", NUMBER, b"0", b"1")) < log.index(("changelog", NUMBER, b"2"))
+    assert stage.producer.offsets == [
+        {
+            TopicPartition("events", NUMBER): OffsetAndMetadata(3, ""),
+            TopicPartition("requests", NUMBER): OffsetAndMetadata(2, ""),
+        }
+    ]
+    assert len(stage.publisher.done) == 5
+
+
+async def test_events_wait_for_each_other_and_an_answer_for_nothing(stage: SimpleNamespace) -> None:
+    stage.writer.put(output("events", 0, delta(b"0")))
+    await asyncio.sleep(0.02)
+    assert stage.producer.log == []
+    stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
+    await asyncio.sleep(0.01)
+    assert stage.producer.log.count("commit") == 1
+    stage.writer.put(output("events", 1, delta(b"1")))
+    await asyncio.sleep(0.15)
+    assert stage.producer.log.count("commit") == 2
+
+
+async def test_offsets_that_nothing_is_written_for_are_committed_when_asked_for(stage: SimpleNamespace) -> None:
+    await asyncio.wait_for(stage.writer.flush(), 1)
+    assert stage.producer.log == []  # nothing new
+    stage.publisher._trackers["events"].acknowledge(0)
+    await asyncio.wait_for(stage.writer.flush(), 1)
+    assert stage.producer.offsets == [{TopicPartition("events", NUMBER): OffsetAndMetadata(1, "")}]
+
+
+async def test_what_is_done_ahead_of_an_open_request_is_in_the_metadata(stage: SimpleNamespace) -> None:
+    for offset in (1, 4):
+        stage.writer.put(output("requests", offset, Produce("responses", NUMBER, None, b"answer")))
+    await asyncio.sleep(0.01)
+    ((offset, metadata),) = stage.producer.offsets[0].values()
+    assert Progress.read(offset, metadata) == Progress(0, frozenset({1, 4}))
+
+
+@pytest.mark.parametrize("stage", [(0, 1, MAX_AHEAD - 1, MAX_AHEAD, MAX_AHEAD + 1)], indirect=True)
+async def test_answers_too_far_ahead_wait_for_those_behind(stage: SimpleNamespace) -> None:
+    for offset in (MAX_AHEAD - 1, MAX_AHEAD, MAX_AHEAD + 1):
+        stage.writer.put(output("requests", offset, Produce("responses", NUMBER, None, b"%d" % offset)))
+    await asyncio.sleep(0.01)
+    assert [output.offset for output in stage.publisher.done] == [MAX_AHEAD - 1]
+    stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"0")))
+    await asyncio.sleep(0.01)
+    assert [output.offset for output in stage.publisher.done[1:]] == [MAX_AHEAD, 0]
+    stage.writer.put(output("requests", 1, Produce("responses", NUMBER, None, b"1")))
+    await asyncio.sleep(0.01)
+    assert [output.offset for output in stage.publisher.done[3:]] == [MAX_AHEAD + 1, 1]
+
+
+async def test_after_a_failure_nothing_is_written_any_more(stage: SimpleNamespace) -> None:
+    stage.producer.fails = KafkaConnectionError("it is away")
+    copy = Produce("copies", None, None, b"answer", required=False)
+    refused = Produce("nobody-has-this", None, None, b"answer", required=False)
+    stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer"), copy, refused))
+    await asyncio.sleep(0.01)
+    ((error, copies),) = stage.publisher.failures
+    assert (error, copies) == (stage.producer.fails, ["copies", "nobody-has-this"])
+    assert ("copies", None, b"answer") in stage.producer.log
+    assert ("nobody-has-this", None, b"answer") not in stage.producer.log
+    stage.producer.fails = None
+    stage.writer.put(output("requests", 1, Produce("responses", NUMBER, None, b"answer")))
+    await asyncio.sleep(0.01)
+    assert "commit" not in stage.producer.log
+    assert stage.publisher.done == []
+
+
+async def test_fencing_is_named_before_its_consequences(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: object) -> None:
+        raise AssertionError("not in a transaction")
+
+    async def fenced(*_: object, **__: object) -> None:
+        raise ProducerFenced
+
+    monkeypatch.setattr(stage.producer, "send_offsets_to_transaction", refuses)
+    monkeypatch.setattr(stage.producer, "send_batch", fenced)
+    stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
+    await asyncio.sleep(0.01)
+    assert isinstance(stage.publisher.failures[0][0], ProducerFenced)
+
+
+async def test_what_is_under_way_is_aborted_when_the_partition_goes(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(stage.producer, "send_batch", never)
+    stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
+    await asyncio.sleep(0.01)
+    await stage.writer.close()
+    assert stage.producer.log == ["begin", "abort", "stop"]
