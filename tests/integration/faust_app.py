@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import faust
 
@@ -19,7 +20,13 @@ from xgr_stream.testing.broker import EmbeddedBroker
 
 def slow_engine() -> NullEngine:
     engine = NullEngine()
-    engine.before_answer = lambda batch: time.sleep(0.5)
+
+    def before_answer(batch: Sequence[object]) -> None:
+        sys.stdout.write(json.dumps({"answering": len(batch)}) + "\n")  # in one piece: another thread writes, too
+        sys.stdout.flush()
+        time.sleep(0.5)
+
+    engine.before_answer = before_answer
     return engine
 
 

@@ -121,10 +121,10 @@ async def test_a_worker_that_is_told_to_stop_answers_what_it_took(broker: Broker
     ):
         await worker.ready(count=4)
         async with RecommendClient(broker.connection, topics=topics) as client:
-            asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(20)]
-            await asyncio.sleep(0.3)
+            asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=60)) for n in range(20)]
+            await worker.answering()
             assert await worker.stop() == 0
-            await until(lambda: any(task.done() for task in asked), 5.0)
+            await until(lambda: any(task.done() for task in asked))
             assert all(task.exception() is None for task in asked if task.done())
             following.go()  # it answers those that the first had not taken
             await asyncio.gather(*asked)

@@ -143,7 +143,7 @@ async def test_what_was_taken_is_answered_before_the_end(broker: Broker, config:
             assert pages.healthz().status == 200
             stopped.set()
         # The worker has ended here; the client may still be reading.
-        responses = await asyncio.wait_for(asyncio.gather(*asked), 5.0)
+        responses = await asyncio.wait_for(asyncio.gather(*asked), 20.0)
         assert {response.status for response in responses} == {Status.UNKNOWN_USER}
 
 
@@ -200,5 +200,7 @@ async def _create(broker: Broker, counts: dict[str, int]) -> None:
     admin = broker.connection.admin()
     await admin.start()
     await admin.create_topics([NewTopic(name, count, 1) for name, count in counts.items()])
+    async with asyncio.timeout(20):
+        while {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics([*counts])} != counts:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     await admin.close()
-    await asyncio.sleep(0.5)

@@ -20,10 +20,10 @@ from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker, EmbeddedBroker
 
 ROOT = Path(__file__).parent.parent.parent
-READY_TIMEOUT_S = 40.0
+READY_TIMEOUT_S = 120.0
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for something that another part brings about."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  what is waited for knows of no event
@@ -106,16 +106,26 @@ class FaustWorker:
         async with asyncio.timeout(READY_TIMEOUT_S):
             while line := await self.process.stdout.readline():
                 readiness = json.loads(line)
-                if readiness["ready"] and (count is None or len(readiness["partitions"]) == count):
+                if readiness.get("ready") and (count is None or len(readiness["partitions"]) == count):
                     return list(readiness["partitions"])
         raise RuntimeError(f"the worker ended with {await self.process.wait()} before it was ready")
+
+    async def answering(self) -> None:
+        """Wait until the engine "slow" has begun to answer."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while line := await self.process.stdout.readline():
+                if "answering" in json.loads(line):
+                    return
+        raise RuntimeError(f"the worker ended with {await self.process.wait()} before it answered")
 
     async def stop(self) -> int:
         """SIGTERM, and what it exits with."""
         assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
 
+from tests.stream.waiting import settle, until
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.stream import publisher as module
@@ -97,7 +98,7 @@ class Producer:
 
 @pytest.fixture
 async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimpleNamespace]:
-    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.03)
+    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.2)
     monkeypatch.setattr(module, "COPY_TIMEOUT_S", 0.05)
     processor, producer, metrics = Processor(), Producer(), Metrics()
     progress: list[tuple[str, int]] = []
@@ -115,7 +116,7 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimpleNamespac
     async def publish(*outputs: Output) -> None:
         processor.ready += outputs
         processor.wake()
-        await asyncio.sleep(0.005)
+        await settle()
 
     yield SimpleNamespace(
         publish=publish,
@@ -148,7 +149,7 @@ async def test_produces_go_out_in_order_and_are_acknowledged_when_all_are_durabl
         assert stage.producer.batches[-1] == sent  # the next one waits for it
         assert not stage.publisher.idle
         stage.producer.futures[-1].set_result(None)
-        await asyncio.sleep(0.005)
+        await settle()
         assert stage.processor.done == done
     assert stage.publisher.idle
     assert stage.progress == [("events", 3), ("events", 3)]
@@ -161,7 +162,7 @@ async def test_what_comes_while_a_batch_is_under_way_goes_out_together(stage: Si
     assert stage.publisher.unpublished("events") == 3
     stage.producer.fate.append(None)
     stage.producer.futures[0].set_result(None)
-    await asyncio.sleep(0.005)
+    await settle()
     assert stage.producer.batches == [[b"a"], [b"b", b"c"]]
     assert len(stage.processor.done) == 3
     assert stage.publisher.unpublished("events") == 0
@@ -172,8 +173,7 @@ async def test_a_record_without_a_partition_is_bound_by_no_order(stage: SimpleNa
     letter = Output(PARTITION, (Produce("dead", None, None, b"x"),), record=Record("events", 3, 0, None, None, 0))
     await stage.publish(letter, other := output(1, b"a"))
     assert stage.processor.done == [other]
-    await asyncio.sleep(0.1)
-    assert stage.processor.done == [other, letter]
+    await until(lambda: stage.processor.done == [other, letter])
 
 
 async def test_an_output_without_produces_is_acknowledged_at_once(stage: SimpleNamespace) -> None:
@@ -185,10 +185,9 @@ async def test_a_write_that_times_out_is_tried_again(stage: SimpleNamespace) -> 
     stage.producer.fate += [KafkaTimeoutError(), KafkaTimeoutError(), None]
     await stage.publish(output(0, b"a"))
     assert stage.processor.done == []
-    await asyncio.sleep(0.15)
+    await until(lambda: stage.publisher.idle)
     assert stage.producer.batches == [[b"a"], [b"a"], [b"a"]]
     assert len(stage.processor.done) == 1
-    assert stage.publisher.idle
 
 
 async def test_a_write_that_is_refused_stops_the_worker_and_is_never_acknowledged(stage: SimpleNamespace) -> None:
@@ -201,25 +200,24 @@ async def test_a_write_that_is_refused_stops_the_worker_and_is_never_acknowledge
 async def test_a_cancelled_write_is_not_acknowledged(stage: SimpleNamespace) -> None:
     await stage.publish(output(0, b"a"))
     stage.producer.futures[0].cancel()
-    await asyncio.sleep(0.01)
+    await settle()
     assert stage.processor.done == []
 
 
 async def test_a_copy_holds_nobody_up(stage: SimpleNamespace) -> None:
     await stage.publish(output(0, b"to nowhere", required=False))
     assert len(stage.processor.done) == 1
-    await asyncio.sleep(0.1)
-    assert stage.metrics.reply_copies_failed._value.get() == 1
+    await until(lambda: stage.metrics.reply_copies_failed._value.get() == 1)
 
 
 async def test_a_retry_ends_when_the_partition_is_revoked(stage: SimpleNamespace) -> None:
     partition = Partition(1)
     stage.producer.fate.append(KafkaTimeoutError())
     await stage.publish(Output(partition, (Produce("out", 1, None, b"a"),)))
+    assert not stage.publisher.idle
     partition.held = False
-    await asyncio.sleep(0.15)
+    await until(lambda: stage.publisher.idle)
     assert len(stage.producer.sent) == 1
-    assert stage.publisher.idle
 
 
 async def test_a_failed_write_holds_back_the_later_ones_of_its_partition(stage: SimpleNamespace) -> None:
@@ -231,9 +229,8 @@ async def test_a_failed_write_holds_back_the_later_ones_of_its_partition(stage: 
     assert stage.producer.batches == [[b"a"], [b"other"]]
     assert stage.processor.done == [elsewhere]
     stage.producer.fate += [None, None]
-    await asyncio.sleep(0.15)
+    await until(lambda: len(stage.processor.done) == 4)
     assert stage.producer.batches == [[b"a"], [b"other"], [b"a", b"b", b"c"]]
-    assert len(stage.processor.done) == 4
     await stage.publish(output(3, b"d"))
     assert stage.producer.sent[-1] == ("out", [b"d"])
 
@@ -243,7 +240,7 @@ async def test_what_is_held_back_is_dropped_with_its_partition(stage: SimpleName
     stage.producer.fate.append(KafkaTimeoutError())
     await stage.publish(Output(partition, (Produce("out", 1, None, b"a"),)))
     await stage.publish(Output(partition, (Produce("out", 1, None, b"b"), Produce("out", 1, None, b"c"))))
+    assert not stage.publisher.idle
     partition.held = False
-    await asyncio.sleep(0.15)
+    await until(lambda: stage.publisher.idle)
     assert stage.producer.batches == [[b"a"]]
-    assert stage.publisher.idle

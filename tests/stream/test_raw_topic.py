@@ -46,7 +46,7 @@ async def test_a_record_that_another_agent_cannot_decode_is_ours_to_acknowledge(
 
     for offset, value in enumerate([b'{"user_id": "user-7"}', b"{broken", b'{"user_id": "user-7", "price": 1.0}']):
         await deliver(message(offset, value))
-        event = await asyncio.wait_for(ours.get(), 1)
+        event = await asyncio.wait_for(ours.get(), 20)
         assert (event.message.offset, event.value) == (offset, value)
         assert consumer._acked[VISITS] == list(range(offset))
         event.ack()

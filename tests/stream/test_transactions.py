@@ -13,6 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
+from tests.stream.waiting import settle, until
 from xgr_stream.config import TransactionConfig
 from xgr_stream.stream.offsets import OffsetTracker
 from xgr_stream.stream.outbox import Output
@@ -86,7 +87,7 @@ class Publisher:
     """What a writer asks of its publisher: one topic of requests, whose offsets were all taken."""
 
     def __init__(self, taken: Collection[int]) -> None:
-        self.config = TransactionConfig(commit_interval_ms=60)
+        self.config = TransactionConfig(commit_interval_ms=300)
         self.group_id = "group"
         self.topics = ("events", "requests")
         self.copies = SimpleNamespace(takes=lambda topic: topic == "copies")
@@ -140,7 +141,7 @@ async def test_all_that_is_ready_is_in_one_transaction_with_its_offsets(stage: S
         stage.writer.put(output("events", offset, delta(b"%d" % offset)))
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
     stage.writer.put(output("requests", 1, Produce("dead", None, None, b"letter")))
-    await asyncio.sleep(0.01)
+    await settle()
     log = stage.producer.log
     assert (log[0], log[-1]) == ("begin", "commit")
     assert {*log[1:-1]} == {
@@ -161,28 +162,27 @@ async def test_all_that_is_ready_is_in_one_transaction_with_its_offsets(stage: S
 
 async def test_events_wait_for_each_other_and_an_answer_for_nothing(stage: SimpleNamespace) -> None:
     stage.writer.put(output("events", 0, delta(b"0")))
-    await asyncio.sleep(0.02)
+    await settle()
     assert stage.producer.log == []
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
-    await asyncio.sleep(0.01)
+    await settle()
     assert stage.producer.log.count("commit") == 1
     stage.writer.put(output("events", 1, delta(b"1")))
-    await asyncio.sleep(0.15)
-    assert stage.producer.log.count("commit") == 2
+    await until(lambda: stage.producer.log.count("commit") == 2)
 
 
 async def test_offsets_that_nothing_is_written_for_are_committed_when_asked_for(stage: SimpleNamespace) -> None:
-    await asyncio.wait_for(stage.writer.flush(), 1)
+    await asyncio.wait_for(stage.writer.flush(), 20)
     assert stage.producer.log == []  # nothing new
     stage.publisher._trackers["events"].acknowledge(0)
-    await asyncio.wait_for(stage.writer.flush(), 1)
+    await asyncio.wait_for(stage.writer.flush(), 20)
     assert stage.producer.offsets == [{TopicPartition("events", NUMBER): OffsetAndMetadata(1, "")}]
 
 
 async def test_what_is_done_ahead_of_an_open_request_is_in_the_metadata(stage: SimpleNamespace) -> None:
     for offset in (1, 4):
         stage.writer.put(output("requests", offset, Produce("responses", NUMBER, None, b"answer")))
-    await asyncio.sleep(0.01)
+    await settle()
     ((offset, metadata),) = stage.producer.offsets[0].values()
     assert Progress.read(offset, metadata) == Progress(0, frozenset({1, 4}))
 
@@ -191,13 +191,13 @@ async def test_what_is_done_ahead_of_an_open_request_is_in_the_metadata(stage: S
 async def test_answers_too_far_ahead_wait_for_those_behind(stage: SimpleNamespace) -> None:
     for offset in (MAX_AHEAD - 1, MAX_AHEAD, MAX_AHEAD + 1):
         stage.writer.put(output("requests", offset, Produce("responses", NUMBER, None, b"%d" % offset)))
-    await asyncio.sleep(0.01)
+    await settle()
     assert [output.offset for output in stage.publisher.done] == [MAX_AHEAD - 1]
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"0")))
-    await asyncio.sleep(0.01)
+    await settle()
     assert [output.offset for output in stage.publisher.done[1:]] == [MAX_AHEAD, 0]
     stage.writer.put(output("requests", 1, Produce("responses", NUMBER, None, b"1")))
-    await asyncio.sleep(0.01)
+    await settle()
     assert [output.offset for output in stage.publisher.done[3:]] == [MAX_AHEAD + 1, 1]
 
 
@@ -206,14 +206,14 @@ async def test_after_a_failure_nothing_is_written_any_more(stage: SimpleNamespac
     copy = Produce("copies", None, None, b"answer", required=False)
     refused = Produce("nobody-has-this", None, None, b"answer", required=False)
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer"), copy, refused))
-    await asyncio.sleep(0.01)
+    await settle()
     ((error, copies),) = stage.publisher.failures
     assert (error, copies) == (stage.producer.fails, ["copies", "nobody-has-this"])
     assert ("copies", None, b"answer") in stage.producer.log
     assert ("nobody-has-this", None, b"answer") not in stage.producer.log
     stage.producer.fails = None
     stage.writer.put(output("requests", 1, Produce("responses", NUMBER, None, b"answer")))
-    await asyncio.sleep(0.01)
+    await settle()
     assert "commit" not in stage.producer.log
     assert stage.publisher.done == []
 
@@ -230,7 +230,7 @@ async def test_fencing_is_named_before_its_consequences(
     monkeypatch.setattr(stage.producer, "send_offsets_to_transaction", refuses)
     monkeypatch.setattr(stage.producer, "send_batch", fenced)
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
-    await asyncio.sleep(0.01)
+    await settle()
     assert isinstance(stage.publisher.failures[0][0], ProducerFenced)
 
 
@@ -242,6 +242,6 @@ async def test_what_is_under_way_is_aborted_when_the_partition_goes(
 
     monkeypatch.setattr(stage.producer, "send_batch", never)
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"answer")))
-    await asyncio.sleep(0.01)
+    await settle()
     await stage.writer.close()
     assert stage.producer.log == ["begin", "abort", "stop"]
