@@ -50,8 +50,9 @@ def doctor(
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
-    findings += asyncio.run(check_brokers(connection, topics, partitioner))
-    if transactional:
+    brokers = asyncio.run(check_brokers(connection, topics, partitioner))
+    findings += brokers
+    if transactional and len(brokers) > 1:  # else none answers
         findings.append(asyncio.run(check_transactions(connection, TransactionConfig(), group)))
     for finding in findings:
         click.echo(f"{MARKS[finding.grade]}  {finding.what}")

@@ -136,7 +136,7 @@ async def _inspect(
     from xgr_stream.stream.partitioner import partitioner as placing
 
     num_partitions = len(await _partitions(connection, topic))
-    consumer = connection.consumer()
+    consumer = connection.consumer(isolation_level="read_committed")  # of transactional workers too
     await consumer.start()
     try:
         place = placing(partitioner, num_partitions)

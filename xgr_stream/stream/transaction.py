@@ -51,6 +51,7 @@ class Writer:
         self._abortable = False
         """Whether a transaction was begun and neither failed nor is being committed."""
         self._task = asyncio.create_task(self._run(), name=f"xgr-transactions-{number}")
+        self._task.add_done_callback(self._on_done)
 
     def put(self, output: Output) -> None:
         self._outputs.append(output)
@@ -97,6 +98,10 @@ class Writer:
                 self._publisher.committed(self, outputs)
             if not self._due.is_set():
                 self._idle.set()
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._publisher.broke(error)
 
     def _ready(self) -> tuple[list[Output], dict[str, Progress]]:
         """What the next transaction holds. Answers too far ahead of a request that is still open stay behind: a commit

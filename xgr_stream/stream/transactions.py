@@ -218,6 +218,10 @@ class TransactionalPublisher(Publisher):
         else:
             self._on_failure(error)
 
+    def broke(self, error: BaseException) -> None:
+        """A writer has ended by a mistake of ours: its partition would stand still."""
+        self._on_failure(error)
+
     def _hopeless(self, number: int, error: Exception, fenced: bool) -> Exception:
         if not fenced:
             return error
