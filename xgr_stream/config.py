@@ -190,6 +190,9 @@ class StreamConfig:
     history: HistoryConfig = field(default_factory=HistoryConfig)
     snapshots: SnapshotConfig | None = None
     """None: every restart reads the whole changelog."""
+    standby_bytes: int = 0
+    """Memory for copies of the histories of other workers' partitions, so that a partition that comes over is served
+    without its changelog being read whole. About as much as one's own histories take; 0: no copies."""
     transactions: TransactionConfig | None = None
     """None: at least once. An answer may then be seen twice, with one request id."""
     partitioner: Partitioner = "murmur2"
@@ -225,3 +228,4 @@ class StreamConfig:
         _at_least("max_unpublished_answers", self.max_unpublished_answers, 1)
         _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0, float)
         _at_least("warm_users", self.warm_users, 0)
+        _at_least("standby_bytes", self.standby_bytes, 0)

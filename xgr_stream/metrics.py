@@ -84,6 +84,7 @@ class Metrics:
         self.snapshots_ignored = self._counter(
             "snapshots_ignored", "Snapshots that were not used; everything was read from the changelog.", "reason"
         )
+        self.standby_partitions = self._gauge("standby_partitions", "Other workers' partitions with a copy here.")
         # Looked up once: it takes 2 µs each time, and an answer needs six.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._outcomes: dict[tuple[str, str], Counter] = {}

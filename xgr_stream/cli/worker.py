@@ -51,6 +51,9 @@ SESSION_TIMEOUT_S = 10.0
 @click.option("--web-port", default=9464, type=click.IntRange(1, 65_535), help="Its port.")
 @click.option("--snapshots", type=click.Path(file_okay=False), help="Directory for local copies of the histories.")
 @click.option(
+    "--standby-mib", default=0, type=click.IntRange(0), help="Memory for copies of other workers' histories (0: none)."
+)
+@click.option(
     "--transactional", is_flag=True, help="Each answer once for readers with read_committed (aiokafka driver)."
 )
 @click.option(
@@ -77,6 +80,7 @@ def worker(
     web_host: str,
     web_port: int,
     snapshots: str | None,
+    standby_mib: int,
     transactional: bool,
     commit_interval: int,
     instance: str | None,
@@ -100,6 +104,7 @@ def worker(
         topics=topics,
         partitions=partitions,
         snapshots=None if snapshots is None else SnapshotConfig(snapshots),
+        standby_bytes=standby_mib * MIB,
         transactions=TransactionConfig(commit_interval_ms=commit_interval) if transactional else None,
     )
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))

@@ -229,6 +229,10 @@ class HistoryStore:
             )
         return restore
 
+    def stop_restoring(self, partition: int) -> None:
+        """Drop what was fed for a partition; of one that is restored nothing changes."""
+        self._restoring.pop(partition, None)
+
     def restore_delta(
         self, partition: int, user_id: str, number: int, delta: Delta | None, life: int = FIRST_LIFE
     ) -> None:

@@ -19,6 +19,7 @@ from xgr_stream.stream import changelog
 from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of, stop_client
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.snapshots import Snapshots
+from xgr_stream.stream.standby import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Recovery:
         group_id: str,
         clock: Clock,
         snapshots: Snapshots | None = None,
+        standby: Standby | None = None,
     ) -> None:
         self._connection = connection
         self._producer = producer
@@ -78,6 +80,7 @@ class Recovery:
         self._group_id = group_id
         self._clock = clock
         self._snapshots = snapshots
+        self._standby = standby
         self._isolation = "read_uncommitted" if config.transactions is None else "read_committed"
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
@@ -86,20 +89,22 @@ class Recovery:
 
         Raises `HistoryError` when the changelog does not add up: the partition must not be served.
         """
+        copied = None if self._standby is None else self._standby.hand_over(number)
         while True:
             try:
                 async with self._slots:
                     with collector_resting():
-                        await self._attempt(number)
+                        await self._attempt(number, copied)
                 return
             except KafkaError as error:
                 if not passes(error):
                     raise
                 logger.warning("restoring partition %d failed (%r); trying again", number, error)
                 self._processor.restart_restore(number)
+                copied = None
             await asyncio.sleep(RETRY_AFTER_S)
 
-    async def _attempt(self, number: int) -> None:
+    async def _attempt(self, number: int, copied: int | None) -> None:
         # The group is named to read its committed offset; without a subscription this reader does not join it.
         consumer = self._connection.consumer(
             group_id=self._group_id, auto_offset_reset="earliest", isolation_level=self._isolation
@@ -107,9 +112,22 @@ class Recovery:
         try:
             await consumer.start()
             await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
-            await self._restore_history(consumer, number)
+            if copied is None or not await self._go_on(consumer, number, copied):
+                await self._restore_history(consumer, number)
         finally:
             await stop_client(consumer)
+
+    async def _go_on(self, consumer: AIOKafkaConsumer, number: int, copied: int) -> bool:
+        """From the standby copy of the partition, which has come to `copied`. False: what comes after does not fit."""
+        if self._snapshots is not None:
+            await self._snapshots.set_anchor(number)
+        try:
+            await self._read_history(consumer, number, copied)
+        except HistoryError as error:
+            logger.warning("the standby copy of partition %d is not used: %s", number, error)
+            self._processor.restart_restore(number)
+            return False
+        return True
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:
         """From a snapshot if there is one; if what comes after it does not add up, from the whole changelog."""

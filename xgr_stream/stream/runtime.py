@@ -26,6 +26,7 @@ from xgr_stream.stream.publisher import Publisher
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.recovery import Recovery
 from xgr_stream.stream.snapshots import Snapshots
+from xgr_stream.stream.standby import Standby
 from xgr_stream.stream.topology import check_assignment, ensure_topics
 from xgr_stream.stream.transactions import TransactionalPublisher
 from xgr_stream.types import RecommendRequest, RecommendResponse
@@ -117,6 +118,8 @@ class Runtime:
         self._reporter: asyncio.Task[None] | None = None
         self._snapshots: Snapshots | None = None
         self._snapshotting: asyncio.Task[None] | None = None
+        self._standby: Standby | None = None
+        self._following: asyncio.Task[None] | None = None
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
     @property
@@ -144,6 +147,17 @@ class Runtime:
             )
             self._snapshotting = asyncio.create_task(self._snapshots.run(), name="xgr-snapshots")
             self._snapshotting.add_done_callback(self._on_task_done)
+        if setup.config.standby_bytes:
+            self._standby = Standby(
+                setup.connection,
+                setup.engine.history,
+                topic=self.topics.changelog,
+                num_partitions=self.num_partitions,
+                max_bytes=setup.config.standby_bytes,
+                isolation="read_uncommitted" if setup.config.transactions is None else "read_committed",
+                owned=lambda: self.assigned,
+                metrics=setup.metrics,
+            )
         self._recovery = Recovery(
             setup.connection,
             self._producer,
@@ -152,6 +166,7 @@ class Runtime:
             group_id=setup.group_id,
             clock=self.clock,
             snapshots=self._snapshots,
+            standby=self._standby,
         )
         self._device.start()
         self._sender = asyncio.create_task(self._publisher.run(), name="xgr-publisher")
@@ -194,6 +209,9 @@ class Runtime:
         """
         numbers = check_assignment(self.topics, assigned)
         self._joined = True
+        if self._standby is not None and self._following is None:
+            self._following = asyncio.create_task(self._standby.run(), name="xgr-standby")
+            self._following.add_done_callback(self._on_task_done)
         new = numbers - self.assigned
         if self._transactions is None:
             self.processor.assign(new, self.num_partitions)
@@ -212,6 +230,9 @@ class Runtime:
         numbers = {partition for topic, partition in revoked if topic in (self.topics.events, self.topics.requests)}
         for number in numbers & self._recoveries.keys():
             self._recoveries.pop(number).cancel()
+        if self._standby is not None:
+            for number in numbers & self.assigned:  # what it had handed over, or was about to
+                self._standby.drop(number)
         self.processor.revoke(numbers)
         self._opening -= numbers
         for number in numbers:
@@ -299,7 +320,10 @@ class Runtime:
 
     async def stop(self) -> None:
         """Stop everything, drained or not. What is not durable is not acknowledged."""
-        tasks = [*self._recoveries.values(), *filter(None, (self._sender, self._reporter, self._snapshotting))]
+        tasks = [
+            *self._recoveries.values(),
+            *filter(None, (self._sender, self._reporter, self._snapshotting, self._following)),
+        ]
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
             task.cancel()

@@ -89,7 +89,7 @@ class Snapshots:
         try:
             snapshot = await asyncio.to_thread(Snapshot, self.path(number))
         except FileNotFoundError:
-            await self._set_anchor(number)
+            await self.set_anchor(number)
             return None
         except Unusable as error:
             await self._ignore(number, error)
@@ -118,7 +118,7 @@ class Snapshots:
     async def _ignore(self, number: int, error: Unusable) -> None:
         logger.warning("snapshot %s is ignored (%s): %s", self.path(number), error.reason, error)
         self._metrics.snapshots_ignored.labels(error.reason).inc()
-        await self._set_anchor(number)
+        await self.set_anchor(number)
 
     def _check(self, source: Source, number: int) -> None:
         config = self._history.config
@@ -159,7 +159,7 @@ class Snapshots:
             raise Unusable("foreign", str(error)) from error
         return Numbering.of(snapshot.item_numbers, numbers, actions)
 
-    async def _set_anchor(self, number: int) -> None:
+    async def set_anchor(self, number: int) -> None:
         """Write the record by which later snapshots of this partition will be known."""
         name = uuid.uuid4().bytes
         key, value = changelog.anchor(name)
