@@ -49,8 +49,9 @@ FIELDS = {
     config.HistoryConfig: "keep_events segment_events",
     config.TopicNames: "events requests responses dead_letters changelog",
     config.StreamConfig: (
-        "topics partitions codec history snapshots transactions partitioner default_timeout_ms dedup_window_ms "
-        "max_message_bytes max_pending_requests max_open_events max_unpublished_answers shutdown_timeout_s warm_users"
+        "topics partitions codec history snapshots standby_bytes transactions partitioner default_timeout_ms "
+        "dedup_window_ms max_message_bytes max_pending_requests max_open_events max_unpublished_answers "
+        "shutdown_timeout_s warm_users"
     ),
 }
 

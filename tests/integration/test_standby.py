@@ -97,28 +97,66 @@ async def test_what_comes_over_is_not_read_whole(broker: Broker, followed: Strea
         assert {len(items) for items in histories(staying).values()} == {42}
 
 
-async def test_copies_stay_within_their_memory(broker: Broker, config: StreamConfig) -> None:
+class Follower:
+    """A standby without a worker; what a worker would own is its to set."""
+
+    def __init__(self, broker: Broker, config: StreamConfig, num_partitions: int, *, max_bytes: int = 8 * MIB) -> None:
+        self.history, self.metrics, self.owned = HistoryStore(config.history), Metrics(), frozenset({0})
+        self.standby = Standby(
+            broker.connection,
+            self.history,
+            topic=config.topics.changelog,
+            num_partitions=num_partitions,
+            max_bytes=max_bytes,
+            isolation="read_uncommitted",
+            owned=lambda: self.owned,
+            metrics=self.metrics,
+        )
+
+    async def __aenter__(self) -> Follower:
+        self._running = asyncio.create_task(self.standby.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
+    def counts(self) -> dict[int, int]:
+        """Users of each copy."""
+        return {number: len(self.history.restoring(number).users) for number in self.standby.positions}
+
+
+async def written(broker: Broker, config: StreamConfig) -> dict[int, int]:
+    """Users of each partition, after three events of each."""
     async with kafka_worker(broker, config) as driver:
         await send(broker, config, [f"item-{i}" for i in range(3)])
         await until(lambda: own(driver) == 36)
-    history, metrics, owned = HistoryStore(config.history), Metrics(), frozenset({0})
-    standby = Standby(
-        broker.connection,
-        history,
-        topic=config.topics.changelog,
-        num_partitions=driver.runtime.num_partitions,
-        max_bytes=500,  # less than two users
-        isolation="read_uncommitted",
-        owned=lambda: owned,
-        metrics=metrics,
-    )
-    running = asyncio.create_task(standby.run())
-    try:
-        await until(lambda: standby._refused)
-        await until(lambda: sum(len(history.restoring(n).users) for n in standby.positions) <= 1)
-        assert 0 not in standby.positions
-        assert metrics.standby_partitions._value.get() == len(standby.positions)
-        assert not standby._refused & standby.positions.keys()
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
+        history = driver.runtime.setup.engine.history
+        return {number: len(history.users(number)) for number in range(driver.runtime.num_partitions)}
+
+
+async def test_copies_stay_within_their_memory(broker: Broker, config: StreamConfig) -> None:
+    users = await written(broker, config)
+    async with Follower(broker, config, len(users), max_bytes=500) as follower:  # less than two users
+        await until(lambda: follower.standby._refused)
+        await until(lambda: sum(follower.counts().values()) <= 1)
+        assert 0 not in follower.standby.positions
+        assert not follower.standby._refused & follower.standby.positions.keys()
+        assert follower.metrics.standby_partitions._value.get() == len(follower.standby.positions)
+
+
+async def test_a_copy_is_made_anew(broker: Broker, config: StreamConfig) -> None:
+    """When the partition came and went, and when the changelog is not where it was."""
+    users = await written(broker, config)
+    others = {number: count for number, count in users.items() if number}
+    async with Follower(broker, config, len(users)) as follower:
+        await until(lambda: follower.counts() == others)
+        follower.standby.drop(1)  # between two looks at what is owned
+        assert 1 not in follower.counts()
+        await until(lambda: follower.counts() == others)
+        follower.standby._positions[2] = 1_000_000
+        follower.owned = frozenset({0, 1})
+        assert follower.standby.hand_over(1) is not None
+        del others[1]
+        await until(lambda: follower.counts() == others and follower.standby.positions[2] < 1_000_000)
+        assert follower.standby.hand_over(1) is None

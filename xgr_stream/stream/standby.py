@@ -103,7 +103,7 @@ class Standby:
             read: Set[int] = set()
             while True:
                 wanted = self._wanted()
-                if wanted != read:
+                if not wanted == read == self._positions.keys():  # one may have come and gone meanwhile
                     await self._assign(consumer, wanted)
                     read = set(self._positions)
                 if not read:
@@ -120,12 +120,12 @@ class Standby:
         finally:
             await stop_client(consumer)
 
-    def _wanted(self) -> set[int]:
+    def _wanted(self) -> Set[int]:
         owned = self._owned()
         if owned != self._owned_then:
             self._owned_then = owned
             self._refused.clear()
-        return set(self._all - owned - self._refused)
+        return (self._all - owned - self._refused) | self._positions.keys()  # ours until it is handed over
 
     async def _assign(self, consumer: AIOKafkaConsumer, wanted: Set[int]) -> None:
         new = [TopicPartition(self._topic, number) for number in wanted - self._positions.keys()]
