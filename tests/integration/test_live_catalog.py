@@ -7,14 +7,17 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Self
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from click.testing import CliRunner
 
 from tests.integration.workers import kafka_worker, until
 from tests.property.live import Place, content
 from xgr_stream import Engine
+from xgr_stream.cli.main import main
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import XgrError
@@ -179,3 +182,41 @@ async def test_a_topic_of_several_partitions_is_refused(broker: Broker, config: 
     with pytest.raises(XgrError, match="must have one partition, and it has 2"):
         async with kafka_worker(broker, config):
             pytest.fail("it serves")
+
+
+def command(broker: Broker, config: StreamConfig, *arguments: object) -> str:
+    brokers = ["--broker", broker.bootstrap, "--topic", f"catalog={config.topics.catalog}"]
+    result = CliRunner().invoke(main, ["catalog", *map(str, arguments), *brokers])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output.splitlines()[-1]
+
+
+async def test_the_command_changes_what_is_served_and_takes_it_back(
+    broker: Broker, config: StreamConfig, updates: Updates, tmp_path: Path
+) -> None:
+    file, table = tmp_path / "catalog.parquet", tmp_path / "changes.jsonl"
+    tiny_catalog(CODES, items=ITEMS).save(file)
+    async with kafka_worker(broker, config, new_engine(config)) as driver:
+        await updates.write(CatalogUpdate("item-1", None))
+        before = await settled(broker, config, driver, 1)
+        table.write_text(
+            '{"item_id": "item-2", "available": false}\n{"item_id": "launched", "sid": [1, 1, 1], "tags": ["red"]}\n'
+            '{"item_id": "item-3", "gone": true}\n{"item_id": "item-4", "available": true}\n'
+        )
+        options = (broker, config, "apply", table, "--catalog", file)
+        assert await asyncio.to_thread(command, *options) == f"3 updates written to {config.topics.catalog}"
+        after = await settled(broker, config, driver, 4)
+        shown = {item.item_id for item in after.items}
+        assert "launched" in shown
+        assert not shown & {"item-1", "item-2", "item-3"}
+        found = await asyncio.to_thread(command, broker, config, "diff", f"{file}+1", f"{file}+end")
+        assert found == "new 1, gone 0, moved 0, retagged 0, back 0, away 2"
+        made = await asyncio.to_thread(
+            command, broker, config, "build", f"{file}+end", "--out", tmp_path / "now.parquet"
+        )
+        assert made.startswith(f"{ITEMS + 1} items")
+        going_back = (broker, config, "rollback", f"{file}+1", "--force")
+        assert await asyncio.to_thread(command, *going_back) == f"3 updates written to {config.topics.catalog}"
+        again = await settled(broker, config, driver, 7)
+        assert (before.items, before.event_count) == (again.items, again.event_count)
+        assert again.catalog_version.endswith("+7")

@@ -190,6 +190,12 @@ class Engine:
         `updates` must fit `codes`; `position` is where their log goes on behind them."""
         self._live.apply(updates, position)
 
+    @torch.inference_mode()
+    def bring_legality(self) -> None:
+        """Have what came and went on the device now. The next batch does it otherwise."""
+        with self._work.decode_lane.current():
+            self._legality.bring([])
+
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is not finished."""
         merge = self._live.begin()

@@ -130,19 +130,10 @@ class CatalogFeed:
         self._metrics.catalog_position.set(position)
 
     def _update(self, record: Any) -> CatalogUpdate | None:
-        """None: it is of no item."""
-        try:
-            value = record.value
-            message = None if value is None else codec.decode(value, self._max_message_bytes)
-            update = protocol.parse_update(message, record.key)
-            update.check(self._engine.codes)
-            return update
-        except InvalidInput as error:
+        update, error = read_update(record, self._engine.codes, self._max_message_bytes)
+        if error is not None:
             self._refuse(record, error)
-        try:
-            return CatalogUpdate(protocol.updated_item(record.key), None)
-        except InvalidInput:
-            return None
+        return update
 
     def _refuse(self, record: Any, error: InvalidInput) -> None:
         self._metrics.catalog_updates_refused.labels(error.code).inc()
@@ -166,3 +157,22 @@ class CatalogFeed:
 
     async def _on_device(self, action: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._device.between_batches(action))
+
+
+def read_update(
+    record: Any, codes: Sequence[int] | None, max_bytes: int
+) -> tuple[CatalogUpdate | None, InvalidInput | None]:
+    """The update that a record means (None: it is of no item), and what is wrong with the record. `codes`: what a
+    semantic ID must fit; None: anything."""
+    try:
+        message = None if record.value is None else codec.decode(record.value, max_bytes)
+        update = protocol.parse_update(message, record.key)
+        if codes is not None:
+            update.check(codes)
+        return update, None
+    except InvalidInput as error:
+        wrong = error
+    try:
+        return CatalogUpdate(protocol.updated_item(record.key), None), wrong
+    except InvalidInput:
+        return None, wrong
