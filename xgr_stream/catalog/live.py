@@ -92,7 +92,7 @@ class LiveCatalog:
         since, self._since = self._since, None
         self.catalog = merge.merged
         self.merged_to = merge.position
-        self._waiting.clear()
+        self._waiting = {}
         self._apply(since or {})
         self._name()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,14 @@ from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model
 
 TokenArray = NDArray[np.int64]
+
+
+class SeenItems(NamedTuple):
+    """Items, and those of them that are interned: all that were when there were `interned` items, others perhaps."""
+
+    item_ids: frozenset[str]
+    numbers: list[int]
+    interned: int
 
 
 class ContextReader:
@@ -34,15 +43,23 @@ class ContextReader:
         self._changed: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self.revision = 0
 
-    def retokenise(self, catalog: Catalog, item_ids: Iterable[str]) -> None:
+    def seen_of(self, item_ids: Sequence[str]) -> SeenItems:
+        """Which of these items anybody has seen, on any thread: 100,000 of them take a while."""
+        interned = len(self._item_names)
+        numbers = [number for item_id in item_ids if (number := self._item_names.get(item_id)) is not None]
+        return SeenItems(frozenset(item_ids), numbers, interned)
+
+    def retokenise(self, catalog: Catalog, seen: SeenItems) -> None:
         """These items have another semantic ID in `catalog`, or one for the first time, or none any more; all others
         have the one that they had."""
         self._catalog = catalog
-        numbers = [number for item_id in item_ids if (number := self._item_names.get(item_id)) is not None]
+        names = self._item_names
+        later = [number for number in range(seen.interned, len(names)) if names[number] in seen.item_ids]
+        numbers = seen.numbers + later  # one that came meanwhile may be in both
         if not numbers:
-            return  # nobody has seen them
+            return
         self._look_up_new_items()
-        self._sids[numbers] = self._sids_of([self._item_names[number] for number in numbers])
+        self._sids[numbers] = self._sids_of([names[number] for number in numbers])
         self._changed[numbers] = self.revision + 1
         self.revision += 1
 

@@ -17,7 +17,7 @@ from xgr_stream.config import EngineConfig, HistoryConfig
 from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.engine.context import ContextReader
+from xgr_stream.engine.context import ContextReader, SeenItems
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
@@ -199,14 +199,14 @@ class Engine:
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is not finished."""
         merge = self._live.begin()
-        return None if merge is None else CatalogMerge(merge, self._legality, self._take_over)
+        return None if merge is None else CatalogMerge(merge, self._reader, self._legality, self._take_over)
 
-    def _take_over(self, merge: Merge, legality: LegalityTables) -> None:
+    def _take_over(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> None:
         self._live.finish(merge)
         self._catalog = self._live.catalog
         with self._work.decode_lane.current():
             self._legality.replace(legality)
-        self._reader.retokenise(self._catalog, merge.retokenised)
+        self._reader.retokenise(self._catalog, seen)
         self._retokenised |= bool(merge.retokenised)
 
     # The facade: one user at a time, out of this engine's own history.
