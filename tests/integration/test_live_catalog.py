@@ -156,9 +156,7 @@ async def test_a_restarted_worker_serves_the_same_version(
         await updates.write(CatalogUpdate("item-58", None), b"\xc1 no update")
         wrong = {"v": 1, "sid": [1, 2]}
         await updates.write(CatalogUpdate("item-57", None), codec.encode(wrong, "json"))
-        async with RecommendClient(broker.connection, topics=config.topics) as client:
-            position = await client.send_event("user", "item-31")
-            await client.recommend("user", timeout=20, after=position)
+        await act(broker, config)
         before = await settled(broker, config, driver, len(updates.log))
         metrics = driver.runtime.setup.metrics.registry
         assert metrics.get_sample_value("xgr_catalog_updates_refused_total", {"reason": "malformed"}) == 1
@@ -169,6 +167,13 @@ async def test_a_restarted_worker_serves_the_same_version(
     assert before.catalog_version.endswith(f"+{len(updates.log)}")
     assert [(i.item_id, i.sid) for i in before.items] == [(i.item_id, i.sid) for i in after.items]
     check(before, updates.log)
+
+
+async def act(broker: Broker, config: StreamConfig) -> None:
+    """The user who is asked for has a history."""
+    async with RecommendClient(broker.connection, topics=config.topics) as client:
+        position = await client.send_event("user", "item-31")
+        await client.recommend("user", timeout=20, after=position)
 
 
 async def settled(broker: Broker, config: StreamConfig, driver: KafkaDriver, position: int) -> RecommendResponse:
@@ -208,6 +213,7 @@ async def test_the_command_changes_what_is_served_and_takes_it_back(
     tiny_catalog(CODES, items=ITEMS).save(file)
     async with kafka_worker(broker, config, new_engine(config)) as driver:
         await updates.write(CatalogUpdate("item-1", None))
+        await act(broker, config)
         before = await settled(broker, config, driver, 1)
         table.write_text(
             '{"item_id": "item-2", "available": false}\n{"item_id": "launched", "sid": [1, 1, 1], "tags": ["red"]}\n'
