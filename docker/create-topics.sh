@@ -25,4 +25,8 @@ create rec-responses "$partitions" retention.ms=$hour_ms
 # tombstone outlives the longest restore.
 create xgr-history-changelog "$partitions" cleanup.policy=compact segment.ms=$hour_ms min.cleanable.dirty.ratio=0.1 \
   delete.retention.ms=$day_ms
+# What changes in the catalog. One partition: a catalog's version is a place in it. Tombstones stay for ten years, since
+# an item of the catalog's file comes back without its own; and a week can be gone back, since none of it is compacted.
+create catalog-updates 1 cleanup.policy=compact min.cleanable.dirty.ratio=0.1 \
+  delete.retention.ms=$((3650 * day_ms)) min.compaction.lag.ms=$((7 * day_ms))
 create rec-dead-letters 1 retention.ms=$((14 * day_ms))

@@ -58,6 +58,7 @@ recommender = xgr.attach(
             responses="shop-rec-responses",
             dead_letters="shop-rec-dead-letters",
             changelog="shop-history-changelog",
+            catalog="shop-catalog-updates",
         )
     ),
 )

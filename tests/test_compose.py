@@ -19,7 +19,7 @@ import yaml
 
 from xgr_stream.config import TopicNames
 from xgr_stream.metrics import Metrics
-from xgr_stream.stream.topology import CHANGELOG_CONFIG
+from xgr_stream.stream.topology import CATALOG_CONFIG, CHANGELOG_CONFIG
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -144,12 +144,17 @@ def test_topics_are_those_of_the_defaults(tmp_path: Path) -> None:
     names = TopicNames()
     together = (names.events, names.requests, names.responses, names.changelog)
 
-    assert set(created) == {*together, names.dead_letters}
+    assert set(created) == {*together, names.dead_letters, names.catalog}
+    assert created[names.catalog][0] == 1
     assert {created[topic][0] for topic in together} == {6}
-    assert [topic for topic, (_, line) in created.items() if "cleanup.policy=compact" in line] == [names.changelog]
+    assert [topic for topic, (_, line) in created.items() if "cleanup.policy=compact" in line] == [
+        names.changelog,
+        names.catalog,
+    ]
     assert all("--if-not-exists" in line for _, line in created.values())
-    for setting in CHANGELOG_CONFIG.items():
-        assert f"--config={'='.join(setting)} " in created[names.changelog][1], "a worker would create it otherwise"
+    for topic, config in ((names.changelog, CHANGELOG_CONFIG), (names.catalog, CATALOG_CONFIG)):
+        for setting in config.items():
+            assert f"--config={'='.join(setting)} " in f"{created[topic][1]} ", "a worker would create it otherwise"
 
 
 def exposed_names() -> dict[str, set[str]]:
@@ -175,7 +180,8 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     asked = {name for expression in expressions() for name in re.findall(r"\bxgr_\w+", expression)}
     assert asked <= set(known)
 
-    by_hand = {"xgr_stage_seconds_sum", "xgr_stage_seconds_count"}
+    histograms = ("xgr_stage_seconds", "xgr_catalog_merge_seconds")
+    by_hand = {f"{name}_{part}" for name in histograms for part in ("sum", "count")}
     assert set(known) - asked == by_hand, "a metric that no panel shows"
 
 

@@ -13,6 +13,7 @@ CODES = {
     "InvalidInput": "invalid",
     "InvalidEvent": "invalid_event",
     "InvalidRequest": "invalid_request",
+    "InvalidUpdate": "invalid_update",
     "MalformedMessage": "malformed",
     "UnsupportedVersion": "unsupported_version",
     "MessageTooLarge": "too_large",

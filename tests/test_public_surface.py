@@ -14,6 +14,7 @@ NAMES = [
     "CacheConfig",
     "CacheState",
     "Catalog",
+    "CatalogUpdate",
     "Engine",
     "EngineConfig",
     "HistoryConfig",
@@ -35,6 +36,7 @@ NAMES = [
 
 FIELDS = {
     types.UserEvent: "user_id item_id action timestamp_ms",
+    types.CatalogUpdate: "item_id sid tags available",
     types.ItemFilter: "exclude allow deny",
     types.RecommendRequest: "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail",
     types.Recommendation: "item_id score sid",
@@ -47,7 +49,7 @@ FIELDS = {
     config.EngineConfig: "beam_width normalizer device dtype fp8 window cache max_batch_rows max_batch_tokens "
     "append_piece_ms",
     config.HistoryConfig: "keep_events segment_events",
-    config.TopicNames: "events requests responses dead_letters changelog",
+    config.TopicNames: "events requests responses dead_letters changelog catalog",
     config.StreamConfig: (
         "topics partitions codec history snapshots standby_bytes transactions partitioner default_timeout_ms "
         "dedup_window_ms max_message_bytes max_pending_requests max_open_events max_unpublished_answers "
@@ -61,6 +63,7 @@ TOPICS = {
     "responses": "rec-responses",
     "dead_letters": "rec-dead-letters",
     "changelog": "xgr-history-changelog",
+    "catalog": "catalog-updates",
 }
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xgr_stream.stream import Recommender as Recommender
     from xgr_stream.stream import attach as attach
     from xgr_stream.types import CacheState as CacheState
+    from xgr_stream.types import CatalogUpdate as CatalogUpdate
     from xgr_stream.types import ItemFilter as ItemFilter
     from xgr_stream.types import Recommendation as Recommendation
     from xgr_stream.types import RecommendRequest as RecommendRequest
@@ -36,6 +37,7 @@ _HOME = {
     "CacheConfig": "config",
     "CacheState": "types",
     "Catalog": "catalog",
+    "CatalogUpdate": "types",
     "Engine": "engine",
     "EngineConfig": "config",
     "HistoryConfig": "config",
@@ -58,6 +60,7 @@ __all__ = [
     "CacheConfig",
     "CacheState",
     "Catalog",
+    "CatalogUpdate",
     "Engine",
     "EngineConfig",
     "HistoryConfig",

@@ -132,9 +132,11 @@ class TopicNames:
     responses: str = "rec-responses"
     dead_letters: str = "rec-dead-letters"
     changelog: str = "xgr-history-changelog"
+    catalog: str = "catalog-updates"
+    """Of one partition, since a catalog's version is a place in it."""
 
     def __post_init__(self) -> None:
-        names = [self.events, self.requests, self.responses, self.dead_letters, self.changelog]
+        names = [self.events, self.requests, self.responses, self.dead_letters, self.changelog, self.catalog]
         if len(set(names)) != len(names):
             raise ConfigError(f"topic names must differ from each other, not {names}")
 

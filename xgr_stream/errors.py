@@ -4,6 +4,7 @@
     ├── InvalidInput            what the caller sent is wrong; sending it again will not help
     │   ├── InvalidEvent
     │   ├── InvalidRequest
+    │   ├── InvalidUpdate       of the catalog
     │   ├── MalformedMessage    bytes that are not a message of ours
     │   ├── UnsupportedVersion  a message of a version that this release does not know
     │   ├── Misplaced           a record whose partition is not that of its user
@@ -48,6 +49,10 @@ class InvalidEvent(InvalidInput):
 
 class InvalidRequest(InvalidInput):
     code = "invalid_request"
+
+
+class InvalidUpdate(InvalidInput):
+    code = "invalid_update"
 
 
 class MalformedMessage(InvalidInput):

@@ -13,6 +13,8 @@ _STAGE_BUCKETS_S = (
     *(0.15, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
 )
 
+_MERGE_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
 
 class Metrics:
     """The metrics of one recommender. Each attribute is a prometheus-client object; safe to use on any thread."""
@@ -85,6 +87,18 @@ class Metrics:
             "snapshots_ignored", "Snapshots that were not used; everything was read from the changelog.", "reason"
         )
         self.standby_partitions = self._gauge("standby_partitions", "Other workers' partitions with a copy here.")
+        self.catalog_updates = self._counter("catalog_updates", "Updates of the catalog that were applied.")
+        self.catalog_updates_refused = self._counter(
+            "catalog_updates_refused", "Updates that can't be read; each counts as a tombstone of its item.", "reason"
+        )
+        self.catalog_position = self._gauge("catalog_position", "Offset up to which updates are applied.")
+        self.catalog_behind = self._gauge("catalog_behind", "Updates written and not applied yet.")
+        self.catalog_merge_seconds = Histogram(
+            "xgr_catalog_merge_seconds",
+            "Merges of new and changed items: from their beginning to their place in what is served.",
+            buckets=_MERGE_BUCKETS_S,
+            registry=self.registry,
+        )
         # Looked up once: it takes 2 µs each time, and an answer needs six.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._outcomes: dict[tuple[str, str], Counter] = {}

@@ -1,8 +1,8 @@
-"""The values that cross the library's borders: events in, requests in, recommendations out.
+"""The values that cross the library's borders: events, requests and updates of the catalog in, recommendations out.
 
 Plain frozen objects, free of torch and faust, so that a producer, a client or a test can use them alone.
-Each object checks itself once, when it is built, and raises `InvalidRequest` or `InvalidEvent` naming the field,
-its value and what was expected.
+Each object checks itself once, when it is built, and raises `InvalidRequest`, `InvalidEvent` or `InvalidUpdate` naming
+the field, its value and what was expected.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import cast
 
-from xgr_stream.errors import InvalidEvent, InvalidRequest, XgrError
+from xgr_stream.errors import InvalidEvent, InvalidRequest, InvalidUpdate, XgrError
 
 MAX_ID_CHARS = 256
 MAX_BEAM_WIDTH = 1024
 MAX_EXCLUDE_ITEMS = 10_000
 MAX_TAGS = 64
 MAX_TAIL_TOKENS = 64
+MAX_ITEM_TAGS = 1_024
+"""Tags of one item that an update may give it."""
 
 
 class CacheState(StrEnum):
@@ -71,6 +73,17 @@ def _token_ids(name: str, value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _codes(value: object) -> tuple[int, ...]:
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str | bytes)
+        or not value
+        or not all(type(code) is int and code >= 0 for code in value)
+    ):
+        raise InvalidUpdate(f"sid must be None or a sequence of codes of at least 0, not {_shown(value)}")
+    return tuple(value)
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}... ({type(value).__name__})"
@@ -92,6 +105,43 @@ class UserEvent:
             _identifier(InvalidEvent, "action", self.action)
         if self.timestamp_ms is not None and (type(self.timestamp_ms) is not int or self.timestamp_ms < 0):
             raise InvalidEvent(f"timestamp_ms must be milliseconds since 1970 or None, not {_shown(self.timestamp_ms)}")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogUpdate:
+    """What an item is from now on, all of it. `sid` None: it is gone; one of the catalog's own table is then as one
+    that is not available, any other is unknown again."""
+
+    item_id: str
+    sid: tuple[int, ...] | None
+    """One code per level."""
+    tags: tuple[str, ...] = ()
+    available: bool = True
+
+    def __post_init__(self) -> None:
+        _identifier(InvalidUpdate, "item_id", self.item_id)
+        if self.sid is not None:
+            object.__setattr__(self, "sid", _codes(self.sid))
+        # A string is a collection of strings too, and its characters are nobody's tags.
+        if not isinstance(cast(object, self.tags), Collection) or isinstance(cast(object, self.tags), str | bytes):
+            raise InvalidUpdate(f"tags must be a collection of strings, not {_shown(self.tags)}")
+        if len(self.tags) > MAX_ITEM_TAGS:
+            raise InvalidUpdate(f"tags must be at most {MAX_ITEM_TAGS}, not {len(self.tags)}")
+        for tag in self.tags:
+            _identifier(InvalidUpdate, "tags", tag)
+        object.__setattr__(self, "tags", tuple(sorted(set(self.tags))))
+        if type(self.available) is not bool:
+            raise InvalidUpdate(f"available must be true or false, not {_shown(self.available)}")
+
+    def check(self, codes: Sequence[int]) -> None:
+        """Raises `InvalidUpdate` unless the semantic ID is one of `codes` codes per level."""
+        if self.sid is None:
+            return
+        if len(self.sid) != len(codes):
+            raise InvalidUpdate(f"sid must hold {len(codes)} codes, one per level, not {_shown(self.sid)}")
+        for level, (code, limit) in enumerate(zip(self.sid, codes, strict=True)):
+            if code >= limit:
+                raise InvalidUpdate(f"sid must hold a code from 0 to {limit - 1} at level {level}, not {code}")
 
 
 @dataclass(frozen=True, slots=True)

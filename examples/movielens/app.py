@@ -26,6 +26,7 @@ def topic_names(run: str) -> xgr.TopicNames:
         responses=f"movielens-{run}-responses",
         dead_letters=f"movielens-{run}-dead-letters",
         changelog=f"movielens-{run}-history",
+        catalog=f"movielens-{run}-catalog-updates",
     )
 
 

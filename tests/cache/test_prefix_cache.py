@@ -28,6 +28,8 @@ def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | No
         event_count=tokens,
         event_offset=-1,
         life=-1,
+        items=np.zeros(tokens, np.int32),
+        revision=0,
         num_tokens=tokens,
         kv_tokens=tokens,
         pages=draft.pages,

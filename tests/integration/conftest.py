@@ -51,7 +51,8 @@ def broker() -> Iterator[Broker]:
 def own_topics() -> TopicNames:
     """Names that nobody else uses."""
     own = uuid.uuid4().hex[:8]
-    return TopicNames(*(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "changelog")))
+    roles = ("events", "requests", "responses", "dead", "changelog", "catalog")
+    return TopicNames(*(f"{role}-{own}" for role in roles))
 
 
 @pytest.fixture

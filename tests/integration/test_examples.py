@@ -107,7 +107,9 @@ async def test_worker_command_and_client_example(broker: Broker, shop: Path, dri
 
 
 async def test_worker_command_refuses_topics_that_do_not_belong_together(broker: Broker, shop: Path) -> None:
-    own = {role: f"{role}-{uuid.uuid4().hex[:8]}" for role in ("events", "requests", "responses", "changelog")}
+    own = {
+        role: f"{role}-{uuid.uuid4().hex[:8]}" for role in ("events", "requests", "responses", "changelog", "catalog")
+    }
     admin = broker.connection.admin()
     await admin.start()
     await admin.create_topics([NewTopic(name, 3 if role == "requests" else 4, 1) for role, name in own.items()])

@@ -95,7 +95,7 @@ async def test_the_worker_command_of_each_driver(
     tiny_catalog().save(catalog)
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     config = StreamConfig(topics=own_topics())
-    roles = ("events", "requests", "responses", "dead_letters", "changelog")
+    roles = ("events", "requests", "responses", "dead_letters", "changelog", "catalog")
     command = [
         *(sys.executable, "-c", MAIN, "worker", "--driver", driver, "--broker", kafka.bootstrap),
         *("--model", str(tmp_path / "model"), "--catalog", str(catalog), "--group", config.topics.events),

@@ -18,6 +18,7 @@ from xgr_stream.stream import changelog, codec, protocol
 from xgr_stream.stream.records import Record
 from xgr_stream.types import (
     CacheState,
+    CatalogUpdate,
     ItemFilter,
     Recommendation,
     RecommendRequest,
@@ -53,6 +54,7 @@ RESPONSE = RecommendResponse(
     stages_ms={"wait": 0.5, "append": 0.0, "decode": 4.25, "total": 4.75},
     tail_computed=True,
 )
+UPDATE = CatalogUpdate("item-42", (3, 0, 7), ("film", "comedy"), available=False)
 REFUSAL = RecommendResponse.failure("r-1", "user-7", NothingLegal("no item"))
 REFUSED = Record("user-events", 3, 1042, b"user-7", b"\xff\x00", 1_700_000_000_000)
 
@@ -61,6 +63,7 @@ MESSAGES = {
     "request": protocol.request_message(REQUEST),
     "response": protocol.response_message(RESPONSE),
     "error response": protocol.response_message(REFUSAL),
+    "catalog update": protocol.update_message(UPDATE),
     "dead letter": protocol.dead_letter_message(REFUSED, MalformedMessage("not msgpack")),
 }
 
@@ -96,6 +99,14 @@ def test_the_bytes_are_read(key: bytes | None) -> None:
     assert protocol.parse_request(read["request"], key) == REQUEST
     assert protocol.parse_response(read["response"]) == RESPONSE
     assert protocol.parse_response(read["error response"]) == REFUSAL
+
+
+def test_an_update_is_read() -> None:
+    message = codec.decode(HEX["catalog update"], 1 << 20)
+    assert protocol.parse_update(message, b"item-42") == UPDATE
+    assert protocol.parse_update(None, b"item-42") == CatalogUpdate("item-42", None)
+    assert protocol.update_message(CatalogUpdate("item-42", None)) is None
+    assert protocol.parse_update({"v": 1, "sid": [1, 2]}, b"item-42") == CatalogUpdate("item-42", (1, 2))
 
 
 @pytest.mark.parametrize("name", MESSAGES)

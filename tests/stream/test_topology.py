@@ -12,12 +12,18 @@ TOPICS = TopicNames()
 
 
 def test_equal_counts_pass_whatever_the_dead_letters_have() -> None:
-    check_counts(TOPICS, {**dict.fromkeys(co_partitioned(TOPICS), 8), TOPICS.dead_letters: 1})
+    check_counts(TOPICS, {**dict.fromkeys(co_partitioned(TOPICS), 8), TOPICS.dead_letters: 3, TOPICS.catalog: 1})
+
+
+def test_a_catalog_topic_of_several_partitions_is_refused() -> None:
+    counts = {**dict.fromkeys(co_partitioned(TOPICS), 8), TOPICS.catalog: 2}
+    with pytest.raises(TopologyError, match=r"catalog-updates must have one partition, and it has 2.*Recreate"):
+        check_counts(TOPICS, counts)
 
 
 @pytest.mark.parametrize("odd", co_partitioned(TOPICS))
 def test_an_unequal_count_is_refused_by_name(odd: str) -> None:
-    counts = {**dict.fromkeys(co_partitioned(TOPICS), 8), odd: 7}
+    counts = {**dict.fromkeys(co_partitioned(TOPICS), 8), TOPICS.catalog: 1, odd: 7}
     with pytest.raises(TopologyError, match=rf"{odd} has 7.*Recreate"):
         check_counts(TOPICS, counts)
 

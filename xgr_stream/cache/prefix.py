@@ -26,6 +26,10 @@ class UserPrefix:
     """Offset of the last event covered; -1 if none came from a topic."""
     life: int
     """The history's, as in its view: events are numbered from there."""
+    items: IntArray
+    """Interned items of the events in context, those without tokens too. [event_count - window_start]"""
+    revision: int
+    """Of what the items' tokens were, when they were read."""
     num_tokens: int
     """Tokens in context, without the tail."""
     kv_tokens: int

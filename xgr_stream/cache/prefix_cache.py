@@ -115,10 +115,11 @@ class PrefixCache:
         if prefix.user_id not in self._queued:
             self._enqueue(prefix.user_id)
 
-    def renumber(self, user_id: str, event_count: int, event_offset: int) -> UserPrefix:
-        """The user's prefix covers further events, which brought no tokens. Returns the new snapshot."""
+    def renumber(self, user_id: str, event_count: int, event_offset: int, items: IntArray) -> UserPrefix:
+        """The user's prefix covers further events, which brought no tokens; `items` of all in context. Returns the new
+        snapshot."""
         old = self._prefixes[user_id]
-        prefix = replace(old, event_count=event_count, event_offset=event_offset)
+        prefix = replace(old, event_count=event_count, event_offset=event_offset, items=items)
         self._prefixes[user_id] = prefix
         if old in self._pins:  # each has the memory to itself
             self.pool.retain(old.pages)

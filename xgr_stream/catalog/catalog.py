@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from xgr_stream.catalog import storage
 from xgr_stream.catalog.columns import ItemColumns
 from xgr_stream.catalog.filters import FilterResolver, ResolvedFilter
 from xgr_stream.catalog.legal import BoolArray, LegalItems
+from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.quantize import residual_kmeans
 from xgr_stream.catalog.table import Columns, read_table
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import ItemFilter
 
+FLIPS_REMEMBERED = 1 << 16
+"""Leaves whose items came or went that are remembered for those who hold a copy of the masks."""
+
 
 class Catalog:
-    """Items in SID order (an item's row is its position), with availability that can change.
+    """Items (an item's row is its number; a table's rows are in SID order), with availability that can change.
 
     Not thread-safe: `set_available` and `resolve` belong to the thread that decodes, between its batches. What never
-    changes (`row`, `sid`, `rows`, `sids`, `trie`, `codes`) may be read from any thread.
+    changes (`row`, `sid`, `rows`, `sids`, `trie`, `codes`) may be read from any thread. What else changes makes another
+    catalog, which shares with this one what it can (`xgr_stream.catalog.merge`).
     """
 
-    def __init__(self, columns: ItemColumns) -> None:
+    def __init__(self, columns: ItemColumns, *, order: Int32Array | None = None, origin: Catalog | None = None) -> None:
+        """`origin`: the catalog of a table that this one came from, by updates, and `order` the item rows in SID order;
+        None: `columns` are a table's own, in that order."""
         self.codes = columns.codes
         self.levels = len(columns.codes)
-        self.num_items = len(columns.item_ids)
-        self.item_ids = columns.item_ids
         self.sids = columns.sids
-        """[items, levels]"""
-        self.trie = Trie.from_sids(columns.sids, columns.codes)
-        self.base_version = storage.content_hash(columns)
-        """Hash of all but the availability. Catalogs of one base version give every item the same tokens."""
+        """[rows, levels]; a row of -1 has no place in the catalog."""
+        order = np.arange(len(columns.sids), dtype=np.int32) if order is None else order
+        self.num_items = len(order)
+        sorted_sids = columns.sids if origin is None else columns.sids[order]
+        self.trie = Trie.from_sids(sorted_sids, columns.codes, order, len(columns.sids))
+        self._origin = origin
+        self.names: ItemNames = ItemNames(columns.item_ids) if origin is None else origin.names
+        self.item_ids = columns.item_ids
+        self.base_version: str = storage.content_hash(columns) if origin is None else origin.base_version
+        """Hash of all but the availability; of one that updates were merged into, its origin's. Catalogs of tables that
+        have one base version give every item the same tokens."""
         self.revision = 0
         """Grows with every change of availability of this object."""
-        self._columns = columns
-        self._row_of = {item_id: row for row, item_id in enumerate(columns.item_ids)}
+        self.columns = columns
         self._live = LegalItems(self.trie, columns.available.copy())
-        self._filters = FilterResolver(self.trie, columns.tags, self._live)
+        self.filters = FilterResolver(self.trie, columns.tags, self._live)
         self._away = storage.rows_hash(np.flatnonzero(~columns.available))
-        self._by_popularity: Int32Array | None = None
-        if columns.popularity is not None:
-            self._by_popularity = np.argsort(-columns.popularity, kind="stable").astype(np.int32)
+        self._named: str | None = None
+        self._flipped: deque[Int32Array] = deque()
+        self._num_flipped = 0
+        self._by_popularity = self._ranked(columns, order)
 
     @classmethod
     def from_table(cls, source: Columns, *, codes: Sequence[int] | None = None) -> Catalog:
@@ -102,11 +116,16 @@ class Catalog:
     @property
     def version(self) -> str:
         """Names the content, availability included: equal on every worker that holds the same."""
-        return f"{self.base_version}.{self._away:x}"
+        return self._named or f"{self.base_version}.{self._away:x}"
+
+    @property
+    def origin(self) -> Catalog:
+        """The catalog of a table that updates made this one of; itself, of a table's own."""
+        return self._origin or self
 
     @property
     def available(self) -> BoolArray:
-        """[items]; do not write to it."""
+        """[rows]; do not write to it."""
         return self._live.items
 
     @property
@@ -115,71 +134,122 @@ class Catalog:
         return self._live.counts
 
     def row(self, item_id: str) -> int | None:
-        return self._row_of.get(item_id)
+        row = self.names.row(item_id)
+        return row if row is not None and row < len(self.sids) and self.sids[row, 0] >= 0 else None
 
-    def rows(self, item_ids: Sequence[str]) -> Int32Array:
+    def rows(self, item_ids: Collection[str]) -> Int32Array:
         """The row of each item, -1 where the catalog does not know it, [items asked for]."""
-        row_of = self._row_of
-        return np.fromiter((row_of.get(item_id, -1) for item_id in item_ids), np.int32, len(item_ids))
+        rows = np.fromiter(self.names.rows(item_ids), np.int32, len(item_ids))
+        if self._origin is not None or len(self.names) > len(self.sids):
+            rows[rows >= len(self.sids)] = -1
+            rows[self.sids[rows, 0] < 0] = -1
+        return rows
 
     def sid(self, item_id: str) -> tuple[int, ...] | None:
-        row = self._row_of.get(item_id)
+        row = self.row(item_id)
         return None if row is None else tuple(self.sids[row].tolist())
 
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
-        """Let items come or go, in O(levels) each. Mutates; filters resolved before are no longer valid."""
+        """Let items come or go, in O(levels) each. Mutates; filters resolved before are no longer valid. Not for one
+        that follows a topic of updates, whose version would no longer tell its content."""
         if isinstance(item_ids, str):
             raise CatalogError(f"item_ids must be a collection of item ids, not {item_ids!r}")
+        if self.follows_updates:
+            raise CatalogError(f"the catalog must be no updated one, and it is {self._named}: send it an update")
         unique = sorted(set(item_ids))
         rows = self.rows(unique)
         if (rows < 0).any():
             raise CatalogError(f"item_id {unique[int(np.argmin(rows))]!r} is not in the catalog, expected a known item")
+        self.flip(rows, available)
+
+    def flip(self, rows: Int32Array, available: bool) -> None:
+        """`set_available` for these rows, which have a place and do not repeat."""
         rows = rows[self._live.items[rows] != available]
         if len(rows) == 0:
             return
-        self._filters.flip(rows, available)
+        if len(rows) > 1:
+            rows = rows[np.argsort(self.trie.leaves[rows])]  # neighbours are looked up faster
+        self.filters.flip(rows, available)
         self._away ^= storage.rows_hash(rows)
         self.revision += 1
+        self._flipped.append(self.trie.leaves[rows])
+        self._num_flipped += len(rows)
+        while self._num_flipped > FLIPS_REMEMBERED and len(self._flipped) > 1:
+            self._num_flipped -= len(self._flipped.popleft())
+
+    def leaves_flipped_since(self, revision: int) -> Int32Array | None:
+        """Leaves of which an item came or went after the catalog had this revision, with repetitions; None: too many
+        to tell."""
+        changes = self.revision - revision
+        if changes > len(self._flipped):
+            return None
+        return np.concatenate([self._flipped[-i] for i in range(changes, 0, -1)] or [np.zeros(0, np.int32)])
+
+    @property
+    def follows_updates(self) -> bool:
+        return self._named is not None
+
+    def name(self, version: str) -> None:
+        """What `version` is from now on: of a catalog that follows updates."""
+        self._named = version
 
     def resolve(self, item_filter: ItemFilter) -> ResolvedFilter:
         """What the filter leaves; the node masks of recent tag combinations are kept."""
         rows = self.rows(item_filter.exclude)
-        return self._filters.resolve(item_filter, rows[rows >= 0])
+        return self.filters.resolve(item_filter, rows[rows >= 0])
 
     def items_at(self, leaves: Int32Array, resolved: ResolvedFilter) -> tuple[Int32Array, Int32Array]:
         """The items at these leaves that may be returned: (position in `leaves`, item row), both [items found], in
-        the order of `leaves`, then of rows. A leaf of -1 (a beam that found nothing) has none."""
-        starts = self.trie.item_starts
+        the order of `leaves`, then of item ids. A leaf of -1 (a beam that found nothing) has none."""
+        starts, items = self.trie.item_starts, self.trie.items
         # A loop: a request has few leaves, and nearly all of them one item (10 leaves: 5 µs, in NumPy 30).
         found = [
-            (position, row)
+            (position, place)
             for position, leaf in enumerate(leaves.tolist())
             if leaf >= 0
-            for row in range(starts[leaf], starts[leaf + 1])
+            for place in range(starts[leaf], starts[leaf + 1])
         ]
-        positions, rows = np.array(found, np.int32).reshape(-1, 2).T
+        positions, places = np.array(found, np.int32).reshape(-1, 2).T
+        rows = items[places]
         allowed = resolved.allows(rows)
         return positions[allowed], rows[allowed]
 
     def popular(self, k: int, resolved: ResolvedFilter) -> Int32Array:
         """The rows of the k most popular items that may be returned, [at most k]; none if the table named no
-        popularity. Equal ones in row order."""
+        popularity. Equal ones in row order; those that updates brought come last, in SID order."""
         if self._by_popularity is None:
             return np.zeros(0, np.int32)
         ahead = k + len(resolved.excluded)
         while True:  # usually the first items of the order are enough
             candidates = self._by_popularity[:ahead]
             found = candidates[resolved.allows(candidates)][:k]
-            if len(found) == k or len(candidates) == self.num_items:
+            if len(found) == k or len(candidates) == len(self._by_popularity):
                 return found
             ahead *= 8
 
+    def to_table(self) -> pa.Table:
+        """The items that have a place, as `from_table` takes them, current availability included."""
+        return storage.as_table(self.columns, self._live.items).take(np.sort(self.trie.items))
+
     def save(self, path: str | Path) -> None:
-        """Write one Parquet file, current availability included; `load` checks it against its own hash."""
-        storage.save(self._columns, self._live.items, Path(path), self.version)
+        """Write one Parquet file, current availability included; `load` checks it against its own hash. Of a catalog
+        that follows updates this makes a new one, with a version of its own."""
+        if self.follows_updates:
+            Catalog.from_table(self.to_table(), codes=self.codes).save(path)
+        else:
+            storage.save(self.columns, self._live.items, Path(path), self.version)
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if counts, masks or the version are not what a rebuild gives."""
-        self._filters.check_integrity()
+        self.filters.check_integrity()
         if self._away != storage.rows_hash(np.flatnonzero(~self._live.items)):
             raise CatalogError("the version does not match the availability")
+
+    def _ranked(self, columns: ItemColumns, order: Int32Array) -> Int32Array | None:
+        """Rows, the most popular first."""
+        if columns.popularity is None:
+            return None
+        if self._origin is None:
+            return np.argsort(-columns.popularity, kind="stable").astype(np.int32)
+        base = self._origin._by_popularity
+        return None if base is None else np.concatenate((base, order[order >= len(base)]))

@@ -22,11 +22,11 @@ MAX_CODES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class ItemColumns:
-    """Items sorted by SID, those that share one by item id; position is the item row."""
+    """Items by row. A table's are sorted by SID, those that share one by item id; updates put rows behind them."""
 
-    item_ids: tuple[str, ...]
+    item_ids: Sequence[str]
     sids: Int32Array
-    """[items, levels]"""
+    """[items, levels]; a row of -1: the item has no place in the catalog."""
     codes: tuple[int, ...]
     tags: TagIndex
     popularity: npt.NDArray[np.float64] | None

@@ -7,12 +7,13 @@ differ from request to request, touch only the nodes above them: a node whose ev
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from xgr_stream.catalog.legal import BoolArray, LegalItems
+from xgr_stream.catalog.legal import BoolArray, LegalItems, nodes_above
 from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.errors import CatalogError
@@ -93,10 +94,31 @@ class FilterResolver:
 
     def flip(self, rows: Int32Array, available: bool) -> None:
         """Mutates the live items and every kept tag combination."""
-        self._live.flip(rows, available)
+        above = nodes_above(self._trie, rows)
+        self._live.flip(rows, above, available)
         self._unfiltered = None
         for tagged in self._by_tags.values():
-            tagged.legal.flip(rows[tagged.allowed[rows]], available)
+            allowed = tagged.allowed[rows]
+            tagged.legal.flip(rows[allowed], tuple(nodes[allowed] for nodes in above), available)
+
+    @property
+    def kept(self) -> tuple[TagsKey, ...]:
+        """The tag combinations that are kept, the least recently used first."""
+        return tuple(self._by_tags)
+
+    def keep(self, keys: Iterable[TagsKey]) -> None:
+        """Have the legal items of these tag combinations at hand, before anybody asks for them. Tags that are no
+        longer known are passed over."""
+        for allow, deny in keys:
+            known = None if allow is None else tuple(sorted(self._tags.known(allow)))
+            self._legal_by_tags((known, tuple(sorted(self._tags.known(deny)))))
+
+    def node_masks(self, key: TagsKey | None) -> tuple[BoolArray, ...] | None:
+        """The node masks of a tag combination as they are now (None: of all live items); None if it isn't kept."""
+        if key is None:
+            return self._live.node_masks
+        tagged = self._by_tags.get(key)
+        return None if tagged is None else tagged.legal.node_masks
 
     def check_integrity(self) -> None:
         self._live.check_integrity()
@@ -124,7 +146,7 @@ class FilterResolver:
     def _emptied(self, legal: LegalItems, excluded: Int32Array) -> tuple[Int32Array, ...]:
         if not len(excluded):  # most requests: 5 µs instead of 65
             return (excluded,) * self._trie.levels
-        leaves = self._trie.leaf_of(excluded)
+        leaves = np.sort(self._trie.leaves[excluded])
         emptied = []
         for depth in range(1, self._trie.levels + 1):
             nodes, num_excluded = np.unique(self._trie.node_of(depth, leaves), return_counts=True)

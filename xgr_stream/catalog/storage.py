@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ def content_hash(columns: ItemColumns) -> str:
         np.asarray(columns.codes, "<i8"),
         columns.sids.astype("<i4", copy=False),
         *_string_arrays(columns.item_ids),
-        *_string_arrays(tuple(columns.tags.index)),
+        *_string_arrays(columns.tags.names),
         columns.tags.starts.astype("<i8", copy=False),
         columns.tags.rows.astype("<i4", copy=False),
         popularity.astype("<f8", copy=False),
@@ -49,7 +50,7 @@ def content_hash(columns: ItemColumns) -> str:
     return digest.hexdigest()
 
 
-def _string_arrays(strings: tuple[str, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+def _string_arrays(strings: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     lengths = np.fromiter(map(len, strings), "<i4", len(strings))
     return lengths, np.frombuffer("".join(strings).encode(), np.uint8)
 
@@ -67,7 +68,7 @@ def save(columns: ItemColumns, available: BoolArray, path: Path, version: str) -
     if path.suffix != ".parquet":
         raise CatalogError(f"path is {str(path)!r}, expected a file name that ends in '.parquet'")
     header = {_FORMAT: str(FORMAT), _CODES: json.dumps(columns.codes), _VERSION: version}
-    table = _as_table(columns, available).replace_schema_metadata(header)
+    table = as_table(columns, available).replace_schema_metadata(header)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         pa.parquet.write_table(table, part, compression="zstd", write_page_checksum=True)
@@ -93,9 +94,10 @@ def read_header(table: pa.Table) -> Header | None:
     return header
 
 
-def _as_table(columns: ItemColumns, available: BoolArray) -> pa.Table:
+def as_table(columns: ItemColumns, available: BoolArray) -> pa.Table:
+    """As `Catalog.from_table` takes it."""
     arrays = {
-        "item_id": pa.array(columns.item_ids, pa.string()),
+        "item_id": pa.array(list(columns.item_ids), pa.string()),
         "sid": pa.FixedSizeListArray.from_arrays(columns.sids.reshape(-1), columns.sids.shape[1]),
         "available": pa.array(available),
     }
@@ -108,9 +110,5 @@ def _as_table(columns: ItemColumns, available: BoolArray) -> pa.Table:
 
 def _tag_lists(columns: ItemColumns) -> pa.Array:
     """The tags of each item, [items] of lists of strings."""
-    tags = columns.tags
-    tag_of_pair = np.repeat(np.arange(len(tags.index), dtype=np.int32), np.diff(tags.starts))
-    offsets = np.zeros(tags.num_items + 1, np.int32)
-    np.cumsum(np.bincount(tags.rows, minlength=tags.num_items), out=offsets[1:])
-    by_item = tag_of_pair[np.argsort(tags.rows, kind="stable")]
-    return pa.ListArray.from_arrays(offsets, pa.array(list(tags.index)).take(pa.array(by_item)))
+    starts, tags = columns.tags.by_row
+    return pa.ListArray.from_arrays(starts.astype(np.int32), pa.array(columns.tags.names).take(pa.array(tags)))

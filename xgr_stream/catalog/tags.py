@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,32 @@ class TagIndex:
             rows=(pairs % num_items).astype(np.int32),
             num_items=num_items,
         )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The tags, by number."""
+        return tuple(self.index)
+
+    @cached_property
+    def by_row(self) -> tuple[npt.NDArray[np.int64], Int32Array]:
+        """(starts [items + 1], tags [pairs]): the numbers of the tags of item r are `tags[starts[r] : starts[r + 1]]`,
+        ascending."""
+        starts = np.zeros(self.num_items + 1, np.int64)
+        np.cumsum(np.bincount(self.rows, minlength=self.num_items), out=starts[1:])
+        return starts, self.tag_of_pair[np.argsort(self.rows, kind="stable")]
+
+    @property
+    def tag_of_pair(self) -> Int32Array:
+        return np.repeat(np.arange(len(self.index), dtype=np.int32), np.diff(self.starts))
+
+    def of_rows(self, rows: npt.NDArray[np.integer]) -> list[tuple[str, ...]]:
+        """The tags of each of these items, in order of their names."""
+        starts, tags = self.by_row
+        names = self.names
+        return [
+            tuple(names[tag] for tag in tags[first:last].tolist()) if first < last else ()
+            for first, last in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
+        ]
 
     def known(self, tags: Iterable[str]) -> frozenset[str]:
         return frozenset(tag for tag in tags if tag in self.index)

@@ -28,11 +28,16 @@ class Trie:
     leaf_starts: tuple[Int32Array, ...]
     """[d]: leaves below node p of depth d, 0 ≤ d ≤ levels, are `leaf_starts[d][p] : leaf_starts[d][p + 1]`."""
     item_starts: Int32Array
-    """Items at leaf l are item rows `item_starts[l] : item_starts[l + 1]`, [leaves + 1]."""
+    """Items at leaf l are `items[item_starts[l] : item_starts[l + 1]]`, [leaves + 1]."""
+    items: Int32Array
+    """Item rows in the order of their SIDs, [items]."""
+    leaves: Int32Array
+    """The leaf of each item row, -1 for a row without a SID, [rows]."""
 
     @classmethod
-    def from_sids(cls, sids: Int32Array, codes: tuple[int, ...]) -> Trie:
-        """Build from the items' SIDs, `[items, levels]`, sorted lexicographically."""
+    def from_sids(cls, sids: Int32Array, codes: tuple[int, ...], items: Int32Array, num_rows: int) -> Trie:
+        """Build from the SIDs of `items` (item rows, of which there are `num_rows`), `[items, levels]`, sorted
+        lexicographically."""
         num_items, levels = sids.shape
         first_rows: list[Int32Array] = [np.zeros(1, np.int32)]  # per depth: the first item row of each node
         begins_node = np.zeros(num_items, np.bool_)
@@ -41,12 +46,17 @@ class Trie:
             begins_node[1:] |= sids[1:, level] != sids[:-1, level]
             first_rows.append(np.flatnonzero(begins_node).astype(np.int32))
         leaf_rows = first_rows[-1]
+        item_starts = np.append(leaf_rows, np.int32(num_items))
+        leaves = np.full(num_rows, -1, np.int32)
+        leaves[items] = np.repeat(np.arange(len(leaf_rows), dtype=np.int32), np.diff(item_starts))
         return cls(
             codes=codes,
             node_codes=tuple(sids[first_rows[level + 1], level] for level in range(levels)),
             child_starts=tuple(_starts(first_rows[d], first_rows[d + 1]) for d in range(levels)),
             leaf_starts=tuple(_starts(rows, leaf_rows) for rows in first_rows),
-            item_starts=np.append(leaf_rows, np.int32(num_items)),
+            item_starts=item_starts,
+            items=items,
+            leaves=leaves,
         )
 
     @property
@@ -60,16 +70,14 @@ class Trie:
     def num_nodes(self, depth: int) -> int:
         return len(self.leaf_starts[depth]) - 1
 
-    def leaf_of(self, rows: Int32Array) -> Int32Array:
-        """The leaf of each item row."""
-        return (np.searchsorted(self.item_starts, rows, side="right") - 1).astype(np.int32)
-
     def node_of(self, depth: int, leaves: Int32Array) -> Int32Array:
         """The node of `depth` above each leaf."""
+        if depth == self.levels:
+            return leaves
         return (np.searchsorted(self.leaf_starts[depth], leaves, side="right") - 1).astype(np.int32)
 
     def item_bounds(self, depth: int) -> Int32Array:
-        """Items below node p of `depth` are rows `bounds[p] : bounds[p + 1]`, [nodes + 1]."""
+        """Items below node p of `depth` are `items[bounds[p] : bounds[p + 1]]`, [nodes + 1]."""
         return self.item_starts[self.leaf_starts[depth]]
 
 

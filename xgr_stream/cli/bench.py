@@ -9,6 +9,7 @@ from xgr_stream.cli.lazy import LazyGroup
 BENCHES = {
     "ablation": "What each part of the engine gains: the same requests with one part switched off at a time.",
     "appends": "Events per second that are added to cached prefixes.",
+    "catalog": "A catalog that changes while it serves: flips, and batches beside a merge.",
     "engine": "Requests, warm and cold, against the floor of the card or against transformers.",
     "kernels": "Each kernel: its result checked, then timed.",
     "overlap": "Warm requests while appends are running, against requests alone.",

@@ -9,6 +9,7 @@ from xgr_stream.cli.lazy import LazyGroup
 
 SUBCOMMANDS = {
     "bench": "Time the engine and the kernels, each against a baseline.",
+    "catalog": "Make a catalog, look at one, compare two, change what is served, go back.",
     "doctor": "Look at device, memory plan, brokers, topics and clocks; a remedy for each finding.",
     "evaluate": "Recall and NDCG of a checkpoint on a file of sequences.",
     "history": "Bring histories in from Parquet, look at one, start anew.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,20 @@ from xgr_stream.model import Model
 TokenArray = NDArray[np.int64]
 
 
-class ContextReader:
-    """Tokenises events under one catalog structure.
+class SeenItems(NamedTuple):
+    """Items, and those of them that are interned: all that were when there were `interned` items, others perhaps."""
 
-    Interned item → catalog row is looked up once per item ever seen; a context is then array indexing alone.
+    item_ids: frozenset[str]
+    numbers: list[int]
+    interned: int
+
+
+class ContextReader:
+    """Tokenises events under one catalog, whose items may get other semantic IDs (`retokenise`).
+
+    An interned item's semantic ID is looked up once; a context is then array indexing alone. What an item was
+    tokenised as is told by a revision, which grows when items change: tokens read at an earlier revision are still
+    right unless an item among them changed since.
     """
 
     def __init__(self, catalog: Catalog, model: Model, window: WindowConfig, history: HistoryStore) -> None:
@@ -28,7 +39,41 @@ class ContextReader:
         self._window = window
         self._item_names = history.item_names
         self._action_names = history.action_names
-        self._rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._sids: NDArray[np.int32] = np.empty((0, catalog.levels), dtype=np.int32)
+        self._changed: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self.revision = 0
+
+    def seen_of(self, item_ids: Sequence[str]) -> SeenItems:
+        """Which of these items anybody has seen, on any thread: 100,000 of them take a while."""
+        interned = len(self._item_names)
+        numbers = [number for item_id in item_ids if (number := self._item_names.get(item_id)) is not None]
+        return SeenItems(frozenset(item_ids), numbers, interned)
+
+    def retokenise(self, catalog: Catalog, seen: SeenItems) -> None:
+        """These items have another semantic ID in `catalog`, or one for the first time, or none any more; all others
+        have the one that they had."""
+        self._catalog = catalog
+        names = self._item_names
+        later = [number for number in range(seen.interned, len(names)) if names[number] in seen.item_ids]
+        numbers = seen.numbers + later  # one that came meanwhile may be in both
+        if not numbers:
+            return
+        self._look_up_new_items()
+        self._sids[numbers] = self._sids_of([names[number] for number in numbers])
+        self._changed[numbers] = self.revision + 1
+        self.revision += 1
+
+    def is_current(self, items: NDArray[np.int32], revision: int) -> bool:
+        """Whether these interned items, read at this revision, would be read the same now. Safe on any thread."""
+        if revision == self.revision:
+            return True
+        changed = self._changed
+        known = items[items < len(changed)]
+        return not bool((changed[known] > revision).any())
+
+    def items(self, view: HistoryView, first: int) -> NDArray[np.int32]:
+        """The interned items of the events from number `first` on."""
+        return view.items[first - view.first_number :]
 
     @property
     def prompt(self) -> TokenArray:
@@ -49,25 +94,24 @@ class ContextReader:
 
     def event_tokens(self, view: HistoryView, first: int) -> TokenArray:
         """Tokens of the events from number `first` on, without prompt and tail. [tokens]"""
-        rows = self._catalog_rows(view, first)
-        known = rows >= 0
-        return self._tokens.encode(self._catalog.sids[rows[known]], self._actions(view, first, known))
+        items = self.items(view, first)
+        if len(items) and int(items.max()) >= len(self._sids):
+            self._look_up_new_items()
+        return self._tokens.encode(self._sids[items], self._actions(view, first))
 
-    def _actions(self, view: HistoryView, first: int, known: NDArray[np.bool_]) -> Sequence[str | None] | None:
+    def _actions(self, view: HistoryView, first: int) -> Sequence[str | None] | None:
         if not self._reads_actions:
             return None
         names = self._action_names
-        return [None if a < 0 else names[a] for a in view.actions[first - view.first_number :][known].tolist()]
-
-    def _catalog_rows(self, view: HistoryView, first: int) -> NDArray[np.int32]:
-        """Catalog row of each event's item from number `first` on; -1: not in the catalog."""
-        items = view.items[first - view.first_number :]
-        if len(items) and int(items.max()) >= len(self._rows):
-            self._look_up_new_items()
-        return self._rows[items]
+        return [None if a < 0 else names[a] for a in view.actions[first - view.first_number :].tolist()]
 
     def _look_up_new_items(self) -> None:
         names = self._item_names
-        rows = (self._catalog.row(names[i]) for i in range(len(self._rows), len(names)))
-        new = np.fromiter((-1 if row is None else row for row in rows), dtype=np.int32)
-        self._rows = np.concatenate((self._rows, new))
+        new = self._sids_of([names[i] for i in range(len(self._sids), len(names))])
+        self._changed = np.concatenate((self._changed, np.zeros(len(new), np.int32)))
+        self._sids = np.concatenate((self._sids, new))
+
+    def _sids_of(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
+        """[items, levels]; -1 for one that the catalog does not know."""
+        rows = self._catalog.rows(item_ids)
+        return np.where(rows[:, None] < 0, np.int32(-1), self._catalog.sids[rows])

@@ -101,7 +101,7 @@ class BeamDecoder:
         """Start looking for the `widths[i]` best legal semantic IDs after `prefixes[i]`. The prefixes' memory must
         stay until the beams are there."""
         # No level can have more beams than nodes, so none is computed that could only be dead.
-        level_widths = [np.minimum(widths, nodes) for nodes in legality.trie.num_nodes]
+        level_widths = [np.minimum(widths, nodes) for nodes in legality.num_nodes]
         shape = self._shape(prefixes, level_widths)
         with self._lane.current():
             legality.bring(filters)

@@ -6,16 +6,18 @@ import hashlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from xgr_stream.cache import PrefixCache, UserPrefix
-from xgr_stream.catalog import Catalog
+from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.config import EngineConfig, HistoryConfig
 from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
-from xgr_stream.engine.context import ContextReader
+from xgr_stream.engine.catalog_merge import CatalogMerge
+from xgr_stream.engine.context import ContextReader, SeenItems
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
@@ -32,6 +34,7 @@ from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
     MAX_TAIL_TOKENS,
     NO_FILTER,
+    CatalogUpdate,
     ItemFilter,
     Recommendation,
     RecommendRequest,
@@ -39,6 +42,8 @@ from xgr_stream.types import (
     Status,
     UserEvent,
 )
+
+_retokenised = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,9 @@ class EngineStats:
 class Engine:
     """Keeps users' prefixes in a bounded cache and answers requests by beam search over the catalog.
 
-    One thread calls it, catalog changes included (`catalog.set_available`, `use_catalog`): between two calls nothing
-    is in flight. It never fails a request for lack of cache: users who do not fit together are computed in turn.
+    One thread calls it, catalog changes included (`apply_updates`, `catalog.set_available`, `use_catalog`): between two
+    calls nothing is in flight. It never fails a request for lack of cache: users who do not fit together are computed
+    in turn.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Engine:
             model, self.cache, self.normalizer, self._work.decode_lane, switches, page_columns=page_columns
         )
         self._counters = Counters()
+        self._retokenised = False
         self.use_catalog(catalog)
 
     @classmethod
@@ -147,12 +154,60 @@ class Engine:
         unless both give items the same tokens."""
         self.model.tokens.check_catalog(catalog.codes)
         self._work.settle()
+        self._live = LiveCatalog(catalog)
         self._catalog = catalog
         self._legality = LegalityTables(catalog, self.cache.hidden.device)
-        reader = ContextReader(catalog, self.model, self.window, self.history)
-        self._prefixes = PrefixBuilder(self.cache, reader, f"{self.model.version}/{catalog.base_version}")
+        self._reader = ContextReader(catalog, self.model, self.window, self.history)
+        key = f"{self.model.version}/{catalog.base_version}"
+        if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
+            key += f"/{next(_retokenised)}"
+        self._prefixes = PrefixBuilder(self.cache, self._reader, key)
         if self.cache.hidden.is_cuda:
             torch.cuda.synchronize()  # what was just made on the default stream is read on the lanes
+
+    # What changes in the catalog.
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """Codes per level that a semantic ID may have: the model's."""
+        return self.model.tokens.codes
+
+    def apply_updates(self, updates: Iterable[CatalogUpdate]) -> None:
+        """Let these happen to the catalog, in their order; they count when this returns. The catalog's version is then
+        its table's and the number of updates that it has had."""
+        listed = list(updates)
+        for update in listed:
+            update.check(self.codes)
+        self.update_catalog(listed, self._live.position + len(listed))
+        merge = self.begin_merge()
+        if merge is not None:
+            merge.run()
+            merge.finish()
+
+    @torch.inference_mode()
+    def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
+        """Let items come and go at once; what is more than that waits for a merge, and is not recommended meanwhile.
+        `updates` must fit `codes`; `position` is where their log goes on behind them."""
+        self._live.apply(updates, position)
+
+    @torch.inference_mode()
+    def bring_legality(self) -> None:
+        """Have what came and went on the device now. The next batch does it otherwise."""
+        with self._work.decode_lane.current():
+            self._legality.bring([])
+
+    def begin_merge(self) -> CatalogMerge | None:
+        """What merges all that waits now; None if nothing does, or while another merge is not finished."""
+        merge = self._live.begin()
+        return None if merge is None else CatalogMerge(merge, self._reader, self._legality, self._take_over)
+
+    def _take_over(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> None:
+        self._live.finish(merge)
+        self._catalog = self._live.catalog
+        with self._work.decode_lane.current():
+            self._legality.replace(legality)
+        self._reader.retokenise(self._catalog, seen)
+        self._retokenised |= bool(merge.retokenised)
 
     # The facade: one user at a time, out of this engine's own history.
 

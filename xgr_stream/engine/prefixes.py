@@ -38,7 +38,8 @@ class PrefixBuilder:
     """Plans and runs appends and prefills for users whose contexts it reads with one tokeniser."""
 
     def __init__(self, cache: PrefixCache, reader: ContextReader, key: str) -> None:
-        """`key` names what tokenises and computes; prefixes under another key are computed anew."""
+        """`key` names what tokenises and computes; prefixes under another key are computed anew, and so are those
+        that hold an item whose semantic ID has changed."""
         self._cache = cache
         self._reader = reader
         self._key = key
@@ -104,7 +105,7 @@ class PrefixBuilder:
         prefix = self._cache.get(view.user_id)
         if prefix is None or prefix.key != self._key or prefix.life != view.life:
             return None
-        return prefix
+        return prefix if self._reader.is_current(prefix.items, prefix.revision) else None
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens
@@ -119,6 +120,8 @@ class PrefixBuilder:
                 event_count=plan.view.event_count,
                 event_offset=plan.view.last_offset,
                 life=plan.view.life,
+                items=self._reader.items(plan.view, plan.window_start),
+                revision=self._reader.revision,
                 num_tokens=plan.num_tokens,
                 kv_tokens=plan.num_tokens + len(self._reader.tail),
                 pages=draft.pages,
@@ -131,5 +134,7 @@ class PrefixBuilder:
         """The user's prefix after the run, seen just now."""
         prefix = self._cache.touch(plan.user_id)
         if prefix.event_count < plan.view.event_count:
-            return self._cache.renumber(plan.user_id, plan.view.event_count, plan.view.last_offset)
+            view = plan.view
+            items = self._reader.items(view, plan.window_start)
+            return self._cache.renumber(plan.user_id, view.event_count, view.last_offset, items)
         return prefix

@@ -59,6 +59,8 @@ def prepare_decodes(
         hidden_slot=draft.hidden_slot,
         last_token=0,
         life=0,
+        items=np.empty(0, np.int32),
+        revision=0,
     )
     try:
         for requests in _powers(config.max_batch_rows // config.beam_width):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import TypeVar
 
 from xgr_stream.errors import OverCapacity, XgrError
 from xgr_stream.history import HistoryView
@@ -19,6 +20,7 @@ from xgr_stream.scheduler.work import Work, WorkQueue
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Item = Work | list[HistoryView] | Callable[[], None]
 """What is handed to the device thread: a request, users to append to, something to call."""
 
@@ -73,16 +75,15 @@ class Intake:
                 self._hand_over(item)
             return self.closed_with
 
-    def call(self, action: Callable[[], None]) -> Future[None]:
-        """Have the device thread run `action` between two batches."""
-        future: Future[None] = Future()
+    def call(self, action: Callable[[], T]) -> Future[T]:
+        """Have the device thread run `action`, and what it returns."""
+        future: Future[T] = Future()
 
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                action()
-                future.set_result(None)
+                future.set_result(action())
             except Exception as error:
                 logger.exception("a call on the device thread failed")
                 future.set_exception(error)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from queue import Empty
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from xgr_stream.config import EngineConfig
 from xgr_stream.errors import DeviceLost, EngineError, ShuttingDown, XgrError
@@ -29,6 +29,8 @@ from xgr_stream.scheduler.work import Work, WorkQueue
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SWITCH_INTERVAL_S = 5e-5
 """How long a waiting thread lets the holder of the GIL go on. With Python's 5 ms and a saturated event loop the device
@@ -138,9 +140,20 @@ class DeviceWorker:
         than all the rest, and has it begin with a batch of one. For one thread at a time, and a few milliseconds."""
         return self._intake.together()
 
-    def call(self, action: Callable[[], None]) -> Future[None]:
-        """Run `action` on the device thread between two batches: whatever else must not run beside the engine."""
+    def call(self, action: Callable[[], T]) -> Future[T]:
+        """Run `action` on the device thread: whatever else must not run beside the engine. Batches may be under way."""
         return self._intake.call(action)
+
+    def between_batches(self, action: Callable[[], T]) -> Future[T]:
+        """`call`, when no batch is under way: whatever a batch must see before or after itself as a whole. The device
+        is idle meanwhile."""
+
+        def run() -> T:
+            while self._decoding:
+                self._finish()
+            return action()
+
+        return self._intake.call(run)
 
     def forget(self, user_ids: Iterable[str]) -> None:
         """Drop these users' prefixes and the appends that wait for them."""

@@ -22,7 +22,7 @@ from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
-from xgr_stream.stream.topology import co_partitioned
+from xgr_stream.stream.topology import CATALOG_CONFIG, all_topics, co_partitioned
 from xgr_stream.stream.transactions import start_producer, transactional_id
 
 Grade = Literal["ok", "warning", "error"]
@@ -34,6 +34,8 @@ TRANSACTION_TIMEOUT_S = 20.0
 LOG_APPEND_TIME = 1
 TOPIC_SOURCE = 1
 """Of a setting, as DescribeConfigs tells it: the topic's own."""
+DEFAULT_DELETE_RETENTION_MS = 86_400_000
+YEAR_MS = 365 * 86_400_000
 SAMPLE = 50
 """Records of each partition whose place is checked."""
 
@@ -57,12 +59,14 @@ async def check_brokers(connection: Connection, topics: TopicNames, partitioner:
         remedy = "check --broker, the network, and the TLS and SASL settings"
         return [Finding("error", f"no broker answers at {connection.bootstrap}: {error}", remedy)]
     try:
-        described = await admin.describe_topics([*co_partitioned(topics), topics.dead_letters])
+        described = await admin.describe_topics(list(all_topics(topics)))
         found = {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
         findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
         findings += _check_topics(topics, found)
         if topics.changelog in found:
             findings += await _check_changelog(admin, topics.changelog)
+        if topics.catalog in found:
+            findings += await _check_catalog(admin, topics.catalog, len(found[topics.catalog]["partitions"]))
         findings.append(await _check_clock(connection, admin))
     finally:
         await admin.close()
@@ -74,7 +78,7 @@ async def check_brokers(connection: Connection, topics: TopicNames, partitioner:
 
 def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]:
     findings = []
-    missing = [name for name in (*co_partitioned(topics), topics.dead_letters) if name not in found]
+    missing = [name for name in all_topics(topics) if name not in found]
     if missing:
         remedy = "create them (docker/create-topics.sh), or let a worker do it (--partitions)"
         findings.append(Finding("warning", f"topics are missing: {', '.join(missing)}", remedy))
@@ -109,6 +113,32 @@ async def _check_changelog(admin: Any, topic: str) -> list[Finding]:
         return [Finding("ok", f"{topic} is compacted")]
     remedy = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact"
     return [Finding("error", f"{topic} has cleanup.policy={policy}: histories are deleted by age", remedy)]
+
+
+async def _check_catalog(admin: Any, topic: str, partitions: int) -> list[Finding]:
+    findings = []
+    if partitions != 1:
+        what = f"{topic} has {partitions} partitions: a catalog's version is a place in its only one"
+        findings.append(Finding("error", what, "recreate it with one partition"))
+    try:
+        settings = await topic_settings(admin, topic)
+    except (KafkaError, IndexError, AttributeError) as error:
+        remedy = "allow DescribeConfigs on it"
+        return [*findings, Finding("warning", f"the settings of {topic} can't be read: {error}", remedy)]
+    alter = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config"
+    policy = settings.get("cleanup.policy", "the broker's default")
+    if policy != "compact":
+        what = f"{topic} has cleanup.policy={policy}: updates are deleted by age"
+        findings.append(Finding("error", what, f"{alter} cleanup.policy=compact"))
+    retention_ms = int(settings.get("delete.retention.ms", DEFAULT_DELETE_RETENTION_MS))
+    if retention_ms < YEAR_MS:
+        what = (
+            f"{topic} forgets tombstones after {retention_ms / 86_400_000:.3g} days: items of the base then come back"
+        )
+        findings.append(
+            Finding("warning", what, f"{alter} delete.retention.ms={CATALOG_CONFIG['delete.retention.ms']}")
+        )
+    return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones")]
 
 
 async def topic_settings(admin: Any, topic: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from xgr_stream.errors import (
     InvalidEvent,
     InvalidInput,
     InvalidRequest,
+    InvalidUpdate,
     MalformedMessage,
     UnsupportedVersion,
     XgrError,
@@ -21,6 +22,7 @@ from xgr_stream.types import (
     MAX_ID_CHARS,
     NO_FILTER,
     CacheState,
+    CatalogUpdate,
     ItemFilter,
     Recommendation,
     RecommendRequest,
@@ -71,6 +73,36 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         reply_to=message.get("reply_to"),
         tail=message.get("tail"),
     )
+
+
+def parse_update(message: Message | None, key: bytes | None) -> CatalogUpdate:
+    """An update of the catalog; None: a null value. Raises `InvalidInput` naming the field that is wrong."""
+    item_id = updated_item(key)
+    if message is None:
+        return CatalogUpdate(item_id, None)
+    _check_version(message)
+    sid, tags = _required(message, "sid", InvalidUpdate), message.get("tags")
+    if not isinstance(sid, list):
+        raise InvalidUpdate(f"sid must be a list of codes, not {type(sid).__name__}")
+    if tags is not None and not isinstance(tags, list):
+        raise InvalidUpdate(f"tags must be a list of strings, not {type(tags).__name__}")
+    available = message.get("available")
+    return CatalogUpdate(item_id, tuple(sid), tuple(tags or ()), True if available is None else available)
+
+
+def updated_item(key: bytes | None) -> str:
+    """The item that an update is of. Raises `InvalidUpdate`."""
+    try:
+        return CatalogUpdate((key or b"").decode(), None).item_id
+    except UnicodeDecodeError:
+        raise InvalidUpdate(f"key must be the item's id in UTF-8, not {(key or b'')[:40]!r}") from None
+
+
+def update_message(update: CatalogUpdate) -> Message | None:
+    """What an update is written as, on the item's id as its key; None: a null value."""
+    if update.sid is None:
+        return None
+    return {"v": VERSION, "sid": list(update.sid), "tags": list(update.tags), "available": update.available}
 
 
 def sender(message: Message, key: bytes | None) -> Sender:

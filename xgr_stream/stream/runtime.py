@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock, SystemClock
 from xgr_stream.scheduler.ports import DeviceEngine
 from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.stream.catalog_feed import CatalogFeed
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.stream.processor import Processor
@@ -29,13 +30,25 @@ from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.standby import Standby
 from xgr_stream.stream.topology import check_assignment, ensure_topics
 from xgr_stream.stream.transactions import TransactionalPublisher
-from xgr_stream.types import RecommendRequest, RecommendResponse
+from xgr_stream.types import CatalogUpdate, RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 2.0
 """How long, at the end of the shutdown timeout, refusals may take to be written; and the device's thread to end."""
 REPORT_INTERVAL_S = 1.0
+
+
+class Merge(Protocol):
+    """The next catalog in the making."""
+
+    def run(self) -> None:
+        """On any thread."""
+        ...
+
+    def finish(self) -> None:
+        """On the device thread, between two batches."""
+        ...
 
 
 class ServedEngine(DeviceEngine, Protocol):
@@ -45,6 +58,17 @@ class ServedEngine(DeviceEngine, Protocol):
     def history(self) -> HistoryStore: ...
 
     def knows_item(self, item_id: str) -> bool: ...
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """Codes per level that a semantic ID may have."""
+        ...
+
+    def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None: ...
+
+    def begin_merge(self) -> Merge | None:
+        """What merges the items that wait for it; None: there are none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +143,10 @@ class Runtime:
         self._snapshots: Snapshots | None = None
         self._snapshotting: asyncio.Task[None] | None = None
         self._standby: Standby | None = None
+        self._copying: asyncio.Task[None] | None = None
+        self._catalog = CatalogFeed(
+            setup.connection, self.topics.catalog, setup.engine, self._device, setup.config, setup.metrics
+        )
         self._following: asyncio.Task[None] | None = None
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
@@ -169,6 +197,9 @@ class Runtime:
             standby=self._standby,
         )
         self._device.start()
+        await self._catalog.start()  # nothing is served from a catalog of yesterday
+        self._following = asyncio.create_task(self._catalog.run(), name="xgr-catalog")
+        self._following.add_done_callback(self._on_task_done)
         self._sender = asyncio.create_task(self._publisher.run(), name="xgr-publisher")
         self._sender.add_done_callback(self._on_task_done)
         self._reporter = asyncio.create_task(self._report_regularly(), name="xgr-report")
@@ -209,9 +240,9 @@ class Runtime:
         """
         numbers = check_assignment(self.topics, assigned)
         self._joined = True
-        if self._standby is not None and self._following is None:
-            self._following = asyncio.create_task(self._standby.run(), name="xgr-standby")
-            self._following.add_done_callback(self._on_task_done)
+        if self._standby is not None and self._copying is None:
+            self._copying = asyncio.create_task(self._standby.run(), name="xgr-standby")
+            self._copying.add_done_callback(self._on_task_done)
         new = numbers - self.assigned
         if self._transactions is None:
             self.processor.assign(new, self.num_partitions)
@@ -322,16 +353,14 @@ class Runtime:
         """Stop everything, drained or not. What is not durable is not acknowledged."""
         tasks = [
             *self._recoveries.values(),
-            *filter(None, (self._sender, self._reporter, self._snapshotting, self._following)),
+            *filter(None, (self._sender, self._reporter, self._snapshotting, self._following, self._copying)),
         ]
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.processor.revoke(self.processor.assigned)
-        ends: list[Coroutine[Any, Any, object]] = []
-        if self._sender is not None:
-            ends.append(asyncio.to_thread(self._device.stop, GRACE_S))
+        ends: list[Coroutine[Any, Any, object]] = [asyncio.to_thread(self._device.stop, GRACE_S), self._catalog.stop()]
         if self._snapshots is not None:
             ends.append(self._snapshots.stop())
         if self._transactions is not None:
@@ -413,6 +442,7 @@ class Runtime:
             "partitions": sorted(self.assigned),
             "restoring": restoring,
             "resting": dict(self._resting),
+            "catalog": {"position": self._catalog.position, "behind": self._catalog.behind},
             "misplaced_records": misplaced,
         }
 

@@ -18,6 +18,21 @@ READY_TIMEOUT_S = 15.0
 
 CHANGELOG_CONFIG = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
 
+TEN_YEARS_MS = 315_360_000_000
+WEEK_MS = 604_800_000
+CATALOG_CONFIG = {
+    "cleanup.policy": "compact",
+    "min.cleanable.dirty.ratio": "0.1",
+    "delete.retention.ms": str(TEN_YEARS_MS),
+    "min.compaction.lag.ms": str(WEEK_MS),
+}
+"""A tombstone that is forgotten brings back an item of the base, so none is. Versions of the last week can be gone back
+to, since all that they were made of is still there."""
+
+
+def all_topics(topics: TopicNames) -> tuple[str, ...]:
+    return (*co_partitioned(topics), topics.dead_letters, topics.catalog)
+
 
 def co_partitioned(topics: TopicNames) -> tuple[str, ...]:
     """The topics whose partitions of one number belong together."""
@@ -35,12 +50,13 @@ async def ensure_topics(connection: Connection, topics: TopicNames, partitions: 
     try:
         counts = await _counts(admin, topics)
         present = {counts[name] for name in co_partitioned(topics) if name in counts}
-        missing = [name for name in (*co_partitioned(topics), topics.dead_letters) if name not in counts]
+        missing = [name for name in all_topics(topics) if name not in counts]
         if missing:
             if partitions is None:
                 raise TopologyError(
-                    f"topics must exist, and {_listed(missing)} do not: create them, all but the dead letters' with "
-                    "equal partition counts, or let the worker do it (StreamConfig.partitions)"
+                    f"topics must exist, and {_listed(missing)} do not: create them, the catalog's with one "
+                    "partition, all others but the dead letters' with equal counts, or let the worker do it "
+                    "(StreamConfig.partitions)"
                 )
             await _create(admin, missing, max(present, default=partitions), topics)
             counts = await _counts_when_ready(admin, topics)
@@ -51,7 +67,8 @@ async def ensure_topics(connection: Connection, topics: TopicNames, partitions: 
 
 
 def check_counts(topics: TopicNames, counts: Mapping[str, int]) -> None:
-    """Raise `TopologyError` unless the topics that belong together have equal partition counts."""
+    """Raise `TopologyError` unless the topics that belong together have equal partition counts, and the catalog's one
+    partition."""
     found = {name: counts[name] for name in co_partitioned(topics)}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in found.items())
@@ -59,6 +76,11 @@ def check_counts(topics: TopicNames, counts: Mapping[str, int]) -> None:
             f"partition counts must be equal, but {listed}: a user's events, requests, responses and history meet by "
             "partition number. Recreate the ones that differ with the events topic's count, or name other topics "
             "(TopicNames)"
+        )
+    if counts[topics.catalog] != 1:
+        raise TopologyError(
+            f"{topics.catalog} must have one partition, and it has {counts[topics.catalog]}: a catalog's version is a "
+            "place in it. Recreate it, or name another topic (TopicNames.catalog)"
         )
 
 
@@ -85,7 +107,7 @@ def check_assignment(topics: TopicNames, assigned: Iterable[tuple[str, int]]) ->
 async def _counts(admin: AIOKafkaAdminClient, topics: TopicNames) -> dict[str, int]:
     """Topic → partitions, of our topics that exist. Asks for all names first: to ask for one may create it."""
     existing = set(await admin.list_topics())
-    ours = [name for name in (*co_partitioned(topics), topics.dead_letters) if name in existing]
+    ours = [name for name in all_topics(topics) if name in existing]
     if not ours:
         return {}
     return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(ours)}
@@ -96,9 +118,9 @@ async def _create(admin: AIOKafkaAdminClient, missing: Iterable[str], partitions
     new = [
         NewTopic(
             name,
-            1 if name == topics.dead_letters else partitions,
+            1 if name in (topics.dead_letters, topics.catalog) else partitions,
             min(3, brokers),
-            topic_configs=CHANGELOG_CONFIG if name == topics.changelog else None,
+            topic_configs={topics.changelog: CHANGELOG_CONFIG, topics.catalog: CATALOG_CONFIG}.get(name),
         )
         for name in missing
     ]
@@ -110,7 +132,7 @@ async def _create(admin: AIOKafkaAdminClient, missing: Iterable[str], partitions
 
 
 async def _counts_when_ready(admin: AIOKafkaAdminClient, topics: TopicNames) -> dict[str, int]:
-    names = (*co_partitioned(topics), topics.dead_letters)
+    names = all_topics(topics)
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             while True:

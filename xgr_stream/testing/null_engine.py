@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import count, islice
 
 from xgr_stream.history import HistoryStore, HistoryView
-from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import CacheState, CatalogUpdate, Recommendation, RecommendRequest, RecommendResponse, Status
 
 TOKENS_PER_EVENT = 3
 BYTES_PER_TOKEN = 64
@@ -63,6 +63,8 @@ class NullEngine:
         self.history = history or HistoryStore()
         self.before_answer: Callable[[Work], None] | None = None
         self._version = version
+        self._catalog_version = "null"
+        self._gone: set[str] = set()
         self._num_items = num_items
         self._items_known = frozenset(f"item-{row}" for row in range(num_items))
         self._bytes_budget = bytes_budget
@@ -101,6 +103,22 @@ class NullEngine:
         """Whether this is one of `item-0` to `item-<num_items - 1>`."""
         return item_id in self._items_known
 
+    @property
+    def codes(self) -> tuple[int, ...]:
+        return (1 << 20, 10, 10)
+
+    def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
+        """Of an update it knows whether the item is to be had; nothing else of it counts."""
+        for update in updates:
+            if update.sid is not None and update.available:
+                self._gone.discard(update.item_id)
+            else:
+                self._gone.add(update.item_id)
+        self._catalog_version = f"null+{position}"
+
+    def begin_merge(self) -> None:
+        """Nothing is ever to be merged."""
+
     def _answer(self, request: RecommendRequest, view: HistoryView | None) -> RecommendResponse:
         event_count, event_offset, status, cache = 0, -1, Status.UNKNOWN_USER, CacheState.NONE
         if view is not None:
@@ -115,7 +133,7 @@ class NullEngine:
             event_count=event_count,
             event_offset=event_offset,
             model_version=self._version,
-            catalog_version="null",
+            catalog_version=self._catalog_version,
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},
             tail_computed=view is not None and request.tail is not None,
@@ -132,7 +150,7 @@ class NullEngine:
 
     def _items(self, request: RecommendRequest, event_count: int) -> tuple[Recommendation, ...]:
         first = zlib.crc32(request.user_id.encode()) + event_count
-        excluded = set(request.filter.exclude)
+        excluded = self._gone.union(request.filter.exclude)
         rows: Iterable[int] = (row % self._num_items for row in count(first))
         rows = islice(rows, self._num_items)
         legal = (row for row in rows if f"item-{row}" not in excluded) if excluded else rows

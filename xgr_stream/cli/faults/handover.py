@@ -87,7 +87,9 @@ class Stage:
         self._connection = connection
         self._rate = rate
         own = uuid.uuid4().hex[:6]
-        self._topics = TopicNames(*(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "log")))
+        self._topics = TopicNames(
+            *(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "log", "catalog"))
+        )
         self._group = f"handover-{own}"
         self._fleet = Fleet(self._command, folder)
         self._answers: list[Answer] = []

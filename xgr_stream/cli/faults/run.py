@@ -98,7 +98,9 @@ class _Run:
         self._say = say
         self._started = 0.0
         own = folder.name[-6:]
-        self._topics = TopicNames(*(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "log")))
+        self._topics = TopicNames(
+            *(f"{name}-{own}" for name in ("events", "requests", "responses", "dead", "log", "catalog"))
+        )
         self._group = f"soak-{own}"
         self._model = save_tiny_model(folder / "model", xgr=XGR)
         self._catalog = folder / "catalog.parquet"

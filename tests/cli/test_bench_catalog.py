@@ -1,0 +1,21 @@
+"""`xgr-stream bench catalog` runs and writes its figures; speed itself is not a test's business."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from xgr_stream.cli.bench import bench
+
+
+def test_catalog(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    small = ["--items", "500", "--codes", "16", "--flips", "50", "--new", "300", "--repeats", "2", "--batch", "2"]
+    result = CliRunner().invoke(bench, ["catalog", *small, "--beam", "8", "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
+    assert rows["50 flips, and the scatter"]["times"] == 3
+    assert rows["300 new ones taken in, 256 at a time"]["times"] == 2
+    assert all(row["max_ms"] >= row["median_ms"] > 0 for row in rows.values())

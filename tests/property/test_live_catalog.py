@@ -1,0 +1,124 @@
+"""A catalog that follows updates against plain Python, whatever the merges do meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.property.live import Base, Place, content, updates
+from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
+from xgr_stream.catalog import Catalog, LiveCatalog, Merge
+from xgr_stream.catalog.live import updated
+from xgr_stream.errors import CatalogError
+from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter
+
+NEW = [f"new {i}" for i in range(5)]
+
+
+def base_of(items: list[Any]) -> Base:
+    return {i.item_id: Place(i.sid, tuple(sorted(i.tags)), i.available) for i in items}
+
+
+def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> None:
+    """Every item where it belongs, in order; and those that a filter leaves."""
+    catalog.check_integrity()
+    in_order = sorted(places, key=lambda item_id: (places[item_id].sid, item_id))
+    assert [catalog.item_ids[row] for row in catalog.trie.items] == in_order
+    assert {item_id: catalog.sid(item_id) for item_id in in_order} == {i: places[i].sid for i in in_order}
+    assert [catalog.sid(item_id) for item_id in NEW if item_id not in places] == [None] * len(set(NEW) - set(places))
+
+    def passes(item_id: str) -> bool:
+        _, tags, available = places[item_id]
+        tagged = not wanted.allow or set(tags) & set(wanted.allow)
+        return bool(available and tagged and not set(tags) & set(wanted.deny) and item_id not in wanted.exclude)
+
+    passing = [item_id for item_id in in_order if passes(item_id)]
+    resolved = catalog.resolve(wanted)
+    assert resolved.num_items == len(passing)
+    leaves = np.arange(catalog.trie.num_leaves, dtype=np.int32)
+    _, rows = catalog.items_at(leaves, resolved)
+    assert [catalog.item_ids[row] for row in rows] == passing
+    popular = {catalog.item_ids[row] for row in catalog.popular(100, resolved)}
+    assert popular == set(passing)
+
+
+@given(st.data())
+def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
+    items = data.draw(item_lists())
+    base, codes = base_of(items), catalog_of(items).codes
+    live = LiveCatalog(catalog_of(items))
+    log: list[CatalogUpdate] = []
+    merge: Merge | None = None
+    some = updates([*base, *NEW], codes, TAGS, base)
+    for step in data.draw(st.lists(st.sampled_from(["update", "update", "begin", "run", "finish"]), max_size=12)):
+        if step == "update":
+            batch = data.draw(st.lists(some, min_size=1, max_size=4))
+            log += batch
+            live.apply(batch, len(log))
+        elif step == "begin":
+            began = live.begin()
+            assert began is None or merge is None
+            merge = began or merge
+        elif merge is not None and step == "run":
+            merge.run()
+        elif merge is not None and step == "finish" and hasattr(merge, "merged"):
+            live.finish(merge)
+            merge = None
+        check(live.catalog, content(base, log, live.catalog.version), data.draw(filters(items)))
+    waiting = live.num_waiting
+    assert ("~" in live.catalog.version) == (waiting > 0)
+
+
+@given(st.data())
+def test_a_worker_that_starts_later_serves_the_same(data: st.DataObject) -> None:
+    """From all updates, or from what compaction leaves of them, one by one or together."""
+    items = data.draw(item_lists())
+    base = base_of(items)
+    some = updates([*base, *NEW], catalog_of(items).codes, TAGS, base)
+    log = data.draw(st.lists(some, max_size=12))
+    last = {update.item_id: number for number, update in enumerate(log)}
+    compacted = [log[number] for number in sorted(last.values())]
+    live = LiveCatalog(catalog_of(items))
+    for position, update in enumerate(log, start=1):
+        live.apply([update], position)
+        if (merge := live.begin()) is not None:
+            merge.run()
+            live.finish(merge)
+    late = updated(catalog_of(items), compacted, len(log))
+    assert late.version == (live.catalog.version if log else live.base.version)
+    wanted = data.draw(filters(items))
+    check(late, content(base, log, late.version), wanted)
+    assert [late.item_ids[r] for r in late.popular(9, late.resolve(NO_FILTER))] == [
+        live.catalog.item_ids[r] for r in live.catalog.popular(9, live.catalog.resolve(NO_FILTER))
+    ]
+    check(Catalog.from_table(late.to_table(), codes=late.codes), content(base, log, late.version), wanted)
+
+
+def test_kept_tag_filters_are_at_hand_after_a_merge() -> None:
+    live = LiveCatalog(Catalog.from_table({"item_id": ["a", "b"], "sid": [[0], [1]], "tags": [["x"], ["y"]]}))
+    live.catalog.resolve(ItemFilter(allow=("x",)))
+    live.apply([CatalogUpdate("c", (0,), ("x",))], 1)
+    merge = live.begin()
+    assert merge is not None
+    live.catalog.resolve(ItemFilter(deny=("x",)))
+    merge.run()
+    live.apply([CatalogUpdate("a", (0,), ("x",), available=False)], 2)
+    live.finish(merge)
+    assert live.catalog.filters.kept == ((("x",), ()),)
+    assert live.catalog.resolve(ItemFilter(allow=("x",))).num_items == 1
+    live.catalog.check_integrity()
+
+
+def test_what_would_make_a_version_lie_is_refused() -> None:
+    live = LiveCatalog(Catalog.from_table({"item_id": ["a"], "sid": [[0]]}))
+    live.apply([], 5)
+    with pytest.raises(CatalogError, match="position must be at least 5, not 4"):
+        live.apply([], 4)
+    with pytest.raises(CatalogError, match=r"no updated one.*\+5: send it an update"):
+        live.catalog.set_available(["a"], False)
+    with pytest.raises(CatalogError, match=r"must be a table's own catalog.*\+5"):
+        LiveCatalog(live.catalog)

@@ -1,0 +1,137 @@
+"""A catalog and changed items → another catalog, made on a thread of its own while the first one serves.
+
+Nearly all of it is NumPy on whole arrays, which lets go of the GIL. What is Python takes small steps: a single call
+that makes 100,000 strings into an array would hold up the device thread for as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from xgr_stream.catalog.catalog import Catalog
+from xgr_stream.catalog.columns import ItemColumns
+from xgr_stream.catalog.tags import BoolArray, TagIndex
+from xgr_stream.catalog.trie import Int32Array
+
+
+class Place(NamedTuple):
+    """Where an item stands in a catalog."""
+
+    sid: tuple[int, ...]
+    tags: tuple[str, ...]
+    """Sorted."""
+    available: bool
+
+
+Changes = Mapping[str, Place | None]
+"""What each changed item is to be; None: it has no place any more."""
+
+STEP = 1024
+"""Items that are converted in one call."""
+_T = TypeVar("_T")
+
+
+def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
+    """The catalog with these changes, and `available` [rows] for the other items. Reads `catalog`'s unchanging parts
+    alone and adds to its names."""
+    names = catalog.names
+    changed = np.fromiter((names.add(item_id) for item_id in changes), np.int32, len(changes))
+    num_rows = max(len(names), len(catalog.sids))
+    placed = [place for place in changes.values() if place is not None]
+    rows = changed[np.fromiter((place is not None for place in changes.values()), np.bool_, len(changes))]
+
+    sids = np.full((num_rows, catalog.levels), -1, np.int32)
+    sids[: len(catalog.sids)] = catalog.sids
+    sids[changed] = -1
+    for at, part in _steps(placed):
+        sids[rows[at : at + len(part)]] = [place.sid for place in part]
+    now_available = np.zeros(num_rows, np.bool_)
+    now_available[: len(available)] = available
+    now_available[changed] = False
+    now_available[rows] = np.fromiter((place.available for place in placed), np.bool_, len(placed))
+
+    touched = np.zeros(num_rows, np.bool_)
+    touched[changed] = True
+    stay = catalog.trie.items[~touched[catalog.trie.items]]
+    columns = ItemColumns(
+        item_ids=names,
+        sids=sids,
+        codes=tuple(np.maximum(catalog.codes, sids.max(axis=0) + 1).tolist()),
+        tags=_tags(catalog.columns.tags, touched, placed, rows, num_rows),
+        popularity=_popularity(catalog.columns, num_rows),
+        available=now_available,
+    )
+    return Catalog(columns, order=_order(columns, stay, rows), origin=catalog.origin)
+
+
+def _order(columns: ItemColumns, stay: Int32Array, come: Int32Array) -> Int32Array:
+    """All rows in SID order, then in order of their item ids. `stay` are so already; `come` in any order."""
+    sids = columns.sids
+    rows = np.concatenate((stay, come))
+    order = rows[_sorted_by_sid(sids[rows], columns.codes)]
+    # Only where an item that comes shares its SID with another is there something left to put in order.
+    comes = np.zeros(len(sids), np.bool_)
+    comes[come] = True
+    same = (sids[order[1:]] == sids[order[:-1]]).all(axis=1)
+    unsure = np.flatnonzero(same & (comes[order[1:]] | comes[order[:-1]]))
+    done = 0
+    for at in unsure.tolist():
+        if at < done:
+            continue
+        first, last = at, at + 2
+        while first > 0 and same[first - 1]:
+            first -= 1
+        while last < len(order) and same[last - 1]:
+            last += 1
+        order[first:last] = sorted(order[first:last].tolist(), key=columns.item_ids.__getitem__)
+        done = last - 1
+    return order
+
+
+def _sorted_by_sid(sids: Int32Array, codes: Sequence[int]) -> npt.NDArray[np.intp]:
+    """What sorts them, [items]; stable. Of what is sorted but for its end, this is a merge."""
+    combinations = 1
+    for level in codes:
+        combinations *= level
+    if combinations > 1 << 62:
+        order: npt.NDArray[np.intp] = np.lexsort(sids.T[::-1])
+        return order
+    keys = np.zeros(len(sids), np.int64)
+    for level, num_codes in enumerate(codes):
+        keys *= num_codes
+        keys += sids[:, level]
+    return np.argsort(keys, kind="stable")
+
+
+def _tags(old: TagIndex, touched: BoolArray, placed: Sequence[Place], rows: Int32Array, num_rows: int) -> TagIndex:
+    names = dict(old.index)
+    tags, of = [], []
+    for row, place in zip(rows.tolist(), placed, strict=True):
+        for tag in place.tags:
+            tags.append(names.setdefault(tag, len(names)))
+            of.append(row)
+    stay = ~touched[old.rows]
+    new_tags = np.concatenate([old.tag_of_pair[stay], *(np.array(part, np.int32) for _, part in _steps(tags))])
+    new_rows = np.concatenate([old.rows[stay], *(np.array(part, np.int32) for _, part in _steps(of))])
+    made = TagIndex.from_pairs(names, new_tags.astype(np.int64), new_rows.astype(np.int32), num_rows)
+    _ = made.by_row  # now, and not when the device thread first asks for an item's tags
+    return made
+
+
+def _popularity(columns: ItemColumns, num_rows: int) -> npt.NDArray[np.float64] | None:
+    """Of an item that an update brought: 0."""
+    if columns.popularity is None:
+        return None
+    popularity = np.zeros(num_rows)
+    popularity[: len(columns.popularity)] = columns.popularity
+    return popularity
+
+
+def _steps(values: Sequence[_T]) -> Iterator[tuple[int, Sequence[_T]]]:
+    """(first, values) of parts that are converted in one call each."""
+    for first in range(0, len(values), STEP):
+        yield first, values[first : first + STEP]

@@ -1,0 +1,177 @@
+"""`xgr-stream bench catalog`: what changes of the catalog take, and what they do to the batches beside them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter, thread_time
+
+import click
+import numpy as np
+import torch
+
+from xgr_stream.cli.benches.options import Output, output_options
+from xgr_stream.cli.benches.report import environment, start
+from xgr_stream.cli.benches.samples import synchronize
+from xgr_stream.config import CacheConfig, EngineConfig
+from xgr_stream.engine import Engine
+from xgr_stream.engine.catalog_merge import CatalogMerge
+from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
+from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
+from xgr_stream.types import CatalogUpdate, RecommendRequest
+
+COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms": "max ms", "cpu_ms": "CPU ms"}
+EVENTS = 100
+APART_S = 0.002
+"""Between two batches: a device thread is not busy all the time."""
+
+
+@click.command()
+@click.option("--shape", type=click.Choice(sorted(SHAPES)), default="tiny", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--items", type=click.IntRange(100), default=1_500_000, show_default=True)
+@click.option("--codes", type=click.IntRange(2), default=8_192, show_default=True, help="Per level, of 3 levels.")
+@click.option("--flips", type=click.IntRange(1), default=10_000, show_default=True, help="Applied together.")
+@click.option("--new", type=click.IntRange(1), default=100_000, show_default=True, help="New semantic IDs to merge.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Warm requests in a batch.")
+@click.option("--beam", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=30, show_default=True)
+@output_options
+def catalog(
+    shape: str,
+    device: str,
+    items: int,
+    codes: int,
+    flips: int,
+    new: int,
+    batch: int,
+    beam: int,
+    repeats: int,
+    output: Output,
+) -> None:
+    """Availability flips, one and many, until the device has them; a merge of new semantic IDs on a thread of its own;
+    and warm batches without one and beside it, on the device thread's terms."""
+    at = torch.device(device)
+    torch.set_num_threads(1)
+    model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
+    config = EngineConfig(device=device, beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))
+    engine = Engine.load(model, random_catalog((codes,) * 3, items), config=config)
+    setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "beam": beam}
+    report = start("catalog", COLUMNS, {**setting, **environment(at)}, output)
+    bench = _Bench(engine, at, batch)
+    with _switching():
+        bench.answer()
+        report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
+        report.add(_row("one flip, and the scatter", bench.repeat(lambda: bench.flip(1), repeats)))
+        report.add(
+            _row(f"{flips} flips, and the scatter", bench.repeat(lambda: bench.flip(flips), max(3, repeats // 5)))
+        )
+        report.add(_row("a batch of warm requests behind a flip", bench.repeat(bench.answer_behind_a_flip, repeats)))
+        merge, launching = bench.launch(new)
+        report.add(_row(f"{new} new ones taken in, 256 at a time", launching))
+        beside, run = bench.beside(merge)
+        report.add(_row("the merge, beside them", [run]))
+        report.add(_row("batches beside it", beside))
+        report.add(_row("the swap", bench.repeat(lambda: merge.finish, 1)))
+        report.add(_row("the first batch behind it", bench.repeat(lambda: bench.answer, 1)))
+    engine.check_integrity()
+    report.finish(output)
+
+
+Times = list[tuple[float, float]]
+"""(on the clock, of its own thread's CPU), seconds."""
+
+
+class _Bench:
+    def __init__(self, engine: Engine, device: torch.device, batch: int) -> None:
+        self._engine = engine
+        self._device = device
+        random = np.random.default_rng(0)
+        self._random = random
+        catalog = engine.catalog
+        for user in range(batch):
+            rows = random.integers(0, catalog.num_items, EVENTS).tolist()
+            engine.append(f"user-{user}", [catalog.item_ids[row] for row in rows])
+        views = [engine.history.view(f"user-{user}") for user in range(batch)]
+        self._requests = [(RecommendRequest("r", f"user-{user}"), view) for user, view in enumerate(views)]
+        self._position = 0
+        self._to_be_had = False
+
+    def answer(self) -> None:
+        self._engine.answer(self._requests)
+
+    def answer_behind_a_flip(self) -> Callable[[], None]:
+        self.flip(1)()
+        return self.answer
+
+    def flip(self, count: int) -> Callable[[], None]:
+        """To be called to let other items go each time, or come back."""
+        catalog = self._engine.catalog
+        rows = self._random.choice(catalog.num_items, count, replace=False)
+        ids, sids = [catalog.item_ids[row] for row in rows.tolist()], catalog.sids[rows].tolist()
+        updates = [CatalogUpdate(i, tuple(sid), (), self._to_be_had) for i, sid in zip(ids, sids, strict=True)]
+        self._to_be_had = not self._to_be_had
+
+        def apply() -> None:
+            self._update(updates)
+            self._engine.bring_legality()
+
+        return apply
+
+    def launch(self, count: int) -> tuple[CatalogMerge, Times]:
+        codes = self._engine.codes
+        sids = np.stack([self._random.integers(0, most, count) for most in codes], axis=1).tolist()
+        updates = [CatalogUpdate(f"new-{number}", tuple(sid)) for number, sid in enumerate(sids)]
+        times = [
+            self._timed(lambda first=first: self._update(updates[first : first + 256]))  # type: ignore[misc]
+            for first in range(0, count, 256)
+        ]
+        merge = self._engine.begin_merge()
+        if merge is None:
+            raise click.ClickException("--new must bring semantic IDs that are new")
+        return merge, times
+
+    def beside(self, merge: CatalogMerge) -> tuple[Times, tuple[float, float]]:
+        """Batches while the merge runs, and the merge."""
+        run: Times = []
+        thread = threading.Thread(target=lambda: run.append(self._timed(merge.run)), name="xgr-merge")
+        times = []
+        thread.start()
+        while thread.is_alive():
+            times.append(self._timed(self.answer))
+            thread.join(APART_S)
+        return times, run[0]
+
+    def repeat(self, make: Callable[[], Callable[[], object]], times: int) -> Times:
+        """Times of what `make` makes, each time anew; the making is not timed."""
+        return [self._timed(make()) for _ in range(times)]
+
+    def _timed(self, call: Callable[[], object]) -> tuple[float, float]:
+        synchronize(self._device)
+        started = perf_counter(), thread_time()
+        call()
+        synchronize(self._device)
+        return perf_counter() - started[0], thread_time() - started[1]
+
+    def _update(self, updates: list[CatalogUpdate]) -> None:
+        self._position += len(updates)
+        self._engine.update_catalog(updates, self._position)
+
+
+def _row(what: str, times: Times) -> dict[str, object]:
+    wall, cpu = (np.array(column) * 1e3 for column in zip(*times, strict=True))
+    found = {"median_ms": np.median(wall), "max_ms": wall.max(), "cpu_ms": np.median(cpu)}
+    return {"what": what, "times": len(times), **{name: round(float(value), 3) for name, value in found.items()}}
+
+
+@contextmanager
+def _switching() -> Iterator[None]:
+    """As often as a worker has its threads switch."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

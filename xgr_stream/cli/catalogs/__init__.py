@@ -1,0 +1,1 @@
+"""The commands of `xgr-stream catalog`, each imported when it is run."""

@@ -1,0 +1,157 @@
+"""Catalogs as the command line names them, and updates from and to the topic."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from xgr_stream.errors import CatalogError
+
+if TYPE_CHECKING:
+    from xgr_stream.catalog import Catalog
+    from xgr_stream.stream.connection import Connection
+    from xgr_stream.types import CatalogUpdate
+
+IN_FLIGHT = 10_000
+"""Updates written and not acknowledged yet."""
+POLL_MS = 500
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+class Source(NamedTuple):
+    """A catalog's file, and how much of the topic is applied to it."""
+
+    path: Path
+    offset: int | None
+    """None: nothing."""
+    to_end: bool = False
+
+    @property
+    def reads_topic(self) -> bool:
+        return self.offset is not None or self.to_end
+
+
+class Log(NamedTuple):
+    """What the topic holds from its beginning."""
+
+    updates: list[CatalogUpdate]
+    offsets: list[int]
+    timestamps_ms: list[int]
+    end: int
+
+    def upto(self, offset: int) -> list[CatalogUpdate]:
+        """The updates before this offset."""
+        return [update for update, at in zip(self.updates, self.offsets, strict=True) if at < offset]
+
+
+class SourceType(click.ParamType):
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Source:
+        if isinstance(value, Source):
+            return value
+        found = None if Path(value).is_file() else re.fullmatch(r"(.+)\+(\d+|end)", value)
+        path, at = (value, None) if found is None else (found[1], found[2])
+        if not Path(path).is_file():
+            self.fail(f"must be a file, FILE+OFFSET or FILE+end, and there is no file {path!r}", param, ctx)
+        return Source(Path(path), None if at in (None, "end") else int(at), at == "end")
+
+
+def load(source: Source, log: Log | None) -> Catalog:
+    """The catalog at this version. `log` must be there if it reads the topic."""
+    from xgr_stream.catalog import Catalog
+    from xgr_stream.catalog.live import updated
+    from xgr_stream.types import CatalogUpdate
+
+    base = Catalog.load(source.path)
+    if not source.reads_topic:
+        return base
+    if log is None:
+        raise CatalogError("the topic of updates must be read for FILE+OFFSET, and it was not")
+    offset = log.end if source.offset is None else source.offset
+    if offset > log.end:
+        raise CatalogError(f"offset must be at most {log.end}, where the topic of updates ends, not {offset}")
+    # As workers take it, which know the model's codes besides: what does not fit counts as a tombstone.
+    updates = [
+        u if u.sid is None or len(u.sid) == base.levels else CatalogUpdate(u.item_id, None) for u in log.upto(offset)
+    ]
+    return updated(base, updates, offset)
+
+
+def read_log(connection: Connection, topic: str) -> Log:
+    """The topic as workers read it, to its end. Raises `CatalogError` if there is none."""
+    return asyncio.run(_read_log(connection, topic))
+
+
+async def _read_log(connection: Connection, topic: str) -> Log:
+    from aiokafka import TopicPartition
+
+    from xgr_stream.stream.catalog_feed import read_update
+
+    await _check_topic(connection, topic)
+    log = Log([], [], [], 0)
+    partition = TopicPartition(topic, 0)
+    consumer = connection.consumer()
+    await consumer.start()
+    try:
+        consumer.assign([partition])
+        await consumer.seek_to_beginning(partition)
+        end = (await consumer.end_offsets([partition]))[partition]
+        last = 0
+        while await consumer.position(partition) < end:
+            for record in (await consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, []):
+                update, _ = read_update(record, None, MAX_MESSAGE_BYTES)
+                last = record.offset + 1
+                if update is not None:
+                    log.updates.append(update)
+                    log.offsets.append(record.offset)
+                    log.timestamps_ms.append(record.timestamp)
+    finally:
+        await consumer.stop()
+    return log._replace(end=last)
+
+
+async def _check_topic(connection: Connection, topic: str) -> None:
+    admin = connection.admin()
+    await admin.start()
+    try:
+        if topic not in await admin.list_topics():
+            raise CatalogError(f"topic {topic} must exist, and it does not: start a worker, or docker/create-topics.sh")
+    finally:
+        await admin.close()
+
+
+def write_updates(connection: Connection, topic: str, updates: Sequence[CatalogUpdate], codec: Any = "msgpack") -> None:
+    """Returns when the broker has them all."""
+    asyncio.run(_write(connection, topic, updates, codec))
+
+
+async def _write(connection: Connection, topic: str, updates: Sequence[CatalogUpdate], codec: Any) -> None:
+    from xgr_stream.stream import codec as codecs
+    from xgr_stream.stream import protocol
+
+    await _check_topic(connection, topic)
+    producer = await connection.start_producer(linger_ms=5)
+    waiting: deque[asyncio.Future[Any]] = deque()
+    try:
+        for update in updates:
+            message = protocol.update_message(update)
+            value = None if message is None else codecs.encode(message, codec)
+            waiting.append(await producer.send(topic, value, update.item_id.encode(), partition=0))
+            while len(waiting) > IN_FLIGHT:
+                await waiting.popleft()
+        while waiting:
+            await waiting.popleft()
+    finally:
+        await producer.stop()
+
+
+def log_for(sources: Sequence[Source], connection: Connection, topic: str) -> Log | None:
+    """The topic's content, if one of the sources needs it."""
+    return read_log(connection, topic) if any(source.reads_topic for source in sources) else None
