@@ -99,8 +99,12 @@ class UserEvent:
     timestamp_ms: int | None = None
 
     def __post_init__(self) -> None:
-        _identifier(InvalidEvent, "user_id", self.user_id)
-        _identifier(InvalidEvent, "item_id", self.item_id)
+        # One is built for every event: what nearly all of them are is seen without a call.
+        user_id, item_id = self.user_id, self.item_id
+        if type(user_id) is not str or not user_id.isascii() or not 0 < len(user_id) <= MAX_ID_CHARS:
+            _identifier(InvalidEvent, "user_id", user_id)
+        if type(item_id) is not str or not item_id.isascii() or not 0 < len(item_id) <= MAX_ID_CHARS:
+            _identifier(InvalidEvent, "item_id", item_id)
         if self.action is not None:
             _identifier(InvalidEvent, "action", self.action)
         if self.timestamp_ms is not None and (type(self.timestamp_ms) is not int or self.timestamp_ms < 0):

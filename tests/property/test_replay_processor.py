@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ class Topics:
         last = {record.key: record for record in log}
         self.logs[CHANGELOG] = [record for record in log if record is last[record.key] and record.value is not None]
 
-    def produce(self, produces: tuple[Produce, ...]) -> None:
+    def produce(self, produces: Sequence[Produce]) -> None:
         for produce in produces:
             self.send(produce.topic, produce.key, produce.value)
 
@@ -91,6 +92,10 @@ class Life:
 
     def publish(self) -> None:
         self.unsent += self.processor.poll()
+        if self.unsent and self.unsent[0].topic == EVENTS and self.rng.random() < 0.2:
+            # Events are written together: a worker that dies now leaves some of them, and the next repeats them.
+            produces = self.unsent[0].produces
+            self.topics.produce(produces[: self.rng.randint(0, len(produces))])
         for _ in range(self.rng.randint(0, len(self.unsent))):
             self.topics.produce(self.unsent[0].produces)
             self.unacknowledged.append(self.unsent.pop(0))

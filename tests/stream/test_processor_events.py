@@ -42,12 +42,25 @@ def test_an_event_is_written_to_the_changelog_and_acknowledged_after_it() -> Non
 
 def test_offsets_are_committable_in_order_only() -> None:
     stream = Stream()
-    [first, second, third] = stream.process(*(stream.event("u") for _ in range(3)))
+    [first, second, third] = [output for _ in range(3) for output in stream.process(stream.event("u"))]
     partition = stream.partition("u")
     stream.acknowledge([third, second])
     assert stream.processor.committable(EVENTS, partition) is None
     stream.acknowledge([first])
     assert stream.processor.committable(EVENTS, partition) == 3
+
+
+def test_events_taken_together_are_acknowledged_together() -> None:
+    stream = Stream(segment_events=3)
+    users = ("u", "u", "v", "u")
+    records = [stream.event(user, partition=stream.partition("u")) for user in users]
+    stream.processor._placement._place = None
+    [output] = stream.process(*records[:3], stream.event("u", partition=records[0].partition))
+    assert list(output.offsets) == [0, 1, 2, 4]
+    assert stream.processor.backlog(EVENTS, records[0].partition) == 4
+    [clean_up] = stream.acknowledge([output])
+    assert [p.key for p in clean_up.produces] == [changelog.delta_key("u", 0), changelog.delta_key("u", 1)]
+    assert stream.processor.committable(EVENTS, records[0].partition) == 5
 
 
 def test_a_sealed_segment_replaces_its_deltas_once_it_is_acknowledged() -> None:
@@ -58,8 +71,7 @@ def test_a_sealed_segment_replaces_its_deltas_once_it_is_acknowledged() -> None:
         changelog.delta_key("u", 1),
         changelog.segment_key("u", 0),
     ]
-    assert stream.acknowledge(outputs[:2]) == []
-    [clean_up] = stream.acknowledge(outputs[2:])
+    [clean_up] = stream.acknowledge(outputs)
     assert clean_up.topic is None
     assert [(p.key, p.value) for p in clean_up.produces] == [
         (changelog.delta_key("u", 0), None),

@@ -101,7 +101,7 @@ class Publisher:
     def progress(self, number: int, outputs: Collection[Output]) -> dict[str, Progress]:
         found = {}
         for topic, tracker in self._trackers.items():
-            progress = tracker.progress([output.offset for output in outputs if output.topic == topic])
+            progress = tracker.progress([output.offsets[0] for output in outputs if output.topic == topic])
             assert progress is not None
             found[topic] = progress
         return found
@@ -109,7 +109,7 @@ class Publisher:
     def committed(self, writer: Writer, outputs: Sequence[Output]) -> None:
         for output in outputs:
             if output.topic is not None:
-                self._trackers[output.topic].acknowledge(output.offset)
+                self._trackers[output.topic].acknowledge(output.offsets[0])
         self.done += outputs
 
     def failed(self, writer: Writer, error: Exception, copies: list[str]) -> None:
@@ -192,13 +192,13 @@ async def test_answers_too_far_ahead_wait_for_those_behind(stage: SimpleNamespac
     for offset in (MAX_AHEAD - 1, MAX_AHEAD, MAX_AHEAD + 1):
         stage.writer.put(output("requests", offset, Produce("responses", NUMBER, None, b"%d" % offset)))
     await settle()
-    assert [output.offset for output in stage.publisher.done] == [MAX_AHEAD - 1]
+    assert [output.offsets[0] for output in stage.publisher.done] == [MAX_AHEAD - 1]
     stage.writer.put(output("requests", 0, Produce("responses", NUMBER, None, b"0")))
     await settle()
-    assert [output.offset for output in stage.publisher.done[1:]] == [MAX_AHEAD, 0]
+    assert [output.offsets[0] for output in stage.publisher.done[1:]] == [MAX_AHEAD, 0]
     stage.writer.put(output("requests", 1, Produce("responses", NUMBER, None, b"1")))
     await settle()
-    assert [output.offset for output in stage.publisher.done[3:]] == [MAX_AHEAD + 1, 1]
+    assert [output.offsets[0] for output in stage.publisher.done[3:]] == [MAX_AHEAD + 1, 1]
 
 
 async def test_after_a_failure_nothing_is_written_any_more(stage: SimpleNamespace) -> None:

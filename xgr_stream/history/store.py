@@ -28,6 +28,7 @@ class HistoryStore:
 
     def __init__(self, config: HistoryConfig | None = None) -> None:
         self.config = config or HistoryConfig()
+        self._segment_events = self.config.segment_events
         self.item_names = Interner()
         self.action_names = Interner()
         self._users: dict[str, UserHistory | PackedUsers] = {}
@@ -64,16 +65,14 @@ class HistoryStore:
         if user is None:
             user = self._users[user_id] = UserHistory(partition, life=life)
             self._buffer_bytes += len(user.buffer)
-        buffer_bytes = len(user.buffer)
-        user.append(self.item_names.add(event.item_id), action)
-        self._buffer_bytes += len(user.buffer) - buffer_bytes
+        self._buffer_bytes += user.append(self.item_names.add(event.item_id), action)
         self._num_events += 1
         if offset >= 0:
             user.last_offset = offset
             if offset > self._last_offsets.get(partition, -1):
                 self._last_offsets[partition] = offset
-        count = user.event_count
-        segments, rest = divmod(count, self.config.segment_events)
+        count = user.shift + user.end
+        segments, rest = divmod(count, self._segment_events)
         if rest:
             return Applied(count - 1, None, user.life)
         first_number = user.first_number

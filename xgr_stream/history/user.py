@@ -110,15 +110,20 @@ class UserHistory:
     def capacity(self) -> int:
         return len(self.buffer) // EVENT_BYTES
 
-    def append(self, item: int, action: int) -> None:
-        """Add one event."""
+    def append(self, item: int, action: int) -> int:
+        """Add one event; by how many bytes the buffer grew for it."""
+        grown = 0
         capacity = len(self.buffer) // EVENT_BYTES
         if self.end == capacity:
+            before = len(self.buffer)
             self._grow()
             capacity = len(self.buffer) // EVENT_BYTES
-        _put_item(self.buffer, self.end * _ITEM_BYTES, item)
-        _put_action(self.buffer, capacity * _ITEM_BYTES + self.end * _ACTION_BYTES, action)
-        self.end += 1
+            grown = len(self.buffer) - before
+        buffer, end = self.buffer, self.end
+        _put_item(buffer, end * _ITEM_BYTES, item)
+        _put_action(buffer, capacity * _ITEM_BYTES + end * _ACTION_BYTES, action)
+        self.end = end + 1
+        return grown
 
     def extend(self, items: Sequence[int], actions: Sequence[int] | None) -> None:
         """Add several events; `actions` None: none has one. A buffer that has no room for them is filled exactly."""

@@ -29,8 +29,12 @@ def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
     if not data:
         raise MalformedMessage("message must not be empty")
     message = _from_json(data) if data[0] in _JSON_OPENINGS else _from_msgpack(data)
-    if type(message) is not dict or not all(type(key) is str for key in message):
+    if type(message) is not dict:
         raise MalformedMessage(f"message must be a map with string keys, not {type(message).__name__}")
+    try:
+        "".join(message)  # a TypeError unless all are strings, at a fifth of what looking at each takes
+    except TypeError:
+        raise MalformedMessage("message must be a map with string keys, and has others") from None
     return message
 
 

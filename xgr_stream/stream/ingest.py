@@ -25,6 +25,23 @@ MAX_LOGGED_ITEMS = 10_000
 """Unknown items that are named in the log, once each, before it falls silent about them."""
 
 
+class _Written:
+    """Events of one partition that go to the changelog together."""
+
+    __slots__ = ("last", "offsets", "partition", "produces", "sealed")
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self.clear()
+
+    def clear(self) -> None:
+        self.last: Record | None = None
+        self.offsets: list[int] = []
+        self.produces: list[Produce] = []
+        self.sealed: list[tuple[str, int, int]] = []
+        """User, segment and life of the segments that they completed."""
+
+
 class Ingest:
     """Takes in event records. An event is acknowledged when its changelog record is; a replayed one at once.
 
@@ -55,11 +72,14 @@ class Ingest:
     def take(self, partition: Partition, records: Iterable[Record]) -> set[str]:
         """Process events of a restored partition, in offset order. Returns the users whose history grew."""
         grown: set[str] = set()
+        written = _Written(partition)
         added = replayed = 0
+        changelog_topic, number = self._config.topics.changelog, partition.number
         for record in records:
             try:
                 partition.events_seen = record.offset
                 if record.value is None:
+                    self._put(written)
                     user_id = self._forget(partition, record)
                     grown.discard(user_id)
                     continue
@@ -71,6 +91,7 @@ class Ingest:
             except InvalidInput as error:
                 if isinstance(error, Misplaced):
                     self._metrics.misplaced_records.labels(record.topic).inc()
+                self._put(written)
                 self._outbox.dead_letter(partition, record, error)
             else:
                 if applied is None:
@@ -82,10 +103,12 @@ class Ingest:
                     if not self._knows_item(event.item_id):
                         self._note_unknown(event.item_id)
                     entry = changelog.entry_of(event, record.offset, applied, self._history)
-                    then = None
                     if applied.sealed is not None:
-                        then = self._clean_up(partition, event.user_id, applied.sealed, applied.life)
-                    self._outbox.put(Output(partition, (self._produce(partition, entry),), record=record, then=then))
+                        written.sealed.append((event.user_id, applied.sealed, applied.life))
+                    written.last = record
+                    written.offsets.append(record.offset)
+                    written.produces.append(Produce(changelog_topic, number, entry.key, entry.value))
+        self._put(written)
         self._metrics.events.inc(added)
         self._metrics.events_replayed.inc(replayed)
         return grown
@@ -143,9 +166,20 @@ class Ingest:
     def _produce(self, partition: Partition, entry: changelog.Entry) -> Produce:
         return Produce(self._config.topics.changelog, partition.number, entry.key, entry.value)
 
-    def _clean_up(self, partition: Partition, user_id: str, sealed: int, life: int) -> Callable[[], None]:
+    def _put(self, written: _Written) -> None:
+        """Have these events written, as one output: to follow each by itself takes as long as all the rest."""
+        if written.last is None:
+            return
+        then = self._clean_up(written.partition, written.sealed) if written.sealed else None
+        output = Output(written.partition, written.produces, record=written.last, then=then)
+        output.offsets = written.offsets
+        self._outbox.put(output)
+        written.clear()
+
+    def _clean_up(self, partition: Partition, sealed: list[tuple[str, int, int]]) -> Callable[[], None]:
         def write() -> None:
-            self.tombstones(partition, changelog.superseded_by(user_id, sealed, self._history.config, life))
+            for user_id, segment, life in sealed:
+                self.tombstones(partition, changelog.superseded_by(user_id, segment, self._history.config, life))
 
         return write
 

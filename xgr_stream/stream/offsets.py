@@ -44,12 +44,17 @@ class OffsetTracker:
 
     def acknowledge(self, offset: int) -> None:
         """Note that everything the record at `offset` caused is durable. Offsets that are not open are ignored."""
-        if not self._open or offset < self._open[0]:
+        waiting, acknowledged = self._open, self._acknowledged
+        if not waiting or offset < waiting[0]:
             return
-        self._acknowledged.add(offset)
-        while self._open and self._open[0] in self._acknowledged:
-            done = self._open.popleft()
-            self._acknowledged.discard(done)
+        if offset != waiting[0]:
+            acknowledged.add(offset)
+            return
+        waiting.popleft()
+        self._committable = offset + 1
+        while waiting and waiting[0] in acknowledged:
+            done = waiting.popleft()
+            acknowledged.discard(done)
             self._committable = done + 1
 
     def progress(self, written: Iterable[int] = ()) -> Progress | None:

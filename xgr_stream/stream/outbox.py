@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import XgrError
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 class Output:
-    """What to write, and the record whose offset waits for it. Drivers read `produces` and hand it back."""
+    """What to write, and the records whose offsets wait for it. Drivers read `produces` and hand it back."""
 
-    __slots__ = ("number", "offset", "partition", "produces", "then", "topic")
+    __slots__ = ("number", "offsets", "partition", "produces", "then", "topic")
 
     def __init__(
         self,
         partition: Partition,
-        produces: tuple[Produce, ...],
+        produces: Sequence[Produce],
         *,
         record: Record | None = None,
         then: Callable[[], None] | None = None,
@@ -31,8 +31,8 @@ class Output:
         self.partition = partition
         self.produces = produces
         self.topic = None if record is None else record.topic
-        """Topic of the record whose offset waits; None: none does (clean-up of the changelog)."""
-        self.offset = -1 if record is None else record.offset
+        """Topic of the records whose offsets wait; None: none do (clean-up of the changelog)."""
+        self.offsets: Sequence[int] = () if record is None else (record.offset,)
         self.number = -1
         """Of the partition's outputs."""
         self.then = then

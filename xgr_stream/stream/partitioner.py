@@ -56,7 +56,7 @@ class Placement:
     def __init__(self, name: PartitionerName) -> None:
         self._name = name
         self._num_partitions: int | None = None
-        self._place: Partitioner | None = None
+        self._place: Callable[[str], int] | None = None
 
     def set_partitions(self, num_partitions: int) -> None:
         """How many partitions the topics have; it can't change while histories depend on it."""
@@ -68,15 +68,17 @@ class Placement:
                 "histories are placed by that number; start a new recommender on new topics and replay the events"
             )
         self._num_partitions = num_partitions
-        self._place = partitioner(self._name, num_partitions)
+        place = partitioner(self._name, num_partitions)
+        if place is not None:
+            self._place = lru_cache(maxsize=CACHED_KEYS)(lambda user_id: place(user_id.encode()))
 
     def partition(self, user_id: str) -> int | None:
         """Where the user belongs; None: anywhere."""
-        return None if self._place is None else self._place(user_id.encode())
+        return None if self._place is None else self._place(user_id)
 
     def check(self, user_id: str, partition: int) -> None:
         """Raise `Misplaced` for a record of the user that is on another partition than its key says."""
-        if self._place is not None and (expected := self._place(user_id.encode())) != partition:
+        if self._place is not None and (expected := self._place(user_id)) != partition:
             raise Misplaced(
                 f"partition must be {expected}, where {self._name} places this user among {self._num_partitions}, "
                 f"not {partition}: give the producer that partitioner (librdkafka: partitioner=murmur2_random), or the "

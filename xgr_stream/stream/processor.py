@@ -232,18 +232,21 @@ class Processor:
 
     def _process(self, records: Iterable[Record]) -> None:
         events: dict[Partition, list[Record]] = {}
+        requests_topic, partitions, tracker = self._topics.requests, self._partitions, self._tracker
         for record in records:
-            partition = self._partitions.get(record.partition)
-            if partition is None or not self._tracker(partition, record.topic).take(record.offset):
+            partition = partitions.get(record.partition)
+            if partition is None or not tracker(partition, record.topic).take(record.offset):
                 continue
-            if record.topic == self._topics.requests:
-                self._take_events(events)  # a request sees every event that came before it
+            if record.topic == requests_topic:
+                if events:
+                    self._take_events(events)  # a request sees every event that came before it
                 self._requests.take(partition, record)
             elif partition.restored:
                 events.setdefault(partition, []).append(record)
             else:
                 partition.early.append(record)
-        self._take_events(events)
+        if events:
+            self._take_events(events)
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         """Answer a request of this process's own, on the same path as one from the topic. Never raises; the future
@@ -269,7 +272,9 @@ class Processor:
         if not output.partition.held:
             return
         if output.topic is not None:
-            self._tracker(output.partition, output.topic).acknowledge(output.offset)
+            acknowledge = self._tracker(output.partition, output.topic).acknowledge
+            for offset in output.offsets:
+                acknowledge(offset)
         if output.then is not None:
             output.then()
         output.partition.outputs.acknowledge(output.number)
@@ -286,7 +291,7 @@ class Processor:
             return {}
         found = {}
         for topic in (self._topics.events, self._topics.requests):
-            written = [output.offset for output in outputs if output.topic == topic]
+            written = [offset for output in outputs if output.topic == topic for offset in output.offsets]
             if (progress := self._tracker(held, topic).progress(written)) is not None:
                 found[topic] = progress
         return found
@@ -331,7 +336,7 @@ class Processor:
             partition, records = events.popitem()
             self._want_appends(self._ingest.take(partition, records))
             self._requests.release(partition)
-            self._report()
+        self._report()
 
     def _forget(self, user_id: str) -> None:
         """Drop the user's prefix, and whatever prefix the requests that are under way may yet make of it."""

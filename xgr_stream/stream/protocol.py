@@ -50,13 +50,14 @@ class Sender(NamedTuple):
 
 def parse_event(message: Message, key: bytes | None) -> UserEvent:
     """An event. Raises `InvalidInput` naming the field that is wrong."""
-    _check_version(message)
-    return UserEvent(
-        _user_id(message, key, InvalidEvent),
-        _required(message, "item_id", InvalidEvent),
-        message.get("action"),
-        message.get("timestamp_ms"),
-    )
+    get = message.get
+    version = get("v")
+    if version != VERSION or type(version) is not int:
+        _check_version(message)
+    item_id = get("item_id")
+    if item_id is None:
+        item_id = _required(message, "item_id", InvalidEvent)
+    return UserEvent(_user_id(message, key, InvalidEvent), item_id, get("action"), get("timestamp_ms"))
 
 
 def parse_request(message: Message, key: bytes | None) -> RecommendRequest:

@@ -7,6 +7,8 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -27,11 +29,14 @@ MAX_COPIES = 1_000
 """Copies under way; further ones are given up at once."""
 
 
+_PLACE = itemgetter(*map(Produce._fields.index, ("topic", "partition", "required")))
+
+
 class Write(NamedTuple):
-    """One required record on its way."""
+    """Required records of one output on their way, all of one topic partition."""
 
     output: Output
-    produce: Produce
+    produces: Sequence[Produce]
 
 
 class Lane:
@@ -121,20 +126,23 @@ class Publisher:
 
     def _send(self, output: Output) -> None:
         required = 0
-        for produce in output.produces:
-            if not produce.required:
-                self._send_copy(produce)
+        for (topic, partition, needed), produces in groupby(output.produces, _PLACE):
+            if not needed:
+                for produce in produces:
+                    self._send_copy(produce)
                 continue
-            required += 1
-            if produce.partition is None:
-                self._spawn(self._send_alone(Write(output, produce)))
+            write = Write(output, list(produces))
+            required += len(write.produces)
+            if partition is None:
+                for produce in write.produces:
+                    self._spawn(self._send_alone(Write(output, [produce])))
             else:
-                lane = self._lane(produce.topic, produce.partition)
-                lane.writes.append(Write(output, produce))
+                lane = self._lane(topic, partition)
+                lane.writes.append(write)
                 lane.filled.set()
         if required:
             self._waiting[output] = required
-            self._unpublished[output.topic] += 1
+            self._unpublished[output.topic] += len(output.offsets)
         else:
             self._durable([output])
 
@@ -160,18 +168,25 @@ class Publisher:
         """The next batch, and what it holds. What belongs to a partition that is no longer ours is dropped."""
         batch = self._producer.create_batch()
         writes: list[Write] = []
+        append = batch.append
         while lane.writes:
-            output, produce = lane.writes[0]
+            write = lane.writes.popleft()
+            output, produces = write
             if not output.partition.held:
                 self._forget(output)
-            elif (
-                batch.append(timestamp=None, key=produce.key, value=produce.value, headers=list(produce.headers))
-                is not None
-            ):
-                writes.append(lane.writes[0])
-            else:
-                break
-            lane.writes.popleft()
+                continue
+            fit = 0
+            for produce in produces:
+                if append(timestamp=None, key=produce[2], value=produce[3], headers=list(produce[4])) is None:
+                    break
+                fit += 1
+            if fit == len(produces):
+                writes.append(write)
+                continue
+            if fit:
+                writes.append(Write(output, produces[:fit]))
+            lane.writes.appendleft(Write(output, produces[fit:]))
+            break
         batch.close()
         return batch, writes
 
@@ -182,7 +197,7 @@ class Publisher:
     async def _send_alone(self, write: Write) -> None:
         """Write a record whose partition is the producer's to choose: no order binds it."""
         while write.output.partition.held:
-            if await self._try(write.produce.topic, [write], self._enqueue(write.produce)):
+            if await self._try(write.produces[0].topic, [write], self._enqueue(write.produces[0])):
                 return
             await asyncio.sleep(RETRY_AFTER_S)
         self._forget(write.output)
@@ -199,25 +214,26 @@ class Publisher:
             future.result()
         except KafkaError as error:
             if passes(error):
-                logger.warning("writing %d records to %s failed (%s); trying again", len(writes), topic, error)
+                count = sum(len(write.produces) for write in writes)
+                logger.warning("writing %d records to %s failed (%s); trying again", count, topic, error)
                 return False
             logger.error("the broker refused a record of %s: %s", topic, error)
             self._on_failure(error)
             return True
         done = []
-        for output, _ in writes:
+        for output, produces in writes:
             left = self._waiting.get(output)
-            if left == 1:
+            if left == len(produces):
                 self._forget(output)
                 done.append(output)
             elif left is not None:  # else another of its records was given up with the partition
-                self._waiting[output] = left - 1
+                self._waiting[output] = left - len(produces)
         self._durable(done)
         return True
 
     def _forget(self, output: Output) -> None:
         if self._waiting.pop(output, None) is not None:
-            self._unpublished[output.topic] -= 1
+            self._unpublished[output.topic] -= len(output.offsets)
 
     def _durable(self, outputs: Iterable[Output]) -> None:
         progress = set()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FENCED = (ProducerFenced, InvalidProducerEpoch)
 """Another producer has the transactional id, or the broker has given up a transaction that took too long."""
-MAX_OUTPUTS = 1_000
+MAX_RECORDS = 1_000
 """As many don't wait for the commit interval to be over."""
 ABORT_TIMEOUT_S = 1.0
 
@@ -44,6 +44,8 @@ class Writer:
         self._producer = producer
         self._committed = committed
         self._outputs: list[Output] = []
+        self._num_records = 0
+        """That these hold."""
         self._due = asyncio.Event()
         self._urgent = asyncio.Event()
         """The commit interval need not be waited for."""
@@ -55,8 +57,9 @@ class Writer:
 
     def put(self, output: Output) -> None:
         self._outputs.append(output)
+        self._num_records += len(output.produces)
         self._due.set()
-        if output.topic == self._publisher.topics[1] or len(self._outputs) >= MAX_OUTPUTS:
+        if output.topic == self._publisher.topics[1] or self._num_records >= MAX_RECORDS:
             self._urgent.set()
 
     async def flush(self) -> None:
@@ -111,8 +114,10 @@ class Writer:
         ready: list[Output] = []
         behind: list[Output] = []
         for output in self._outputs:
-            (behind if output.offset >= limits.get(output.topic, output.offset + 1) else ready).append(output)
+            last = output.offsets[-1] if output.offsets else -1
+            (behind if last >= limits.get(output.topic, last + 1) else ready).append(output)
         self._outputs = behind
+        self._num_records = sum(len(output.produces) for output in behind)
         return ready, self._publisher.progress(self.number, ready) if behind else progress
 
     async def _transact(self, outputs: Sequence[Output], progress: dict[str, Progress]) -> None:

@@ -163,7 +163,7 @@ class TransactionalPublisher(Publisher):
 
     def _send(self, output: Output) -> None:
         self._waiting[output] = 1
-        self._unpublished[output.topic] += 1
+        self._unpublished[output.topic] += len(output.offsets)
         copies = [produce.topic for produce in output.produces if not produce.required]
         if all(map(self.copies.known, copies)):
             self._put(output)

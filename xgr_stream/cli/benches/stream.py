@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-from xgr_stream.cli.benches.arrivals import Mix, schedule
+from xgr_stream.cli.benches.arrivals import Mix, Schedule, schedule
 from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options
 from xgr_stream.cli.benches.plots import Curves
 from xgr_stream.cli.benches.report import Report, start
@@ -35,7 +35,8 @@ COLUMNS = {
     "processed_per_s": "events done/s",
     "behind": "events behind",
     "cpu": "worker CPU",
-    "per_core": "events per CPU s",
+    "event_us": "CPU µs an event",
+    "request_us": "CPU µs a request",
 }
 STEP = 1.5
 MOST_STEPS = 24
@@ -53,6 +54,7 @@ class Loads:
     overload: float | None
     seconds: float
     p99_ms: float
+    costs: bool
 
 
 @click.command()
@@ -80,6 +82,9 @@ class Loads:
 )
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", show_default=True)
 @click.option("--echo", is_flag=True, help="Also a bare Faust agent that sends each request back, at the same loads.")
+@click.option(
+    "--costs", is_flag=True, help="Each load also with its events alone and its requests alone: what either takes."
+)
 @click.option("--core", type=click.IntRange(0), help="Hold the worker process to this core.")
 @click.option("--rate", "rates", type=float, multiple=True, help="Requests/s. May be given several times.")
 @click.option(
@@ -106,6 +111,7 @@ def stream(
     kafka_home: Path | None,
     driver: str,
     echo: bool,
+    costs: bool,
     core: int | None,
     rates: tuple[float, ...],
     first: float,
@@ -125,8 +131,8 @@ def stream(
     """Open-loop load: Poisson arrivals of events and requests, users by Zipf's law, latency from when a request was
     due to its consumed response. Loads rise until one is too much: its P99 beyond --p99-ms, or less than 90 % of its
     requests answered in time."""
-    if in_process and (broker or kafka_home or echo):
-        raise ConfigError("--in-process has no broker: leave out --broker, --kafka-home and --echo")
+    if in_process and (broker or kafka_home or echo or costs):
+        raise ConfigError("--in-process has no broker: leave out --broker, --kafka-home, --echo and --costs")
     if engine_kind is not None and (setting.shape or setting.model):
         raise ConfigError("--engine is for runs without a model: leave out --shape and --model")
     mix = Mix(users, zipf, events_per_request, cold, setting.seed)
@@ -142,7 +148,7 @@ def stream(
         driver=driver,
         core=core,
     )
-    loads = Loads(rates, first, overload, seconds, p99_ms or timeout_ms)
+    loads = Loads(rates, first, overload, seconds, p99_ms or timeout_ms, costs)
     if in_process:
         with in_memory(serving) as (description, runs):
             _measure(serving, loads, runs, description, output)
@@ -166,13 +172,15 @@ def _measure(
         "load": f"open loop, Poisson arrivals, {loads.seconds:g} s each",
         "seed": mix.seed,
     }
-    report = start("stream", {"run": "run", **COLUMNS} if len(runs) > 1 else COLUMNS, setting, output)
+    report = start("stream", {"run": "run", **COLUMNS} if len(runs) > 1 or loads.costs else COLUMNS, setting, output)
     warm_up = schedule(mix, loads.rates[0] if loads.rates else loads.first, WARM_UP_S)
     for run in runs.values():
         run(warm_up, WARM_UP_S)
     best: dict[str, object] = {}
     for rate in _rates(loads):
         kept_up = False
+        if loads.costs:
+            _add_costs(report, schedule(mix, rate, loads.seconds), loads, rate, runs["xgr"])
         for name, run in runs.items():
             row = {"run": name, "offered": rate, **run(schedule(mix, rate, loads.seconds), loads.seconds)}
             report.add(row)
@@ -189,6 +197,21 @@ def _measure(
         _add_overload(report, row, best, serving, loads.overload)
     _add_notes(report, loads)
     report.finish(output, _curves(report, loads))
+
+
+def _add_costs(report: Report, plan: Schedule, loads: Loads, rate: float, run: Run) -> None:
+    """The load's events alone, then its requests alone: CPU time is repeatable where rates and latencies are not."""
+    asked = replace(plan, events_at=plan.events_at[:0], event_users=plan.event_users[:0])
+    done = replace(plan, requests_at=plan.requests_at[:0], request_users=plan.request_users[:0], cold=plan.cold[:0])
+    cores = 0.0
+    for name, part, count in (("events alone", done, plan.events_at), ("requests alone", asked, plan.requests_at)):
+        row = {"run": name, "offered": rate, **run(part, loads.seconds)}
+        report.add(row)
+        took_us = row.get("event_us", row.get("request_us"))
+        cores += float(str(took_us)) * len(count) / loads.seconds / 1e6 if took_us is not None else 0.0
+    report.notes.append(
+        f"at {rate:g} requests/s: events and requests, each alone, take {cores:.0%} of a core's time in the worker"
+    )
 
 
 def _rates(loads: Loads) -> Iterator[float]:

@@ -142,13 +142,22 @@ async def _tell(
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while await reader.readline():
         running = runtime()
-        known = {"cpu_s": time.process_time(), "ready": ready() if ready else False, "events": 0.0, "behind": 0.0}
+        known = {
+            "cpu_s": time.process_time(),
+            "ready": ready() if ready else False,
+            "events": 0.0,
+            "requests": 0.0,
+            "behind": 0.0,
+        }
         if running is not None and metrics is not None:
             running.report()
             readiness = running.readiness()
             known |= {
                 "ready": readiness["ready"] and bool(readiness["partitions"]),
                 "events": metrics.registry.get_sample_value("xgr_events_total") or 0.0,
+                "requests": sum(
+                    s.value for m in metrics.requests.collect() for s in m.samples if s.name.endswith("_total")
+                ),
                 "behind": sum(sample.value for metric in metrics.events_behind.collect() for sample in metric.samples),
             }
         print(json.dumps(known), flush=True)
