@@ -152,6 +152,8 @@ class CatalogFeed:
         while (merge := await self._on_device(self._engine.begin_merge)) is not None:
             started = asyncio.get_running_loop().time()
             await asyncio.to_thread(merge.run)
+            while came := await self._on_device(merge.handed_over):
+                await asyncio.to_thread(merge.follow, came)
             await self._on_device(merge.finish)
             self._metrics.catalog_merge_seconds.observe(asyncio.get_running_loop().time() - started)
 
