@@ -70,6 +70,7 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
             merge.follow(live.handed_over(left=0))
         elif merge is not None and step == "finish" and hasattr(merge, "merged"):
             live.finish(merge)
+            merge.discard()
             merge = None
         check(live.catalog, content(base, log, live.catalog.version), data.draw(filters(items)))
     waiting = live.num_waiting

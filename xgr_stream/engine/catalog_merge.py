@@ -54,6 +54,10 @@ class CatalogMerge:
         """On any thread, after `run`."""
         self._merge.follow(updates)
 
+    def discard(self) -> None:
+        """Let go of what is not needed any more, on any thread, after `finish`."""
+        self._merge.discard()
+
     @torch.inference_mode()
     def finish(self) -> None:
         """Put it in place. On the engine's thread, between two batches, after `run`."""

@@ -71,7 +71,9 @@ class CatalogFeed:
 
     async def start(self) -> None:
         """Returns once all that is in the topic now is applied and merged."""
-        consumer = self._consumer = self._connection.consumer(auto_offset_reset="none")
+        consumer = self._consumer = self._connection.consumer(
+            auto_offset_reset="none", isolation_level="read_committed"
+        )
         await consumer.start()
         consumer.assign([self._partition])
         await consumer.seek_to_beginning(self._partition)
@@ -156,6 +158,7 @@ class CatalogFeed:
                 await asyncio.to_thread(merge.follow, came)
             await self._on_device(merge.finish)
             self._metrics.catalog_merge_seconds.observe(asyncio.get_running_loop().time() - started)
+            await asyncio.to_thread(merge.discard)
 
     async def _on_device(self, action: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._device.between_batches(action))

@@ -57,6 +57,10 @@ class Merge(Protocol):
         """On the device thread, between two batches."""
         ...
 
+    def discard(self) -> None:
+        """On any thread, after `finish`."""
+        ...
+
 
 class ServedEngine(DeviceEngine, Protocol):
     """What a worker serves: `xgr_stream.Engine`, or a double of it."""
