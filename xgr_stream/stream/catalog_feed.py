@@ -149,7 +149,9 @@ class CatalogFeed:
         while True:
             await self._waiting.wait()
             self._waiting.clear()
-            while (took := await self._merge()) is not None:
+            took = await self._merge()
+            if took is not None:
+                self._waiting.set()  # more may have come meanwhile
                 await asyncio.sleep(took)  # a trickle of new items is not to cost a core of one's own
 
     async def _merge(self) -> float | None:
