@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -236,3 +237,27 @@ async def test_the_command_changes_what_is_served_and_takes_it_back(
         again = await settled(broker, config, driver, 7)
         assert (before.items, before.event_count) == (again.items, again.event_count)
         assert again.catalog_version.endswith("+7")
+
+
+@pytest.mark.skipif("XGR_TEST_KAFKA_HOME" not in os.environ, reason="needs Apache Kafka: XGR_TEST_KAFKA_HOME")
+async def test_what_a_transaction_aborted_never_counts(broker: Broker, config: StreamConfig) -> None:
+    value = codec.encode({"v": 1, "sid": [1, 2, 3]}, "msgpack")
+    topic = config.topics.catalog
+    async with kafka_worker(broker, config, new_engine(config)) as driver:
+        producer = await broker.connection.start_transactional_producer(f"shop-{topic}", 10.0)
+        try:
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, value, b"aborted", partition=0)
+            await producer.abort_transaction()
+            async with producer.transaction():
+                written = await producer.send_and_wait(topic, value, b"committed", partition=0)
+        finally:
+            await producer.stop()
+        await until(lambda: driver.runtime.readiness()["catalog"]["position"] == written.offset + 1)
+        engine = driver.runtime.setup.engine
+        await until(lambda: engine.knows_item("committed"))
+        assert not engine.knows_item("aborted")
+    again = new_engine(config)
+    async with kafka_worker(broker, config, again):
+        assert again.knows_item("committed")
+        assert not again.knows_item("aborted")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.property.live import Base, Place, content, updates
 from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
-from xgr_stream.catalog.live import updated
+from xgr_stream.catalog.live import LEFT_TO_FINISH, updated
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter
 
@@ -54,7 +54,8 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
     log: list[CatalogUpdate] = []
     merge: Merge | None = None
     some = updates([*base, *NEW], codes, TAGS, base)
-    for step in data.draw(st.lists(st.sampled_from(["update", "update", "begin", "run", "finish"]), max_size=12)):
+    steps = st.sampled_from(["update", "update", "begin", "run", "follow", "finish"])
+    for step in data.draw(st.lists(steps, max_size=12)):
         if step == "update":
             batch = data.draw(st.lists(some, min_size=1, max_size=4))
             log += batch
@@ -65,8 +66,11 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
             merge = began or merge
         elif merge is not None and step == "run":
             merge.run()
+        elif merge is not None and step == "follow" and hasattr(merge, "merged"):
+            merge.follow(live.handed_over(left=0))
         elif merge is not None and step == "finish" and hasattr(merge, "merged"):
             live.finish(merge)
+            merge.discard()
             merge = None
         check(live.catalog, content(base, log, live.catalog.version), data.draw(filters(items)))
     waiting = live.num_waiting
@@ -110,6 +114,27 @@ def test_kept_tag_filters_are_at_hand_after_a_merge() -> None:
     live.finish(merge)
     assert live.catalog.filters.kept == ((("x",), ()),)
     assert live.catalog.resolve(ItemFilter(allow=("x",))).num_items == 1
+    live.catalog.check_integrity()
+
+
+def test_what_came_during_a_merge_is_left_to_its_thread() -> None:
+    live = LiveCatalog(Catalog.from_table({"item_id": ["a"], "sid": [[0, 0]]}, codes=[64, 64]))
+    live.apply([CatalogUpdate("first", (1, 1))], 1)
+    merge = live.begin()
+    assert merge is not None
+    assert not live.handed_over()
+    merge.run()
+    many = [CatalogUpdate(f"{code}", (code // 64, code % 64)) for code in range(LEFT_TO_FINISH + 1)]
+    live.apply([*many, CatalogUpdate("a", (0, 0), available=False)], len(many) + 2)
+    came = live.handed_over()
+    assert len(came) == len(many) + 1
+    assert not live.handed_over()
+    merge.follow(came)
+    live.apply([CatalogUpdate("a", (0, 0)), CatalogUpdate("0", None)], len(many) + 4)
+    live.finish(merge)
+    assert live.num_waiting == len(many) - 1
+    assert live.catalog.version.endswith(f"+1~{len(many) + 4}")
+    assert live.catalog.available.tolist() == [True, True]
     live.catalog.check_integrity()
 
 

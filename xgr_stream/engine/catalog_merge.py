@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
-from xgr_stream.catalog import Merge
+from xgr_stream.catalog import LiveCatalog, Merge
 from xgr_stream.engine.context import ContextReader, SeenItems
 from xgr_stream.engine.legality import LegalityTables
+from xgr_stream.types import CatalogUpdate
 
 
 class CatalogMerge:
@@ -17,11 +18,13 @@ class CatalogMerge:
     def __init__(
         self,
         merge: Merge,
+        live: LiveCatalog,
         reader: ContextReader,
         current: LegalityTables,
         take_over: Callable[[Merge, LegalityTables, SeenItems], None],
     ) -> None:
         self._merge = merge
+        self._live = live
         self._reader = reader
         self._current = current
         self._take_over = take_over
@@ -41,6 +44,19 @@ class CatalogMerge:
         with torch.cuda.stream(stream):
             self._legality = self._tables(device)
         stream.synchronize()
+
+    def handed_over(self) -> Mapping[str, CatalogUpdate]:
+        """What came since it began, or since the last call, for `follow`; nothing if it is little enough to finish. On
+        the engine's thread."""
+        return self._live.handed_over()
+
+    def follow(self, updates: Mapping[str, CatalogUpdate]) -> None:
+        """On any thread, after `run`."""
+        self._merge.follow(updates)
+
+    def discard(self) -> None:
+        """Let go of what is not needed any more, on any thread, after `finish`."""
+        self._merge.discard()
 
     @torch.inference_mode()
     def finish(self) -> None:

@@ -199,7 +199,9 @@ class Engine:
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is not finished."""
         merge = self._live.begin()
-        return None if merge is None else CatalogMerge(merge, self._reader, self._legality, self._take_over)
+        if merge is None:
+            return None
+        return CatalogMerge(merge, self._live, self._reader, self._legality, self._take_over)
 
     def _take_over(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> None:
         self._live.finish(merge)

@@ -71,14 +71,17 @@ class CatalogFeed:
 
     async def start(self) -> None:
         """Returns once all that is in the topic now is applied and merged."""
-        consumer = self._consumer = self._connection.consumer(auto_offset_reset="none")
+        consumer = self._consumer = self._connection.consumer(
+            auto_offset_reset="none", isolation_level="read_committed"
+        )
         await consumer.start()
         consumer.assign([self._partition])
         await consumer.seek_to_beginning(self._partition)
         end = (await consumer.end_offsets([self._partition]))[self._partition]
         while await consumer.position(self._partition) < end:
             await self._read(consumer)
-        await self._merge_all()
+        while await self._merge() is not None:
+            pass
         logger.info("%s is read up to offset %d", self._partition.topic, self.position)
 
     async def run(self) -> None:
@@ -146,14 +149,25 @@ class CatalogFeed:
         while True:
             await self._waiting.wait()
             self._waiting.clear()
-            await self._merge_all()
+            took = await self._merge()
+            if took is not None:
+                self._waiting.set()  # more may have come meanwhile
+                await asyncio.sleep(took)  # a trickle of new items is not to cost a core of one's own
 
-    async def _merge_all(self) -> None:
-        while (merge := await self._on_device(self._engine.begin_merge)) is not None:
-            started = asyncio.get_running_loop().time()
-            await asyncio.to_thread(merge.run)
-            await self._on_device(merge.finish)
-            self._metrics.catalog_merge_seconds.observe(asyncio.get_running_loop().time() - started)
+    async def _merge(self) -> float | None:
+        """Seconds that it took; None: there was nothing to merge."""
+        merge = await self._on_device(self._engine.begin_merge)
+        if merge is None:
+            return None
+        started = asyncio.get_running_loop().time()
+        await asyncio.to_thread(merge.run)
+        while came := await self._on_device(merge.handed_over):
+            await asyncio.to_thread(merge.follow, came)
+        await self._on_device(merge.finish)
+        took = asyncio.get_running_loop().time() - started
+        self._metrics.catalog_merge_seconds.observe(took)
+        await asyncio.to_thread(merge.discard)
+        return took
 
     async def _on_device(self, action: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._device.between_batches(action))

@@ -46,8 +46,20 @@ class Merge(Protocol):
         """On any thread."""
         ...
 
+    def handed_over(self) -> Mapping[str, CatalogUpdate]:
+        """On the device thread: what came meanwhile; nothing if it is little enough to finish."""
+        ...
+
+    def follow(self, updates: Mapping[str, CatalogUpdate]) -> None:
+        """On any thread, after `run`."""
+        ...
+
     def finish(self) -> None:
         """On the device thread, between two batches."""
+        ...
+
+    def discard(self) -> None:
+        """On any thread, after `finish`."""
         ...
 
 

@@ -97,7 +97,7 @@ async def _read_log(connection: Connection, topic: str) -> Log:
     await _check_topic(connection, topic)
     log = Log([], [], [], 0)
     partition = TopicPartition(topic, 0)
-    consumer = connection.consumer()
+    consumer = connection.consumer(isolation_level="read_committed")
     await consumer.start()
     try:
         consumer.assign([partition])
