@@ -5,13 +5,52 @@ User ids and item ids never become labels.
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 STAGES = ("wait", "append", "decode", "publish", "total")
 _STAGE_BUCKETS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1),
     *(0.15, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
 )
+
+
+class StageSeconds(Collector):
+    """A histogram for each stage. prometheus-client's own takes 3 µs an observation, for locks and checks that one
+    thread alone does not need, and an answer has five. Observed on one thread; may be collected on any."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        for stage in STAGES:
+            self._add(stage)
+
+    def observe(self, stage: str, seconds: float) -> None:
+        if stage not in self._counts:
+            self._add(stage)
+        self._counts[stage][bisect_left(_STAGE_BUCKETS_S, seconds)] += 1
+        self._sums[stage] += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(
+            "xgr_stage_seconds",
+            "Time that requests spent in each stage; total counts from the request record's timestamp.",
+            labels=["stage"],
+        )
+        bounds = [*map(floatToGoString, _STAGE_BUCKETS_S), "+Inf"]
+        for stage, counts in list(self._counts.items()):
+            family.add_metric([stage], list(zip(bounds, accumulate(counts), strict=True)), self._sums[stage])
+        yield family
+
+    def _add(self, stage: str) -> None:
+        self._sums[stage] = 0.0
+        self._counts[stage] = [0] * (len(_STAGE_BUCKETS_S) + 1)
 
 
 class Metrics:
@@ -35,13 +74,8 @@ class Metrics:
         self.requests = self._counter(
             "requests", "Requests answered, by outcome (status or error code) and cache state.", "outcome", "cache"
         )
-        self.stage_seconds = Histogram(
-            "xgr_stage_seconds",
-            "Time that requests spent in each stage; total counts from the request record's timestamp.",
-            ["stage"],
-            buckets=_STAGE_BUCKETS_S,
-            registry=self.registry,
-        )
+        self._stages = StageSeconds()
+        self.registry.register(self._stages)
         self.appends_shed = self._counter(
             "appends_shed",
             "Appends left to the user's next request, since requests needed the device or the queue was full.",
@@ -85,21 +119,17 @@ class Metrics:
             "snapshots_ignored", "Snapshots that were not used; everything was read from the changelog.", "reason"
         )
         self.standby_partitions = self._gauge("standby_partitions", "Other workers' partitions with a copy here.")
-        # Looked up once: it takes 2 µs each time, and an answer needs six.
-        self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._outcomes: dict[tuple[str, str], Counter] = {}
         for reason in ("expired", "cancelled"):
             self.requests_dropped.labels(reason)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
-        """A request spent so long in a stage."""
-        child = self._stages.get(stage)
-        if child is None:
-            child = self._stages[stage] = self.stage_seconds.labels(stage)
-        child.observe(seconds)
+        """A request spent so long in a stage. Called on one thread, the event loop's."""
+        self._stages.observe(stage, seconds)
 
     def count_request(self, outcome: str, cache: str) -> None:
         """A request was answered."""
+        # Looked up once: it takes 2 µs each time.
         child = self._outcomes.get((outcome, cache))
         if child is None:
             child = self._outcomes[outcome, cache] = self.requests.labels(outcome, cache)
