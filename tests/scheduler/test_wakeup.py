@@ -8,15 +8,16 @@ from xgr_stream.cli.benches.wakeup import measure
 
 SAMPLES = 200
 ROUNDS = 6
-P50_MS, P99_MS = 5.0, 50.0
-"""Python's default switch interval gives 100 ms to seconds. On a machine of one's own P99 is below 1.5 ms; others, and
-tests beside this one, add time slices of 3 to 8 ms, so the best of several rounds counts: noise only lengthens one."""
+P50_MS, P99_MS = 2.0, 20.0
+"""Of the loop's CPU time between hand-over and start. Python's default switch interval gives 100 ms to seconds. Other
+processes, and tests beside this one, keep the device thread itself off its core for time slices of 3 to 8 ms, so the
+best of several rounds counts: noise only lengthens one."""
 
 
 def test_the_device_thread_is_woken_in_time_with_the_loop_saturated() -> None:
     rounds: list[tuple[float, float]] = []
     while len(rounds) < ROUNDS and not any(p50 < P50_MS and p99 < P99_MS for p50, p99 in rounds):
-        p50, p99 = np.percentile(measure(SAMPLES), (50, 99)).tolist()
+        p50, p99 = np.percentile([delay.cpu_ms for delay in measure(SAMPLES)], (50, 99)).tolist()
         rounds.append((p50, p99))
     print("P50 and P99 of each round:", *(f"{p50:.2f} and {p99:.2f} ms" for p50, p99 in rounds))
     assert any(p50 < P50_MS and p99 < P99_MS for p50, p99 in rounds), f"P50 and P99 in ms of {ROUNDS} rounds: {rounds}"

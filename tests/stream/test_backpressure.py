@@ -163,3 +163,42 @@ async def test_a_lost_device_makes_the_worker_ill_and_its_answers_are_still_publ
     assert driver._stopping.is_set()
     runtime.failure = RuntimeError("the broker refuses us")
     assert not runtime._publishes
+
+
+class FullConsumer(Consumer):
+    """Has more events fetched than it hands out at once, and requests behind them."""
+
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[Any]]:
+        if not partitions:
+            return {TopicPartition(EVENTS, 0): [fetched(EVENTS, offset) for offset in range(max_records)]}
+        return {tp: [fetched(REQUESTS, 0)] for tp in partitions if tp == TopicPartition(REQUESTS, 0)}
+
+
+def fetched(topic: str, offset: int) -> SimpleNamespace:
+    return SimpleNamespace(topic=topic, partition=0, offset=offset, key=b"u", value=b"", timestamp=0, headers=())
+
+
+async def one_round(driver: KafkaDriver, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The topics of what is processed, in its order, of one round."""
+    topics: list[str] = []
+    monkeypatch.setattr(driver.runtime, "process", lambda records: topics.extend(record.topic for record in records))
+
+    def stop() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(driver, "_rest_and_resume", stop)
+    driver._assigned.set()
+    with pytest.raises(InterruptedError):
+        await driver._consume()
+    return topics
+
+
+async def test_requests_do_not_wait_until_no_more_events_are_fetched(
+    driver: KafkaDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver._consumer = FullConsumer()
+    topics = await one_round(driver, monkeypatch)
+    assert topics == [EVENTS] * (len(topics) - 1) + [REQUESTS]
+    assert len(topics) > 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -12,11 +13,14 @@ from tests.stream.harness import (
     PARTITIONS,
     REQUESTS,
     RESPONSES,
+    HandWorker,
     Stream,
     message,
     produces,
     sample,
 )
+from xgr_stream.errors import OverCapacity
+from xgr_stream.history import HistoryView
 from xgr_stream.stream.records import Record
 from xgr_stream.types import Recommendation, RecommendRequest, RecommendResponse, Status
 
@@ -44,6 +48,41 @@ def test_a_request_is_answered_on_its_own_partition_and_committed_after_it() -> 
     assert sample(stream, "xgr_requests_total", outcome="ok", cache="cold") == 1
     assert sample(stream, "xgr_stage_seconds_count", stage="publish") == 1
     assert sample(stream, "xgr_stage_seconds_count", stage="total") == 1
+
+
+class RefusingWorker(HandWorker):
+    """Has no time for the first request."""
+
+    def submit(
+        self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
+    ) -> Future[RecommendResponse]:
+        future = super().submit(request, view, deadline, partition=partition)
+        if request.request_id == "a":
+            self.submitted.pop()
+            failure = OverCapacity("no time")
+            future.set_result(RecommendResponse.failure(request.request_id, request.user_id, failure))
+        return future
+
+
+def test_a_refused_request_hears_of_it_before_what_came_with_it_is_taken_in() -> None:
+    stream = Stream()
+    stream.processor._requests._worker = worker = RefusingWorker()
+    taken = iter((stream.request("u", "a"), stream.request("u", "b")))
+    waiting: list[int] = []
+
+    def records() -> Iterator[Record]:
+        for record in taken:
+            waiting.append(stream.processor.pending)
+            yield record
+
+    stream.processor.process(records())
+    assert waiting == [0, 0]
+    assert stream.processor.pending == len(worker.submitted) == 1
+    [produce] = produces(stream.processor.poll())
+    assert (message(produce)["request_id"], message(produce)["error"]) == ("a", "over_capacity")
+    own = stream.processor.submit(RecommendRequest("a", "u"))
+    assert own.result(0).error == "over_capacity"
+    assert set(own.result(0).stages_ms) == {"wait", "total"}
 
 
 def test_answers_may_come_out_of_order_but_offsets_do_not() -> None:

@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 POLL_MS = 200
 RESTING_POLL_MS = 10
 """While partitions rest: how soon it is seen that they need not any more."""
-MAX_BATCH = 1_000
-SLICE = 100
+MAX_BATCH = 500
+"""Records of one round: what requests wait for at most, since events go first."""
+EVENTS, REQUESTS = 100, 25
 """Records that are processed before answers are written and refusals sent again: some 5 ms."""
 COMMIT_INTERVAL_S = 1.0
 COMMIT_TIMEOUT_S = 2.0
@@ -124,18 +125,31 @@ class KafkaDriver:
             timeout_ms = RESTING_POLL_MS if self._consumer.paused() else POLL_MS
             batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
             await self._process(batches)
+            if sum(map(len, batches.values())) == MAX_BATCH:
+                await self._process(await self._fetched_requests())
             self._rest_and_resume()
+
+    async def _fetched_requests(self) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Requests that lie fetched behind events: the consumer hands out one partition's records after the other's,
+        so that requests would wait until no more events come in than are processed."""
+        partitions = [tp for tp in self._consumer.assignment() if tp.topic == self._topics[1]]
+        if not partitions:  # none given would mean all
+            return {}
+        requests: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(
+            *partitions, timeout_ms=0, max_records=MAX_BATCH
+        )
+        return requests
 
     async def _process(self, batches: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Events before requests, so that a request sees what its user did before it. What was fetched before a
         rebalance is let go: it comes again, from the committed offset on."""
         rebalances, seeks = self._rebalances, self._seeks.copy()
         for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
-            messages = batches[tp]
-            for first in range(0, len(messages), SLICE):
+            messages, size = batches[tp], REQUESTS if tp.topic == self._topics[1] else EVENTS
+            for first in range(0, len(messages), size):
                 if self._seeks[tp.partition] != seeks[tp.partition]:
                     break
-                self.runtime.process(map(record_of, messages[first : first + SLICE]))
+                self.runtime.process(map(record_of, messages[first : first + size]))
                 await asyncio.sleep(0)
                 if self._rebalances != rebalances:
                     return

@@ -250,7 +250,8 @@ class Processor:
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         """Answer a request of this process's own, on the same path as one from the topic. Never raises; the future
-        is resolved inside `poll`. A user who is not owned here gets the error response `not_owned` at once."""
+        is resolved inside `poll`, or at once for a request that is refused: over capacity, or `not_owned` for a user
+        who is not owned here."""
         partition = self._partition_of(request.user_id)
         if self._closed or partition is None:
             error: XgrError = NotOwned("the user's partition is not assigned to this worker")

@@ -175,19 +175,20 @@ def request_message(request: RecommendRequest) -> Message:
     )
 
 
-def response_message(response: RecommendResponse) -> Message:
+def response_message(response: RecommendResponse, stages_ms: Mapping[str, float] | None = None) -> Message:
+    """`stages_ms`: instead of the response's own."""
     message = {
         "v": VERSION,
         "request_id": response.request_id,
         "user_id": response.user_id,
         "status": response.status.value,
-        "items": [{"item_id": i.item_id, "score": i.score, "sid": list(i.sid)} for i in response.items],
+        "items": [{"item_id": i.item_id, "score": i.score, "sid": i.sid} for i in response.items],
         "event_count": response.event_count,
         "event_offset": response.event_offset,
         "model_version": response.model_version,
         "catalog_version": response.catalog_version,
         "cache": response.cache.value,
-        "stages_ms": dict(response.stages_ms),
+        "stages_ms": dict(response.stages_ms if stages_ms is None else stages_ms),
     }
     if response.tail_computed:
         message["tail_computed"] = True

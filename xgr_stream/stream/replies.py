@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import EngineError, InvalidInput, Misplaced, XgrError
@@ -31,12 +31,12 @@ class Replies:
 
     def count_own(self, response: RecommendResponse) -> None:
         """Count an answer to a request of this process's own, which nothing is published for."""
-        self.count(response)
+        self._count(response, response.stages_ms)
         self._metrics.observe_stage("total", response.stages_ms["total"] / 1000)
 
-    def count(self, response: RecommendResponse) -> None:
+    def _count(self, response: RecommendResponse, stages_ms: Mapping[str, float]) -> None:
         self._metrics.count_request(response.error or response.status.value, response.cache.value)
-        for stage, ms in response.stages_ms.items():
+        for stage, ms in stages_ms.items():
             if stage != "total":
                 self._metrics.observe_stage(stage, ms / 1000)
 
@@ -46,16 +46,20 @@ class Replies:
         records: Iterable[Record],
         request: RecommendRequest,
         response: RecommendResponse,
+        stages_ms: Mapping[str, float] | None = None,
     ) -> None:
-        """Answer a request that was understood; `records` are those that brought it."""
+        """Answer a request that was understood; `records` are those that brought it. `stages_ms` instead of the
+        response's own: another response with them would take as long as all of its encoding."""
+        stages_ms = response.stages_ms if stages_ms is None else stages_ms
         try:
-            value = self._encoded(response)
+            value = self._encoded(response, stages_ms)
         except (TypeError, ValueError, OverflowError) as error:
             logger.exception("the engine's response can't be encoded")
             failure = EngineError(f"the engine's response can't be encoded as {self._config.codec}: {error}")
             response = RecommendResponse.failure(request.request_id, request.user_id, failure)
-            value = self._encoded(response)
-        self.count(response)
+            stages_ms = response.stages_ms
+            value = self._encoded(response, stages_ms)
+        self._count(response, stages_ms)
         if response.status is not Status.ERROR:
             self._recent.remember(_key(partition, request), value, self._clock.wall_ms())
         for record in records:
@@ -78,8 +82,8 @@ class Replies:
             self._outbox.dead_letter(partition, record, error)
             return
         response = RecommendResponse.failure(request_id, user_id, error)
-        self.count(response)
-        value = self._encoded(response)
+        self._count(response, response.stages_ms)
+        value = self._encoded(response, response.stages_ms)
         key = record.key if record.key is not None else user_id.encode() or None
         produce = Produce(self._config.topics.responses, partition.number, key, value, passed_on(record))
         self._outbox.put(Output(partition, (produce,), record=record, then=self._published(record)))
@@ -101,8 +105,8 @@ class Replies:
         """Forget the answers given on a partition."""
         self._recent.drop(partition.number)
 
-    def _encoded(self, response: RecommendResponse) -> bytes:
-        return codec.encode(protocol.response_message(response), self._config.codec)
+    def _encoded(self, response: RecommendResponse, stages_ms: Mapping[str, float]) -> bytes:
+        return codec.encode(protocol.response_message(response, stages_ms), self._config.codec)
 
     def _put(self, partition: Partition, record: Record, request: RecommendRequest, value: bytes) -> None:
         key = request.user_id.encode()

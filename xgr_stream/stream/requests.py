@@ -200,7 +200,10 @@ class Requests:
             return
         view = self._history.view(pending.request.user_id)
         pending.computing = self._worker.submit(pending.request, view, pending.deadline, partition=partition.number)
-        pending.computing.add_done_callback(self._on_computed(pending))
+        if pending.computing.done():  # refused: it hears of it now, not when all that came with it has been taken in
+            self._answer(pending, _result(pending.request, pending.computing))
+        else:
+            pending.computing.add_done_callback(self._on_computed(pending))
 
     def _on_computed(self, pending: Pending) -> Callable[[Future[RecommendResponse]], None]:
         def note(_: Future[RecommendResponse]) -> None:
@@ -270,18 +273,19 @@ class Requests:
             self._worker.forget([pending.request.user_id])
         if pending.future is None and not pending.records:
             return
-        response = self._timed(pending, response)
+        stages_ms = self._stages_ms(pending, response)
         if pending.future is not None and pending.future.set_running_or_notify_cancel():
-            self._replies.count_own(response)
-            pending.future.set_result(response)
+            own = replace(response, stages_ms=stages_ms)
+            self._replies.count_own(own)
+            pending.future.set_result(own)
         if pending.records:
-            self._replies.send(pending.partition, pending.records, pending.request, response)
+            self._replies.send(pending.partition, pending.records, pending.request, response, stages_ms)
 
-    def _timed(self, pending: Pending, response: RecommendResponse) -> RecommendResponse:
-        """The response with the time since the request was taken; what the engine's stages don't name was waiting."""
+    def _stages_ms(self, pending: Pending, response: RecommendResponse) -> dict[str, float]:
+        """The response's stages with the time since its request was taken; what the engine's don't name was waiting."""
         total_ms = (self._clock.now() - pending.taken_at) * 1000
         wait_ms = max(0.0, total_ms - sum(response.stages_ms.values()))
-        return replace(response, stages_ms={"wait": wait_ms, **response.stages_ms, "total": total_ms})
+        return {"wait": wait_ms, **response.stages_ms, "total": total_ms}
 
 
 def _result(request: RecommendRequest, computing: Future[RecommendResponse]) -> RecommendResponse:

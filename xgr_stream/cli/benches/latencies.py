@@ -35,14 +35,15 @@ class Outcomes:
     def answered(self) -> int:
         return len(self.ok_s) + sum(self.errors.values())
 
-    def note(self, response: Message, seconds: float) -> None:
-        """A response came, `seconds` after its request was due."""
+    def note(self, response: Message, seconds: float, since_consumed: float | None = None) -> None:
+        """A response came, `seconds` after its request was due. `since_consumed`: seconds since it was consumed (None:
+        by what the response says)."""
         stages: Mapping[str, float] = response["stages_ms"]
         error = response.get("error")
         if error is not None:
             self.errors[error] += 1
             if error == "over_capacity":
-                self.refused_s.append(stages.get("total", 0.0) / 1e3)
+                self.refused_s.append(stages.get("total", 0.0) / 1e3 if since_consumed is None else since_consumed)
             return
         self.ok_s.append(seconds)
         self.caches[response["cache"]] += 1

@@ -222,13 +222,12 @@ class Load:
             row |= {"processed_per_s": done / took, "behind": round(len(plan.events_at) - done)}
             await self._caught_up(before["events"] + len(plan.events_at))
             after = await self._worker_says()
-            row["cpu_s"] = after["cpu_s"] - before["cpu_s"]
-            row["events"] = after["events"] - before["events"]
-            row["requests"] = after["requests"] - before["requests"]
-            if row["events"] and not row["requests"]:
-                row["event_us"] = row["cpu_s"] / row["events"] * 1e6
-            elif row["requests"] and not row["events"]:
-                row["request_us"] = row["cpu_s"] / row["requests"] * 1e6
+            cpu_s, events, requests = (after[name] - before[name] for name in ("cpu_s", "events", "requests"))
+            row |= {"cpu_s": cpu_s, "events": events, "requests": requests}
+            if events and not requests:
+                row["event_us"] = cpu_s / events * 1e6
+            elif requests and not events:
+                row["request_us"] = cpu_s / requests * 1e6
         return row
 
     async def _caught_up(self, events: float) -> None:

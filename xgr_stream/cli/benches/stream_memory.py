@@ -22,7 +22,7 @@ from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
 from xgr_stream.types import RecommendRequest, UserEvent
 
-SLICE = 64
+SLICE = 25
 """Records that are processed before anything else is looked at."""
 NAP_S = 2e-4
 LAST_WAIT_S = 2.0
@@ -101,6 +101,8 @@ class InProcess:
         self._offsets = {self._config.topics.events: 0, self._config.topics.requests: 0}
         self._asked = 0
         self._numbers: dict[str, int] = {}
+        self._consumed: dict[str, float] = {}
+        """When each request was."""
         self._items = [f"item-{number}" for number in range(1_000)]
         names = self._history.item_names
         if len(names):
@@ -134,6 +136,7 @@ class InProcess:
     def run(self, plan: Schedule, seconds: float) -> dict[str, object]:
         """Feed the plan's arrivals by the clock; the row of what came of them."""
         self._engine.clear()
+        self._consumed.clear()
         shed = self._counted("xgr_appends_shed_total")
         outcomes = Outcomes(len(plan.requests_at), self._timeout_s)
         pending: dict[str, float] = {}
@@ -191,6 +194,7 @@ class InProcess:
         self._asked += 1
         request_id = str(self._asked)
         pending[request_id] = due
+        self._consumed[request_id] = time.monotonic()
         fields = {"v": 1, "request_id": request_id, "k": self._k, "beam_width": self._beam}
         return self._record(self._config.topics.requests, user_id, fields, due=due)
 
@@ -211,7 +215,7 @@ class InProcess:
                         response = codec.decode(produce.value, MAX_BYTES)
                         due = pending.pop(response["request_id"], None)
                         if due is not None:
-                            outcomes.note(response, now - due)
+                            outcomes.note(response, now - due, now - self._consumed.pop(response["request_id"]))
                             self._engine.answered(response["user_id"], response["event_count"])
                 self._processor.acknowledged(output)
 

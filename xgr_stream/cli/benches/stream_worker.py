@@ -6,6 +6,7 @@ It writes one JSON line for each line that it is sent: whether it is ready, and 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ def main() -> None:
         os.sched_setaffinity(0, {settings["core"]})
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    from xgr_stream.cli.worker import COLLECTOR
+
+    gc.set_threshold(*COLLECTOR)
     serve = {"kafka": _with_kafka, "faust": _with_faust, "echo": _echo}[settings["driver"]]
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings))
