@@ -13,7 +13,7 @@ from faust.types import TP
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.metrics import Metrics
-from xgr_stream.stream import codec, faust_driver
+from xgr_stream.stream import codec
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
@@ -33,9 +33,8 @@ def app(tmp_path: Any) -> faust.App:
 
 
 @pytest.fixture
-async def driver(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FaustDriver]:
+async def driver(app: faust.App) -> AsyncIterator[FaustDriver]:
     """A driver whose runtime was never started: nothing is sent, and the test plays the broker."""
-    monkeypatch.setattr(faust_driver, "GATHER_S", 0.0)
     config = StreamConfig(partitioner="any")
 
     def make_setup() -> Setup:

@@ -32,10 +32,6 @@ logger = logging.getLogger(__name__)
 Event = EventT[Any]
 
 MAX_BATCH = 100
-GATHER_S = 0.003
-"""How long after the last ones records are gathered before the next are processed. Faust hands them over one by one,
-and to wake the device thread and write to the broker for each takes many times what is done for it. What comes after a
-pause is processed at once."""
 APP_POLL_S = 3_600.0
 
 
@@ -50,9 +46,6 @@ class FaustDriver(Service):
         self._make_setup = make_setup
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
         self._early: list[Event] = []
-        self._gathered: list[Record] = []
-        self._flushing: asyncio.TimerHandle | None = None
-        self._flushed_at = float("-inf")
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
@@ -75,7 +68,6 @@ class FaustDriver(Service):
         """Raises `TopologyError` for topics that do not belong together: the app then does not start."""
         self._open.clear()
         self._early.clear()
-        self._gathered.clear()
         self._draining = None
         self.runtime = Runtime(
             self._make_setup(),
@@ -105,7 +97,6 @@ class FaustDriver(Service):
 
     async def _drained(self) -> None:
         if self.runtime is not None:
-            self._process_gathered()
             await self.runtime.drain(self._recommender.config.shutdown_timeout_s)
         # Faust keeps weak references to what it waits for.
         self._open.clear()
@@ -136,11 +127,13 @@ class FaustDriver(Service):
             self._note_resting(tp.topic, tp.partition, rests=False)
 
     def take(self, events: Iterable[Event]) -> None:
-        """Gather events for the processor, each partition's in offset order. Never raises."""
+        """Hand events to the processor, each partition's in offset order. Never raises."""
         runtime, generation = self.runtime, self._app.consumer_generation_id
         if runtime is None:
             return
         held = runtime.processor.assigned
+        records = []
+        advanced = set()
         for event in events:
             message = event.message
             if message.generation_id != generation:
@@ -148,23 +141,13 @@ class FaustDriver(Service):
             if message.partition not in held:
                 self._early.append(event)
                 continue
-            self._open[message.topic, message.partition].append(event)
-            self._gathered.append(_record(message))
-        if self._gathered and self._flushing is None:
-            loop = asyncio.get_running_loop()
-            self._flushing = loop.call_at(max(loop.time(), self._flushed_at + GATHER_S), self._process_gathered)
-
-    def _process_gathered(self) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        records, self._gathered = self._gathered, []
-        if self.runtime is None or not records:
-            return
-        self.runtime.process(records)
-        for tp in {(record.topic, record.partition) for record in records}:
-            self._acknowledge(*tp)  # records that were taken before are done at once
-        self._flushed_at = asyncio.get_running_loop().time()
+            tp = (message.topic, message.partition)
+            self._open[tp].append(event)
+            records.append(_record(message))
+            advanced.add(tp)
+        runtime.process(records)
+        for tp in advanced:  # records that were taken before are done at once
+            self._acknowledge(*tp)
 
     def _must_rest(self, topic: str, partition: int) -> bool:
         """Whether a partition's actor takes no more for now: more is taken than is made durable. Faust pauses a
@@ -199,13 +182,10 @@ class FaustDriver(Service):
             self.runtime.fail(error)
         early, self._early = self._early, []
         self.take(early)
-        self._process_gathered()
 
     async def _on_revoked(self, _: object, revoked: Iterable[TP], **__: object) -> None:
-        lost = {(tp.topic, tp.partition) for tp in revoked}
-        for topic_partition in lost:
-            self._open.pop(topic_partition, None)
-        self._gathered = [record for record in self._gathered if (record.topic, record.partition) not in lost]
+        for tp in revoked:
+            self._open.pop((tp.topic, tp.partition), None)
         self._early.clear()
         self._progress.set()
         if self.runtime is not None:
