@@ -17,7 +17,7 @@ from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recovery import Recovery
-from xgr_stream.stream.runtime import Setup
+from xgr_stream.stream.setup import Setup
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker, EmbeddedBroker

@@ -20,7 +20,8 @@ from xgr_stream.stream import changelog
 from xgr_stream.stream.health import Pages
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recommender import Recommender
-from xgr_stream.stream.runtime import Runtime, Setup
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.setup import Setup
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker

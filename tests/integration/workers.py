@@ -15,7 +15,7 @@ from pathlib import Path
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.kafka_driver import KafkaDriver
-from xgr_stream.stream.runtime import ServedEngine, Setup
+from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker, EmbeddedBroker
 

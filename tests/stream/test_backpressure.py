@@ -15,7 +15,8 @@ from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.health import Pages
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.records import Record
-from xgr_stream.stream.runtime import Runtime, Setup
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.setup import Setup
 from xgr_stream.testing import NullEngine
 
 EVENTS, REQUESTS = "user-events", "rec-requests"

@@ -18,7 +18,8 @@ from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.recommender import Recommender
-from xgr_stream.stream.runtime import Runtime, Setup
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.setup import Setup
 from xgr_stream.testing import NullEngine
 from xgr_stream.types import UserEvent
 

@@ -18,7 +18,7 @@ from xgr_stream.types import MAX_BEAM_WIDTH
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
-    from xgr_stream.stream.runtime import ServedEngine
+    from xgr_stream.stream.setup import ServedEngine
 
 MIB = 1 << 20
 DEVICE_LOST = 3
@@ -138,7 +138,7 @@ async def _serve_with_kafka(
     from xgr_stream.metrics import Metrics
     from xgr_stream.stream.health import Pages, served
     from xgr_stream.stream.kafka_driver import KafkaDriver
-    from xgr_stream.stream.runtime import Setup
+    from xgr_stream.stream.setup import Setup
 
     metrics = Metrics()
     driver = KafkaDriver(Setup(engine, connection, group, config, engine_config, metrics))

@@ -24,7 +24,7 @@ from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.repartition import Repartition, ToEvent
-from xgr_stream.stream.runtime import ServedEngine, Setup
+from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.types import UserEvent
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
@@ -17,10 +17,8 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.setup import ServedEngine
 from xgr_stream.types import CatalogUpdate
-
-if TYPE_CHECKING:
-    from xgr_stream.stream.runtime import ServedEngine
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from mode import Service
 
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
-from xgr_stream.stream.runtime import Runtime, Setup
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.setup import Setup
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from aiokafka.errors import KafkaError
 
 from xgr_stream.stream.connection import Membership, membership, record_of, stop_client
 from xgr_stream.stream.progress import Progress
-from xgr_stream.stream.runtime import Runtime, Setup
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.setup import Setup
 
 logger = logging.getLogger(__name__)
 

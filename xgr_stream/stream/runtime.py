@@ -4,96 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import DeviceLost
-from xgr_stream.history import HistoryStore
-from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock, SystemClock
-from xgr_stream.scheduler.ports import DeviceEngine
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.catalog_feed import CatalogFeed
-from xgr_stream.stream.connection import Connection, stop_client
-from xgr_stream.stream.ingest import DecodeEvent
+from xgr_stream.stream.connection import stop_client
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.publisher import Publisher
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.recovery import Recovery
+from xgr_stream.stream.setup import Setup
 from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.standby import Standby
 from xgr_stream.stream.topology import check_assignment, ensure_topics
 from xgr_stream.stream.transactions import TransactionalPublisher
-from xgr_stream.types import CatalogUpdate, RecommendRequest, RecommendResponse
+from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 2.0
 """How long, at the end of the shutdown timeout, refusals may take to be written; and the device's thread to end."""
 REPORT_INTERVAL_S = 1.0
-
-
-class Merge(Protocol):
-    """The next catalog in the making."""
-
-    def run(self) -> None:
-        """On any thread."""
-        ...
-
-    def handed_over(self) -> Mapping[str, CatalogUpdate]:
-        """On the device thread: what came meanwhile; nothing if it is little enough to finish."""
-        ...
-
-    def follow(self, updates: Mapping[str, CatalogUpdate]) -> None:
-        """On any thread, after `run`."""
-        ...
-
-    def finish(self) -> None:
-        """On the device thread, between two batches."""
-        ...
-
-    def discard(self) -> None:
-        """On any thread, after `finish`."""
-        ...
-
-
-class ServedEngine(DeviceEngine, Protocol):
-    """What a worker serves: `xgr_stream.Engine`, or a double of it."""
-
-    @property
-    def history(self) -> HistoryStore: ...
-
-    def knows_item(self, item_id: str) -> bool: ...
-
-    @property
-    def codes(self) -> tuple[int, ...]:
-        """Codes per level that a semantic ID may have."""
-        ...
-
-    def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None: ...
-
-    def begin_merge(self) -> Merge | None:
-        """What merges the items that wait for it; None: there are none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a worker is made of. `decode_event` reads the application's own event records (None: our protocol)."""
-
-    engine: ServedEngine
-    connection: Connection
-    group_id: str
-    config: StreamConfig
-    engine_config: EngineConfig
-    metrics: Metrics
-    decode_event: DecodeEvent | None = None
 
 
 class Runtime:
@@ -142,6 +80,7 @@ class Runtime:
         )
         self.num_partitions = 0
         self._resting = {self.topics.events: 0, self.topics.requests: 0}
+        self._started = False
         self._joined = False
         self._closing = False
         self._producer: AIOKafkaProducer | None = None
@@ -150,16 +89,14 @@ class Runtime:
         """The same, if it is one of transactions."""
         self._opening: set[int] = set()
         """Partitions that are ours and not the processor's yet: their former owner is being fenced."""
-        self._sender: asyncio.Task[None] | None = None
-        self._reporter: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        """That run until the end; one that fails ends the worker."""
         self._snapshots: Snapshots | None = None
         self._snapshotting: asyncio.Task[None] | None = None
         self._standby: Standby | None = None
-        self._copying: asyncio.Task[None] | None = None
         self._catalog = CatalogFeed(
             setup.connection, self.topics.catalog, setup.engine, self._device, setup.config, setup.metrics
         )
-        self._following: asyncio.Task[None] | None = None
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
     @property
@@ -185,8 +122,7 @@ class Runtime:
                 topic=self.topics.changelog,
                 metrics=setup.metrics,
             )
-            self._snapshotting = asyncio.create_task(self._snapshots.run(), name="xgr-snapshots")
-            self._snapshotting.add_done_callback(self._on_task_done)
+            self._snapshotting = self._run(self._snapshots.run(), "xgr-snapshots")
         if setup.config.standby_bytes:
             self._standby = Standby(
                 setup.connection,
@@ -210,12 +146,10 @@ class Runtime:
         )
         self._device.start()
         await self._catalog.start()  # nothing is served from a catalog of yesterday
-        self._following = asyncio.create_task(self._catalog.run(), name="xgr-catalog")
-        self._following.add_done_callback(self._on_task_done)
-        self._sender = asyncio.create_task(self._publisher.run(), name="xgr-publisher")
-        self._sender.add_done_callback(self._on_task_done)
-        self._reporter = asyncio.create_task(self._report_regularly(), name="xgr-report")
-        self._reporter.add_done_callback(self._on_task_done)
+        self._run(self._catalog.run(), "xgr-catalog")
+        self._run(self._publisher.run(), "xgr-publisher")
+        self._run(self._report_regularly(), "xgr-report")
+        self._started = True
 
     def _make_publisher(self, producer: AIOKafkaProducer) -> Publisher:
         options: dict[str, Any] = {
@@ -251,10 +185,9 @@ class Runtime:
         Raises `TopologyError` when events and requests of a partition were given to different workers.
         """
         numbers = check_assignment(self.topics, assigned)
+        if self._standby is not None and not self._joined:
+            self._run(self._standby.run(), "xgr-standby")
         self._joined = True
-        if self._standby is not None and self._copying is None:
-            self._copying = asyncio.create_task(self._standby.run(), name="xgr-standby")
-            self._copying.add_done_callback(self._on_task_done)
         new = numbers - self.assigned
         if self._transactions is None:
             self.processor.assign(new, self.num_partitions)
@@ -264,9 +197,7 @@ class Runtime:
         for number in numbers:
             if self._transactions is not None:
                 self._opening.add(number)
-            task = asyncio.create_task(self._recover(number), name=f"xgr-recovery-{number}")
-            self._recoveries[number] = task
-            task.add_done_callback(self._on_task_done)
+            self._recoveries[number] = self._watched(self._recover(number), f"xgr-recovery-{number}")
 
     def revoke(self, revoked: Iterable[tuple[str, int]]) -> None:
         """Drop what of these (topic, partition) pairs is ours, with all that is pending."""
@@ -363,10 +294,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """Stop everything, drained or not. What is not durable is not acknowledged."""
-        tasks = [
-            *self._recoveries.values(),
-            *filter(None, (self._sender, self._reporter, self._snapshotting, self._following, self._copying)),
-        ]
+        tasks = [*self._recoveries.values(), *self._tasks]
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
             task.cancel()
@@ -431,7 +359,7 @@ class Runtime:
         """What keeps this worker from ever serving again; None while it is well."""
         if self.failure is not None:
             return str(self.failure)
-        if self._sender is not None and not self._closing and not self._device.alive:
+        if self._started and not self._closing and not self._device.alive:
             return "the device thread has ended"
         return None
 
@@ -457,6 +385,16 @@ class Runtime:
             "catalog": {"position": self._catalog.position, "behind": self._catalog.behind},
             "misplaced_records": misplaced,
         }
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._watched(work, name)
+        self._tasks.append(task)
+        return task
+
+    def _watched(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._on_task_done)
+        return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -19,7 +19,8 @@ from typing import Any
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.connection import Connection
-from xgr_stream.stream.runtime import Runtime, ServedEngine, Setup
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.testing.broker import EmbeddedBroker
 from xgr_stream.testing.null_engine import NullEngine
 from xgr_stream.testing.paced_engine import PacedEngine, StepTimes

@@ -18,7 +18,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.health import Pages, served
 from xgr_stream.stream.kafka_driver import KafkaDriver
-from xgr_stream.stream.runtime import Setup
+from xgr_stream.stream.setup import Setup
 from xgr_stream.testing import NullEngine
 
 
