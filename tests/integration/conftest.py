@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig, TopicNames
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream.kafka_driver import KafkaDriver
+from xgr_stream.stream.processor import Processor
+from xgr_stream.stream.records import Record
 from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.broker import ApacheKafka, Broker, EmbeddedBroker, OutsideBroker
 
@@ -63,6 +65,21 @@ def topics() -> TopicNames:
 @pytest.fixture
 def config(topics: TopicNames) -> StreamConfig:
     return StreamConfig(topics=topics, shutdown_timeout_s=5.0)
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """The changelog records that restores of partitions just assigned are fed, but for fences and anchors."""
+    records: list[Record] = []
+    restore = Processor.restore
+
+    def noted(self: Processor, partition: int, batch: Iterable[Record]) -> None:
+        listed = list(batch)
+        records.extend(record for record in listed if record.key and record.key[1] != 2)
+        restore(self, partition, listed)
+
+    monkeypatch.setattr(Processor, "restore", noted)
+    return records
 
 
 # One worker for all the tests that need no life of it for themselves, each with users of its own.

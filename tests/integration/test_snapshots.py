@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.integration.histories import USERS, histories, send
 from tests.integration.workers import kafka_worker, until
-from xgr_stream.client import RecommendClient
 from xgr_stream.config import SnapshotConfig, StreamConfig
 from xgr_stream.history import HistoryStore
 from xgr_stream.history.snapshot import SnapshotWriter, Source
 from xgr_stream.stream.kafka_driver import KafkaDriver
-from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker
@@ -27,38 +25,10 @@ pytestmark = pytest.mark.skipif(
     not {"XGR_TEST_KAFKA_HOME", "XGR_TEST_BROKER"} & os.environ.keys(), reason="needs Apache Kafka"
 )
 
-USERS = [f"user-{i}" for i in range(12)]
-
 
 @pytest.fixture
 def config(config: StreamConfig, tmp_path: Path) -> StreamConfig:
     return replace(config, snapshots=SnapshotConfig(str(tmp_path / "snapshots"), interval_s=3_600))
-
-
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
-    """The changelog records that restores were fed, but for fences and anchors."""
-    records: list[Record] = []
-    restore = Processor.restore
-
-    def noted(self: Processor, partition: int, batch: Iterable[Record]) -> None:
-        listed = list(batch)
-        records.extend(record for record in listed if record.key and record.key[1] != 2)
-        restore(self, partition, listed)
-
-    monkeypatch.setattr(Processor, "restore", noted)
-    return records
-
-
-def histories(driver: KafkaDriver) -> dict[str, list[str]]:
-    history = driver.runtime.setup.engine.history
-    views = {user: history.view(user) for user in USERS}
-    return {user: [history.item_names[i] for i in view.items.tolist()] for user, view in views.items() if view}
-
-
-async def send(broker: Broker, config: StreamConfig, items: Iterable[str]) -> None:
-    async with RecommendClient(broker.connection, topics=config.topics) as client:
-        await asyncio.gather(*(client.send_event(user, item) for item in items for user in USERS))
 
 
 async def serve(broker: Broker, config: StreamConfig, num_events: int) -> dict[str, list[str]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
+from tests.integration.histories import histories, send
 from tests.integration.workers import kafka_worker, until
-from xgr_stream.client import RecommendClient
 from xgr_stream.config import MIB, StreamConfig, TransactionConfig
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.kafka_driver import KafkaDriver
-from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.standby import Standby
 from xgr_stream.testing.broker import Broker
@@ -23,38 +21,6 @@ from xgr_stream.testing.broker import Broker
 pytestmark = pytest.mark.skipif(
     not {"XGR_TEST_KAFKA_HOME", "XGR_TEST_BROKER"} & os.environ.keys(), reason="needs Apache Kafka"
 )
-
-USERS = [f"user-{i}" for i in range(12)]
-
-
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
-    """The changelog records that new owners' restores were fed, but for fences and anchors."""
-    records: list[Record] = []
-    restore = Processor.restore
-
-    def noted(self: Processor, partition: int, batch: Iterable[Record]) -> None:
-        listed = list(batch)
-        records.extend(record for record in listed if record.key and record.key[1] != 2)
-        restore(self, partition, listed)
-
-    monkeypatch.setattr(Processor, "restore", noted)
-    return records
-
-
-def histories(*drivers: KafkaDriver) -> dict[str, list[str]]:
-    found = {}
-    for driver in drivers:
-        history = driver.runtime.setup.engine.history
-        views = {user: history.view(user) for user in USERS}
-        found |= {user: [history.item_names[i] for i in view.items.tolist()] for user, view in views.items() if view}
-    return found
-
-
-async def send(broker: Broker, config: StreamConfig, items: Iterable[str]) -> None:
-    async with RecommendClient(broker.connection, topics=config.topics) as client:
-        for item in items:
-            await asyncio.gather(*(client.send_event(user, item) for user in USERS))
 
 
 def copied(driver: KafkaDriver) -> int:

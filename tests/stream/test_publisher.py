@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
 
+from tests.stream.batch import Batch
 from tests.stream.waiting import settle, until
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
@@ -42,23 +43,6 @@ class Processor:
 
     def acknowledged(self, output: Output) -> None:
         self.done.append(output)
-
-
-class Batch:
-    """Takes `room` records."""
-
-    def __init__(self, room: int) -> None:
-        self.values: list[bytes | None] = []
-        self._room = room
-
-    def append(self, *, timestamp: None, key: bytes | None, value: bytes | None, headers: list[Any]) -> object:
-        if len(self.values) == self._room:
-            return None
-        self.values.append(value)
-        return self
-
-    def close(self) -> None:
-        """Nothing comes any more."""
 
 
 class Producer:

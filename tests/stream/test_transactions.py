@@ -13,6 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
+from tests.stream.batch import Batch
 from tests.stream.waiting import settle, until
 from xgr_stream.config import TransactionConfig
 from xgr_stream.stream.offsets import OffsetTracker
@@ -23,22 +24,6 @@ from xgr_stream.stream.records import Produce, Record
 from xgr_stream.stream.transaction import Writer
 
 NUMBER = 3
-
-
-class Batch:
-    """Takes two records."""
-
-    def __init__(self) -> None:
-        self.values: list[bytes | None] = []
-
-    def append(self, *, value: bytes | None, **_: Any) -> object:
-        if len(self.values) == 2:
-            return None
-        self.values.append(value)
-        return self
-
-    def close(self) -> None:
-        """Nothing comes any more."""
 
 
 class Producer:
@@ -65,7 +50,7 @@ class Producer:
         self.log.append("stop")
 
     def create_batch(self) -> Batch:
-        return Batch()
+        return Batch(2)
 
     async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
         return self._written((topic, partition, *batch.values))

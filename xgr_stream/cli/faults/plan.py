@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal[
     "kill a worker",
@@ -18,17 +18,7 @@ Kind = Literal[
     "corrupt messages",
 ]
 
-KINDS: tuple[Kind, ...] = (
-    "kill a worker",
-    "freeze a worker",
-    "slow a worker",
-    "a worker joins",
-    "a worker leaves",
-    "stop the broker",
-    "kill the broker",
-    "rewind",
-    "corrupt messages",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 OF_THE_BROKER: tuple[Kind, ...] = ("stop the broker", "kill the broker")
 
 LEAST_FAULTS = 5
