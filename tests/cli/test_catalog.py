@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from click.testing import CliRunner, Result
 
 from xgr_stream.catalog import Catalog
+from xgr_stream.cli.catalogs.apply import rows_of
 from xgr_stream.cli.main import main
+from xgr_stream.errors import CatalogError
 
 
 def run(*arguments: object) -> Result:
@@ -70,3 +73,16 @@ def test_what_is_no_source_is_refused_by_name(tmp_path: Path) -> None:
     result = run("inspect", f"{tmp_path}/none.parquet+7")
     assert result.exit_code == 2
     assert "must be a file, FILE+OFFSET or FILE+end, and there is no file" in result.output
+
+
+def test_a_table_of_updates_is_read_as_a_catalog_is(tmp_path: Path) -> None:
+    path = tmp_path / "updates.csv"
+    path.write_text("item_id,sid_0,sid_1,tags,available,gone\n007,0,1,x|y,false,false\n8,,,,,true\n")
+    first, second = rows_of(path)
+    assert (first["item_id"], first["sid"], first["tags"], first["available"]) == ("007", [0, 1], ["x", "y"], False)
+    assert (second["item_id"], second.get("sid"), second["gone"]) == ("8", None, True)
+    parquet.write_table(pa.table({"item_id": ["a"], "gone": [True]}), tmp_path / "gone.parquet")
+    assert rows_of(tmp_path / "gone.parquet") == [{"item_id": "a", "gone": True}]
+    (tmp_path / "broken.parquet").write_text("item_id")
+    with pytest.raises(CatalogError, match=r"broken.parquet' cannot be read"):
+        rows_of(tmp_path / "broken.parquet")

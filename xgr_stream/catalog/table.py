@@ -54,7 +54,7 @@ def _from_columns(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
 
 
 def _is_ours(name: str) -> bool:
-    return name in ("item_id", "sid", "tags", "popularity", "available") or name.startswith("sid_")
+    return name in ("item_id", "sid", "tags", "popularity", "available", "gone") or name.startswith("sid_")
 
 
 def _read_parquet(path: Path) -> pa.Table:

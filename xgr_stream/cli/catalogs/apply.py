@@ -37,7 +37,7 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
     served = load(Source(base.path, None, to_end=True), read_log(connection, topics.catalog))
     places = places_of(served)
     updates: list[CatalogUpdate] = []
-    for number, row in enumerate(_rows(table)):
+    for number, row in enumerate(rows_of(table)):
         try:
             update = _update(row, places)
             if update.sid is not None and len(update.sid) != served.levels:
@@ -54,18 +54,11 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
     click.echo(f"{len(updates):,} updates {'would be written' if dry_run else 'written'} to {topics.catalog}")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
     """Each row as a dictionary, `sid_0`, `sid_1`, ... as `sid`, `a|b` as a list."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
+    from xgr_stream.catalog.table import read_table
 
-    from xgr_stream.catalog.table import read_json_lines
-
-    readers = {".parquet": pa.parquet.read_table, ".csv": pa.csv.read_csv, ".jsonl": read_json_lines}
-    if path.suffix not in readers:
-        raise click.ClickException(f"{path} must end in one of {', '.join(readers)}")
-    rows: list[dict[str, Any]] = readers[path.suffix](path).to_pylist()
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
     for row in rows:
         codes = [row[f"sid_{level}"] for level in range(len(row)) if f"sid_{level}" in row]
         if codes and None not in codes:
