@@ -216,6 +216,11 @@ class StreamConfig:
     """Users of each restored partition who are offered for warming, the most recently active first; the scheduler takes
     those it has room for."""
 
+    @property
+    def isolation_level(self) -> str:
+        """What the worker reads of its topics: with transactions, nothing that may yet be aborted."""
+        return "read_uncommitted" if self.transactions is None else "read_committed"
+
     def __post_init__(self) -> None:
         if self.codec not in ("msgpack", "json"):
             raise ConfigError(f"codec must be 'msgpack' or 'json', not {self.codec!r}")

@@ -74,7 +74,7 @@ class Follower:
             topic=config.topics.changelog,
             num_partitions=num_partitions,
             max_bytes=max_bytes,
-            isolation="read_uncommitted",
+            isolation_level="read_uncommitted",
             owned=lambda: self.owned,
             metrics=self.metrics,
         )

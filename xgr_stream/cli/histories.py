@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
+from xgr_stream.cli.writing import Message, write_all
 from xgr_stream.config import Codec, HistoryConfig, Partitioner, TopicNames
 from xgr_stream.errors import TopologyError, XgrError
 from xgr_stream.stream.checks import topic_settings
@@ -18,8 +19,6 @@ from xgr_stream.stream.checks import topic_settings
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
 
-IN_FLIGHT = 10_000
-"""Events written and not acknowledged yet."""
 BATCH_ROWS = 8_192
 
 
@@ -76,33 +75,24 @@ async def _import(
     wanted = [name for name in (user, item, action, timestamp) if name is not None]
     if missing := [name for name in wanted if name not in names]:
         raise click.ClickException(f"{path} has the columns {', '.join(names)}, and not {', '.join(missing)}")
-    producer = await connection.start_producer(linger_ms=5)
-    waiting: deque[asyncio.Future[Any]] = deque()
-    count = 0
-    try:
-        for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-            for row in batch.to_pylist():
-                try:
-                    event = UserEvent(
-                        row[user],
-                        row[item],
-                        None if action is None else row[action],
-                        None if timestamp is None else row[timestamp],
-                    )
-                except XgrError as error:
-                    raise click.ClickException(
-                        f"row {count} of {path}: {error} ({count:,} events before it were written)"
-                    ) from error
-                value = codecs.encode(protocol.event_message(event), codec)
-                waiting.append(await producer.send(topics.events, value, event.user_id.encode()))
-                count += 1
-                while len(waiting) > IN_FLIGHT:
-                    await waiting.popleft()
-        while waiting:
-            await waiting.popleft()
-    finally:
-        await producer.stop()
-    return count
+
+    def messages() -> Iterator[Message]:
+        rows = (row for batch in file.iter_batches(BATCH_ROWS, columns=wanted) for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            try:
+                event = UserEvent(
+                    row[user],
+                    row[item],
+                    None if action is None else row[action],
+                    None if timestamp is None else row[timestamp],
+                )
+            except XgrError as error:
+                raise click.ClickException(
+                    f"row {number} of {path}: {error} ({number:,} events before it were written)"
+                ) from error
+            yield Message(event.user_id.encode(), codecs.encode(protocol.event_message(event), codec))
+
+    return await write_all(connection, topics.events, messages())
 
 
 @click.command("inspect")

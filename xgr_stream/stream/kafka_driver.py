@@ -53,7 +53,7 @@ class KafkaDriver:
         self._consumer: AIOKafkaConsumer = setup.connection.group_consumer(
             setup.group_id,
             auto_offset_reset="earliest",
-            isolation_level="read_committed" if self._transactional else "read_uncommitted",
+            isolation_level=setup.config.isolation_level,
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
         self._committed: dict[TopicPartition, int] = {}

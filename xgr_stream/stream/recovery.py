@@ -81,7 +81,7 @@ class Recovery:
         self._clock = clock
         self._snapshots = snapshots
         self._standby = standby
-        self._isolation = "read_uncommitted" if config.transactions is None else "read_committed"
+        self._isolation_level = config.isolation_level
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def run(self, number: int) -> None:
@@ -107,7 +107,7 @@ class Recovery:
     async def _attempt(self, number: int, copied: int | None) -> None:
         # The group is named to read its committed offset; without a subscription this reader does not join it.
         consumer = self._connection.consumer(
-            group_id=self._group_id, auto_offset_reset="earliest", isolation_level=self._isolation
+            group_id=self._group_id, auto_offset_reset="earliest", isolation_level=self._isolation_level
         )
         try:
             await consumer.start()

@@ -130,7 +130,7 @@ class Runtime:
                 topic=self.topics.changelog,
                 num_partitions=self.num_partitions,
                 max_bytes=setup.config.standby_bytes,
-                isolation="read_uncommitted" if setup.config.transactions is None else "read_committed",
+                isolation_level=setup.config.isolation_level,
                 owned=lambda: self.assigned,
                 metrics=setup.metrics,
             )

@@ -47,7 +47,7 @@ class Standby:
         topic: str,
         num_partitions: int,
         max_bytes: int,
-        isolation: str,
+        isolation_level: str,
         owned: Callable[[], frozenset[int]],
         metrics: Metrics,
     ) -> None:
@@ -57,7 +57,7 @@ class Standby:
         self._topic = topic
         self._all = frozenset(range(num_partitions))
         self._max_bytes = max_bytes
-        self._isolation = isolation
+        self._isolation_level = isolation_level
         self._owned = owned
         self._metrics = metrics
         self._positions: dict[int, int] = {}
@@ -97,7 +97,7 @@ class Standby:
             await asyncio.sleep(RETRY_AFTER_S)
 
     async def _follow(self) -> None:
-        consumer = self._connection.consumer(auto_offset_reset="none", isolation_level=self._isolation)
+        consumer = self._connection.consumer(auto_offset_reset="none", isolation_level=self._isolation_level)
         try:
             await consumer.start()
             read: Set[int] = set()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from xgr_stream.cli.writing import Message, write_all
 from xgr_stream.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
     from xgr_stream.types import CatalogUpdate
 
-IN_FLIGHT = 10_000
-"""Updates written and not acknowledged yet."""
 POLL_MS = 500
 MAX_MESSAGE_BYTES = 1 << 20
 
@@ -137,19 +135,12 @@ async def _write(connection: Connection, topic: str, updates: Sequence[CatalogUp
     from xgr_stream.stream import protocol
 
     await _check_topic(connection, topic)
-    producer = await connection.start_producer(linger_ms=5)
-    waiting: deque[asyncio.Future[Any]] = deque()
-    try:
-        for update in updates:
-            message = protocol.update_message(update)
-            value = None if message is None else codecs.encode(message, codec)
-            waiting.append(await producer.send(topic, value, update.item_id.encode(), partition=0))
-            while len(waiting) > IN_FLIGHT:
-                await waiting.popleft()
-        while waiting:
-            await waiting.popleft()
-    finally:
-        await producer.stop()
+    messages = ((update.item_id.encode(), protocol.update_message(update)) for update in updates)
+    await write_all(
+        connection,
+        topic,
+        (Message(key, None if value is None else codecs.encode(value, codec), 0) for key, value in messages),
+    )
 
 
 def log_for(sources: Sequence[Source], connection: Connection, topic: str) -> Log | None:
