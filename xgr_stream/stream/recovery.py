@@ -146,7 +146,7 @@ class Recovery:
         log = TopicPartition(self._topics.changelog, number)
         events = TopicPartition(self._topics.events, number)
         nonce = await self._write_fence(number)
-        end = (await consumer.end_offsets([events]))[events]
+        begin, end = [(await of([events]))[events] for of in (consumer.beginning_offsets, consumer.end_offsets)]
         consumer.assign([log, events])
         if start is None:
             await consumer.seek_to_beginning(log)
@@ -154,7 +154,7 @@ class Recovery:
             consumer.seek(log, start)
         # The last event tells the end on brokers, too, that count a batch of several records as one.
         consumer.seek(events, max(end - 1, 0))
-        fenced, looked = False, end == 0
+        fenced, looked = False, begin >= end
         while not (fenced and looked):
             batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
             if last := batches.get(events):
@@ -163,7 +163,8 @@ class Recovery:
             records = batches.get(log, [])
             self._processor.restore(number, map(record_of, records))
             fenced = fenced or any(changelog.is_fence(record.key, record.value, nonce) for record in records)
-            looked = looked or bool(last) or (fenced and not batches)  # it may have expired
+            # Not a record but a marker may stand there, or it may have expired: the reader is behind it then, too.
+            looked = looked or bool(last) or await consumer.position(events) >= end
         self._processor.restored(number, position=await consumer.committed(events), end=end)
 
     async def _write_fence(self, number: int) -> bytes:

@@ -1,0 +1,130 @@
+"""A restore's reading, with a reader that a test works by hand; tests/integration has it with brokers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+
+from xgr_stream.config import StreamConfig
+from xgr_stream.stream.records import Record
+from xgr_stream.stream.recovery import Recovery
+from xgr_stream.testing import ManualClock
+
+NUMBER = 3
+CONFIG = StreamConfig()
+LOG, EVENTS = TopicPartition(CONFIG.topics.changelog, NUMBER), TopicPartition(CONFIG.topics.events, NUMBER)
+
+Batches = Mapping[TopicPartition, list[Any]]
+
+
+def message(tp: TopicPartition, offset: int, key: bytes = b"user", value: bytes = b"") -> Any:
+    return SimpleNamespace(
+        topic=tp.topic, partition=tp.partition, offset=offset, key=key, value=value, timestamp=0, headers=()
+    )
+
+
+class Producer:
+    """Knows the fence that was written."""
+
+    def __init__(self) -> None:
+        self.fence: Any = None
+
+    async def send_and_wait(self, topic: str, value: bytes, key: bytes, *, partition: int) -> None:
+        self.fence = message(LOG, 0, key, value)
+
+
+class Consumer:
+    """Returns what `polls` say, one after the other; an integer puts the events' position there, without a record."""
+
+    def __init__(self, polls: Iterable[Callable[[], Batches] | int], begin: int, end: int) -> None:
+        self._client = SimpleNamespace(_metadata_update=None)
+        self._polls, self._begin, self._end = iter(polls), begin, end
+        self._position = 0
+
+    async def start(self) -> None:
+        """There is nothing to connect to."""
+
+    async def stop(self) -> None:
+        """There is nothing to close."""
+
+    async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, None]:
+        return dict.fromkeys(times)
+
+    async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self._begin)
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self._end)
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        assert set(partitions) == {LOG, EVENTS}
+
+    async def seek_to_beginning(self, tp: TopicPartition) -> None:
+        assert tp == LOG
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        assert tp == EVENTS
+        self._position = offset
+
+    def pause(self, tp: TopicPartition) -> None:
+        assert tp == EVENTS
+
+    async def position(self, tp: TopicPartition) -> int:
+        assert tp == EVENTS
+        return self._position
+
+    async def committed(self, tp: TopicPartition) -> None:
+        return None
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> Batches:
+        poll = next(self._polls)
+        if isinstance(poll, int):
+            self._position = poll
+            return {}
+        batches = poll()
+        if events := batches.get(EVENTS):
+            self._position = events[-1].offset + 1
+        return batches
+
+
+class Processor:
+    def __init__(self) -> None:
+        self.end: int | None = None
+
+    def restore(self, number: int, records: Iterable[Record]) -> None:
+        assert all(record.topic == LOG.topic for record in records)
+
+    def restored(self, number: int, *, position: int | None, end: int) -> None:
+        self.end = end
+
+
+async def end_found(polls: Iterable[str | int], *, begin: int, end: int) -> int | None:
+    producer, processor = Producer(), Processor()
+    found: dict[str, Callable[[], Batches]] = {
+        "nothing": dict,
+        "fence": lambda: {LOG: [producer.fence]},
+        "last events": lambda: {EVENTS: [message(EVENTS, offset) for offset in (6712, 6713)]},
+    }
+    consumer = Consumer((poll if isinstance(poll, int) else found[poll] for poll in polls), begin, end)
+    connection: Any = SimpleNamespace(consumer=lambda **_: consumer)
+    recovery = Recovery(connection, producer, processor, CONFIG, group_id="group", clock=ManualClock())  # type: ignore[arg-type]
+    await recovery.run(NUMBER)
+    return processor.end
+
+
+@pytest.mark.parametrize("late", [0, 1, 5])
+async def test_the_last_event_is_waited_for_however_late_it_comes(late: int) -> None:
+    """A broker that counts a batch as one record said 6713, and the history includes that offset."""
+    assert await end_found(["fence", *["nothing"] * late, "last events"], begin=0, end=6713) == 6714
+
+
+async def test_an_end_without_a_record_is_where_the_reader_has_come_to() -> None:
+    assert await end_found(["fence", "nothing", 8], begin=0, end=8) == 8
+
+
+async def test_a_topic_without_records_is_not_waited_for() -> None:
+    assert await end_found(["fence"], begin=8, end=8) == 8
