@@ -52,7 +52,7 @@ class Outcome:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--users", type=click.IntRange(2), default=250, help="How many users' events to replay.")
+@click.option("--users", type=click.IntRange(2), default=150, help="How many users' events to replay.")
 @click.option("--broker", "bootstrap", help="host:port of a broker that runs already, instead of the embedded one.")
 @click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A trained checkpoint.")
 @click.option("--seed", default=0, help="Draws the users.")
