@@ -29,7 +29,7 @@ class Tiling:
     """Two tiles of rows in flight, explicitly pipelined: Hopper, 16 bits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """What each program does, longest first. Valid for every layer of one forward, on one stream: layers overwrite
     each other's partial results. The lengths that it was computed from are data; a graph may replay it with others."""
@@ -44,3 +44,5 @@ class Plan:
     """[most items, kv_heads, block_m, dim] in the output's dtype: attention over a part, normalised."""
     log_totals: Tensor
     """[most items, kv_heads, block_m], float32: base-2 logarithms of the parts' softmax totals."""
+    settled: bool = False
+    """Whether a kernel that waited for the plan has been launched: those after it may read it before they wait."""

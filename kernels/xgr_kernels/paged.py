@@ -103,23 +103,25 @@ def attend_kernel(
     kv_heads, table_stride, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale,
     GROUP: tl.constexpr, STEPS: tl.constexpr, CAUSAL: tl.constexpr, PAGE_SIZE: tl.constexpr, DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr, SETTLED: tl.constexpr,
 ):  # fmt: skip
     """One item of the work list for one KV head: a tile of rows over a part of its request's context.
 
     Rows see the whole context, or (CAUSAL) being its last tokens, what is not behind them. A tile whose context is
     one part attends to its beams' own STEPS tokens too and goes to `out`, others to `partial` for the merge.
     """
-    if PDL:  # all is read after the wait: what this launch depends on is then complete for the merge kernel too
+    if PDL and not SETTLED:
         gdc_wait()
-        gdc_launch_dependents()
     item, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     record = items + item * 8
-    request = tl.load(record + 3)
+    request, first, stop, parts = tl.load(record + 3), tl.load(record + 4), tl.load(record + 5), tl.load(record + 6)
+    table = page_table + tl.maximum(request, 0).to(tl.int64) * table_stride
+    page = tl.load(table + first // PAGE_SIZE, mask=(request >= 0) & (first < stop), other=0)
+    if PDL:  # what this launch depends on is then complete for the merge kernel too
+        if SETTLED:
+            gdc_wait()
+        gdc_launch_dependents()
     if request >= 0:
-        first, stop, parts = tl.load(record + 4), tl.load(record + 5), tl.load(record + 6)
-        table = page_table + request.to(tl.int64) * table_stride
-        page = tl.load(table + first // PAGE_SIZE, mask=first < stop, other=0)
         row, head, real, m = row_of(items, item, kv_head, 0, GROUP, BLOCK_M, BLOCK_M)
         d = tl.arange(0, BLOCK_D)
         inside = real[:, None] & (d < DIM)[None, :]
@@ -278,8 +280,10 @@ def attend(
             *arguments,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim,
             BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d, DESCRIPTORS=tiling.descriptors,
-            PRECISION="ieee", PDL=dependent, num_warps=tiling.num_warps, num_stages=tiling.num_stages, **options,
+            PRECISION="ieee", PDL=dependent, SETTLED=plan.settled,
+            num_warps=tiling.num_warps, num_stages=tiling.num_stages, **options,
         )  # fmt: skip
+    plan.settled = True
     if tiling.most_splits > 1:
         pieces = (plan.merges.shape[0] - 1) * kv_heads * (tiling.block_m // MERGE_ROWS)
         merge_kernel[(min(pieces, 16 * MULTIPROCESSORS),)](

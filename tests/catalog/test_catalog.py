@@ -8,7 +8,7 @@ import pytest
 from xgr_stream.catalog import Catalog
 from xgr_stream.catalog.filters import MAX_TAG_FILTERS
 from xgr_stream.errors import CatalogError
-from xgr_stream.types import NO_FILTER, ItemFilter
+from xgr_stream.types import ItemFilter
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_damaged_count_is_found(catalog: Catalog) -> None:
 
 
 def test_no_leaves_have_no_items(catalog: Catalog) -> None:
-    positions, rows = catalog.items_at(np.zeros(0, np.int32), catalog.resolve(NO_FILTER))
+    positions, rows = catalog.items_at(np.zeros(0, np.int32))
     assert (len(positions), len(rows)) == (0, 0)
 
 

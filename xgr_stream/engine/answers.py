@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from xgr_stream.cache import UserPrefix
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.engine.context import TokenArray
+from xgr_stream.engine.decode import Beams
 from xgr_stream.errors import EngineError, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
@@ -52,37 +54,62 @@ class Answers:
 
     def from_beams(
         self,
-        job: Job,
-        prefix: UserPrefix,
-        cache: CacheState,
-        beams: tuple[NDArray[np.int32], NDArray[np.float32]],
+        jobs: Sequence[Job],
+        prefixes: Sequence[UserPrefix],
+        states: Sequence[CacheState],
+        beams: Beams,
         stages_ms: Mapping[str, float],
-    ) -> RecommendResponse:
-        """`beams`: leaves [width] and scores [width], best first; -1 marks the missing ones, which are last."""
-        leaves, scores = beams
-        found = int(np.count_nonzero(leaves >= 0))
-        # A search over legal items finds one, unless its scores cannot be compared.
-        if not found or not np.isfinite(scores[:found]).all():
-            return self.failed(job.request, EngineError("the model's scores are not numbers; does its dtype overflow?"))
-        k = job.request.k
-        # A legal leaf has an item that may be returned, so the first k leaves have k.
-        positions, rows = self._catalog.items_at(leaves[: min(k, found)], job.filter)
-        self._counters.beams_dead += job.width - found
-        # Positions come in order: those that are missing belong to leaves that the catalog does not confirm.
-        self._counters.invalid_items += min(k, found) - 1 - int(np.count_nonzero(np.diff(positions)))
-        return RecommendResponse(
-            request_id=job.request.request_id,
-            user_id=job.request.user_id,
-            status=Status.OK,
-            items=self._items(rows[:k], scores[positions[:k]]),
-            event_count=prefix.event_count,
-            event_offset=prefix.event_offset,
-            model_version=self._model_version,
-            catalog_version=self._catalog_version,
-            cache=cache,
-            stages_ms=stages_ms,
-            tail_computed=job.tail is not None,
-        )
+    ) -> list[RecommendResponse]:
+        """One response per job, all of one decode: arrays are looked at for all of them together. `beams`: in each
+        job's rows the missing ones, of leaf -1, come last."""
+        tops = self._tops(jobs, beams)
+        leaves, scores = (np.concatenate([of[top] for top in tops]) for of in (beams.leaves, beams.scores))
+        positions, rows = self._catalog.items_at(leaves)
+        offsets = list(accumulate((top.stop - top.start for top in tops), initial=0))
+        allowed = _allowed(jobs, rows, np.searchsorted(positions, offsets).tolist())
+        if not allowed.all():
+            positions, rows = positions[allowed], rows[allowed]
+        # Leaves without an item that may be returned are those that the catalog does not confirm.
+        self._counters.invalid_items += len(leaves) - len(set(positions.tolist()))
+        items = self._items(rows, scores[positions])
+        cuts = np.searchsorted(positions, offsets).tolist()
+        responses = []
+        for job, prefix, state, top, (first, last) in zip(jobs, prefixes, states, tops, pairwise(cuts), strict=True):
+            if top.start == top.stop:
+                error = EngineError("the model's scores are not numbers; does its dtype overflow?")
+                responses.append(self.failed(job.request, error))
+                continue
+            responses.append(
+                RecommendResponse(
+                    request_id=job.request.request_id,
+                    user_id=job.request.user_id,
+                    status=Status.OK,
+                    # A legal leaf has an item that may be returned, so the first k leaves have k.
+                    items=items[first : min(last, first + job.request.k)],
+                    event_count=prefix.event_count,
+                    event_offset=prefix.event_offset,
+                    model_version=self._model_version,
+                    catalog_version=self._catalog_version,
+                    cache=state,
+                    stages_ms=stages_ms,
+                    tail_computed=job.tail is not None,
+                )
+            )
+        return responses
+
+    def _tops(self, jobs: Sequence[Job], beams: Beams) -> list[slice]:
+        """Each job's best k rows, or what it found; none if its scores can't be compared. A search over legal items
+        finds one, so that this is what finding none means, too."""
+        leaves, scores = beams.leaves, beams.scores
+        whole, finite = bool((leaves >= 0).all()), bool(np.isfinite(scores).all())
+        tops = []
+        for job, (start, end) in zip(jobs, pairwise(beams.row_starts), strict=True):
+            found = end - start if whole else int(np.count_nonzero(leaves[start:end] >= 0))
+            self._counters.beams_dead += job.width - found
+            if not finite and not np.isfinite(scores[start : start + found]).all():
+                found = 0
+            tops.append(slice(start, start + min(job.request.k, found)))
+        return tops
 
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
@@ -111,7 +138,13 @@ class Answers:
 
     def _items(self, rows: NDArray[np.int32], scores: NDArray[np.float32]) -> tuple[Recommendation, ...]:
         ids, sids = self._catalog.item_ids, self._catalog.sids[rows].tolist()
-        return tuple(
-            Recommendation(ids[row], score, tuple(sid))
-            for row, score, sid in zip(rows.tolist(), scores.tolist(), sids, strict=True)
-        )
+        return tuple(map(Recommendation, [ids[row] for row in rows.tolist()], scores.tolist(), map(tuple, sids)))
+
+
+def _allowed(jobs: Sequence[Job], rows: NDArray[np.int32], cuts: Sequence[int]) -> NDArray[np.bool_]:
+    """Whether each item may be returned to its job, which owns rows cuts[i] : cuts[i + 1]."""
+    filters = [job.filter for job in jobs]
+    if all(resolved is filters[0] for resolved in filters):  # most often none filters
+        return filters[0].allows(rows)
+    parts = (resolved.allows(rows[first:last]) for resolved, (first, last) in zip(filters, pairwise(cuts), strict=True))
+    return np.concatenate(list(parts))

@@ -140,7 +140,7 @@ class Appender:
         starts = np.array([piece.append.start + piece.first for piece in pieces])
         tokens = int(lengths.sum())
         query_starts, pages = arrays["query_starts"], arrays["pages"]
-        fill_starts(query_starts, lengths)
+        fill_starts(query_starts, lengths.tolist())
         fill_pages(pages, [p.append.draft.pages[: pool.pages_for(p.kv_tokens)] for p in pieces])
         owner = np.repeat(np.arange(users), lengths)
         positions = np.arange(tokens) + (starts - query_starts[:users])[owner]

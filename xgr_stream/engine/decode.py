@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.results import ResultBuffers, Results
 from xgr_stream.engine.shapes import DecodeShape
-from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, fill_starts
+from xgr_stream.engine.staging import Int32Array, Staging, fill_pages
 from xgr_stream.engine.suffix import Suffix
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
@@ -33,7 +34,7 @@ from xgr_stream.model.layers import Style
 class Beams:
     """The finished beams of a batch; request i owns rows `row_starts[i]:row_starts[i + 1]`, best first."""
 
-    row_starts: NDArray[np.int64]
+    row_starts: Sequence[int]
     leaves: NDArray[np.int32]
     """[rows]; -1: the request found fewer legal semantic IDs than it has rows."""
     scores: NDArray[np.float32]
@@ -44,7 +45,7 @@ class Beams:
 class PendingBeams:
     """A decode that may still be running."""
 
-    row_starts: NDArray[np.int64]
+    row_starts: Sequence[int]
     results: Results
 
     def wait(self) -> Beams:
@@ -101,7 +102,7 @@ class BeamDecoder:
         """Start looking for the `widths[i]` best legal semantic IDs after `prefixes[i]`. The prefixes' memory must
         stay until the beams are there."""
         # No level can have more beams than nodes, so none is computed that could only be dead.
-        level_widths = [np.minimum(widths, nodes) for nodes in legality.num_nodes]
+        level_widths = [[min(width, nodes) for width in widths] for nodes in legality.num_nodes]
         shape = self._shape(prefixes, level_widths)
         with self._lane.current():
             legality.bring(filters)
@@ -112,17 +113,18 @@ class BeamDecoder:
             arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
             arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
             fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
-            for starts, lengths in zip(arrays["row_starts"], [np.ones(requests, np.int64), *level_widths], strict=True):
-                fill_starts(starts, lengths)
+            padding = shape.requests - requests
+            per_level = ([1] * requests, *level_widths)
+            arrays["row_starts"][:] = [list(accumulate((*lengths, *[0] * padding), initial=0)) for lengths in per_level]
             legality.write(filters, arrays)
 
         staging.send(self._lane, write)
         self._run(shape, staging.tensors, legality)
-        row_starts = np.concatenate(([0], np.cumsum(level_widths[-1])))
+        row_starts = list(accumulate(level_widths[-1], initial=0))
         return PendingBeams(row_starts, self._results.send(shape.rows[-1], self._lane))
 
-    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[NDArray[np.int64]]) -> DecodeShape:
-        rows = [int(widths.sum()) for widths in level_widths]
+    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[Sequence[int]]) -> DecodeShape:
+        rows = [sum(widths) for widths in level_widths]
         columns = max(len(prefix.pages) for prefix in prefixes)
         if not self._cuda:
             return DecodeShape(len(prefixes), tuple(rows), columns)
@@ -144,8 +146,9 @@ class BeamDecoder:
                 "pages": (requests, shape.page_columns),
             }
             staging = Staging(arrays, self._device)
-            if self._cuda:
-                self._staging[key] = staging
+            if not self._cuda:  # any length is a shape of its own there
+                self._staging.clear()
+            self._staging[key] = staging
         return staging
 
     def _run(self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables) -> None:

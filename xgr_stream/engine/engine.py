@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from xgr_stream.config import EngineConfig, HistoryConfig
 from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.engine.context import ContextReader, SeenItems
+from xgr_stream.engine.context import ContextReader, SeenItems, TokenArray
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
@@ -302,7 +303,7 @@ class Engine:
                 waiting.popleft()
             if plans:
                 prefixes = self._run(plans, pages, work.appender)
-                work.keep(work.pin(prefixes.values()), work.append_lane, work.append_lane.mark(), plans, pages)
+                work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans, pages)
             users += len(plans)
         tokens = self._counters.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
@@ -393,18 +394,35 @@ class Engine:
         begun = lane.mark()
         prefixes = self._run(group.plans, group.pages, work.request_appender)
         own = [prefixes[job.request.user_id] for job in group.jobs]
-        held = work.pin(own)
+        release, ends, appended = work.pin(own), own, begun
         try:
-            ends = held.enter_context(self._tails.forked(own, [job.tail for job in group.jobs]))
-            appended = lane.mark()
+            tails = [job.tail for job in group.jobs]
+            if any(tail is not None for tail in tails):
+                ends, release = self._forked(own, tails, release)
+            if ends is not own or any(len(plan.tokens) for plan in group.plans.values()):
+                appended = lane.mark()
             widths = [job.width for job in group.jobs]
             beams = self._beam_decoder.begin(ends, widths, [job.filter for job in group.jobs], self._legality)
         except BaseException:
-            held.close()
+            release()
             raise
-        work.keep(held, lane, beams.results.mark, group.plans, group.pages)
+        work.keep(release, lane, beams.results.mark, group.plans, group.pages)
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
+
+    def _forked(
+        self, prefixes: Sequence[UserPrefix], tails: Sequence[TokenArray | None], unpin: Callable[[], None]
+    ) -> tuple[list[UserPrefix], Callable[[], None]]:
+        """The prefixes with these tails, and what gives back the memory of both."""
+        with ExitStack() as stack:
+            ends = stack.enter_context(self._tails.forked(prefixes, tails))
+            forks = stack.pop_all()
+
+        def release() -> None:
+            forks.close()
+            unpin()
+
+        return ends, release
 
     def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
         prefixes = self._work.run(self._prefixes, plans, pages, appender)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -54,7 +55,7 @@ class Graphs:
     def _fastest(self, key: Hashable, variants: Sequence[Callable[[], None]]) -> torch.cuda.CUDAGraph:
         started = perf_counter()
         graphs = [self._capture(variant) for variant in variants]
-        times = [self._shortest_ms(graph) for graph in graphs] if len(graphs) > 1 else [0.0]
+        times = self._times_ms(graphs) if len(graphs) > 1 else [0.0]
         best = times.index(min(times))
         logger.info(
             "captured %s in %.2f s: variant %d of %s ms",
@@ -75,15 +76,17 @@ class Graphs:
         self._pool = self._pool or graph.pool()
         return graph
 
-    def _shortest_ms(self, graph: torch.cuda.CUDAGraph) -> float:
-        times: list[float] = []
+    def _times_ms(self, graphs: Sequence[torch.cuda.CUDAGraph]) -> list[float]:
+        """The median of each, replayed in turn: a card slows down as it warms up, and the first would seem the best."""
+        rounds = [[self._replay_ms(graph) for graph in graphs] for _ in range(1 + TIMED_REPLAYS)]
+        return [median(times) for times in zip(*rounds[1:], strict=True)]
+
+    def _replay_ms(self, graph: torch.cuda.CUDAGraph) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         with self._lane.current():
-            for _ in range(1 + TIMED_REPLAYS):
-                begin = torch.cuda.Event(enable_timing=True)
-                end = torch.cuda.Event(enable_timing=True)
-                begin.record()
-                graph.replay()
-                end.record()
-                end.synchronize()
-                times.append(begin.elapsed_time(end))
-        return min(times[1:])
+            begin.record()
+            graph.replay()
+            end.record()
+        end.synchronize()
+        milliseconds: float = begin.elapsed_time(end)
+        return milliseconds

@@ -106,6 +106,14 @@ class LegalityTables:
         if self._revision != self._catalog.revision:
             self._follow()
         new = {f.tags_key: f.node_masks for f in filters if f.tags_key not in self._mask_rows}
+        if new:
+            self._bring_masks(new, filters)
+        self._write_emptied(filters)
+
+    def _bring_masks(
+        self, new: dict[TagsKey | None, tuple[NDArray[np.bool_], ...] | None], filters: Sequence[ResolvedFilter]
+    ) -> None:
+        """Have these masks, which the batch needs, on the device."""
         if len(self._mask_rows) + len(new) > max(MAX_MASKS, len(self.node_masks[0])):
             self._start_over()
             new = {f.tags_key: f.node_masks for f in filters if f.tags_key is not None}
@@ -117,7 +125,6 @@ class LegalityTables:
             if masks is not None:
                 self._mask_rows[key] = len(self._mask_rows)
                 self._write_masks(self._mask_rows[key], masks)
-        self._write_emptied(filters)
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a batch's host arrays: `mask_index` [requests], the mask that each request uses, and `emptied_starts`

@@ -56,8 +56,7 @@ class PendingAnswers:
                 "append": group.appended.ms_since(group.begun),
                 "decode": group.beams.results.mark.ms_since(group.appended),
             }
-            for i, (job, prefix, state) in enumerate(zip(group.jobs, group.prefixes, group.states, strict=True)):
-                rows = slice(beams.row_starts[i], beams.row_starts[i + 1])
-                found = beams.leaves[rows], beams.scores[rows]
-                self._responses[job.index] = self._answers.from_beams(job, prefix, state, found, stages_ms)
+            responses = self._answers.from_beams(group.jobs, group.prefixes, group.states, beams, stages_ms)
+            for job, response in zip(group.jobs, responses, strict=True):
+                self._responses[job.index] = response
         return [response for response in self._responses if response is not None]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.config import EngineConfig
@@ -52,19 +51,24 @@ class Work:
         with appender.lane.current():
             return {prefix.user_id: prefix for prefix in prefixes.run(list(plans.values()), appender)}
 
-    def pin(self, prefixes: Iterable[UserPrefix]) -> ExitStack:
-        """Holds these prefixes' memory until closed."""
-        held = ExitStack()
-        held.enter_context(self._cache.pinned(list(prefixes)))
-        return held
+    def pin(self, prefixes: Sequence[UserPrefix]) -> Callable[[], None]:
+        """Hold these prefixes' memory until what this returns is called."""
+        for prefix in prefixes:
+            self._cache.pin(prefix)
 
-    def keep(self, held: ExitStack, lane: Lane, mark: Mark, users: Iterable[str], pages: int) -> None:
-        """Close `held` once the lane's work up to the mark, for these users on so many pages, is done."""
+        def unpin() -> None:
+            for prefix in prefixes:
+                self._cache.unpin(prefix)
+
+        return unpin
+
+    def keep(self, unpin: Callable[[], None], lane: Lane, mark: Mark, users: Iterable[str], pages: int) -> None:
+        """Call `unpin` once the lane's work up to the mark, for these users on so many pages, is done."""
         self._pages_in_flight += pages
 
         def release() -> None:
             self._pages_in_flight -= pages
-            held.close()
+            unpin()
 
         lane.keep(mark, users, release)
         lane.reap()

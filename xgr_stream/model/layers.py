@@ -104,9 +104,10 @@ class Layers:
             attended = attend(i, *self._split(F.linear(hidden, layer.qkv)), hidden=hidden)
             if last and wanted is not None:
                 hidden = hidden[wanted]
-            hidden = torch.addmm(hidden, attended.flatten(1), layer.output.t())
+            # In place: with a result of its own, torch first copies the hidden states there.
+            hidden = hidden.addmm_(attended.flatten(1), layer.output.t())
             gated = silu_mul(F.linear(hidden, layer.gate_up), hidden=hidden, eps=eps)
-            hidden = torch.addmm(hidden, gated, layer.down.t())
+            hidden = hidden.addmm_(gated, layer.down.t())
         return rms_norm(hidden, self._norm, eps)
 
     def _in_fp8(self, hidden: Tensor, attend: Attend, wanted: Tensor | None) -> Tensor:

@@ -11,15 +11,23 @@ from xgr_kernels.dependent_launch import dependent_launch
 
 
 @triton.jit
-def _normalised_halves(
-    x, heads, factor, column_scale, weight, eps,
-    DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """The two halves [HEADS, HALF] of one token's heads times `factor`, each head normalised over both."""
+def _halves(x, heads, DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """The two halves [HEADS, HALF] of one token's heads."""
     head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (i < DIM // 2)
-    first = tl.load(x + head * DIM + i, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(x + head * DIM + DIM // 2 + i, mask=inside, other=0.0).to(tl.float32)
+    first = tl.load(x + head * DIM + i, mask=inside, other=0.0)
+    return first, tl.load(x + head * DIM + DIM // 2 + i, mask=inside, other=0.0)
+
+
+@triton.jit
+def _normalised(
+    first, second, heads, factor, column_scale, weight, eps,
+    DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """The halves times `factor`, each head normalised over both."""
+    head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (i < DIM // 2)
+    first, second = first.to(tl.float32), second.to(tl.float32)
     if SCALED:
         first *= factor
         second *= factor
@@ -55,6 +63,11 @@ def _kernel(
         tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, HALF)[None, :]
+    # All loads come before the sums, which end with barriers that no load is moved across.
+    q_first, q_second = _halves(q + token * q_stride, heads, DIM, HEADS, HALF)
+    k_first, k_second = _halves(k + token * k_stride, kv_heads, DIM, KV_HEADS, HALF)
+    v_first, v_second = _halves(v + token * v_stride, kv_heads, DIM, KV_HEADS, HALF)
+    slot = tl.load(slots + token)
     angles = cos_sin + tl.load(positions + token) * DIM
     cos = tl.load(angles + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
     sin = tl.load(angles + DIM // 2 + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
@@ -65,25 +78,23 @@ def _kernel(
         j = tl.arange(0, HIDDEN_BLOCK)
         state = tl.load(hidden + token * hidden_stride + j, mask=j < hidden_size, other=0.0).to(tl.float32)
         factor *= tl.rsqrt(tl.sum(state * state, 0) / hidden_size + eps)
-    first, second = _normalised_halves(
-        q + token * q_stride, heads, factor, q_scale, q_norm, eps, DIM, HEADS, HALF, q_norm is not None, SCALED
+    first, second = _normalised(
+        q_first, q_second, heads, factor, q_scale, q_norm, eps, DIM, HEADS, HALF, q_norm is not None, SCALED
     )
     target = out + token * heads * DIM
     _store_halves(target, DIM, first * cos - second * sin, second * cos + first * sin, heads, DIM, HEADS, HALF)
-    slot = tl.load(slots + token)
     if slot >= 0:
         place = (slot // PAGE_SIZE * kv_heads * PAGE_SIZE + slot % PAGE_SIZE) * DIM
         stride = PAGE_SIZE * DIM
-        k_first, k_second = _normalised_halves(
-            k + token * k_stride, kv_heads, factor, k_scale, k_norm, eps, DIM, KV_HEADS, HALF, k_norm is not None,
-            SCALED,
-        )  # fmt: skip
-        turned, turned_too = k_first * cos - k_second * sin, k_second * cos + k_first * sin
-        _store_halves(k_pages + place, stride, turned, turned_too, kv_heads, DIM, KV_HEADS, HALF)
-        v_first, v_second = _normalised_halves(
-            v + token * v_stride, kv_heads, factor, v_scale, k_norm, eps, DIM, KV_HEADS, HALF, False, SCALED
+        key, key_too = _normalised(
+            k_first, k_second, kv_heads, factor, k_scale, k_norm, eps, DIM, KV_HEADS, HALF, k_norm is not None, SCALED
         )
-        _store_halves(v_pages + place, stride, v_first, v_second, kv_heads, DIM, KV_HEADS, HALF)
+        turned, turned_too = key * cos - key_too * sin, key_too * cos + key * sin
+        _store_halves(k_pages + place, stride, turned, turned_too, kv_heads, DIM, KV_HEADS, HALF)
+        value, value_too = _normalised(
+            v_first, v_second, kv_heads, factor, v_scale, k_norm, eps, DIM, KV_HEADS, HALF, False, SCALED
+        )
+        _store_halves(v_pages + place, stride, value, value_too, kv_heads, DIM, KV_HEADS, HALF)
 
 
 def kv_write(

@@ -10,7 +10,7 @@ import torch
 
 from xgr_stream.cli.benches.floors import Cell, Floor
 from xgr_stream.cli.benches.samples import Samples, measure
-from xgr_stream.cli.benches.subject import Subject, Users, check_answers, requests_of
+from xgr_stream.cli.benches.subject import Requests, Subject, Users, check_answers, requests_of
 from xgr_stream.engine import Engine
 from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
@@ -56,7 +56,8 @@ class RequestBench:
             torch.cuda.reset_peak_memory_stats(device)
 
         def timed(state: CacheState, repeats: int, before: Any = None) -> Samples:
-            return measure(lambda: self._answer(views, cell.beam, state), device, repeats=repeats, before=before)
+            requests = requests_of(views, beam=cell.beam, k=min(measured.k, cell.beam))
+            return measure(lambda: self._answer(requests, state), device, repeats=repeats, before=before)
 
         engine.warm(views)
         if measured.warm:
@@ -75,8 +76,8 @@ class RequestBench:
         engine.forget(user_ids)
         return row
 
-    def _answer(self, views: Sequence[HistoryView], beam: int, expected: CacheState) -> None:
-        responses = check_answers(self._engine.answer(requests_of(views, beam=beam, k=min(self._measured.k, beam))))
+    def _answer(self, requests: Requests, expected: CacheState) -> None:
+        responses = check_answers(self._engine.answer(requests))
         states = {response.cache for response in responses}
         if states != {expected}:
             raise EngineError(f"requests must be {expected}, not {', '.join(sorted(states))}")
