@@ -24,7 +24,7 @@ VARIANTS = {
     "graph off": Switches(graphs=False),
     "extra streams off": Switches(streams=False),
 }
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 2e-1}
 """Scores this close count as equal: what rounding in another order does to a sum over the levels."""
 COLUMNS = {
     "context": "context",
@@ -48,7 +48,7 @@ COLUMNS = {
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
-    help="Scores this close count as equal.  [default: 0.001 in float32, 0.02 in float16, 0.1 in bfloat16]",
+    help="Scores this close count as equal.  [default: 0.001 in float32, 0.02 in float16, 0.2 in bfloat16]",
 )
 @output_options
 def ablation(
