@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,20 +48,23 @@ class ReferenceCounts:
 
     def retain(self, places: IntArray) -> None:
         """One more holder for each of `places`, which must be in use."""
-        self._refuse_free(places)
-        self._holders[places] += 1
+        holders = self._holders[places]
+        if not holders.all():
+            self._refuse_free(places, holders)
+        self._holders[places] = holders + 1
 
     def release(self, places: IntArray) -> None:
         """One holder less for each of `places`; those that have none left are free."""
-        self._refuse_free(places)
-        self._holders[places] -= 1
-        freed = places[self._holders[places] == 0]
+        holders = self._holders[places]
+        if not holders.all():
+            self._refuse_free(places, holders)
+        self._holders[places] = holders - 1
+        freed = places[holders == 1]
         self._free[self._num_free : self._num_free + len(freed)] = freed
         self._num_free += len(freed)
 
-    def _refuse_free(self, places: IntArray) -> None:
-        if (self._holders[places] < 1).any():
-            raise EngineError(f"{self._name} {places[self._holders[places] < 1].tolist()} are free, but were held")
+    def _refuse_free(self, places: IntArray, holders: IntArray) -> NoReturn:
+        raise EngineError(f"{self._name} {places[holders == 0].tolist()} are free, but were held")
 
     def check_integrity(self, expected: NDArray[np.int32] | None = None) -> None:
         """Raise `EngineError` unless every place is either free or held (by `expected` holders, if given). [size]"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,8 @@ class ItemTokens:
         self.codes = settings.codes
         self.levels = len(settings.codes)
         self.token_ids = tuple(map(_array, _resolve(settings, vocab_size, vocabulary)))
+        self._all_ids = np.concatenate(self.token_ids)
+        self._level_starts = np.array([0, *accumulate(self.codes[:-1])])
         self.prompt = _checked("prompt", settings.prompt, vocab_size)
         self.tail = _checked("tail", settings.tail, vocab_size)
         begin = _checked("event.begin", settings.begin, vocab_size)
@@ -44,6 +47,7 @@ class ItemTokens:
         self._action_rows: dict[str | None, int] = {name: row for row, name in enumerate(settings.actions, start=1)}
         self._openings = _padded([np.concatenate([begin, action]) for action in [_array(()), *actions]])
         self.max_event_tokens = self._openings.shape[1] + self.levels + len(self._end)
+        self._items_alone = self.max_event_tokens == self.levels
 
     def encode(self, sids: NDArray[np.integer], actions: Sequence[str | None] | None = None) -> TokenIds:
         """The tokens of events, in order, without prompt and tail.
@@ -53,7 +57,9 @@ class ItemTokens:
         action tokens. Returns [tokens] int64.
         """
         known = sids[:, 0] >= 0
-        items = np.stack([ids[sids[known, level]] for level, ids in enumerate(self.token_ids)], axis=1)
+        items: TokenIds = self._all_ids[(sids if known.all() else sids[known]) + self._level_starts]
+        if self._items_alone:
+            return items.ravel()
         rows = self._rows_of(actions, known)
         end = np.broadcast_to(self._end, (len(items), len(self._end)))
         tokens: TokenIds = np.concatenate([self._openings[rows], items, end], axis=1).reshape(-1)
