@@ -42,43 +42,43 @@ def beam_select(
         logits = logits.log_softmax(-1)
     normalised = log_normalizer is not None or normalizer == "level"
     emptied_nodes = emptied_nodes[: int(emptied_starts[-1])]
-    widths = out_starts.diff()
     request_of = owners(row_starts)
     alive = scores > -torch.inf
     at = nodes.clamp(min=0)
-    first_child = child_starts.index_select(0, at).long()
-    num_children = (child_starts.index_select(0, at + 1) - first_child).masked_fill_(~alive, 0)
-    # Where a row's part of the flattened masks and logits begins.
-    masks_at = (mask_index.long() * node_masks.shape[1]).index_select(0, request_of)
-    logits_at = torch.arange(0, rows * codes, codes, device=logits.device)
+    first_child = child_starts.index_select(0, at)
+    num_children = (child_starts.index_select(0, at + 1) - first_child) * alive
     # In this order the children come sorted by node, too, request by request.
-    by_node = (request_of * child_starts.shape[0] + at).argsort()
+    by_node = at.argsort() if requests == 1 else (request_of * child_starts.shape[0] + at).argsort()
 
     def legal_children(scanned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows] is true."""
-        rows = by_node[scanned.index_select(0, by_node)]
-        counts = num_children.index_select(0, rows)
+        """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows], of the live, is true."""
+        counts = (num_children * scanned).index_select(0, by_node)
         parent = torch.repeat_interleave(counts)
-        row = rows.index_select(0, parent)
-        skipped = first_child.index_select(0, rows) - counts.cumsum(0) + counts
+        row = by_node.index_select(0, parent)
+        skipped = first_child.index_select(0, by_node) - counts.cumsum(0) + counts
         node = torch.arange(row.shape[0], device=row.device) + skipped.index_select(0, parent)
-        legal = node_masks.flatten().index_select(0, node + masks_at.index_select(0, row))
+        if requests == 1:
+            legal = node_masks.index_select(0, mask_index)[0].index_select(0, node)
+        else:
+            masks_at = mask_index.long() * node_masks.shape[1]
+            legal = node_masks.take(node + masks_at.index_select(0, request_of.index_select(0, row)))
         if emptied_nodes.shape[0]:
             owner, stride = owners(emptied_starts), child_codes.shape[0]
             legal &= ~_contains(owner * stride + emptied_nodes, request_of.index_select(0, row) * stride + node)
-        kept = legal.nonzero()[:, 0]
-        row, node = row.index_select(0, kept), node.index_select(0, kept)
-        place = child_codes.index_select(0, node) + logits_at.index_select(0, row)
-        return row, node, logits.flatten().index_select(0, place)
+        if not legal.all():
+            kept = legal.nonzero()[:, 0]
+            row, node = row.index_select(0, kept), node.index_select(0, kept)
+        return row, node, logits.take(row * codes + child_codes.index_select(0, node))
 
+    widths = out_starts.diff()
     scanned, tau = alive, None
     # Without a normalizer yet, it takes every legal child: nothing is left to spare.
-    if early_stop and normalised and int(num_children.sum()) > FEW * int(widths.sum()):
+    if early_stop and normalised and int(num_children.sum()) > FEW * int(out_starts[-1]):
         bound = (scores + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
         leading = alive & _leads(bound, num_children, row_starts, widths)
         row, _, logit = legal_children(leading)
-        request = request_of.index_select(0, row)
-        tau = _nth_best(scores.index_select(0, row) + logit, torch.bincount(request, minlength=requests), widths)
+        counts = _tally(request_of.index_select(0, row), requests)
+        tau = _nth_best(scores.index_select(0, row) + logit, counts, widths)
         scanned = leading | (alive & (bound >= tau.index_select(0, request_of)))
     row, node, logit = legal_children(scanned)
     if not normalised:
@@ -88,7 +88,7 @@ def beam_select(
     if tau is not None:
         kept = score >= tau.index_select(0, request)
         row, node, score, request = row[kept], node[kept], score[kept], request[kept]
-    counts = torch.bincount(request, minlength=requests)
+    counts = _tally(request, requests)
     best = _best(score, row, node, counts, row_starts, out_starts)
     padding = 0 if num_out is None else num_out - best[0].shape[0]
     if padding:
@@ -96,7 +96,14 @@ def beam_select(
             torch.nn.functional.pad(x, (0, padding), value=value)
             for x, value in zip(best, (-torch.inf, 0, -1), strict=True)
         )
-    return *best, torch.bincount(request_of[scanned], minlength=requests).int(), counts.int()
+    return *best, _tally(request_of, requests, scanned).int(), counts.int()
+
+
+def _tally(request: Tensor, requests: int, counted: Tensor | None = None) -> Tensor:
+    """How many of the elements [n], or of those that are `counted` [n], are of each request. [requests]"""
+    if requests == 1:
+        return request.new_full((1,), request.shape[0]) if counted is None else counted.sum(0, keepdim=True)
+    return torch.bincount(request if counted is None else request[counted], minlength=requests)
 
 
 def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
@@ -135,6 +142,13 @@ def _best(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The requests' output beams, from their candidates: `counts` [requests] of them, request by request, nodes
     ascending."""
+    out, widths = int(out_starts[-1]), out_starts.diff()
+    widest = out if widths.shape[0] == 1 else int(widths.max())
+    first = counts.cumsum(0) - counts
+    if widest * widths.shape[0] == out and int(counts.min()) >= widest > 0:  # as many each, and none is missing
+        best, order = _table(score, counts).sort(dim=1, descending=True, stable=True)
+        chosen = (order[:, :widest] + first[:, None]).flatten()
+        return best[:, :widest].flatten(), row.take(chosen).int(), node.take(chosen).int()
     owner = owners(out_starts)  # [out]
     if not score.shape[0]:
         nothing = torch.full_like(owner, -1, dtype=torch.int32)
@@ -143,7 +157,7 @@ def _best(
     rank = torch.arange(owner.shape[0], device=score.device) - out_starts.index_select(0, owner)
     missing = rank >= counts.index_select(0, owner)
     rank = rank.masked_fill_(missing, 0)
-    chosen = order.take(owner * order.shape[1] + rank) + (counts.cumsum(0) - counts).index_select(0, owner)
+    chosen = order.take(owner * order.shape[1] + rank) + first.index_select(0, owner)
     chosen = chosen.masked_fill_(missing, 0)
     return (
         torch.where(missing, -torch.inf, score.take(chosen)),
@@ -154,5 +168,7 @@ def _best(
 
 def _table(score: Tensor, counts: Tensor) -> Tensor:
     """Scores that lie request by request as [requests, most], -inf behind a request's `counts` [requests]."""
+    if counts.shape[0] == 1:
+        return score[None]
     index, real = padded_index(counts.cumsum(0) - counts, counts)
     return score.take(index).masked_fill_(~real, -torch.inf)
