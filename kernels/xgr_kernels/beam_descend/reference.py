@@ -24,10 +24,11 @@ def beam_descend(
     descended = ancestors.new_zeros(rows, ancestors.shape[1])
     if step:
         descended[:, :step] = ancestors.index_select(0, parents)[:, :step]
-    descended[:, step] = torch.arange(rows, device=parents.device)
+    descended[:, step] = torch.arange(rows, dtype=torch.int32, device=parents.device)
     positions = torch.zeros(rows, dtype=torch.int64, device=parents.device)
-    positions[:real] = prefix_lengths.index_select(0, owners(row_starts)) + step
+    positions[:real] = (prefix_lengths + step).index_select(0, owners(row_starts))
     at = nodes.clamp(min=0)
-    at[real:] = 0
+    if real < rows:
+        at[real:] = 0
     tokens = token_ids.index_select(0, child_codes.index_select(0, at))
-    return descended, positions, torch.nn.functional.embedding(tokens, embedding)
+    return descended, positions, embedding.index_select(0, tokens)

@@ -51,7 +51,7 @@ def beam_select(
     by_node = at.argsort() if requests == 1 else (request_of * child_starts.shape[0] + at).argsort()
 
     def legal_children(scanned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows], of the live, is true."""
+        """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows] is true."""
         counts = (num_children * scanned).index_select(0, by_node)
         parent = torch.repeat_interleave(counts)
         row = by_node.index_select(0, parent)
