@@ -226,4 +226,7 @@ class BeamDecoder:
         """[rows], for scores over the whole vocabulary."""
         if self._normalizer != "vocabulary":
             return None
-        return self._decoder.vocabulary_logits(hidden).logsumexp(dim=-1)
+        logits = self._decoder.vocabulary_logits(hidden)
+        if self._cuda:
+            return logits.logsumexp(dim=-1)
+        return logits[:, 0] - logits.log_softmax(dim=-1)[:, 0]  # one operation instead of seven
