@@ -37,7 +37,7 @@ NAMES = [
 FIELDS = {
     types.UserEvent: "user_id item_id action timestamp_ms",
     types.CatalogUpdate: "item_id sid tags available",
-    types.ItemFilter: "exclude allow deny",
+    types.ItemFilter: "exclude allow deny seen",
     types.RecommendRequest: "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail",
     types.Recommendation: "item_id score sid",
     types.RecommendResponse: (

@@ -113,6 +113,12 @@ def test_a_filter_has_limits(name: str, limit: int) -> None:
         ItemFilter(**{name: ["x"] * (limit + 1)})
 
 
+@pytest.mark.parametrize("value", [1, None, "yes", ("item-1",)])
+def test_seen_is_true_or_false(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^seen must be true or false, not "):
+        ItemFilter(seen=value)
+
+
 def test_a_filter_keeps_tuples() -> None:
     assert ItemFilter(exclude=["a", "b"]) == ItemFilter(exclude=("a", "b"))  # type: ignore[arg-type]
     assert hash(ItemFilter(allow=["a"])) == hash(ItemFilter(allow=("a",)))  # type: ignore[arg-type]
@@ -129,7 +135,7 @@ def test_a_wrong_value_is_shown_shortened() -> None:
     "value",
     [
         UserEvent("u", "i", "buy", 1),
-        ItemFilter(("a",), ("b",), ("c",)),
+        ItemFilter(("a",), ("b",), ("c",), True),
         RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers", (5, 0)),
         RecommendResponse("r", "u", Status.OK, (Recommendation("i", -1.5, (1, 2, 3)),), stages_ms={"total": 1.0}),
     ],

@@ -151,12 +151,16 @@ class CatalogUpdate:
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
     """Which items a request may return. An item passes if it is not in `exclude`, has one of the `allow` tags
-    (when there are any) and none of the `deny` tags. Items and tags that the catalog does not know are ignored in
-    `exclude` and `deny`; an `allow` of unknown tags only allows nothing."""
+    (when there are any), none of the `deny` tags and, with `seen`, is in no event of the user's kept history. Items and
+    tags that the catalog does not know are ignored in `exclude` and `deny`; an `allow` of unknown tags only allows
+    nothing."""
 
     exclude: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    seen: bool = False
+    """Whether everything that the user's history keeps is excluded too: up to the event that the answer saw last, and
+    not only what is in context."""
 
     def __post_init__(self) -> None:
         for name, limit in (("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)):
@@ -168,11 +172,21 @@ class ItemFilter:
             if len(values) > limit:
                 raise InvalidRequest(f"{name} must hold at most {limit} entries, not {len(values)}")
             object.__setattr__(self, name, tuple(values))
+        if type(self.seen) is not bool:
+            raise InvalidRequest(f"seen must be true or false, not {_shown(self.seen)}")
 
     @classmethod
-    def of(cls, exclude: Collection[str] = (), allow: Collection[str] = (), deny: Collection[str] = ()) -> ItemFilter:
+    def of(
+        cls,
+        exclude: Collection[str] = (),
+        allow: Collection[str] = (),
+        deny: Collection[str] = (),
+        seen: bool = False,
+    ) -> ItemFilter:
         """From collections of any kind: lists, sets, the keys of a dictionary."""
-        return cls(cast("tuple[str, ...]", exclude), cast("tuple[str, ...]", allow), cast("tuple[str, ...]", deny))
+        return cls(
+            cast("tuple[str, ...]", exclude), cast("tuple[str, ...]", allow), cast("tuple[str, ...]", deny), seen
+        )
 
 
 NO_FILTER = ItemFilter()

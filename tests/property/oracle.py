@@ -47,14 +47,15 @@ class Oracle:
                 tokens += event.get("end", [])
         return tokens + list(self.xgr.get("tail", []))
 
-    def legal(self, item_filter: ItemFilter, away: Sequence[str] = ()) -> dict[str, Sid]:
-        """Items that pass the filter and are not `away`."""
+    def legal(self, item_filter: ItemFilter, away: Sequence[str] = (), seen: Sequence[str] = ()) -> dict[str, Sid]:
+        """Items that pass the filter and are not `away`; `seen`: what the user's history keeps."""
 
         def passes(item: str) -> bool:
             tags = self.tags_of[item]
             return (
                 item not in item_filter.exclude
                 and item not in away
+                and not (item_filter.seen and item in seen)
                 and not tags & set(item_filter.deny)
                 and (not item_filter.allow or bool(tags & set(item_filter.allow)))
             )

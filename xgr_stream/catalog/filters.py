@@ -79,7 +79,13 @@ class FilterResolver:
         return self._resolve(item_filter, excluded_rows)
 
     def _resolve(self, item_filter: ItemFilter, excluded_rows: Int32Array) -> ResolvedFilter:
-        key = self._tags_key(item_filter)
+        return self._leaving(self._tags_key(item_filter), excluded_rows)
+
+    def without(self, resolved: ResolvedFilter, rows: Int32Array) -> ResolvedFilter:
+        """The same with these rows, in any order, excluded too."""
+        return self._leaving(resolved.tags_key, np.concatenate((resolved.excluded, rows)))
+
+    def _leaving(self, key: TagsKey | None, excluded_rows: Int32Array) -> ResolvedFilter:
         legal = self._live if key is None else self._legal_by_tags(key)
         excluded = np.unique(excluded_rows)
         excluded = excluded[legal.items[excluded]]

@@ -6,11 +6,13 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
@@ -43,6 +45,8 @@ from xgr_stream.types import (
     Status,
     UserEvent,
 )
+
+NOTHING_LEFT = "the request's filters leave no live item of the catalog"
 
 _retokenised = count()
 
@@ -243,10 +247,13 @@ class Engine:
         exclude: Collection[str] = (),
         allow: Collection[str] = (),
         deny: Collection[str] = (),
+        seen: bool = False,
         tail: Sequence[int] | None = None,
     ) -> tuple[Recommendation, ...]:
-        """The k best items for the user, best first. Raises the `XgrError` that a response would carry."""
-        request = RecommendRequest("recommend", user_id, k, beam_width, ItemFilter.of(exclude, allow, deny), tail=tail)
+        """The k best items for the user, best first. `seen`: none of those in the user's kept history. Raises the
+        `XgrError` that a response would carry."""
+        wanted = ItemFilter.of(exclude, allow, deny, seen)
+        request = RecommendRequest("recommend", user_id, k, beam_width, wanted, tail=tail)
         (response,) = self.answer([(request, self.history.view(user_id))])
         if response.status is Status.ERROR:
             raise error_from(response.error, response.message)
@@ -361,9 +368,16 @@ class Engine:
     def _job(self, index: int, request: RecommendRequest) -> Job:
         resolved = self._catalog.resolve(request.filter)
         if not resolved.num_items:
-            raise NothingLegal("the request's filters leave no live item of the catalog")
+            raise NothingLegal(NOTHING_LEFT)
         width = request.beam_width or max(request.k, self.config.beam_width)
         return Job(index, request, resolved, width, self._tails.check(request.tail))
+
+    def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
+        """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
+        resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
+        if not resolved.num_items:
+            raise NothingLegal(NOTHING_LEFT)
+        return replace(job, filter=resolved)
 
     def _next_group(self, jobs: deque[Job], views: dict[str, HistoryView], pending: PendingAnswers) -> _Group:
         """Take jobs off the queue that fit into one decode: its rows, and its users' pages. Those that need no
@@ -375,6 +389,13 @@ class Engine:
             user_id = job.request.user_id
             view = views.get(user_id)
             plan = group.plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
+            if job.request.filter.seen and view is not None:
+                try:
+                    job = self._unseen(job, view.items if plan is None else plan.kept_items)
+                except NothingLegal as error:
+                    pending.fail(job.index, job.request, error)
+                    jobs.popleft()
+                    continue
             if plan is None:
                 pending.popular(job, view)
             else:

@@ -38,11 +38,12 @@ class Asking(ABC):
         exclude: Collection[str] = (),
         allow: Collection[str] = (),
         deny: Collection[str] = (),
+        seen: bool = False,
         tail: Sequence[int] | None = None,
         timeout: float | None = None,
         after: EventPosition | None = None,
     ) -> RecommendResponse:
-        """The `k` best items for a user, as `response.items`.
+        """The `k` best items for a user, as `response.items`. `seen`: none of those in the user's kept history.
 
         `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
         until this event, one of the same user, was seen. `tail`: token ids to read before the next item instead of the
@@ -59,7 +60,7 @@ class Asking(ABC):
             user_id,
             k,
             beam_width,
-            ItemFilter.of(exclude, allow, deny),
+            ItemFilter.of(exclude, allow, deny, seen),
             timeout_ms=round(seconds * 1000),
             min_offset=None if after is None else after.offset,
             tail=tail,

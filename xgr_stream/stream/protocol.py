@@ -168,6 +168,7 @@ def request_message(request: RecommendRequest) -> Message:
         exclude=list(request.filter.exclude) or None,
         allow=list(request.filter.allow) or None,
         deny=list(request.filter.deny) or None,
+        seen=request.filter.seen or None,
         timeout_ms=request.timeout_ms,
         min_offset=request.min_offset,
         reply_to=request.reply_to,
@@ -252,7 +253,10 @@ def _required(message: Message, name: str, error: type[InvalidInput]) -> Any:
 
 def _filter(message: Message) -> ItemFilter:
     exclude, allow, deny = (_strings(message, name) for name in ("exclude", "allow", "deny"))
-    return ItemFilter(exclude, allow, deny) if exclude or allow or deny else NO_FILTER
+    seen = message.get("seen")
+    if not (exclude or allow or deny or seen is not None):
+        return NO_FILTER
+    return ItemFilter(exclude, allow, deny, False if seen is None else seen)
 
 
 def _strings(message: Message, name: str) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class NullEngine:
         history: HistoryStore | None = None,
         version: str = "null",
     ) -> None:
-        """`version`: what its responses name as their model."""
+        """`history`: where the views come from. `version`: what its responses name as their model."""
         self.history = history or HistoryStore()
         self.before_answer: Callable[[Work], None] | None = None
         self._version = version
@@ -129,7 +129,7 @@ class NullEngine:
             request.request_id,
             request.user_id,
             status,
-            self._items(request, event_count),
+            self._items(request, event_count, self._excluded(request, view)),
             event_count=event_count,
             event_offset=event_offset,
             model_version=self._version,
@@ -148,9 +148,14 @@ class NullEngine:
         self._resident_events += view.event_count - self._resident.get(view.user_id, 0)
         self._resident[view.user_id] = view.event_count
 
-    def _items(self, request: RecommendRequest, event_count: int) -> tuple[Recommendation, ...]:
-        first = zlib.crc32(request.user_id.encode()) + event_count
+    def _excluded(self, request: RecommendRequest, view: HistoryView | None) -> set[str]:
         excluded = self._gone.union(request.filter.exclude)
+        if request.filter.seen and view is not None:
+            excluded.update(self.history.item_names[item] for item in view.items.tolist())
+        return excluded
+
+    def _items(self, request: RecommendRequest, event_count: int, excluded: set[str]) -> tuple[Recommendation, ...]:
+        first = zlib.crc32(request.user_id.encode()) + event_count
         rows: Iterable[int] = (row % self._num_items for row in count(first))
         rows = islice(rows, self._num_items)
         legal = (row for row in rows if f"item-{row}" not in excluded) if excluded else rows
