@@ -113,6 +113,22 @@ def test_a_filter_has_limits(name: str, limit: int) -> None:
         ItemFilter(**{name: ["x"] * (limit + 1)})
 
 
+@pytest.mark.parametrize("name", ["allow", "deny"])
+@pytest.mark.parametrize("entry", [[], ["a", 1], [["a"]], b"a", {"a": 1, 2: 3}, [str(i) for i in range(9)]])
+def test_tags_of_one_entry_are_a_few_strings(name: str, entry: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=rf"^{name} must be a sequence of strings, or of collections of 1 to 8 str"
+    ):
+        ItemFilter(**{name: ["b", entry]})
+    with pytest.raises(InvalidRequest, match=r"^exclude must be a sequence of strings, not "):
+        ItemFilter(exclude=["b", entry])
+
+
+def test_entries_of_one_meaning_are_equal() -> None:
+    assert ItemFilter.of(allow=[["b", "a", "b"], ("a",)]) == ItemFilter(allow=(("a", "b"), "a"))
+    assert len(ItemFilter.of(deny=[{str(i) for i in range(8)}]).deny[0]) == 8
+
+
 @pytest.mark.parametrize("value", [1, None, "yes", ("item-1",)])
 def test_seen_is_true_or_false(value: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"^seen must be true or false, not "):

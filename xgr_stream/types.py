@@ -18,6 +18,8 @@ MAX_ID_CHARS = 256
 MAX_BEAM_WIDTH = 1024
 MAX_EXCLUDE_ITEMS = 10_000
 MAX_TAGS = 64
+MAX_TAGS_TOGETHER = 8
+"""Tags that an item must have at once, in one entry of `allow` or `deny`."""
 MAX_TAIL_TOKENS = 64
 MAX_ITEM_TAGS = 1_024
 """Tags of one item that an update may give it."""
@@ -148,16 +150,34 @@ class CatalogUpdate:
                 raise InvalidUpdate(f"sid must hold a code from 0 to {limit - 1} at level {level}, not {code}")
 
 
+Tags = str | Collection[str]
+"""An entry of `allow` or `deny`: a tag, or tags that an item must all have to match."""
+
+
+def _entry(name: str, value: object) -> str | tuple[str, ...]:
+    """One form for each meaning: a tag, or several distinct ones in their order."""
+    if isinstance(value, str):
+        return value
+    listed = isinstance(value, Collection) and all(isinstance(tag, str) for tag in value)
+    tags = set(cast("Collection[str]", value)) if listed else set()
+    if not 1 <= len(tags) <= MAX_TAGS_TOGETHER:
+        raise InvalidRequest(
+            f"{name} must be a sequence of strings, or of collections of 1 to {MAX_TAGS_TOGETHER} strings, and holds "
+            f"{_shown(value)}"
+        )
+    return next(iter(tags)) if len(tags) == 1 else tuple(sorted(tags))
+
+
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """Which items a request may return. An item passes if it is not in `exclude`, has one of the `allow` tags
-    (when there are any), none of the `deny` tags and, with `seen`, is in no event of the user's kept history. Items and
-    tags that the catalog does not know are ignored in `exclude` and `deny`; an `allow` of unknown tags only allows
-    nothing."""
+    """Which items a request may return. An item passes if it is not in `exclude`, matches an entry of `allow` (when
+    there are any), none of `deny` and, with `seen`, is in no event of the user's kept history. An entry is a tag that
+    an item has, or several tags (a tuple) of which it has all. Items and tags that the catalog does not know are
+    ignored in `exclude` and `deny`; an `allow` of unknown tags only allows nothing."""
 
     exclude: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
+    allow: tuple[str | tuple[str, ...], ...] = ()
+    deny: tuple[str | tuple[str, ...], ...] = ()
     seen: bool = False
     """Whether everything that the user's history keeps is excluded too: up to the event that the answer saw last, and
     not only what is in context."""
@@ -166,12 +186,13 @@ class ItemFilter:
         for name, limit in (("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)):
             values = getattr(self, name)
             # A string is a collection of strings too, and its characters are nobody's items.
-            listed = isinstance(values, Collection) and not isinstance(values, str)
-            if not listed or not all(isinstance(v, str) for v in values):
+            listed = isinstance(values, Collection) and not isinstance(values, str | bytes)
+            plain = listed and all(isinstance(v, str) for v in values)
+            if not listed or not (plain or limit == MAX_TAGS):
                 raise InvalidRequest(f"{name} must be a sequence of strings, not {_shown(values)}")
             if len(values) > limit:
                 raise InvalidRequest(f"{name} must hold at most {limit} entries, not {len(values)}")
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, tuple(values) if plain else tuple(_entry(name, v) for v in values))
         if type(self.seen) is not bool:
             raise InvalidRequest(f"seen must be true or false, not {_shown(self.seen)}")
 
@@ -179,14 +200,13 @@ class ItemFilter:
     def of(
         cls,
         exclude: Collection[str] = (),
-        allow: Collection[str] = (),
-        deny: Collection[str] = (),
+        allow: Collection[Tags] = (),
+        deny: Collection[Tags] = (),
         seen: bool = False,
     ) -> ItemFilter:
         """From collections of any kind: lists, sets, the keys of a dictionary."""
-        return cls(
-            cast("tuple[str, ...]", exclude), cast("tuple[str, ...]", allow), cast("tuple[str, ...]", deny), seen
-        )
+        tags = tuple[str | tuple[str, ...], ...]
+        return cls(cast("tuple[str, ...]", exclude), cast(tags, allow), cast(tags, deny), seen)
 
 
 NO_FILTER = ItemFilter()

@@ -101,7 +101,8 @@ class Case:
         return st.lists(st.integers(0, vocab_size - 1), max_size=9).map(tuple)
 
     def filters(self) -> st.SearchStrategy[ItemFilter]:
-        tags = st.lists(st.sampled_from((*TAGS, "unheard-of")), max_size=2, unique=True)
+        tag = st.sampled_from((*TAGS, *TAGS, "unheard-of"))
+        tags = st.lists(tag | st.lists(tag, min_size=1, max_size=3), max_size=2)
         return st.builds(
             ItemFilter, exclude=st.lists(self.item_ids(), max_size=12), allow=tags, deny=tags, seen=st.booleans()
         )

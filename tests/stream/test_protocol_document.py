@@ -35,7 +35,7 @@ REQUEST = RecommendRequest(
     "user-7",
     k=2,
     beam_width=16,
-    filter=ItemFilter(exclude=("item-42",), allow=("film",), deny=("horror",), seen=True),
+    filter=ItemFilter(exclude=("item-42",), allow=("film", ("hd", "series")), deny=("horror",), seen=True),
     timeout_ms=250,
     min_offset=1041,
     reply_to="shop-answers",

@@ -43,6 +43,7 @@ from xgr_stream.types import (
     RecommendRequest,
     RecommendResponse,
     Status,
+    Tags,
     UserEvent,
 )
 
@@ -245,13 +246,14 @@ class Engine:
         *,
         beam_width: int | None = None,
         exclude: Collection[str] = (),
-        allow: Collection[str] = (),
-        deny: Collection[str] = (),
+        allow: Collection[Tags] = (),
+        deny: Collection[Tags] = (),
         seen: bool = False,
         tail: Sequence[int] | None = None,
     ) -> tuple[Recommendation, ...]:
-        """The k best items for the user, best first. `seen`: none of those in the user's kept history. Raises the
-        `XgrError` that a response would carry."""
+        """The k best items for the user, best first. `allow`, `deny`: tags, or tuples of tags that an item has all of
+        (`ItemFilter`). `seen`: none of those in the user's kept history. Raises the `XgrError` that a response would
+        carry."""
         wanted = ItemFilter.of(exclude, allow, deny, seen)
         request = RecommendRequest("recommend", user_id, k, beam_width, wanted, tail=tail)
         (response,) = self.answer([(request, self.history.view(user_id))])

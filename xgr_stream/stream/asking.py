@@ -9,7 +9,7 @@ from itertools import count
 from typing import NamedTuple
 
 from xgr_stream.errors import InvalidRequest, error_from
-from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status, Tags
 
 
 class EventPosition(NamedTuple):
@@ -36,14 +36,16 @@ class Asking(ABC):
         *,
         beam_width: int | None = None,
         exclude: Collection[str] = (),
-        allow: Collection[str] = (),
-        deny: Collection[str] = (),
+        allow: Collection[Tags] = (),
+        deny: Collection[Tags] = (),
         seen: bool = False,
         tail: Sequence[int] | None = None,
         timeout: float | None = None,
         after: EventPosition | None = None,
     ) -> RecommendResponse:
-        """The `k` best items for a user, as `response.items`. `seen`: none of those in the user's kept history.
+        """The `k` best items for a user, as `response.items`.
+
+        `allow`, `deny`: tags, or tuples of tags that an item must all have. `seen`: none of the user's kept history.
 
         `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
         until this event, one of the same user, was seen. `tail`: token ids to read before the next item instead of the

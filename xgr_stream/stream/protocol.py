@@ -252,14 +252,14 @@ def _required(message: Message, name: str, error: type[InvalidInput]) -> Any:
 
 
 def _filter(message: Message) -> ItemFilter:
-    exclude, allow, deny = (_strings(message, name) for name in ("exclude", "allow", "deny"))
+    exclude, allow, deny = (_listed(message, name) for name in ("exclude", "allow", "deny"))
     seen = message.get("seen")
     if not (exclude or allow or deny or seen is not None):
         return NO_FILTER
     return ItemFilter(exclude, allow, deny, False if seen is None else seen)
 
 
-def _strings(message: Message, name: str) -> tuple[str, ...]:
+def _listed(message: Message, name: str) -> tuple[Any, ...]:
     values = message.get(name)
     if values is None:
         return ()
