@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -77,6 +78,14 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"tail": [-1]}, "tail"),
         ({"tail": [1.0]}, "tail"),
         ({"tail": [True]}, "tail"),
+        ({"caps": "red"}, "caps"),
+        ({"caps": [("red", 1)]}, "caps"),
+        ({"caps": {"red": 1}.items()}, "caps"),
+        ({"min_score": 0.5}, "min_score"),
+        ({"min_score": -math.inf}, "min_score"),
+        ({"min_score": math.nan}, "min_score"),
+        ({"min_score": False}, "min_score"),
+        ({"min_score": "-1"}, "min_score"),
     ],
 )
 def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
@@ -87,6 +96,23 @@ def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> 
 def test_a_request_may_go_to_the_limits() -> None:
     request = RecommendRequest("r", "u", k=MAX_BEAM_WIDTH, beam_width=MAX_BEAM_WIDTH, timeout_ms=0, min_offset=0)
     assert request.k == request.beam_width == MAX_BEAM_WIDTH
+
+
+@pytest.mark.parametrize(
+    ("tag", "most"), [("", 1), (1, 1), (LONG, 1), ("a", 0), ("a", MAX_BEAM_WIDTH + 1), ("a", True)]
+)
+def test_caps_are_numbers_of_items_by_tag(tag: Any, most: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^caps must be "):
+        RecommendRequest("r", "u", caps={tag: most})
+
+
+def test_caps_have_a_limit_and_are_kept_as_pairs() -> None:
+    request = RecommendRequest("r", "u", caps={"b": 2, "a*": 1}, min_score=-3)
+    assert request.caps == (("a*", 1), ("b", 2))
+    assert dataclasses.replace(request, k=3).caps == request.caps
+    assert len(RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS)}).caps) == MAX_TAGS
+    with pytest.raises(InvalidRequest, match=rf"^caps must hold at most {MAX_TAGS} entries, not {MAX_TAGS + 1}$"):
+        RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS + 1)})
 
 
 def test_a_tail_has_a_limit_and_is_kept_as_a_tuple() -> None:
@@ -152,7 +178,7 @@ def test_a_wrong_value_is_shown_shortened() -> None:
     [
         UserEvent("u", "i", "buy", 1),
         ItemFilter(("a",), ("b",), ("c",), True),
-        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers", (5, 0)),
+        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers", (5, 0), {"x": 2}, -1.5),
         RecommendResponse("r", "u", Status.OK, (Recommendation("i", -1.5, (1, 2, 3)),), stages_ms={"total": 1.0}),
     ],
     ids=lambda value: type(value).__name__,

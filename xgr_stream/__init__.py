@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from xgr_stream.types import Recommendation as Recommendation
     from xgr_stream.types import RecommendRequest as RecommendRequest
     from xgr_stream.types import RecommendResponse as RecommendResponse
+    from xgr_stream.types import Shortfall as Shortfall
     from xgr_stream.types import Status as Status
     from xgr_stream.types import UserEvent as UserEvent
 
@@ -47,6 +48,7 @@ _HOME = {
     "RecommendResponse": "types",
     "Recommendation": "types",
     "Recommender": "stream",
+    "Shortfall": "types",
     "Status": "types",
     "StreamConfig": "config",
     "TopicNames": "config",
@@ -70,6 +72,7 @@ __all__ = [
     "RecommendResponse",
     "Recommendation",
     "Recommender",
+    "Shortfall",
     "Status",
     "StreamConfig",
     "TopicNames",

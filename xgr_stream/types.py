@@ -7,6 +7,7 @@ the field, its value and what was expected.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -47,6 +48,15 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+class Shortfall(StrEnum):
+    """Why an answer has fewer than k items."""
+
+    EXHAUSTED = "exhausted"
+    """Nothing else passes the filters, caps and score threshold."""
+    BEAMS = "beams"
+    """The caps left no more of as many beams as may be used. Others may be among more of them."""
+
+
 def _identifier(owner: type[Exception], name: str, value: object) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
         raise owner(f"{name} must be a string of 1 to {MAX_ID_CHARS} characters, not {_shown(value)}")
@@ -61,6 +71,22 @@ def check_user_id(value: str) -> str:
     """The value, if it may be a user's id. Raises `InvalidEvent`."""
     _identifier(InvalidEvent, "user_id", value)
     return value
+
+
+def _caps(value: object) -> Caps:
+    # Pairs, too: that is what they are kept as.
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise InvalidRequest(f"caps must be a mapping of tags to numbers of items, not {_shown(value)}")
+    if len(pairs) > MAX_TAGS:
+        raise InvalidRequest(f"caps must hold at most {MAX_TAGS} entries, not {len(pairs)}")
+    for tag, most in pairs:
+        _identifier(InvalidRequest, "caps", tag)
+        if type(most) is not int or not 1 <= most <= MAX_BEAM_WIDTH:
+            raise InvalidRequest(
+                f"caps must be integers from 1 to {MAX_BEAM_WIDTH}, and that of {_shown(tag)} is {_shown(most)}"
+            )
+    return tuple(sorted(pairs))
 
 
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
@@ -211,6 +237,9 @@ class ItemFilter:
 
 NO_FILTER = ItemFilter()
 
+Caps = tuple[tuple[str, int], ...]
+"""(tag, most items that may have it); a tag that ends in `*` stands for each tag that begins so, by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecommendRequest:
@@ -220,6 +249,11 @@ class RecommendRequest:
     timestamp. `min_offset`: wait until the user's own event partition has been read up to and including this offset
     (read your own writes). `reply_to`: a topic that gets a copy of the response. `tail`: token ids to read between
     the last event and the next item instead of the checkpoint's own tail (None); it costs a small forward.
+
+    `caps`: at most so many items of the answer may have this tag, or of a key that ends in `*`, such as `brand:*`, each
+    tag that begins so. Items are taken in their order, and one that would exceed a cap is passed over; where that
+    leaves fewer than `k`, the request is decoded with more beams, as far as the engine's config allows it.
+    `min_score`: no item of a lower score.
     """
 
     request_id: str
@@ -231,6 +265,8 @@ class RecommendRequest:
     min_offset: int | None = None
     reply_to: str | None = None
     tail: Sequence[int] | None = None
+    caps: Mapping[str, int] | Caps = ()
+    min_score: float | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -250,6 +286,11 @@ class RecommendRequest:
             _identifier(InvalidRequest, "reply_to", self.reply_to)
         if self.tail is not None:
             object.__setattr__(self, "tail", _token_ids("tail", self.tail))
+        if self.caps != ():
+            object.__setattr__(self, "caps", _caps(self.caps))
+        least = self.min_score
+        if least is not None and (type(least) not in (int, float) or not -math.inf < least <= 0):
+            raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +324,8 @@ class RecommendResponse:
     """Time spent in each stage, milliseconds: `wait`, `append`, `decode`, `total`."""
     tail_computed: bool = False
     """Whether a tail of the request's own was computed for it, besides what `cache` says. It counts as `append`."""
+    shortfall: Shortfall | None = None
+    """Why there are fewer than k items; None: there are k, or the answer is an error."""
 
     @classmethod
     def failure(cls, request_id: str, user_id: str, error: XgrError) -> RecommendResponse:

@@ -23,6 +23,7 @@ from xgr_stream.types import (
     Recommendation,
     RecommendRequest,
     RecommendResponse,
+    Shortfall,
     Status,
     UserEvent,
 )
@@ -40,6 +41,8 @@ REQUEST = RecommendRequest(
     min_offset=1041,
     reply_to="shop-answers",
     tail=(5, 0),
+    caps={"brand:*": 3, "new": 1},
+    min_score=-12.5,
 )
 RESPONSE = RecommendResponse(
     "r-1",
@@ -53,6 +56,7 @@ RESPONSE = RecommendResponse(
     cache=CacheState.WARM,
     stages_ms={"wait": 0.5, "append": 0.0, "decode": 4.25, "total": 4.75},
     tail_computed=True,
+    shortfall=Shortfall.EXHAUSTED,
 )
 UPDATE = CatalogUpdate("item-42", (3, 0, 7), ("film", "comedy"), available=False)
 REFUSAL = RecommendResponse.failure("r-1", "user-7", NothingLegal("no item"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +73,14 @@ class TagIndex:
             tuple(names[tag] for tag in tags[first:last].tolist()) if first < last else ()
             for first, last in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
         ]
+
+    def matching(self, pattern: str) -> tuple[int, int]:
+        """(first, last + 1) of the numbers of the tags that are `pattern`, or begin with what stands before its `*`."""
+        names, start = self.names, pattern.removesuffix("*")
+        first = bisect_left(names, start)
+        if start == pattern:
+            return first, first + (start in self.index)
+        return first, bisect_right(names, start, lo=first, key=lambda name: name[: len(start)])
 
     def known(self, entries: Iterable[Together]) -> frozenset[Together]:
         """Those that an item can match: all their tags are known."""

@@ -13,9 +13,10 @@ from xgr_stream.cache import UserPrefix
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.decode import Beams
+from xgr_stream.engine.selection import popular, select, selects
 from xgr_stream.errors import EngineError, XgrError
 from xgr_stream.history import HistoryView
-from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Shortfall, Status
 
 
 @dataclass(slots=True)
@@ -71,7 +72,8 @@ class Answers:
             positions, rows = positions[allowed], rows[allowed]
         # Leaves without an item that may be returned are those that the catalog does not confirm.
         self._counters.invalid_items += len(leaves) - len(set(positions.tolist()))
-        items = self._items(rows, scores[positions])
+        ranked = scores[positions]
+        items = self._items(rows, ranked)
         cuts = np.searchsorted(positions, offsets).tolist()
         responses = []
         for job, prefix, state, top, (first, last) in zip(jobs, prefixes, states, tops, pairwise(cuts), strict=True):
@@ -79,13 +81,23 @@ class Answers:
                 error = EngineError("the model's scores are not numbers; does its dtype overflow?")
                 responses.append(self.failed(job.request, error))
                 continue
+            request, shortfall = job.request, Shortfall.EXHAUSTED
+            if selects(request):
+                selected = select(request, rows[first:last], ranked[first:last], self._catalog.columns.tags)
+                own = tuple(items[first + place] for place in selected.places.tolist())
+                # With fewer beams than asked for, none was left out at any level.
+                found = top.stop - top.start
+                if not (selected.cut or found < job.width or found == self._catalog.trie.num_leaves):
+                    shortfall = Shortfall.BEAMS
+            else:
+                # A legal leaf has an item that may be returned, so the first k leaves have k.
+                own = items[first : min(last, first + request.k)]
             responses.append(
                 RecommendResponse(
-                    request_id=job.request.request_id,
-                    user_id=job.request.user_id,
+                    request_id=request.request_id,
+                    user_id=request.user_id,
                     status=Status.OK,
-                    # A legal leaf has an item that may be returned, so the first k leaves have k.
-                    items=items[first : min(last, first + job.request.k)],
+                    items=own,
                     event_count=prefix.event_count,
                     event_offset=prefix.event_offset,
                     model_version=self._model_version,
@@ -93,13 +105,14 @@ class Answers:
                     cache=state,
                     stages_ms=stages_ms,
                     tail_computed=job.tail is not None,
+                    shortfall=None if len(own) == request.k else shortfall,
                 )
             )
         return responses
 
     def _tops(self, jobs: Sequence[Job], beams: Beams) -> list[slice]:
-        """Each job's best k rows, or what it found; none if its scores can't be compared. A search over legal items
-        finds one, so that this is what finding none means, too."""
+        """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its
+        scores can't be compared. A search over legal items finds one, so that this is what finding none means, too."""
         leaves, scores = beams.leaves, beams.scores
         whole, finite = bool((leaves >= 0).all()), bool(np.isfinite(scores).all())
         tops = []
@@ -108,12 +121,13 @@ class Answers:
             self._counters.beams_dead += job.width - found
             if not finite and not np.isfinite(scores[start : start + found]).all():
                 found = 0
-            tops.append(slice(start, start + min(job.request.k, found)))
+            most = found if selects(job.request) else min(job.request.k, found)
+            tops.append(slice(start, start + most))
         return tops
 
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
-        rows = self._catalog.popular(job.request.k, job.filter)
+        rows = popular(self._catalog, job.request, job.filter)
         return RecommendResponse(
             request_id=job.request.request_id,
             user_id=job.request.user_id,
@@ -123,6 +137,7 @@ class Answers:
             event_offset=-1 if view is None else view.last_offset,
             model_version=self._model_version,
             catalog_version=self._catalog_version,
+            shortfall=None if len(rows) == job.request.k else Shortfall.EXHAUSTED,
         )
 
     def failed(self, request: RecommendRequest, error: XgrError) -> RecommendResponse:

@@ -104,7 +104,8 @@ class Engine:
         self.config = config
         self.window = config.window or model.settings.window or default_window(model)
         self.normalizer = config.normalizer or model.settings.normalizer or "level"
-        settings = (self.window, self.normalizer, config.beam_width, str(model.decoder.dtype), model.decoder.fp8)
+        widths = (config.beam_width, config.widened_beam_width)
+        settings = (self.window, self.normalizer, widths, str(model.decoder.dtype), model.decoder.fp8)
         self.version = f"{model.version}.{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         """What responses name as their model: the checkpoint, and the settings that answers depend on."""
         if history is None:
@@ -249,13 +250,23 @@ class Engine:
         allow: Collection[Tags] = (),
         deny: Collection[Tags] = (),
         seen: bool = False,
+        caps: Mapping[str, int] | None = None,
+        min_score: float | None = None,
         tail: Sequence[int] | None = None,
     ) -> tuple[Recommendation, ...]:
         """The k best items for the user, best first. `allow`, `deny`: tags, or tuples of tags that an item has all of
-        (`ItemFilter`). `seen`: none of those in the user's kept history. Raises the `XgrError` that a response would
-        carry."""
-        wanted = ItemFilter.of(exclude, allow, deny, seen)
-        request = RecommendRequest("recommend", user_id, k, beam_width, wanted, tail=tail)
+        (`ItemFilter`). `seen`: none of those in the user's kept history. `caps`, `min_score`: see `RecommendRequest`.
+        Raises the `XgrError` that a response would carry."""
+        request = RecommendRequest(
+            "recommend",
+            user_id,
+            k,
+            beam_width,
+            ItemFilter.of(exclude, allow, deny, seen),
+            tail=tail,
+            caps=caps or (),
+            min_score=min_score,
+        )
         (response,) = self.answer([(request, self.history.view(user_id))])
         if response.status is Status.ERROR:
             raise error_from(response.error, response.message)
@@ -269,12 +280,22 @@ class Engine:
         at least what is cached."""
         return self.begin(requests).finish()
 
-    @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
         finished."""
-        pending = PendingAnswers(Answers(self._catalog, self.version, self._counters), len(requests))
+        pending = self._begin(requests)
+        self._counters.requests += len(requests)
+        return pending
+
+    @torch.inference_mode()
+    def _begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         views = _newest(view for _, view in requests)
+
+        def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
+            return self._begin([(request, views.get(request.user_id)) for request in wider]).finish()
+
+        answers = Answers(self._catalog, self.version, self._counters)
+        pending = PendingAnswers(answers, len(requests), again, self.config.widened_beam_width)
         jobs: deque[Job] = deque()
         for index, (request, _) in enumerate(requests):
             try:
@@ -286,7 +307,6 @@ class Engine:
             if group.jobs:
                 with self._work.decode_lane.current():
                     pending.add(self._begin_group(group))
-        self._counters.requests += len(requests)
         return pending
 
     @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ class Asking(ABC):
         allow: Collection[Tags] = (),
         deny: Collection[Tags] = (),
         seen: bool = False,
+        caps: Mapping[str, int] | None = None,
+        min_score: float | None = None,
         tail: Sequence[int] | None = None,
         timeout: float | None = None,
         after: EventPosition | None = None,
@@ -46,6 +48,8 @@ class Asking(ABC):
         """The `k` best items for a user, as `response.items`.
 
         `allow`, `deny`: tags, or tuples of tags that an item must all have. `seen`: none of the user's kept history.
+        `caps`: how many items may have a tag, `{"brand:*": 3}`; `min_score`: none below it (see `RecommendRequest`).
+        If there are fewer than `k`, `response.shortfall` says why.
 
         `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
         until this event, one of the same user, was seen. `tail`: token ids to read before the next item instead of the
@@ -66,6 +70,8 @@ class Asking(ABC):
             timeout_ms=round(seconds * 1000),
             min_offset=None if after is None else after.offset,
             tail=tail,
+            caps=caps or (),
+            min_score=min_score,
         )
         response = await self.respond(request)
         if response.status is Status.ERROR:

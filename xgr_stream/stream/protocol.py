@@ -27,6 +27,7 @@ from xgr_stream.types import (
     Recommendation,
     RecommendRequest,
     RecommendResponse,
+    Shortfall,
     Status,
     UserEvent,
 )
@@ -73,6 +74,8 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         min_offset=message.get("min_offset"),
         reply_to=message.get("reply_to"),
         tail=message.get("tail"),
+        caps=_caps(message),
+        min_score=message.get("min_score"),
     )
 
 
@@ -137,6 +140,7 @@ def parse_response(message: Message) -> RecommendResponse:
             cache=CacheState(message["cache"]),
             stages_ms=message["stages_ms"],
             tail_computed=bool(message.get("tail_computed")),
+            shortfall=None if (shortfall := message.get("shortfall")) is None else Shortfall(shortfall),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedMessage(f"not a response: {type(error).__name__} {error}") from None
@@ -173,6 +177,8 @@ def request_message(request: RecommendRequest) -> Message:
         min_offset=request.min_offset,
         reply_to=request.reply_to,
         tail=None if request.tail is None else list(request.tail),
+        caps=dict(request.caps) or None,
+        min_score=request.min_score,
     )
 
 
@@ -193,6 +199,8 @@ def response_message(response: RecommendResponse, stages_ms: Mapping[str, float]
     }
     if response.tail_computed:
         message["tail_computed"] = True
+    if response.shortfall is not None:
+        message["shortfall"] = response.shortfall.value
     if response.error is not None:
         message |= {"error": response.error, "message": response.message}
     return message
@@ -257,6 +265,15 @@ def _filter(message: Message) -> ItemFilter:
     if not (exclude or allow or deny or seen is not None):
         return NO_FILTER
     return ItemFilter(exclude, allow, deny, False if seen is None else seen)
+
+
+def _caps(message: Message) -> dict[str, int] | tuple[()]:
+    caps = message.get("caps")
+    if caps is None:
+        return ()
+    if not isinstance(caps, dict):
+        raise InvalidRequest(f"caps must be a map of tags to numbers of items, not {type(caps).__name__}")
+    return caps
 
 
 def _listed(message: Message, name: str) -> tuple[Any, ...]:

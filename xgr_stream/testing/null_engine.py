@@ -9,7 +9,15 @@ from functools import lru_cache
 from itertools import count, islice
 
 from xgr_stream.history import HistoryStore, HistoryView
-from xgr_stream.types import CacheState, CatalogUpdate, Recommendation, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import (
+    CacheState,
+    CatalogUpdate,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Shortfall,
+    Status,
+)
 
 TOKENS_PER_EVENT = 3
 BYTES_PER_TOKEN = 64
@@ -45,7 +53,7 @@ class NullStats:
 
 
 class NullEngine:
-    """Answers with items that depend on the user, their event count and the request alone.
+    """Answers with items that depend on the user, their event count and the request alone. They have no tags.
 
     `before_answer` is called with every batch: a test that wants a slow engine sleeps in it, one that wants a broken
     engine raises.
@@ -125,11 +133,12 @@ class NullEngine:
             event_count, event_offset, status = view.event_count, view.last_offset, Status.OK
             cache = self._cache_state(view)
             self._keep(view)
+        items = self._items(request, event_count, self._excluded(request, view))
         return RecommendResponse(
             request.request_id,
             request.user_id,
             status,
-            self._items(request, event_count, self._excluded(request, view)),
+            items,
             event_count=event_count,
             event_offset=event_offset,
             model_version=self._version,
@@ -137,6 +146,7 @@ class NullEngine:
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},
             tail_computed=view is not None and request.tail is not None,
+            shortfall=Shortfall.EXHAUSTED if len(items) < request.k else None,
         )
 
     def _cache_state(self, view: HistoryView) -> CacheState:
@@ -159,7 +169,9 @@ class NullEngine:
         rows: Iterable[int] = (row % self._num_items for row in count(first))
         rows = islice(rows, self._num_items)
         legal = (row for row in rows if f"item-{row}" not in excluded) if excluded else rows
-        return tuple(_recommendation(row, rank) for rank, row in enumerate(islice(legal, request.k), start=1))
+        items = (_recommendation(row, rank) for rank, row in enumerate(islice(legal, request.k), start=1))
+        least = request.min_score
+        return tuple(items if least is None else (item for item in items if item.score >= least))
 
 
 @lru_cache(maxsize=1 << 16)
