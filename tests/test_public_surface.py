@@ -28,6 +28,7 @@ NAMES = [
     "Status",
     "StreamConfig",
     "TopicNames",
+    "Unscored",
     "UserEvent",
     "WindowConfig",
     "XgrError",
@@ -39,11 +40,13 @@ FIELDS = {
     types.UserEvent: "user_id item_id action timestamp_ms",
     types.CatalogUpdate: "item_id sid tags available",
     types.ItemFilter: "exclude allow deny seen",
-    types.RecommendRequest: "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail caps min_score",
+    types.RecommendRequest: (
+        "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail caps min_score candidates"
+    ),
     types.Recommendation: "item_id score sid",
     types.RecommendResponse: (
         "request_id user_id status items error message event_count event_offset model_version catalog_version cache "
-        "stages_ms tail_computed shortfall"
+        "stages_ms tail_computed shortfall unscored"
     ),
     config.WindowConfig: "max_events stride",
     config.CacheConfig: "budget_bytes page_size",
@@ -95,6 +98,7 @@ def test_fields_are_frozen(owner: type) -> None:
 def test_statuses_and_cache_states_are_frozen() -> None:
     assert [status.value for status in types.Status] == ["ok", "unknown_user", "error"]
     assert [shortfall.value for shortfall in types.Shortfall] == ["exhausted", "beams"]
+    assert [why.value for why in types.Unscored] == ["unknown", "unavailable", "unknown_user"]
     assert [state.value for state in types.CacheState] == ["warm", "appended", "cold", "none"]
 
 

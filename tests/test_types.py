@@ -12,6 +12,7 @@ import pytest
 from xgr_stream.errors import InvalidEvent, InvalidRequest
 from xgr_stream.types import (
     MAX_BEAM_WIDTH,
+    MAX_CANDIDATES,
     MAX_EXCLUDE_ITEMS,
     MAX_ID_CHARS,
     MAX_TAGS,
@@ -81,6 +82,10 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"caps": "red"}, "caps"),
         ({"caps": [("red", 1)]}, "caps"),
         ({"caps": {"red": 1}.items()}, "caps"),
+        ({"candidates": "item"}, "candidates"),
+        ({"candidates": b"item"}, "candidates"),
+        ({"candidates": [1]}, "candidates"),
+        ({"candidates": 1}, "candidates"),
         ({"min_score": 0.5}, "min_score"),
         ({"min_score": -math.inf}, "min_score"),
         ({"min_score": math.nan}, "min_score"),
@@ -113,6 +118,26 @@ def test_caps_have_a_limit_and_are_kept_as_pairs() -> None:
     assert len(RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS)}).caps) == MAX_TAGS
     with pytest.raises(InvalidRequest, match=rf"^caps must hold at most {MAX_TAGS} entries, not {MAX_TAGS + 1}$"):
         RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS + 1)})
+
+
+def test_candidates_are_a_few_distinct_items_and_go_alone() -> None:
+    assert RecommendRequest("r", "u", candidates=["b", "a", "b"]).candidates == ("b", "a")
+    most = [str(i) for i in range(MAX_CANDIDATES)]
+    assert len(RecommendRequest("r", "u", candidates=[*most, *most]).candidates or ()) == MAX_CANDIDATES
+    for items in ([], [*most, "x"]):
+        with pytest.raises(
+            InvalidRequest, match=rf"^candidates must hold 1 to {MAX_CANDIDATES} items, not {len(items)}$"
+        ):
+            RecommendRequest("r", "u", candidates=items)
+    others: list[dict[str, Any]] = [
+        {"beam_width": 64},
+        {"filter": ItemFilter(seen=True)},
+        {"caps": {"a": 1}},
+        {"min_score": -1.0},
+    ]
+    for fields in others:
+        with pytest.raises(InvalidRequest, match=r"^candidates must go without "):
+            RecommendRequest("r", "u", candidates=["a"], **fields)
 
 
 def test_a_tail_has_a_limit_and_is_kept_as_a_tuple() -> None:

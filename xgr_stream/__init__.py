@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xgr_stream.types import RecommendResponse as RecommendResponse
     from xgr_stream.types import Shortfall as Shortfall
     from xgr_stream.types import Status as Status
+    from xgr_stream.types import Unscored as Unscored
     from xgr_stream.types import UserEvent as UserEvent
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ _HOME = {
     "Status": "types",
     "StreamConfig": "config",
     "TopicNames": "config",
+    "Unscored": "types",
     "UserEvent": "types",
     "WindowConfig": "config",
     "XgrError": "errors",
@@ -76,6 +78,7 @@ __all__ = [
     "Status",
     "StreamConfig",
     "TopicNames",
+    "Unscored",
     "UserEvent",
     "WindowConfig",
     "XgrError",

@@ -21,6 +21,7 @@ MAX_EXCLUDE_ITEMS = 10_000
 MAX_TAGS = 64
 MAX_TAGS_TOGETHER = 8
 """Tags that an item must have at once, in one entry of `allow` or `deny`."""
+MAX_CANDIDATES = 1024
 MAX_TAIL_TOKENS = 64
 MAX_ITEM_TAGS = 1_024
 """Tags of one item that an update may give it."""
@@ -55,6 +56,17 @@ class Shortfall(StrEnum):
     """Nothing else passes the filters, caps and score threshold."""
     BEAMS = "beams"
     """The caps left no more of as many beams as may be used. Others may be among more of them."""
+
+
+class Unscored(StrEnum):
+    """Why a candidate has no score."""
+
+    UNKNOWN = "unknown"
+    """The catalog does not hold it."""
+    UNAVAILABLE = "unavailable"
+    """It is not to be had now."""
+    UNKNOWN_USER = "unknown_user"
+    """No event of the user with a known item is in context, so that nothing has a score."""
 
 
 def _identifier(owner: type[Exception], name: str, value: object) -> None:
@@ -254,6 +266,10 @@ class RecommendRequest:
     tag that begins so. Items are taken in their order, and one that would exceed a cap is passed over; where that
     leaves fewer than `k`, the request is decoded with more beams, as far as the engine's config allows it.
     `min_score`: no item of a lower score.
+
+    `candidates`: score these items instead of searching for others. The answer holds those that have a score, best
+    first, and says of the others why they have none (`RecommendResponse.unscored`). `k` has no meaning then, and beams,
+    filters, caps and a threshold must not be given.
     """
 
     request_id: str
@@ -267,6 +283,7 @@ class RecommendRequest:
     tail: Sequence[int] | None = None
     caps: Mapping[str, int] | Caps = ()
     min_score: float | None = None
+    candidates: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -291,6 +308,19 @@ class RecommendRequest:
         least = self.min_score
         if least is not None and (type(least) not in (int, float) or not -math.inf < least <= 0):
             raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
+        if self.candidates is not None:
+            object.__setattr__(self, "candidates", self._candidates(self.candidates))
+
+    def _candidates(self, value: object) -> tuple[str, ...]:
+        listed = isinstance(value, Collection) and not isinstance(value, str | bytes)
+        if not listed or not all(isinstance(item, str) for item in cast("Collection[object]", value)):
+            raise InvalidRequest(f"candidates must be a sequence of strings, not {_shown(value)}")
+        distinct = tuple(dict.fromkeys(cast("Collection[str]", value)))
+        if not 1 <= len(distinct) <= MAX_CANDIDATES:
+            raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")
+        if self.beam_width is not None or self.filter != NO_FILTER or self.caps or self.min_score is not None:
+            raise InvalidRequest("candidates must go without beam_width, filters, caps and min_score, and one is given")
+        return distinct
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +355,9 @@ class RecommendResponse:
     tail_computed: bool = False
     """Whether a tail of the request's own was computed for it, besides what `cache` says. It counts as `append`."""
     shortfall: Shortfall | None = None
-    """Why there are fewer than k items; None: there are k, or the answer is an error."""
+    """Why there are fewer than k items; None: there are k, or the answer is an error, or to `candidates`."""
+    unscored: Mapping[str, Unscored] = field(default_factory=dict)
+    """The request's `candidates` that have no score, and why."""
 
     @classmethod
     def failure(cls, request_id: str, user_id: str, error: XgrError) -> RecommendResponse:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.engine.context import ContextReader, SeenItems, TokenArray
-from xgr_stream.engine.decode import BeamDecoder
+from xgr_stream.engine.decode import BeamDecoder, PendingBeams
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers, PendingGroup
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
+from xgr_stream.engine.scoring import Candidates, CandidateScorer
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
@@ -126,6 +128,7 @@ class Engine:
         self._beam_decoder = BeamDecoder(
             model, self.cache, self.normalizer, self._work.decode_lane, switches, page_columns=page_columns
         )
+        self._scorer = CandidateScorer(model, self.cache, self.normalizer, self._work.decode_lane)
         self._counters = Counters()
         self._retokenised = False
         self.use_catalog(catalog)
@@ -272,6 +275,19 @@ class Engine:
             raise error_from(response.error, response.message)
         return response.items
 
+    def score(
+        self, user_id: str, items: Collection[str], *, tail: Sequence[int] | None = None
+    ) -> dict[str, float | None]:
+        """The score of each of these items after the user's history, as `recommend` would give it; None for one that
+        the catalog does not hold or that is not available, and for all if nothing of the user is known. At most 1,024
+        items. Raises the `XgrError` that a response would carry."""
+        request = RecommendRequest("score", user_id, tail=tail, candidates=cast("Sequence[str]", items))
+        (response,) = self.answer([(request, self.history.view(user_id))])
+        if response.status is Status.ERROR:
+            raise error_from(response.error, response.message)
+        scores = {item.item_id: item.score for item in response.items}
+        return {item_id: scores.get(item_id) for item_id in request.candidates or ()}
+
     # What the scheduler's device thread calls.
 
     def answer(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> list[RecommendResponse]:
@@ -297,16 +313,25 @@ class Engine:
         answers = Answers(self._catalog, self.version, self._counters)
         pending = PendingAnswers(answers, len(requests), again, self.config.widened_beam_width)
         jobs: deque[Job] = deque()
-        for index, (request, _) in enumerate(requests):
+        scoring: deque[Job] = deque()
+        for index, (request, view) in enumerate(requests):
             try:
-                jobs.append(self._job(index, request))
+                if request.candidates is None:
+                    jobs.append(self._job(index, request))
+                    continue
+                job = self._scoring_job(index, request, request.candidates)
+                if job.width:
+                    scoring.append(job)
+                else:
+                    pending.without_scores(job, view)
             except XgrError as error:
                 pending.fail(index, request, error)
-        while jobs:
-            group = self._next_group(jobs, views, pending)
-            if group.jobs:
-                with self._work.decode_lane.current():
-                    pending.add(self._begin_group(group))
+        for queue in (jobs, scoring):
+            while queue:
+                group = self._next_group(queue, views, pending)
+                if group.jobs:
+                    with self._work.decode_lane.current():
+                        pending.add(self._begin_group(group))
         return pending
 
     @torch.inference_mode()
@@ -394,6 +419,11 @@ class Engine:
         width = request.beam_width or max(request.k, self.config.beam_width)
         return Job(index, request, resolved, width, self._tails.check(request.tail))
 
+    def _scoring_job(self, index: int, request: RecommendRequest, item_ids: Sequence[str]) -> Job:
+        candidates = Candidates.of(self._catalog, item_ids)
+        tail = self._tails.check(request.tail)
+        return Job(index, request, self._catalog.resolve(NO_FILTER), len(candidates.leaves), tail, candidates)
+
     def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
         """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
         resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
@@ -444,8 +474,7 @@ class Engine:
                 ends, release = self._forked(own, tails, release)
             if ends is not own or any(len(plan.tokens) for plan in group.plans.values()):
                 appended = lane.mark()
-            widths = [job.width for job in group.jobs]
-            beams = self._beam_decoder.begin(ends, widths, [job.filter for job in group.jobs], self._legality)
+            beams = self._begin_beams(group.jobs, ends)
         except BaseException:
             release()
             raise
@@ -466,6 +495,14 @@ class Engine:
             unpin()
 
         return ends, release
+
+    def _begin_beams(self, jobs: Sequence[Job], ends: Sequence[UserPrefix]) -> PendingBeams:
+        """Jobs that all search, or all score, after the ends of their contexts."""
+        leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
+        if leaves:
+            return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
+        widths = [job.width for job in jobs]
+        return self._beam_decoder.begin(ends, widths, [job.filter for job in jobs], self._legality)
 
     def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
         prefixes = self._work.run(self._prefixes, plans, pages, appender)

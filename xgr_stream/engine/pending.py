@@ -43,7 +43,15 @@ class PendingAnswers:
         self._responses[index] = self._answers.failed(request, error)
 
     def popular(self, job: Job, view: HistoryView | None) -> None:
-        self._responses[job.index] = self._answers.popular(job, view)
+        """Nothing is in the user's context."""
+        if job.candidates is None:
+            self._responses[job.index] = self._answers.popular(job, view)
+        else:
+            self._responses[job.index] = self._answers.without_scores(job, view, unknown=True)
+
+    def without_scores(self, job: Job, view: HistoryView | None) -> None:
+        """None of the job's candidates has one."""
+        self._responses[job.index] = self._answers.without_scores(job, view, unknown=view is None)
 
     def add(self, group: PendingGroup) -> None:
         self._groups.append(group)
@@ -61,7 +69,8 @@ class PendingAnswers:
                 "append": group.appended.ms_since(group.begun),
                 "decode": group.beams.results.mark.ms_since(group.appended),
             }
-            responses = self._answers.from_beams(group.jobs, group.prefixes, group.states, beams, stages_ms)
+            made = self._answers.from_beams if group.jobs[0].candidates is None else self._answers.from_scores
+            responses = made(group.jobs, group.prefixes, group.states, beams, stages_ms)
             for job, response in zip(group.jobs, responses, strict=True):
                 self._responses[job.index] = response
                 if response.shortfall is Shortfall.BEAMS:

@@ -29,6 +29,7 @@ from xgr_stream.types import (
     RecommendResponse,
     Shortfall,
     Status,
+    Unscored,
     UserEvent,
 )
 
@@ -76,6 +77,7 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         tail=message.get("tail"),
         caps=_caps(message),
         min_score=message.get("min_score"),
+        candidates=None if message.get("candidates") is None else _listed(message, "candidates"),
     )
 
 
@@ -140,9 +142,10 @@ def parse_response(message: Message) -> RecommendResponse:
             cache=CacheState(message["cache"]),
             stages_ms=message["stages_ms"],
             tail_computed=bool(message.get("tail_computed")),
+            unscored={item: Unscored(why) for item, why in (message.get("unscored") or {}).items()},
             shortfall=None if (shortfall := message.get("shortfall")) is None else Shortfall(shortfall),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"not a response: {type(error).__name__} {error}") from None
 
 
@@ -179,6 +182,7 @@ def request_message(request: RecommendRequest) -> Message:
         tail=None if request.tail is None else list(request.tail),
         caps=dict(request.caps) or None,
         min_score=request.min_score,
+        candidates=None if request.candidates is None else list(request.candidates),
     )
 
 
@@ -201,6 +205,8 @@ def response_message(response: RecommendResponse, stages_ms: Mapping[str, float]
         message["tail_computed"] = True
     if response.shortfall is not None:
         message["shortfall"] = response.shortfall.value
+    if response.unscored:
+        message["unscored"] = {item: why.value for item, why in response.unscored.items()}
     if response.error is not None:
         message |= {"error": response.error, "message": response.message}
     return message

@@ -17,6 +17,7 @@ from xgr_stream.types import (
     RecommendResponse,
     Shortfall,
     Status,
+    Unscored,
 )
 
 TOKENS_PER_EVENT = 3
@@ -133,7 +134,11 @@ class NullEngine:
             event_count, event_offset, status = view.event_count, view.last_offset, Status.OK
             cache = self._cache_state(view)
             self._keep(view)
-        items = self._items(request, event_count, self._excluded(request, view))
+        unscored: dict[str, Unscored] = {}
+        if request.candidates is not None:
+            items, unscored = self._scored(request.candidates, known=view is not None)
+        else:
+            items = self._items(request, event_count, self._excluded(request, view))
         return RecommendResponse(
             request.request_id,
             request.user_id,
@@ -146,7 +151,8 @@ class NullEngine:
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},
             tail_computed=view is not None and request.tail is not None,
-            shortfall=Shortfall.EXHAUSTED if len(items) < request.k else None,
+            shortfall=Shortfall.EXHAUSTED if request.candidates is None and len(items) < request.k else None,
+            unscored=unscored,
         )
 
     def _cache_state(self, view: HistoryView) -> CacheState:
@@ -163,6 +169,16 @@ class NullEngine:
         if request.filter.seen and view is not None:
             excluded.update(self.history.item_names[item] for item in view.items.tolist())
         return excluded
+
+    def _scored(
+        self, item_ids: Sequence[str], *, known: bool
+    ) -> tuple[tuple[Recommendation, ...], dict[str, Unscored]]:
+        unscored = {item_id: Unscored.UNKNOWN for item_id in item_ids if item_id not in self._items_known}
+        unscored |= {i: Unscored.UNAVAILABLE for i in item_ids if i in self._gone and i not in unscored}
+        if not known:
+            unscored = {item_id: unscored.get(item_id, Unscored.UNKNOWN_USER) for item_id in item_ids}
+        rows = [int(item_id.removeprefix("item-")) for item_id in item_ids if item_id not in unscored]
+        return tuple(_recommendation(row, rank) for rank, row in enumerate(sorted(rows), start=1)), unscored
 
     def _items(self, request: RecommendRequest, event_count: int, excluded: set[str]) -> tuple[Recommendation, ...]:
         first = zlib.crc32(request.user_id.encode()) + event_count
