@@ -41,7 +41,8 @@ FIELDS = {
     types.CatalogUpdate: "item_id sid tags available",
     types.ItemFilter: "exclude allow deny seen",
     types.RecommendRequest: (
-        "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail caps min_score candidates"
+        "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail caps min_score "
+        "candidates temperature seed"
     ),
     types.Recommendation: "item_id score sid",
     types.RecommendResponse: (

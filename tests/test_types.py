@@ -82,6 +82,16 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"caps": "red"}, "caps"),
         ({"caps": [("red", 1)]}, "caps"),
         ({"caps": {"red": 1}.items()}, "caps"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": 100.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"seed": 1}, "seed"),
+        ({"temperature": 1, "seed": -1}, "seed"),
+        ({"temperature": 1, "seed": 1 << 63}, "seed"),
+        ({"temperature": 1, "seed": 1.0}, "seed"),
+        ({"temperature": 1, "seed": False}, "seed"),
         ({"candidates": "item"}, "candidates"),
         ({"candidates": b"item"}, "candidates"),
         ({"candidates": [1]}, "candidates"),
@@ -134,6 +144,7 @@ def test_candidates_are_a_few_distinct_items_and_go_alone() -> None:
         {"filter": ItemFilter(seen=True)},
         {"caps": {"a": 1}},
         {"min_score": -1.0},
+        {"temperature": 1.0},
     ]
     for fields in others:
         with pytest.raises(InvalidRequest, match=r"^candidates must go without "):

@@ -23,6 +23,8 @@ MAX_TAGS_TOGETHER = 8
 """Tags that an item must have at once, in one entry of `allow` or `deny`."""
 MAX_CANDIDATES = 1024
 MAX_TAIL_TOKENS = 64
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100.0
 MAX_ITEM_TAGS = 1_024
 """Tags of one item that an update may give it."""
 
@@ -267,6 +269,11 @@ class RecommendRequest:
     leaves fewer than `k`, the request is decoded with more beams, as far as the engine's config allows it.
     `min_score`: no item of a lower score.
 
+    `temperature`: draw items by chance, without replacement, instead of taking the best: above 1 for more chance, below
+    for less. The first is drawn with the probabilities that the levels' softmaxes over legal codes give at this
+    temperature, each further one from those that are left; their scores are as ever, and so not in order. `seed`: equal
+    seeds draw equally; None takes one that follows from the user's and the request's ids.
+
     `candidates`: score these items instead of searching for others. The answer holds those that have a score, best
     first, and says of the others why they have none (`RecommendResponse.unscored`). `k` has no meaning then, and beams,
     filters, caps and a threshold must not be given.
@@ -284,6 +291,8 @@ class RecommendRequest:
     caps: Mapping[str, int] | Caps = ()
     min_score: float | None = None
     candidates: Sequence[str] | None = None
+    temperature: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -308,6 +317,14 @@ class RecommendRequest:
         least = self.min_score
         if least is not None and (type(least) not in (int, float) or not -math.inf < least <= 0):
             raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
+        heat = self.temperature
+        if heat is not None and (type(heat) not in (int, float) or not MIN_TEMPERATURE <= heat <= MAX_TEMPERATURE):
+            expected = f"None or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+            raise InvalidRequest(f"temperature must be {expected}, not {_shown(heat)}")
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 63 or heat is None):
+            raise InvalidRequest(
+                f"seed must be None or an integer from 0 to 2^63 - 1 beside a temperature, not {_shown(self.seed)}"
+            )
         if self.candidates is not None:
             object.__setattr__(self, "candidates", self._candidates(self.candidates))
 
@@ -318,8 +335,10 @@ class RecommendRequest:
         distinct = tuple(dict.fromkeys(cast("Collection[str]", value)))
         if not 1 <= len(distinct) <= MAX_CANDIDATES:
             raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")
-        if self.beam_width is not None or self.filter != NO_FILTER or self.caps or self.min_score is not None:
-            raise InvalidRequest("candidates must go without beam_width, filters, caps and min_score, and one is given")
+        others = (self.beam_width, self.caps or None, self.min_score, self.temperature)
+        if self.filter != NO_FILTER or others != (None,) * len(others):
+            names = "beam_width, filters, caps, min_score and temperature"
+            raise InvalidRequest(f"candidates must go without {names}, and one is given")
         return distinct
 
 

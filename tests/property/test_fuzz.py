@@ -25,7 +25,19 @@ from xgr_stream.testing import save_tiny_model, tiny_catalog
 
 FIELDS = (
     *("v", "request_id", "user_id", "k", "beam_width", "exclude", "allow", "deny", "seen", "caps", "min_score"),
-    *("candidates", "timeout_ms", "min_offset", "reply_to", "tail", "item_id", "action", "timestamp_ms", "status"),
+    *(
+        "candidates",
+        "temperature",
+        "seed",
+        "timeout_ms",
+        "min_offset",
+        "reply_to",
+        "tail",
+        "item_id",
+        "action",
+        "timestamp_ms",
+        "status",
+    ),
     *("items", "error", "message", "event_count", "event_offset", "model_version", "catalog_version", "cache"),
     *("stages_ms", "shortfall", "unscored", "unknown"),
 )

@@ -24,7 +24,20 @@ values = st.recursive(
     max_leaves=8,
 )
 fields = ("v", "request_id", "user_id", "item_id", "k", "beam_width", "exclude", "timeout_ms", "min_offset", "action")
-rare_fields = ("timestamp_ms", "allow", "deny", "seen", "caps", "min_score", "candidates", "reply_to", "tail", "key")
+rare_fields = (
+    "timestamp_ms",
+    "allow",
+    "deny",
+    "seen",
+    "caps",
+    "min_score",
+    "candidates",
+    "temperature",
+    "seed",
+    "reply_to",
+    "tail",
+    "key",
+)
 messages = st.dictionaries(st.sampled_from(fields) | st.text(max_size=6), values, max_size=8)
 
 

@@ -44,6 +44,8 @@ REQUEST = RecommendRequest(
     tail=(5, 0),
     caps={"brand:*": 3, "new": 1},
     min_score=-12.5,
+    temperature=1.5,
+    seed=7,
 )
 RESPONSE = RecommendResponse(
     "r-1",

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from secrets import randbits
 from typing import cast
 
 import numpy as np
@@ -255,11 +256,16 @@ class Engine:
         seen: bool = False,
         caps: Mapping[str, int] | None = None,
         min_score: float | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
         tail: Sequence[int] | None = None,
     ) -> tuple[Recommendation, ...]:
         """The k best items for the user, best first. `allow`, `deny`: tags, or tuples of tags that an item has all of
-        (`ItemFilter`). `seen`: none of those in the user's kept history. `caps`, `min_score`: see `RecommendRequest`.
-        Raises the `XgrError` that a response would carry."""
+        (`ItemFilter`). `seen`: none of those in the user's kept history. `caps`, `min_score`,
+        `temperature`, `seed`: see `RecommendRequest`; without a seed each call draws anew. Raises the `XgrError` that a
+        response would carry."""
+        if temperature is not None and seed is None:
+            seed = randbits(63)
         request = RecommendRequest(
             "recommend",
             user_id,
@@ -269,6 +275,8 @@ class Engine:
             tail=tail,
             caps=caps or (),
             min_score=min_score,
+            temperature=temperature,
+            seed=seed,
         )
         (response,) = self.answer([(request, self.history.view(user_id))])
         if response.status is Status.ERROR:
@@ -313,11 +321,13 @@ class Engine:
         answers = Answers(self._catalog, self.version, self._counters)
         pending = PendingAnswers(answers, len(requests), again, self.config.widened_beam_width)
         jobs: deque[Job] = deque()
+        exploring: deque[Job] = deque()
         scoring: deque[Job] = deque()
         for index, (request, view) in enumerate(requests):
             try:
                 if request.candidates is None:
-                    jobs.append(self._job(index, request))
+                    job = self._job(index, request)
+                    (jobs if request.temperature is None else exploring).append(job)
                     continue
                 job = self._scoring_job(index, request, request.candidates)
                 if job.width:
@@ -326,7 +336,7 @@ class Engine:
                     pending.without_scores(job, view)
             except XgrError as error:
                 pending.fail(index, request, error)
-        for queue in (jobs, scoring):
+        for queue in (jobs, exploring, scoring):
             while queue:
                 group = self._next_group(queue, views, pending)
                 if group.jobs:
@@ -497,12 +507,13 @@ class Engine:
         return ends, release
 
     def _begin_beams(self, jobs: Sequence[Job], ends: Sequence[UserPrefix]) -> PendingBeams:
-        """Jobs that all search, or all score, after the ends of their contexts."""
+        """Jobs that all search, all draw or all score, after the ends of their contexts."""
         leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
         if leaves:
             return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
-        widths = [job.width for job in jobs]
-        return self._beam_decoder.begin(ends, widths, [job.filter for job in jobs], self._legality)
+        widths, filters = [job.width for job in jobs], [job.filter for job in jobs]
+        explorers = [job.request for job in jobs if job.request.temperature is not None]
+        return self._beam_decoder.begin(ends, widths, filters, self._legality, explorers)
 
     def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
         prefixes = self._work.run(self._prefixes, plans, pages, appender)

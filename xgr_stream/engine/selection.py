@@ -24,7 +24,7 @@ class Selected(NamedTuple):
     places: NDArray[np.intp]
     """Of the items that are taken, in the list. [at most k]"""
     cut: bool
-    """Whether an item's score was too low: no more are to be found behind it."""
+    """Whether an item's score was too low, and all behind it have lower ones."""
 
 
 def selects(request: RecommendRequest) -> bool:
@@ -33,12 +33,12 @@ def selects(request: RecommendRequest) -> bool:
 
 
 def select(request: RecommendRequest, rows: NDArray[np.int32], scores: NDArray[np.float32], tags: TagIndex) -> Selected:
-    """Of items [items] with their scores, best first."""
-    count = len(rows)
+    """Of items [items] with their scores, in their order."""
+    good: NDArray[np.intp] = np.arange(len(rows))
     if request.min_score is not None:
-        count = int(np.count_nonzero(scores.astype(np.float64) >= request.min_score))
-    first = np.arange(min(count, request.k), dtype=np.intp)
-    return Selected(capped(rows[:count], request, tags) if request.caps else first, count < len(rows))
+        good = np.flatnonzero(scores.astype(np.float64) >= request.min_score)
+    places = good[capped(rows[good], request, tags)] if request.caps else good[: request.k]
+    return Selected(places, len(good) < len(rows) and request.temperature is None)
 
 
 def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex) -> NDArray[np.intp]:

@@ -41,6 +41,8 @@ class Asking(ABC):
         seen: bool = False,
         caps: Mapping[str, int] | None = None,
         min_score: float | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
         tail: Sequence[int] | None = None,
         timeout: float | None = None,
         after: EventPosition | None = None,
@@ -48,7 +50,8 @@ class Asking(ABC):
         """The `k` best items for a user, as `response.items`.
 
         `allow`, `deny`: tags, or tuples of tags that an item must all have. `seen`: none of the user's kept history.
-        `caps`: how many items may have a tag, `{"brand:*": 3}`; `min_score`: none below it (see `RecommendRequest`).
+        `caps`: how many items may have a tag, `{"brand:*": 3}`; `min_score`: none below it; `temperature`: draw
+        by chance instead of taking the best, `seed`: equally if it is equal (see `RecommendRequest`).
         If there are fewer than `k`, `response.shortfall` says why.
 
         `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
@@ -68,6 +71,8 @@ class Asking(ABC):
                 tail=tail,
                 caps=caps or (),
                 min_score=min_score,
+                temperature=temperature,
+                seed=seed,
             )
         )
 

@@ -77,6 +77,8 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         tail=message.get("tail"),
         caps=_caps(message),
         min_score=message.get("min_score"),
+        temperature=message.get("temperature"),
+        seed=message.get("seed"),
         candidates=None if message.get("candidates") is None else _listed(message, "candidates"),
     )
 
@@ -182,6 +184,8 @@ def request_message(request: RecommendRequest) -> Message:
         tail=None if request.tail is None else list(request.tail),
         caps=dict(request.caps) or None,
         min_score=request.min_score,
+        temperature=request.temperature,
+        seed=request.seed,
         candidates=None if request.candidates is None else list(request.candidates),
     )
 
