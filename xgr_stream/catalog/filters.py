@@ -72,7 +72,7 @@ class FilterResolver:
 
     def resolve(self, item_filter: ItemFilter, excluded_rows: Int32Array) -> ResolvedFilter:
         """`excluded_rows`: the rows of `item_filter.exclude` that the catalog knows, in any order."""
-        if item_filter == NO_FILTER:
+        if item_filter is NO_FILTER or item_filter == NO_FILTER:  # nearly always the first, 0.3 µs sooner
             if self._unfiltered is None:
                 self._unfiltered = self._resolve(item_filter, excluded_rows)
             return self._unfiltered

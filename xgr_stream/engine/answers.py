@@ -14,7 +14,7 @@ from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.decode import Beams
 from xgr_stream.engine.scoring import Candidates
-from xgr_stream.engine.selection import popular, select, selects
+from xgr_stream.engine.selection import popular, select
 from xgr_stream.errors import EngineError, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import (
@@ -55,6 +55,8 @@ class Job:
     """The request's own; None: the checkpoint's."""
     candidates: Candidates | None = None
     """What is to be scored; None: items are to be found."""
+    selects: bool = False
+    """Whether caps or a threshold decide, too, which of the items that are found are taken."""
 
 
 class Answers:
@@ -93,17 +95,20 @@ class Answers:
             if top.start == top.stop:
                 responses.append(self.failed(job.request, EngineError(NOT_NUMBERS)))
                 continue
-            request, shortfall = job.request, Shortfall.EXHAUSTED
-            if selects(request):
+            request, shortfall = job.request, None
+            if job.selects:
                 selected = select(request, rows[first:last], ranked[first:last], self._catalog.columns.tags)
                 own = tuple(items[first + place] for place in selected.places.tolist())
-                # With fewer beams than asked for, none was left out at any level.
-                found = top.stop - top.start
-                if not (selected.cut or found < job.width or found == self._catalog.trie.num_leaves):
-                    shortfall = Shortfall.BEAMS
+                if len(own) < request.k:
+                    # With fewer beams than asked for, none was left out at any level.
+                    found = top.stop - top.start
+                    complete = selected.cut or found < job.width or found == self._catalog.trie.num_leaves
+                    shortfall = Shortfall.EXHAUSTED if complete else Shortfall.BEAMS
             else:
                 # A legal leaf has an item that may be returned, so the first k leaves have k.
                 own = items[first : min(last, first + request.k)]
+                if len(own) < request.k:
+                    shortfall = Shortfall.EXHAUSTED
             responses.append(
                 RecommendResponse(
                     request_id=request.request_id,
@@ -117,7 +122,7 @@ class Answers:
                     cache=state,
                     stages_ms=stages_ms,
                     tail_computed=job.tail is not None,
-                    shortfall=None if len(own) == request.k else shortfall,
+                    shortfall=shortfall,
                 )
             )
         return responses
@@ -133,7 +138,7 @@ class Answers:
             self._counters.beams_dead += job.width - found
             if not finite and not np.isfinite(scores[start : start + found]).all():
                 found = 0
-            most = found if selects(job.request) else min(job.request.k, found)
+            most = found if job.selects else min(job.request.k, found)
             tops.append(slice(start, start + most))
         return tops
 

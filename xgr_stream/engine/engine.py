@@ -30,6 +30,7 @@ from xgr_stream.engine.pending import PendingAnswers, PendingGroup
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
 from xgr_stream.engine.scoring import Candidates, CandidateScorer
+from xgr_stream.engine.selection import selects
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
@@ -427,7 +428,8 @@ class Engine:
         if not resolved.num_items:
             raise NothingLegal(NOTHING_LEFT)
         width = request.beam_width or max(request.k, self.config.beam_width)
-        return Job(index, request, resolved, width, self._tails.check(request.tail))
+        tail = self._tails.check(request.tail)
+        return Job(index, request, resolved, width, tail, selects=selects(request))
 
     def _scoring_job(self, index: int, request: RecommendRequest, item_ids: Sequence[str]) -> Job:
         candidates = Candidates.of(self._catalog, item_ids)
@@ -508,11 +510,11 @@ class Engine:
 
     def _begin_beams(self, jobs: Sequence[Job], ends: Sequence[UserPrefix]) -> PendingBeams:
         """Jobs that all search, all draw or all score, after the ends of their contexts."""
-        leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
-        if leaves:
+        if jobs[0].candidates is not None:
+            leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
             return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
+        explorers = [] if jobs[0].request.temperature is None else [job.request for job in jobs]
         widths, filters = [job.width for job in jobs], [job.filter for job in jobs]
-        explorers = [job.request for job in jobs if job.request.temperature is not None]
         return self._beam_decoder.begin(ends, widths, filters, self._legality, explorers)
 
     def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:

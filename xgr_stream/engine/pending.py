@@ -73,7 +73,7 @@ class PendingAnswers:
             responses = made(group.jobs, group.prefixes, group.states, beams, stages_ms)
             for job, response in zip(group.jobs, responses, strict=True):
                 self._responses[job.index] = response
-                if response.shortfall is Shortfall.BEAMS:
+                if response.shortfall is not None and response.shortfall is Shortfall.BEAMS:
                     short.append((job, response))
         if short:
             asked = [(job.request, job.width, response) for job, response in short]

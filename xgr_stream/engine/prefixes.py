@@ -112,7 +112,10 @@ class PrefixBuilder:
         prefix = self._cache.get(view.user_id)
         if prefix is None or prefix.key != self._key or prefix.life != view.life:
             return None
-        return prefix if self._reader.is_current(prefix.context_items, prefix.revision) else None
+        reader = self._reader
+        if prefix.revision == reader.revision or reader.is_current(prefix.context_items, prefix.revision):
+            return prefix
+        return None
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens
