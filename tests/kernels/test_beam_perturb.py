@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from typing import Any
 
@@ -122,6 +123,12 @@ def test_more_beams_begin_with_the_same_leaves_and_company_changes_nothing() -> 
         assert torch.equal(draw(seeds, width, 0.7), everything[:, :width])
     for i in range(4):
         assert torch.equal(draw(seeds[i : i + 1], 6, 0.7)[0], everything[i])
+
+
+def test_rows_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw(torch.arange(50), 4, 1.0)
+    monkeypatch.setattr(importlib.import_module("xgr_kernels.beam_perturb.reference"), "BLOCK", 3 * CODES)
+    assert torch.equal(draw(torch.arange(50), 4, 1.0), whole)
 
 
 def test_emptied_nodes_are_those_of_their_own_request() -> None:

@@ -12,6 +12,8 @@ def _int64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+BLOCK = 1 << 20
+"""Children at once: a dozen intermediates of 8 MB."""
 GOLDEN = 0x9E3779B97F4A7C15
 MIX = (_int64(0xBF58476D1CE4E5B9), _int64(0x94D049BB133111EB))
 
@@ -37,6 +39,53 @@ def beam_perturb(
     row = torch.arange(rows, device=logits.device)
     request = torch.searchsorted(row_starts[1:].long(), row, right=True).clamp_(max=len(mask_index) - 1)
     alive = (row < row_starts[-1]) & (keys > -torch.inf)
+    table = torch.full((2, rows, codes + 1), -torch.inf, device=logits.device)
+    step = max(1, BLOCK // codes)
+    for first in range(0, rows, step):
+        some = slice(first, first + step)
+        _fill(
+            table[:, some],
+            logits[some],
+            keys[some],
+            log_probs[some],
+            nodes[some],
+            alive=alive[some],
+            request=request[some],
+            child_starts=child_starts,
+            child_codes=child_codes,
+            node_masks=node_masks,
+            mask_index=mask_index,
+            emptied_starts=emptied_starts,
+            emptied_nodes=emptied_nodes,
+            temperatures=temperatures,
+            seeds=seeds,
+            level=level,
+        )
+    by_key, by_log_prob = table[:, :, :codes].contiguous()
+    return by_key, by_log_prob
+
+
+def _fill(
+    table: Tensor,
+    logits: Tensor,
+    keys: Tensor,
+    log_probs: Tensor,
+    nodes: Tensor,
+    *,
+    alive: Tensor,
+    request: Tensor,
+    child_starts: Tensor,
+    child_codes: Tensor,
+    node_masks: Tensor,
+    mask_index: Tensor,
+    emptied_starts: Tensor,
+    emptied_nodes: Tensor,
+    temperatures: Tensor,
+    seeds: Tensor,
+    level: int,
+) -> None:
+    """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes + 1]."""
+    codes = logits.shape[1]
     at = nodes.clamp(min=0).masked_fill(~alive, 0).long()
     first, last = child_starts[at].long(), child_starts[at + 1].long()
     # [rows, codes]: the i-th child of each row, if it has so many; the last node stands for one that is none.
@@ -52,13 +101,10 @@ def beam_perturb(
     noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, child).log().neg().log()
     key = _conditioned(noisy, keys.double()[:, None]).masked_fill(~legal, -torch.inf)
 
-    # By code, with a column behind for children that are none.
+    # By code; what is no legal child goes to the column behind.
     place = code.masked_fill(~legal, codes)
-    table = torch.full((2, rows, codes + 1), -torch.inf, device=logits.device)
     table[0].scatter_(1, place, key.float())
     table[1].scatter_(1, place, conditional.float())
-    by_key, by_log_prob = table[:, :, :codes].contiguous()
-    return by_key, by_log_prob
 
 
 def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor, num_nodes: int) -> Tensor:
