@@ -33,6 +33,7 @@ from xgr_stream.errors import ConfigError
         (lambda: CacheConfig(page_size=48), "page_size"),
         (lambda: EngineConfig(beam_width=0), "beam_width"),
         (lambda: EngineConfig(beam_width=100_000), "beam_width"),
+        (lambda: EngineConfig(widened_beam_width=100_000), "widened_beam_width"),
         (lambda: EngineConfig(beam_width="wide"), "beam_width"),  # type: ignore[arg-type]
         (lambda: EngineConfig(normalizer="softmax"), "normalizer"),  # type: ignore[arg-type]
         (lambda: EngineConfig(dtype="int8"), "dtype"),  # type: ignore[arg-type]

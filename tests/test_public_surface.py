@@ -24,9 +24,11 @@ NAMES = [
     "RecommendResponse",
     "Recommendation",
     "Recommender",
+    "Shortfall",
     "Status",
     "StreamConfig",
     "TopicNames",
+    "Unscored",
     "UserEvent",
     "WindowConfig",
     "XgrError",
@@ -37,17 +39,20 @@ NAMES = [
 FIELDS = {
     types.UserEvent: "user_id item_id action timestamp_ms",
     types.CatalogUpdate: "item_id sid tags available",
-    types.ItemFilter: "exclude allow deny",
-    types.RecommendRequest: "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail",
+    types.ItemFilter: "exclude allow deny seen",
+    types.RecommendRequest: (
+        "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail caps min_score "
+        "candidates temperature seed"
+    ),
     types.Recommendation: "item_id score sid",
     types.RecommendResponse: (
         "request_id user_id status items error message event_count event_offset model_version catalog_version cache "
-        "stages_ms tail_computed"
+        "stages_ms tail_computed shortfall unscored"
     ),
     config.WindowConfig: "max_events stride",
     config.CacheConfig: "budget_bytes page_size",
-    config.EngineConfig: "beam_width normalizer device dtype fp8 window cache max_batch_rows max_batch_tokens "
-    "append_piece_ms",
+    config.EngineConfig: "beam_width widened_beam_width normalizer device dtype fp8 window cache max_batch_rows "
+    "max_batch_tokens append_piece_ms",
     config.HistoryConfig: "keep_events segment_events",
     config.TopicNames: "events requests responses dead_letters changelog catalog",
     config.StreamConfig: (
@@ -93,6 +98,8 @@ def test_fields_are_frozen(owner: type) -> None:
 
 def test_statuses_and_cache_states_are_frozen() -> None:
     assert [status.value for status in types.Status] == ["ok", "unknown_user", "error"]
+    assert [shortfall.value for shortfall in types.Shortfall] == ["exhausted", "beams"]
+    assert [why.value for why in types.Unscored] == ["unknown", "unavailable", "unknown_user"]
     assert [state.value for state in types.CacheState] == ["warm", "appended", "cold", "none"]
 
 

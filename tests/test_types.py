@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from xgr_stream.errors import InvalidEvent, InvalidRequest
 from xgr_stream.types import (
     MAX_BEAM_WIDTH,
+    MAX_CANDIDATES,
     MAX_EXCLUDE_ITEMS,
     MAX_ID_CHARS,
     MAX_TAGS,
@@ -77,6 +79,28 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"tail": [-1]}, "tail"),
         ({"tail": [1.0]}, "tail"),
         ({"tail": [True]}, "tail"),
+        ({"caps": "red"}, "caps"),
+        ({"caps": [("red", 1)]}, "caps"),
+        ({"caps": {"red": 1}.items()}, "caps"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": 100.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"seed": 1}, "seed"),
+        ({"temperature": 1, "seed": -1}, "seed"),
+        ({"temperature": 1, "seed": 1 << 63}, "seed"),
+        ({"temperature": 1, "seed": 1.0}, "seed"),
+        ({"temperature": 1, "seed": False}, "seed"),
+        ({"candidates": "item"}, "candidates"),
+        ({"candidates": b"item"}, "candidates"),
+        ({"candidates": [1]}, "candidates"),
+        ({"candidates": 1}, "candidates"),
+        ({"min_score": 0.5}, "min_score"),
+        ({"min_score": -math.inf}, "min_score"),
+        ({"min_score": math.nan}, "min_score"),
+        ({"min_score": False}, "min_score"),
+        ({"min_score": "-1"}, "min_score"),
     ],
 )
 def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
@@ -87,6 +111,44 @@ def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> 
 def test_a_request_may_go_to_the_limits() -> None:
     request = RecommendRequest("r", "u", k=MAX_BEAM_WIDTH, beam_width=MAX_BEAM_WIDTH, timeout_ms=0, min_offset=0)
     assert request.k == request.beam_width == MAX_BEAM_WIDTH
+
+
+@pytest.mark.parametrize(
+    ("tag", "most"), [("", 1), (1, 1), (LONG, 1), ("a", 0), ("a", MAX_BEAM_WIDTH + 1), ("a", True)]
+)
+def test_caps_are_numbers_of_items_by_tag(tag: Any, most: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^caps must be "):
+        RecommendRequest("r", "u", caps={tag: most})
+
+
+def test_caps_have_a_limit_and_are_kept_as_pairs() -> None:
+    request = RecommendRequest("r", "u", caps={"b": 2, "a*": 1}, min_score=-3)
+    assert request.caps == (("a*", 1), ("b", 2))
+    assert dataclasses.replace(request, k=3).caps == request.caps
+    assert len(RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS)}).caps) == MAX_TAGS
+    with pytest.raises(InvalidRequest, match=rf"^caps must hold at most {MAX_TAGS} entries, not {MAX_TAGS + 1}$"):
+        RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS + 1)})
+
+
+def test_candidates_are_a_few_distinct_items_and_go_alone() -> None:
+    assert RecommendRequest("r", "u", candidates=["b", "a", "b"]).candidates == ("b", "a")
+    most = [str(i) for i in range(MAX_CANDIDATES)]
+    assert len(RecommendRequest("r", "u", candidates=[*most, *most]).candidates or ()) == MAX_CANDIDATES
+    for items in ([], [*most, "x"]):
+        with pytest.raises(
+            InvalidRequest, match=rf"^candidates must hold 1 to {MAX_CANDIDATES} items, not {len(items)}$"
+        ):
+            RecommendRequest("r", "u", candidates=items)
+    others: list[dict[str, Any]] = [
+        {"beam_width": 64},
+        {"filter": ItemFilter(seen=True)},
+        {"caps": {"a": 1}},
+        {"min_score": -1.0},
+        {"temperature": 1.0},
+    ]
+    for fields in others:
+        with pytest.raises(InvalidRequest, match=r"^candidates must go without "):
+            RecommendRequest("r", "u", candidates=["a"], **fields)
 
 
 def test_a_tail_has_a_limit_and_is_kept_as_a_tuple() -> None:
@@ -113,6 +175,28 @@ def test_a_filter_has_limits(name: str, limit: int) -> None:
         ItemFilter(**{name: ["x"] * (limit + 1)})
 
 
+@pytest.mark.parametrize("name", ["allow", "deny"])
+@pytest.mark.parametrize("entry", [[], ["a", 1], [["a"]], b"a", {"a": 1, 2: 3}, [str(i) for i in range(9)]])
+def test_tags_of_one_entry_are_a_few_strings(name: str, entry: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=rf"^{name} must be a sequence of strings, or of collections of 1 to 8 str"
+    ):
+        ItemFilter(**{name: ["b", entry]})
+    with pytest.raises(InvalidRequest, match=r"^exclude must be a sequence of strings, not "):
+        ItemFilter(exclude=["b", entry])
+
+
+def test_entries_of_one_meaning_are_equal() -> None:
+    assert ItemFilter.of(allow=[["b", "a", "b"], ("a",)]) == ItemFilter(allow=(("a", "b"), "a"))
+    assert len(ItemFilter.of(deny=[{str(i) for i in range(8)}]).deny[0]) == 8
+
+
+@pytest.mark.parametrize("value", [1, None, "yes", ("item-1",)])
+def test_seen_is_true_or_false(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^seen must be true or false, not "):
+        ItemFilter(seen=value)
+
+
 def test_a_filter_keeps_tuples() -> None:
     assert ItemFilter(exclude=["a", "b"]) == ItemFilter(exclude=("a", "b"))  # type: ignore[arg-type]
     assert hash(ItemFilter(allow=["a"])) == hash(ItemFilter(allow=("a",)))  # type: ignore[arg-type]
@@ -129,8 +213,8 @@ def test_a_wrong_value_is_shown_shortened() -> None:
     "value",
     [
         UserEvent("u", "i", "buy", 1),
-        ItemFilter(("a",), ("b",), ("c",)),
-        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers", (5, 0)),
+        ItemFilter(("a",), ("b",), ("c",), True),
+        RecommendRequest("r", "u", 3, 9, ItemFilter(deny=("x",)), 50, 7, "shop-answers", (5, 0), {"x": 2}, -1.5),
         RecommendResponse("r", "u", Status.OK, (Recommendation("i", -1.5, (1, 2, 3)),), stages_ms={"total": 1.0}),
     ],
     ids=lambda value: type(value).__name__,

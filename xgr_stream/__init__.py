@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from xgr_stream.types import Recommendation as Recommendation
     from xgr_stream.types import RecommendRequest as RecommendRequest
     from xgr_stream.types import RecommendResponse as RecommendResponse
+    from xgr_stream.types import Shortfall as Shortfall
     from xgr_stream.types import Status as Status
+    from xgr_stream.types import Unscored as Unscored
     from xgr_stream.types import UserEvent as UserEvent
 
 __version__ = "0.1.0"
@@ -47,9 +49,11 @@ _HOME = {
     "RecommendResponse": "types",
     "Recommendation": "types",
     "Recommender": "stream",
+    "Shortfall": "types",
     "Status": "types",
     "StreamConfig": "config",
     "TopicNames": "config",
+    "Unscored": "types",
     "UserEvent": "types",
     "WindowConfig": "config",
     "XgrError": "errors",
@@ -70,9 +74,11 @@ __all__ = [
     "RecommendResponse",
     "Recommendation",
     "Recommender",
+    "Shortfall",
     "Status",
     "StreamConfig",
     "TopicNames",
+    "Unscored",
     "UserEvent",
     "WindowConfig",
     "XgrError",

@@ -62,6 +62,8 @@ class EngineConfig:
 
     beam_width: int = 64
     """Beams of a request that names none (never below its k)."""
+    widened_beam_width: int = 512
+    """Beams that a request is decoded again with, at most, when its caps left fewer than k items of those it had."""
     normalizer: Normalizer | None = None
     """None: what the checkpoint's xgr.json names, else `level`."""
     device: str = "cpu"
@@ -81,9 +83,11 @@ class EngineConfig:
     CPU, 1.3 on CUDA."""
 
     def __post_init__(self) -> None:
-        _at_least("beam_width", self.beam_width, 1)
-        if self.beam_width > MAX_BEAM_WIDTH:
-            raise ConfigError(f"beam_width must be from 1 to {MAX_BEAM_WIDTH}, not {self.beam_width!r}")
+        for name in ("beam_width", "widened_beam_width"):
+            width = getattr(self, name)
+            _at_least(name, width, 1)
+            if width > MAX_BEAM_WIDTH:
+                raise ConfigError(f"{name} must be from 1 to {MAX_BEAM_WIDTH}, not {width!r}")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', not {self.dtype!r}")
         if not isinstance(self.device, str):

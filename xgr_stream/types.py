@@ -7,6 +7,7 @@ the field, its value and what was expected.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +19,12 @@ MAX_ID_CHARS = 256
 MAX_BEAM_WIDTH = 1024
 MAX_EXCLUDE_ITEMS = 10_000
 MAX_TAGS = 64
+MAX_TAGS_TOGETHER = 8
+"""Tags that an item must have at once, in one entry of `allow` or `deny`."""
+MAX_CANDIDATES = 1024
 MAX_TAIL_TOKENS = 64
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100.0
 MAX_ITEM_TAGS = 1_024
 """Tags of one item that an update may give it."""
 
@@ -45,6 +51,26 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+class Shortfall(StrEnum):
+    """Why an answer has fewer than k items."""
+
+    EXHAUSTED = "exhausted"
+    """Nothing else passes the filters, caps and score threshold."""
+    BEAMS = "beams"
+    """The caps left no more of as many beams as may be used. Others may be among more of them."""
+
+
+class Unscored(StrEnum):
+    """Why a candidate has no score."""
+
+    UNKNOWN = "unknown"
+    """The catalog does not hold it."""
+    UNAVAILABLE = "unavailable"
+    """It is not to be had now."""
+    UNKNOWN_USER = "unknown_user"
+    """No event of the user with a known item is in context, so that nothing has a score."""
+
+
 def _identifier(owner: type[Exception], name: str, value: object) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
         raise owner(f"{name} must be a string of 1 to {MAX_ID_CHARS} characters, not {_shown(value)}")
@@ -59,6 +85,22 @@ def check_user_id(value: str) -> str:
     """The value, if it may be a user's id. Raises `InvalidEvent`."""
     _identifier(InvalidEvent, "user_id", value)
     return value
+
+
+def _caps(value: object) -> Caps:
+    # Pairs, too: that is what they are kept as.
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise InvalidRequest(f"caps must be a mapping of tags to numbers of items, not {_shown(value)}")
+    if len(pairs) > MAX_TAGS:
+        raise InvalidRequest(f"caps must hold at most {MAX_TAGS} entries, not {len(pairs)}")
+    for tag, most in pairs:
+        _identifier(InvalidRequest, "caps", tag)
+        if type(most) is not int or not 1 <= most <= MAX_BEAM_WIDTH:
+            raise InvalidRequest(
+                f"caps must be integers from 1 to {MAX_BEAM_WIDTH}, and that of {_shown(tag)} is {_shown(most)}"
+            )
+    return tuple(sorted(pairs))
 
 
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
@@ -148,34 +190,69 @@ class CatalogUpdate:
                 raise InvalidUpdate(f"sid must hold a code from 0 to {limit - 1} at level {level}, not {code}")
 
 
+Tags = str | Collection[str]
+"""An entry of `allow` or `deny`: a tag, or tags that an item must all have to match."""
+
+
+def _entry(name: str, value: object) -> str | tuple[str, ...]:
+    """One form for each meaning: a tag, or several distinct ones in their order."""
+    if isinstance(value, str):
+        return value
+    listed = isinstance(value, Collection) and all(isinstance(tag, str) for tag in value)
+    tags = set(cast("Collection[str]", value)) if listed else set()
+    if not 1 <= len(tags) <= MAX_TAGS_TOGETHER:
+        raise InvalidRequest(
+            f"{name} must be a sequence of strings, or of collections of 1 to {MAX_TAGS_TOGETHER} strings, and holds "
+            f"{_shown(value)}"
+        )
+    return next(iter(tags)) if len(tags) == 1 else tuple(sorted(tags))
+
+
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """Which items a request may return. An item passes if it is not in `exclude`, has one of the `allow` tags
-    (when there are any) and none of the `deny` tags. Items and tags that the catalog does not know are ignored in
-    `exclude` and `deny`; an `allow` of unknown tags only allows nothing."""
+    """Which items a request may return. An item passes if it is not in `exclude`, matches an entry of `allow` (when
+    there are any), none of `deny` and, with `seen`, is in no event of the user's kept history. An entry is a tag that
+    an item has, or several tags (a tuple) of which it has all. Items and tags that the catalog does not know are
+    ignored in `exclude` and `deny`; an `allow` of unknown tags only allows nothing."""
 
     exclude: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
+    allow: tuple[str | tuple[str, ...], ...] = ()
+    deny: tuple[str | tuple[str, ...], ...] = ()
+    seen: bool = False
+    """Whether everything that the user's history keeps is excluded too: up to the event that the answer saw last, and
+    not only what is in context."""
 
     def __post_init__(self) -> None:
         for name, limit in (("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)):
             values = getattr(self, name)
             # A string is a collection of strings too, and its characters are nobody's items.
-            listed = isinstance(values, Collection) and not isinstance(values, str)
-            if not listed or not all(isinstance(v, str) for v in values):
+            listed = isinstance(values, Collection) and not isinstance(values, str | bytes)
+            plain = listed and all(isinstance(v, str) for v in values)
+            if not listed or not (plain or limit == MAX_TAGS):
                 raise InvalidRequest(f"{name} must be a sequence of strings, not {_shown(values)}")
             if len(values) > limit:
                 raise InvalidRequest(f"{name} must hold at most {limit} entries, not {len(values)}")
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, tuple(values) if plain else tuple(_entry(name, v) for v in values))
+        if type(self.seen) is not bool:
+            raise InvalidRequest(f"seen must be true or false, not {_shown(self.seen)}")
 
     @classmethod
-    def of(cls, exclude: Collection[str] = (), allow: Collection[str] = (), deny: Collection[str] = ()) -> ItemFilter:
+    def of(
+        cls,
+        exclude: Collection[str] = (),
+        allow: Collection[Tags] = (),
+        deny: Collection[Tags] = (),
+        seen: bool = False,
+    ) -> ItemFilter:
         """From collections of any kind: lists, sets, the keys of a dictionary."""
-        return cls(cast("tuple[str, ...]", exclude), cast("tuple[str, ...]", allow), cast("tuple[str, ...]", deny))
+        tags = tuple[str | tuple[str, ...], ...]
+        return cls(cast("tuple[str, ...]", exclude), cast(tags, allow), cast(tags, deny), seen)
 
 
 NO_FILTER = ItemFilter()
+
+Caps = tuple[tuple[str, int], ...]
+"""(tag, most items that may have it); a tag that ends in `*` stands for each tag that begins so, by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +263,20 @@ class RecommendRequest:
     timestamp. `min_offset`: wait until the user's own event partition has been read up to and including this offset
     (read your own writes). `reply_to`: a topic that gets a copy of the response. `tail`: token ids to read between
     the last event and the next item instead of the checkpoint's own tail (None); it costs a small forward.
+
+    `caps`: at most so many items of the answer may have this tag, or of a key that ends in `*`, such as `brand:*`, each
+    tag that begins so. Items are taken in their order, and one that would exceed a cap is passed over; where that
+    leaves fewer than `k`, the request is decoded with more beams, as far as the engine's config allows it.
+    `min_score`: no item of a lower score.
+
+    `temperature`: draw items by chance, without replacement, instead of taking the best: above 1 for more chance, below
+    for less. The first is drawn with the probabilities that the levels' softmaxes over legal codes give at this
+    temperature, each further one from those that are left; their scores are as ever, and so not in order. `seed`: equal
+    seeds draw equally; None takes one that follows from the user's and the request's ids.
+
+    `candidates`: score these items instead of searching for others. The answer holds those that have a score, best
+    first, and says of the others why they have none (`RecommendResponse.unscored`). `k` has no meaning then, and beams,
+    filters, caps and a threshold must not be given.
     """
 
     request_id: str
@@ -197,6 +288,11 @@ class RecommendRequest:
     min_offset: int | None = None
     reply_to: str | None = None
     tail: Sequence[int] | None = None
+    caps: Mapping[str, int] | Caps = ()
+    min_score: float | None = None
+    candidates: Sequence[str] | None = None
+    temperature: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -216,6 +312,34 @@ class RecommendRequest:
             _identifier(InvalidRequest, "reply_to", self.reply_to)
         if self.tail is not None:
             object.__setattr__(self, "tail", _token_ids("tail", self.tail))
+        if self.caps != ():
+            object.__setattr__(self, "caps", _caps(self.caps))
+        least = self.min_score
+        if least is not None and (type(least) not in (int, float) or not -math.inf < least <= 0):
+            raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
+        heat = self.temperature
+        if heat is not None and (type(heat) not in (int, float) or not MIN_TEMPERATURE <= heat <= MAX_TEMPERATURE):
+            expected = f"None or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+            raise InvalidRequest(f"temperature must be {expected}, not {_shown(heat)}")
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 63 or heat is None):
+            raise InvalidRequest(
+                f"seed must be None or an integer from 0 to 2^63 - 1 beside a temperature, not {_shown(self.seed)}"
+            )
+        if self.candidates is not None:
+            object.__setattr__(self, "candidates", self._candidates(self.candidates))
+
+    def _candidates(self, value: object) -> tuple[str, ...]:
+        listed = isinstance(value, Collection) and not isinstance(value, str | bytes)
+        if not listed or not all(isinstance(item, str) for item in cast("Collection[object]", value)):
+            raise InvalidRequest(f"candidates must be a sequence of strings, not {_shown(value)}")
+        distinct = tuple(dict.fromkeys(cast("Collection[str]", value)))
+        if not 1 <= len(distinct) <= MAX_CANDIDATES:
+            raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")
+        others = (self.beam_width, self.caps or None, self.min_score, self.temperature)
+        if self.filter != NO_FILTER or others != (None,) * len(others):
+            names = "beam_width, filters, caps, min_score and temperature"
+            raise InvalidRequest(f"candidates must go without {names}, and one is given")
+        return distinct
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +373,10 @@ class RecommendResponse:
     """Time spent in each stage, milliseconds: `wait`, `append`, `decode`, `total`."""
     tail_computed: bool = False
     """Whether a tail of the request's own was computed for it, besides what `cache` says. It counts as `append`."""
+    shortfall: Shortfall | None = None
+    """Why there are fewer than k items; None: there are k, or the answer is an error, or to `candidates`."""
+    unscored: Mapping[str, Unscored] = field(default_factory=dict)
+    """The request's `candidates` that have no score, and why."""
 
     @classmethod
     def failure(cls, request_id: str, user_id: str, error: XgrError) -> RecommendResponse:

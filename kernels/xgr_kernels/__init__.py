@@ -6,6 +6,7 @@ dispatches, `reference.py` in plain torch (which is the CPU's path), `kernel.py`
 
 from xgr_kernels.append_attention import append_attention, plan_append_attention
 from xgr_kernels.beam_descend import BeamDescent, beam_descend
+from xgr_kernels.beam_perturb import PerturbedChildren, beam_perturb
 from xgr_kernels.beam_select import BeamSelection, beam_select
 from xgr_kernels.gate_up_silu import gate_up_silu
 from xgr_kernels.kv_write import kv_write
@@ -17,8 +18,10 @@ from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
 __all__ = [
     "BeamDescent",
     "BeamSelection",
+    "PerturbedChildren",
     "append_attention",
     "beam_descend",
+    "beam_perturb",
     "beam_select",
     "gate_up_silu",
     "kv_write",

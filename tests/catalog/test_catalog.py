@@ -58,7 +58,9 @@ def test_exclusions_count_against_the_items_that_the_tags_leave(catalog: Catalog
 def test_a_tag_that_nobody_has_allows_nothing_and_denies_nothing(catalog: Catalog) -> None:
     assert catalog.resolve(ItemFilter(allow=("unheard",))).num_items == 0
     assert catalog.resolve(ItemFilter(deny=("unheard",))).tags_key is None
-    assert catalog.resolve(ItemFilter(allow=("unheard", "x"))).tags_key == (("x",), ())
+    assert catalog.resolve(ItemFilter(allow=(("unheard", "x"),))).num_items == 0
+    assert catalog.resolve(ItemFilter(deny=(("unheard", "x"),))).tags_key is None
+    assert catalog.resolve(ItemFilter(allow=("unheard", "x"))).tags_key == ((("x",),), ())
 
 
 def test_equal_tag_filters_share_their_masks_and_old_ones_are_dropped(catalog: Catalog) -> None:

@@ -12,12 +12,13 @@ from tests.integration.raw import Raw
 from tests.integration.workers import until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
+from xgr_stream.errors import InvalidRequest
 from xgr_stream.stream import codec
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.broker import Broker
-from xgr_stream.types import CacheState, RecommendRequest, Status
+from xgr_stream.types import CacheState, RecommendRequest, Shortfall, Status, Unscored
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -77,6 +78,21 @@ async def test_a_reply_to_topic_that_is_not_there_keeps_nobody_waiting(raw: Raw)
     own = uuid.uuid4().hex
     await raw.request("copied", {"v": 1, "request_id": own, "reply_to": f"nowhere-{own}"})
     assert (await raw.response(own))["status"] == "unknown_user"
+
+
+async def test_a_client_asks_for_scores_and_for_what_is_unseen(client: RecommendClient) -> None:
+    position = await client.send_event("scored", "item-1")
+    response = await client.score("scored", ["item-1", "unheard-of"], timeout=20, after=position)
+    assert [item.item_id for item in response.items] == ["item-1"]
+    assert response.unscored == {"unheard-of": Unscored.UNKNOWN}
+    everything = await client.recommend("scored", k=1_000, timeout=20)
+    unseen = await client.recommend("scored", k=1_000, seen=True, min_score=-400.0, caps={"brand:*": 1}, timeout=20)
+    assert everything.shortfall is unseen.shortfall is Shortfall.EXHAUSTED
+    found = {item.item_id: item.score for item in everything.items}
+    assert response.items[0].score == pytest.approx(found.pop("item-1"), abs=1e-4)
+    assert {item.item_id for item in unseen.items} == set(found)
+    with pytest.raises(InvalidRequest, match="candidates must hold 1 to 1024 items"):
+        await client.score("scored", [])
 
 
 async def test_figures_of_a_worker(client: RecommendClient, worker: KafkaDriver) -> None:

@@ -12,6 +12,7 @@ from tests.property.oracle import Oracle
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
+from xgr_stream.history import HistoryStore
 from xgr_stream.model import Model, build_model
 from xgr_stream.testing.models import TAGS, tiny_checkpoint, tiny_items
 from xgr_stream.types import ItemFilter
@@ -63,7 +64,13 @@ class Case:
         return WindowConfig(max_events=self.max_events)
 
     def engine(
-        self, budget_bytes: int = 1 << 20, *, device: str = "cpu", dtype: str = "float32", **settings: Any
+        self,
+        budget_bytes: int = 1 << 20,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        history: HistoryStore | None = None,
+        **settings: Any,
     ) -> Engine:
         model = self.model if device == "cpu" else build_model(*self._parts, device=device, dtype=dtype)
         config = EngineConfig(
@@ -74,7 +81,8 @@ class Case:
             max_batch_tokens=self.max_batch_tokens,
             **settings,
         )
-        return Engine.load(model, Catalog.from_table(self.items, codes=self.codes), config=config)
+        catalog = Catalog.from_table(self.items, codes=self.codes)
+        return Engine.load(model, catalog, config=config, history=history)
 
     def item_ids(self) -> st.SearchStrategy[str]:
         """Known items, and now and then an unknown one."""
@@ -93,8 +101,11 @@ class Case:
         return st.lists(st.integers(0, vocab_size - 1), max_size=9).map(tuple)
 
     def filters(self) -> st.SearchStrategy[ItemFilter]:
-        tags = st.lists(st.sampled_from((*TAGS, "unheard-of")), max_size=2, unique=True)
-        return st.builds(ItemFilter, exclude=st.lists(self.item_ids(), max_size=12), allow=tags, deny=tags)
+        tag = st.sampled_from((*TAGS, *TAGS, "unheard-of"))
+        tags = st.lists(tag | st.lists(tag, min_size=1, max_size=3), max_size=2)
+        return st.builds(
+            ItemFilter, exclude=st.lists(self.item_ids(), max_size=12), allow=tags, deny=tags, seen=st.booleans()
+        )
 
 
 @st.composite

@@ -47,16 +47,20 @@ class Oracle:
                 tokens += event.get("end", [])
         return tokens + list(self.xgr.get("tail", []))
 
-    def legal(self, item_filter: ItemFilter, away: Sequence[str] = ()) -> dict[str, Sid]:
-        """Items that pass the filter and are not `away`."""
+    def legal(self, item_filter: ItemFilter, away: Sequence[str] = (), seen: Sequence[str] = ()) -> dict[str, Sid]:
+        """Items that pass the filter and are not `away`; `seen`: what the user's history keeps."""
+
+        def matches(entry: str | tuple[str, ...]) -> set[str]:
+            return {entry} if isinstance(entry, str) else set(entry)
 
         def passes(item: str) -> bool:
             tags = self.tags_of[item]
             return (
                 item not in item_filter.exclude
                 and item not in away
-                and not tags & set(item_filter.deny)
-                and (not item_filter.allow or bool(tags & set(item_filter.allow)))
+                and not (item_filter.seen and item in seen)
+                and not any(matches(entry) <= tags for entry in item_filter.deny)
+                and (not item_filter.allow or any(matches(entry) <= tags for entry in item_filter.allow))
             )
 
         return {item: sid for item, sid in self.sid_of.items() if passes(item)}

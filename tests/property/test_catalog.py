@@ -26,8 +26,16 @@ class Item:
     available: bool
 
     def passes(self, wanted: ItemFilter) -> bool:
-        tagged = not wanted.allow or bool(self.tags & set(wanted.allow))
-        return self.available and tagged and not self.tags & set(wanted.deny) and self.item_id not in wanted.exclude
+        allowed = not wanted.allow or any(map(self.matches, wanted.allow))
+        return (
+            self.available
+            and allowed
+            and not any(map(self.matches, wanted.deny))
+            and self.item_id not in wanted.exclude
+        )
+
+    def matches(self, entry: str | tuple[str, ...]) -> bool:
+        return entry in self.tags if isinstance(entry, str) else all(tag in self.tags for tag in entry)
 
 
 @st.composite
@@ -46,7 +54,8 @@ def item_lists(draw: st.DrawFn) -> list[Item]:
 
 
 def filters(items: list[Item]) -> st.SearchStrategy[ItemFilter]:
-    tags = st.lists(st.sampled_from([*TAGS, "unknown tag"]), max_size=3).map(tuple)
+    tag = st.sampled_from([*TAGS, *TAGS, "unknown tag"])
+    tags = st.lists(tag | st.lists(tag, min_size=1, max_size=3), max_size=3).map(tuple)
     item_ids = st.lists(st.sampled_from([*(item.item_id for item in items), "unknown item"]), max_size=24).map(tuple)
     return st.builds(ItemFilter, exclude=item_ids, allow=tags, deny=tags)
 

@@ -24,9 +24,22 @@ from xgr_stream.stream.records import Record
 from xgr_stream.testing import save_tiny_model, tiny_catalog
 
 FIELDS = (
-    *("v", "request_id", "user_id", "k", "beam_width", "exclude", "allow", "deny", "timeout_ms", "min_offset"),
-    *("reply_to", "tail", "item_id", "action", "timestamp_ms", "status", "items", "error", "message", "event_count"),
-    *("event_offset", "model_version", "catalog_version", "cache", "stages_ms", "unknown"),
+    *("v", "request_id", "user_id", "k", "beam_width", "exclude", "allow", "deny", "seen", "caps", "min_score"),
+    *(
+        "candidates",
+        "temperature",
+        "seed",
+        "timeout_ms",
+        "min_offset",
+        "reply_to",
+        "tail",
+        "item_id",
+        "action",
+        "timestamp_ms",
+        "status",
+    ),
+    *("items", "error", "message", "event_count", "event_offset", "model_version", "catalog_version", "cache"),
+    *("stages_ms", "shortfall", "unscored", "unknown"),
 )
 scalars = (
     st.none()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.live import Base, Place, content, updates
-from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
+from tests.property.test_catalog import TAGS, Item, catalog_of, filters, item_lists
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.catalog.live import LEFT_TO_FINISH, updated
 from xgr_stream.errors import CatalogError
@@ -32,9 +32,9 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
     assert [catalog.sid(item_id) for item_id in NEW if item_id not in places] == [None] * len(set(NEW) - set(places))
 
     def passes(item_id: str) -> bool:
-        _, tags, available = places[item_id]
-        tagged = not wanted.allow or set(tags) & set(wanted.allow)
-        return bool(available and tagged and not set(tags) & set(wanted.deny) and item_id not in wanted.exclude)
+        sid, tags, available = places[item_id]
+        item = Item(item_id, sid, frozenset(tags), 0, available)
+        return item.passes(wanted)
 
     passing = [item_id for item_id in in_order if passes(item_id)]
     resolved = catalog.resolve(wanted)
@@ -112,7 +112,7 @@ def test_kept_tag_filters_are_at_hand_after_a_merge() -> None:
     merge.run()
     live.apply([CatalogUpdate("a", (0,), ("x",), available=False)], 2)
     live.finish(merge)
-    assert live.catalog.filters.kept == ((("x",), ()),)
+    assert live.catalog.filters.kept == (((("x",),), ()),)
     assert live.catalog.resolve(ItemFilter(allow=("x",))).num_items == 1
     live.catalog.check_integrity()
 

@@ -19,10 +19,10 @@ def test_narrow_beams_equal_plain_search(data):
     engine = case.engine()
     for i, history in enumerate(histories):
         record(engine, f"user-{i}", history)
-    legal = case.oracle.legal(item_filter)
 
     responses = ask(engine, *((f"user-{i}", widths[i], widths[i], item_filter) for i in range(2)))
     for history, width, response in zip(histories, widths, responses, strict=True):
         if response.status is Status.OK:
+            legal = case.oracle.legal(item_filter, seen=[item for item, _ in history])
             context = case.oracle.context([i for i, _ in history], [a for _, a in history], case.window)
             assert_same(response.items, case.oracle.beam_search(context, legal, case.normalizer, width), width)

@@ -33,7 +33,7 @@ def check(case: Case, engine: Engine, user: str, history: list[str], places: dic
     }
     oracle = Oracle(case.model, columns, case.oracle.xgr)
     away = [item_id for item_id, place in places.items() if not place.available]
-    legal = oracle.legal(f, away)
+    legal = oracle.legal(f, away, history)
     if response.status is Status.ERROR:
         assert (response.error, legal) == (NothingLegal.code, {})
         return

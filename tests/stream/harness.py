@@ -71,7 +71,7 @@ class Stream:
         self.clock = ManualClock()
         self.worker = HandWorker()
         self.metrics = Metrics()
-        self.history = HistoryStore(history_config)
+        self.history = self.worker.engine.history = HistoryStore(history_config)
         self.decode_event: Any = None
         self.wakes = 0
         self.offsets: dict[tuple[str, int], int] = {}

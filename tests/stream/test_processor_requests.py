@@ -105,6 +105,22 @@ def test_a_request_sees_every_event_before_it_in_the_batch_and_none_after() -> N
     assert answer["event_count"] == 2
 
 
+def test_candidates_are_scored_and_those_that_cannot_be_are_named() -> None:
+    stream = Stream()
+    candidates = ["item-3", "unheard-of", "item-1"]
+    fields = {"candidates": candidates}
+    [answer] = answers(stream, stream.event("u"), stream.request("u", fields=fields))
+    assert (answer["status"], answer["event_count"]) == ("ok", 1)
+    assert {item["item_id"] for item in answer["items"]} == {"item-1", "item-3"}
+    assert answer["unscored"] == {"unheard-of": "unknown"}
+    assert "shortfall" not in answer
+    [answer] = answers(stream, stream.request("nobody", fields=fields))
+    assert (answer["status"], answer["items"]) == ("unknown_user", [])
+    assert answer["unscored"] == {"unheard-of": "unknown", "item-1": "unknown_user", "item-3": "unknown_user"}
+    [answer] = answers(stream, stream.request("u", "both", fields=fields | {"seen": True}))
+    assert (answer["error"], "candidates must go without" in answer["message"]) == ("invalid_request", True)
+
+
 def test_an_unknown_user_is_answered() -> None:
     [answer] = answers(stream := Stream(), stream.request("nobody"))
     assert (answer["status"], answer["event_count"], answer["cache"]) == ("unknown_user", 0, "none")

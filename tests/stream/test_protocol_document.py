@@ -23,7 +23,9 @@ from xgr_stream.types import (
     Recommendation,
     RecommendRequest,
     RecommendResponse,
+    Shortfall,
     Status,
+    Unscored,
     UserEvent,
 )
 
@@ -35,11 +37,15 @@ REQUEST = RecommendRequest(
     "user-7",
     k=2,
     beam_width=16,
-    filter=ItemFilter(exclude=("item-42",), allow=("film",), deny=("horror",)),
+    filter=ItemFilter(exclude=("item-42",), allow=("film", ("hd", "series")), deny=("horror",), seen=True),
     timeout_ms=250,
     min_offset=1041,
     reply_to="shop-answers",
     tail=(5, 0),
+    caps={"brand:*": 3, "new": 1},
+    min_score=-12.5,
+    temperature=1.5,
+    seed=7,
 )
 RESPONSE = RecommendResponse(
     "r-1",
@@ -53,6 +59,21 @@ RESPONSE = RecommendResponse(
     cache=CacheState.WARM,
     stages_ms={"wait": 0.5, "append": 0.0, "decode": 4.25, "total": 4.75},
     tail_computed=True,
+    shortfall=Shortfall.EXHAUSTED,
+)
+SCORING_REQUEST = RecommendRequest("r-2", "user-7", timeout_ms=250, candidates=("item-9", "item-8", "item-7"))
+SCORING_RESPONSE = RecommendResponse(
+    "r-2",
+    "user-7",
+    Status.OK,
+    (Recommendation("item-9", -1.5, (3, 0, 7)),),
+    event_count=12,
+    event_offset=1041,
+    model_version="9f2c4e6a8b0d1f35",
+    catalog_version="3fa1c2d4e5f60718.0",
+    cache=CacheState.WARM,
+    stages_ms={"wait": 0.5, "append": 0.0, "decode": 4.25, "total": 4.75},
+    unscored={"item-8": Unscored.UNAVAILABLE, "item-7": Unscored.UNKNOWN},
 )
 UPDATE = CatalogUpdate("item-42", (3, 0, 7), ("film", "comedy"), available=False)
 REFUSAL = RecommendResponse.failure("r-1", "user-7", NothingLegal("no item"))
@@ -63,6 +84,8 @@ MESSAGES = {
     "request": protocol.request_message(REQUEST),
     "response": protocol.response_message(RESPONSE),
     "error response": protocol.response_message(REFUSAL),
+    "scoring request": protocol.request_message(SCORING_REQUEST),
+    "scoring response": protocol.response_message(SCORING_RESPONSE),
     "catalog update": protocol.update_message(UPDATE),
     "dead letter": protocol.dead_letter_message(REFUSED, MalformedMessage("not msgpack")),
 }
@@ -99,6 +122,8 @@ def test_the_bytes_are_read(key: bytes | None) -> None:
     assert protocol.parse_request(read["request"], key) == REQUEST
     assert protocol.parse_response(read["response"]) == RESPONSE
     assert protocol.parse_response(read["error response"]) == REFUSAL
+    assert protocol.parse_request(read["scoring request"], key) == SCORING_REQUEST
+    assert protocol.parse_response(read["scoring response"]) == SCORING_RESPONSE
 
 
 def test_an_update_is_read() -> None:

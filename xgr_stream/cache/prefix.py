@@ -27,7 +27,8 @@ class UserPrefix:
     life: int
     """The history's, as in its view: events are numbered from there."""
     items: IntArray
-    """Interned items of the events in context, those without tokens too. [event_count - window_start]"""
+    """Interned items of all events that the history kept at `event_count`, those without tokens and those before the
+    window too; the last `event_count - window_start` are in context. [events kept]"""
     revision: int
     """Of what the items' tokens were, when they were read."""
     num_tokens: int
@@ -40,6 +41,11 @@ class UserPrefix:
     """Row of `PrefixCache.hidden` that holds the last token's hidden state. [1]"""
     last_token: int
     """The token before the tail."""
+
+    @property
+    def context_items(self) -> IntArray:
+        """Interned items of the events in context. [event_count - window_start]"""
+        return self.items[len(self.items) - (self.event_count - self.window_start) :]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

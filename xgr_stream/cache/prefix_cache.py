@@ -116,8 +116,8 @@ class PrefixCache:
             self._enqueue(prefix.user_id)
 
     def renumber(self, user_id: str, event_count: int, event_offset: int, items: IntArray) -> UserPrefix:
-        """The user's prefix covers further events, which brought no tokens; `items` of all in context. Returns the new
-        snapshot."""
+        """The user's prefix covers further events, which brought no tokens; `items` of all that are kept. Returns the
+        new snapshot."""
         old = self._prefixes[user_id]
         prefix = replace(old, event_count=event_count, event_offset=event_offset, items=items)
         self._prefixes[user_id] = prefix

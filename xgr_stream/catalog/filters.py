@@ -14,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from xgr_stream.catalog.legal import BoolArray, LegalItems, nodes_above
-from xgr_stream.catalog.tags import TagIndex
+from xgr_stream.catalog.tags import TagIndex, Together
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.errors import CatalogError
-from xgr_stream.types import NO_FILTER, ItemFilter
+from xgr_stream.types import NO_FILTER, ItemFilter, Tags
 
 MAX_TAG_FILTERS = 16
 """Tag combinations kept, least recently used dropped: 17 MB and 20 ms each at 1.5 million items."""
 
-TagsKey = tuple[tuple[str, ...] | None, tuple[str, ...]]
-"""(allow, deny), each sorted; allow None: everything."""
+TagsKey = tuple[tuple[Together, ...] | None, tuple[Together, ...]]
+"""(allow, deny), the entries of each sorted; allow None: everything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +72,20 @@ class FilterResolver:
 
     def resolve(self, item_filter: ItemFilter, excluded_rows: Int32Array) -> ResolvedFilter:
         """`excluded_rows`: the rows of `item_filter.exclude` that the catalog knows, in any order."""
-        if item_filter == NO_FILTER:
+        if item_filter is NO_FILTER or item_filter == NO_FILTER:  # nearly always the first, 0.3 µs sooner
             if self._unfiltered is None:
                 self._unfiltered = self._resolve(item_filter, excluded_rows)
             return self._unfiltered
         return self._resolve(item_filter, excluded_rows)
 
     def _resolve(self, item_filter: ItemFilter, excluded_rows: Int32Array) -> ResolvedFilter:
-        key = self._tags_key(item_filter)
+        return self._leaving(self._tags_key(item_filter), excluded_rows)
+
+    def without(self, resolved: ResolvedFilter, rows: Int32Array) -> ResolvedFilter:
+        """The same with these rows, in any order, excluded too."""
+        return self._leaving(resolved.tags_key, np.concatenate((resolved.excluded, rows)))
+
+    def _leaving(self, key: TagsKey | None, excluded_rows: Int32Array) -> ResolvedFilter:
         legal = self._live if key is None else self._legal_by_tags(key)
         excluded = np.unique(excluded_rows)
         excluded = excluded[legal.items[excluded]]
@@ -110,8 +116,7 @@ class FilterResolver:
         """Have the legal items of these tag combinations at hand, before anybody asks for them. Tags that are no
         longer known are passed over."""
         for allow, deny in keys:
-            known = None if allow is None else tuple(sorted(self._tags.known(allow)))
-            self._legal_by_tags((known, tuple(sorted(self._tags.known(deny)))))
+            self._legal_by_tags((None if allow is None else self._known(allow), self._known(deny)))
 
     def node_masks(self, key: TagsKey | None) -> tuple[BoolArray, ...] | None:
         """The node masks of a tag combination as they are now (None: of all live items); None if it isn't kept."""
@@ -128,10 +133,16 @@ class FilterResolver:
                 raise CatalogError("the kept items of a tag filter are not its live, allowed items")
 
     def _tags_key(self, item_filter: ItemFilter) -> TagsKey | None:
-        deny = tuple(sorted(self._tags.known(item_filter.deny)))
+        if not item_filter.allow and not item_filter.deny:
+            return None
+        deny = self._known(item_filter.deny)
         if item_filter.allow:
-            return tuple(sorted(self._tags.known(item_filter.allow))), deny
+            return self._known(item_filter.allow), deny
         return (None, deny) if deny else None
+
+    def _known(self, entries: Iterable[Tags]) -> tuple[Together, ...]:
+        """In one order, without those that no item can match."""
+        return tuple(sorted(self._tags.known((e,) if isinstance(e, str) else tuple(e) for e in entries)))
 
     def _legal_by_tags(self, key: TagsKey) -> LegalItems:
         tagged = self._by_tags.pop(key, None)

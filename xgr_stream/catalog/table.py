@@ -35,7 +35,7 @@ def read_table(source: Columns) -> pa.Table:
         table = reader(path)
         table.validate(full=True)  # offsets in bounds, strings UTF-8: a damaged file ends here
         return table
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: of a damaged column's name
         raise CatalogError(f"catalog {str(path)!r} cannot be read as a {path.suffix} file: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from xgr_stream.catalog.trie import Int32Array
 
 BoolArray = npt.NDArray[np.bool_]
+Together = tuple[str, ...]
+"""Tags that an item has all of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +74,37 @@ class TagIndex:
             for first, last in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
         ]
 
-    def known(self, tags: Iterable[str]) -> frozenset[str]:
-        return frozenset(tag for tag in tags if tag in self.index)
+    def matching(self, pattern: str) -> tuple[int, int]:
+        """(first, last + 1) of the numbers of the tags that are `pattern`, or begin with what stands before its `*`."""
+        names, start = self.names, pattern.removesuffix("*")
+        first = bisect_left(names, start)
+        if start == pattern:
+            return first, first + (start in self.index)
+        return first, bisect_right(names, start, lo=first, key=lambda name: name[: len(start)])
 
-    def mask(self, allow: Iterable[str] | None, deny: Iterable[str]) -> BoolArray:
-        """Items with any of the `allow` tags (None: all items) and none of the `deny` tags, [items]."""
+    def known(self, entries: Iterable[Together]) -> frozenset[Together]:
+        """Those that an item can match: all their tags are known."""
+        return frozenset(entry for entry in entries if all(tag in self.index for tag in entry))
+
+    def mask(self, allow: Iterable[Together] | None, deny: Iterable[Together]) -> BoolArray:
+        """Items that match any entry of `allow` (None: all items) and none of `deny`, [items]. All tags are known."""
         mask = np.full(self.num_items, allow is None)
-        for tag in allow or ():
-            mask[self._rows_of(tag)] = True
-        for tag in deny:
-            mask[self._rows_of(tag)] = False
+        for entry in allow or ():
+            mask[self._rows_of(entry)] = True
+        for entry in deny:
+            mask[self._rows_of(entry)] = False
         return mask
 
-    def _rows_of(self, tag: str) -> Int32Array:
+    def _rows_of(self, entry: Together) -> Int32Array:
+        """The rows of the items that have all these tags."""
+        rows = sorted((self._rows_of_tag(tag) for tag in entry), key=len)
+        found = rows[0]
+        for others in rows[1:]:
+            places = np.searchsorted(others, found)
+            places[places == len(others)] = 0
+            found = found[others[places] == found] if len(others) else others
+        return found
+
+    def _rows_of_tag(self, tag: str) -> Int32Array:
         number = self.index[tag]
         return self.rows[self.starts[number] : self.starts[number + 1]]

@@ -13,9 +13,21 @@ from xgr_stream.cache import UserPrefix
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.decode import Beams
+from xgr_stream.engine.scoring import Candidates
+from xgr_stream.engine.selection import popular, select
 from xgr_stream.errors import EngineError, XgrError
 from xgr_stream.history import HistoryView
-from xgr_stream.types import CacheState, Recommendation, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import (
+    CacheState,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Shortfall,
+    Status,
+    Unscored,
+)
+
+NOT_NUMBERS = "the model's scores are not numbers; does its dtype overflow?"
 
 
 @dataclass(slots=True)
@@ -41,6 +53,10 @@ class Job:
     width: int
     tail: TokenArray | None
     """The request's own; None: the checkpoint's."""
+    candidates: Candidates | None = None
+    """What is to be scored; None: items are to be found."""
+    selects: bool = False
+    """Whether caps or a threshold decide, too, which of the items that are found are taken."""
 
 
 class Answers:
@@ -71,21 +87,34 @@ class Answers:
             positions, rows = positions[allowed], rows[allowed]
         # Leaves without an item that may be returned are those that the catalog does not confirm.
         self._counters.invalid_items += len(leaves) - len(set(positions.tolist()))
-        items = self._items(rows, scores[positions])
+        ranked = scores[positions]
+        items = self._items(rows, ranked)
         cuts = np.searchsorted(positions, offsets).tolist()
         responses = []
         for job, prefix, state, top, (first, last) in zip(jobs, prefixes, states, tops, pairwise(cuts), strict=True):
             if top.start == top.stop:
-                error = EngineError("the model's scores are not numbers; does its dtype overflow?")
-                responses.append(self.failed(job.request, error))
+                responses.append(self.failed(job.request, EngineError(NOT_NUMBERS)))
                 continue
+            request, shortfall = job.request, None
+            if job.selects:
+                selected = select(request, rows[first:last], ranked[first:last], self._catalog.columns.tags)
+                own = tuple(items[first + place] for place in selected.places.tolist())
+                if len(own) < request.k:
+                    # With fewer beams than asked for, none was left out at any level.
+                    found = top.stop - top.start
+                    complete = selected.cut or found < job.width or found == self._catalog.trie.num_leaves
+                    shortfall = Shortfall.EXHAUSTED if complete else Shortfall.BEAMS
+            else:
+                # A legal leaf has an item that may be returned, so the first k leaves have k.
+                own = items[first : min(last, first + request.k)]
+                if len(own) < request.k:
+                    shortfall = Shortfall.EXHAUSTED
             responses.append(
                 RecommendResponse(
-                    request_id=job.request.request_id,
-                    user_id=job.request.user_id,
+                    request_id=request.request_id,
+                    user_id=request.user_id,
                     status=Status.OK,
-                    # A legal leaf has an item that may be returned, so the first k leaves have k.
-                    items=items[first : min(last, first + job.request.k)],
+                    items=own,
                     event_count=prefix.event_count,
                     event_offset=prefix.event_offset,
                     model_version=self._model_version,
@@ -93,13 +122,14 @@ class Answers:
                     cache=state,
                     stages_ms=stages_ms,
                     tail_computed=job.tail is not None,
+                    shortfall=shortfall,
                 )
             )
         return responses
 
     def _tops(self, jobs: Sequence[Job], beams: Beams) -> list[slice]:
-        """Each job's best k rows, or what it found; none if its scores can't be compared. A search over legal items
-        finds one, so that this is what finding none means, too."""
+        """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its
+        scores can't be compared. A search over legal items finds one, so that this is what finding none means, too."""
         leaves, scores = beams.leaves, beams.scores
         whole, finite = bool((leaves >= 0).all()), bool(np.isfinite(scores).all())
         tops = []
@@ -108,12 +138,79 @@ class Answers:
             self._counters.beams_dead += job.width - found
             if not finite and not np.isfinite(scores[start : start + found]).all():
                 found = 0
-            tops.append(slice(start, start + min(job.request.k, found)))
+            most = found if job.selects else min(job.request.k, found)
+            tops.append(slice(start, start + most))
         return tops
+
+    def from_scores(
+        self,
+        jobs: Sequence[Job],
+        prefixes: Sequence[UserPrefix],
+        states: Sequence[CacheState],
+        beams: Beams,
+        stages_ms: Mapping[str, float],
+    ) -> list[RecommendResponse]:
+        """`from_beams` for jobs with candidates: `beams` are their leaves, ascending."""
+        places = zip(jobs, prefixes, states, pairwise(beams.row_starts), strict=True)
+        return [
+            self._scored(job, prefix, state, beams.leaves[first:last], beams.scores[first:last], stages_ms)
+            for job, prefix, state, (first, last) in places
+        ]
+
+    def _scored(
+        self,
+        job: Job,
+        prefix: UserPrefix,
+        cache: CacheState,
+        leaves: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        stages_ms: Mapping[str, float],
+    ) -> RecommendResponse:
+        if not np.isfinite(scores).all():
+            return self.failed(job.request, EngineError(NOT_NUMBERS))
+        candidates = self._candidates_of(job)
+        own = scores[np.searchsorted(leaves, self._catalog.trie.leaves[candidates.rows])]
+        items = sorted(self._items(candidates.rows, own), key=lambda item: (-item.score, item.sid, item.item_id))
+        return RecommendResponse(
+            request_id=job.request.request_id,
+            user_id=job.request.user_id,
+            status=Status.OK,
+            items=tuple(items),
+            event_count=prefix.event_count,
+            event_offset=prefix.event_offset,
+            model_version=self._model_version,
+            catalog_version=self._catalog_version,
+            cache=cache,
+            stages_ms=stages_ms,
+            tail_computed=job.tail is not None,
+            unscored=candidates.unscored,
+        )
+
+    def without_scores(self, job: Job, view: HistoryView | None, *, unknown: bool) -> RecommendResponse:
+        """For candidates of which none has a score, or, if the user is `unknown`, none would have one."""
+        known = self._candidates_of(job)
+        unscored = {
+            item_id: known.unscored.get(item_id, Unscored.UNKNOWN_USER) for item_id in job.request.candidates or ()
+        }
+        return RecommendResponse(
+            request_id=job.request.request_id,
+            user_id=job.request.user_id,
+            status=Status.UNKNOWN_USER if unknown else Status.OK,
+            event_count=0 if view is None else view.event_count,
+            event_offset=-1 if view is None else view.last_offset,
+            model_version=self._model_version,
+            catalog_version=self._catalog_version,
+            unscored=unscored,
+        )
+
+    def _candidates_of(self, job: Job) -> Candidates:
+        if job.candidates is None:
+            raise EngineError(f"request {job.request.request_id} must name candidates, and it does not")
+        return job.candidates
 
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
-        rows = self._catalog.popular(job.request.k, job.filter)
+        rows = popular(self._catalog, job.request, job.filter)
         return RecommendResponse(
             request_id=job.request.request_id,
             user_id=job.request.user_id,
@@ -123,6 +220,7 @@ class Answers:
             event_offset=-1 if view is None else view.last_offset,
             model_version=self._model_version,
             catalog_version=self._catalog_version,
+            shortfall=None if len(rows) == job.request.k else Shortfall.EXHAUSTED,
         )
 
     def failed(self, request: RecommendRequest, error: XgrError) -> RecommendResponse:

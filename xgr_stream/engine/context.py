@@ -40,6 +40,7 @@ class ContextReader:
         self._item_names = history.item_names
         self._action_names = history.action_names
         self._sids: NDArray[np.int32] = np.empty((0, catalog.levels), dtype=np.int32)
+        self._rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._changed: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self.revision = 0
 
@@ -59,7 +60,7 @@ class ContextReader:
         if not numbers:
             return
         self._look_up_new_items()
-        self._sids[numbers] = self._sids_of([names[number] for number in numbers])
+        self._sids[numbers], self._rows[numbers] = self._places([names[number] for number in numbers])
         self._changed[numbers] = self.revision + 1
         self.revision += 1
 
@@ -74,6 +75,13 @@ class ContextReader:
     def items(self, view: HistoryView, first: int) -> NDArray[np.int32]:
         """The interned items of the events from number `first` on."""
         return view.items[first - view.first_number :]
+
+    def rows(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The catalog's rows of these interned items, in any order; those that have none are left out."""
+        if len(items) and int(items.max()) >= len(self._rows):
+            self._look_up_new_items()
+        rows = self._rows[items]
+        return rows[rows >= 0]
 
     @property
     def prompt(self) -> TokenArray:
@@ -107,11 +115,12 @@ class ContextReader:
 
     def _look_up_new_items(self) -> None:
         names = self._item_names
-        new = self._sids_of([names[i] for i in range(len(self._sids), len(names))])
-        self._changed = np.concatenate((self._changed, np.zeros(len(new), np.int32)))
-        self._sids = np.concatenate((self._sids, new))
+        sids, rows = self._places([names[i] for i in range(len(self._sids), len(names))])
+        self._changed = np.concatenate((self._changed, np.zeros(len(rows), np.int32)))
+        self._rows = np.concatenate((self._rows, rows))
+        self._sids = np.concatenate((self._sids, sids))
 
-    def _sids_of(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
-        """[items, levels]; -1 for one that the catalog does not know."""
+    def _places(self, item_ids: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Semantic IDs [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
         rows = self._catalog.rows(item_ids)
-        return np.where(rows[:, None] < 0, np.int32(-1), self._catalog.sids[rows])
+        return np.where(rows[:, None] < 0, np.int32(-1), self._catalog.sids[rows]), rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -18,6 +18,7 @@ from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import ResolvedFilter
 from xgr_stream.config import Normalizer
 from xgr_stream.engine.ablation import select_masking_last
+from xgr_stream.engine.exploring import Exploration
 from xgr_stream.engine.graphs import Graphs
 from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.legality import LegalityTables
@@ -28,6 +29,7 @@ from xgr_stream.engine.suffix import Suffix
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
 from xgr_stream.model.layers import Style
+from xgr_stream.types import RecommendRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,9 +100,11 @@ class BeamDecoder:
         widths: Sequence[int],
         filters: Sequence[ResolvedFilter],
         legality: LegalityTables,
+        explorers: Sequence[RecommendRequest] = (),
     ) -> PendingBeams:
-        """Start looking for the `widths[i]` best legal semantic IDs after `prefixes[i]`. The prefixes' memory must
-        stay until the beams are there."""
+        """Start looking for the `widths[i]` best legal semantic IDs after `prefixes[i]`; with `explorers`, the requests
+        themselves, for so many drawn at their temperatures. The prefixes' memory must stay until the beams are
+        there."""
         # No level can have more beams than nodes, so none is computed that could only be dead.
         level_widths = [[min(width, nodes) for width in widths] for nodes in legality.num_nodes]
         shape = self._shape(prefixes, level_widths)
@@ -119,7 +123,10 @@ class BeamDecoder:
             legality.write(filters, arrays)
 
         staging.send(self._lane, write)
-        self._run(shape, staging.tensors, legality)
+        if explorers:
+            self._explore(shape, staging.tensors, legality, explorers)
+        else:
+            self._run(shape, staging.tensors, legality)
         row_starts = list(accumulate(level_widths[-1], initial=0))
         return PendingBeams(row_starts, self._results.send(shape.rows[-1], self._lane))
 
@@ -167,16 +174,38 @@ class BeamDecoder:
             self._graphs.clear()
         self._graphs.run(shape, [partial(step, style) for style in styles])
 
+    def _explore(
+        self,
+        shape: DecodeShape,
+        inputs: Mapping[str, Tensor],
+        legality: LegalityTables,
+        explorers: Sequence[RecommendRequest],
+    ) -> None:
+        """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few."""
+        self.scanned = []
+        with self._lane.current():
+            exploration = Exploration(explorers, shape.requests, self._device)
+            style = self._decoder.styles(max(shape.rows))[0]
+            selection = self._search(shape, inputs, legality, style, exploration.select)
+            self._results.write(selection.nodes, exploration.scores)
+
     def _search(
-        self, shape: DecodeShape, inputs: Mapping[str, Tensor], legality: LegalityTables, style: Style
+        self,
+        shape: DecodeShape,
+        inputs: Mapping[str, Tensor],
+        legality: LegalityTables,
+        style: Style,
+        select: Callable[..., BeamSelection] | None = None,
     ) -> BeamSelection:
+        """`select`: instead of `beam_select`."""
         trie, row_starts = legality.trie, inputs["row_starts"]
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
         scores = torch.zeros(shape.requests, device=self._device)
         nodes = torch.zeros(shape.requests, dtype=torch.int32, device=self._device)
         ancestors = nodes.new_empty(shape.requests, max(1, self._levels - 1))
         suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
-        select = beam_select if self._switches.mask_first else select_masking_last
+        if select is None:
+            select = beam_select if self._switches.mask_first else select_masking_last
         for level in range(self._levels):
             selection = select(
                 self._decoder.level_logits(hidden, level),

@@ -6,11 +6,15 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from secrets import randbits
+from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
@@ -19,12 +23,14 @@ from xgr_stream.engine.answers import Answers, Counters, Job
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.engine.context import ContextReader, SeenItems, TokenArray
-from xgr_stream.engine.decode import BeamDecoder
+from xgr_stream.engine.decode import BeamDecoder, PendingBeams
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers, PendingGroup
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
+from xgr_stream.engine.scoring import Candidates, CandidateScorer
+from xgr_stream.engine.selection import selects
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
@@ -41,8 +47,11 @@ from xgr_stream.types import (
     RecommendRequest,
     RecommendResponse,
     Status,
+    Tags,
     UserEvent,
 )
+
+NOTHING_LEFT = "the request's filters leave no live item of the catalog"
 
 _retokenised = count()
 
@@ -99,7 +108,8 @@ class Engine:
         self.config = config
         self.window = config.window or model.settings.window or default_window(model)
         self.normalizer = config.normalizer or model.settings.normalizer or "level"
-        settings = (self.window, self.normalizer, config.beam_width, str(model.decoder.dtype), model.decoder.fp8)
+        widths = (config.beam_width, config.widened_beam_width)
+        settings = (self.window, self.normalizer, widths, str(model.decoder.dtype), model.decoder.fp8)
         self.version = f"{model.version}.{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         """What responses name as their model: the checkpoint, and the settings that answers depend on."""
         if history is None:
@@ -120,6 +130,7 @@ class Engine:
         self._beam_decoder = BeamDecoder(
             model, self.cache, self.normalizer, self._work.decode_lane, switches, page_columns=page_columns
         )
+        self._scorer = CandidateScorer(model, self.cache, self.normalizer, self._work.decode_lane)
         self._counters = Counters()
         self._retokenised = False
         self.use_catalog(catalog)
@@ -241,16 +252,50 @@ class Engine:
         *,
         beam_width: int | None = None,
         exclude: Collection[str] = (),
-        allow: Collection[str] = (),
-        deny: Collection[str] = (),
+        allow: Collection[Tags] = (),
+        deny: Collection[Tags] = (),
+        seen: bool = False,
+        caps: Mapping[str, int] | None = None,
+        min_score: float | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
         tail: Sequence[int] | None = None,
     ) -> tuple[Recommendation, ...]:
-        """The k best items for the user, best first. Raises the `XgrError` that a response would carry."""
-        request = RecommendRequest("recommend", user_id, k, beam_width, ItemFilter.of(exclude, allow, deny), tail=tail)
+        """The k best items for the user, best first. `allow`, `deny`: tags, or tuples of tags that an item has all of
+        (`ItemFilter`). `seen`: none of those in the user's kept history. `caps`, `min_score`,
+        `temperature`, `seed`: see `RecommendRequest`; without a seed each call draws anew. Raises the `XgrError` that a
+        response would carry."""
+        if temperature is not None and seed is None:
+            seed = randbits(63)
+        request = RecommendRequest(
+            "recommend",
+            user_id,
+            k,
+            beam_width,
+            ItemFilter.of(exclude, allow, deny, seen),
+            tail=tail,
+            caps=caps or (),
+            min_score=min_score,
+            temperature=temperature,
+            seed=seed,
+        )
         (response,) = self.answer([(request, self.history.view(user_id))])
         if response.status is Status.ERROR:
             raise error_from(response.error, response.message)
         return response.items
+
+    def score(
+        self, user_id: str, items: Collection[str], *, tail: Sequence[int] | None = None
+    ) -> dict[str, float | None]:
+        """The score of each of these items after the user's history, as `recommend` would give it; None for one that
+        the catalog does not hold or that is not available, and for all if nothing of the user is known. At most 1,024
+        items. Raises the `XgrError` that a response would carry."""
+        request = RecommendRequest("score", user_id, tail=tail, candidates=cast("Sequence[str]", items))
+        (response,) = self.answer([(request, self.history.view(user_id))])
+        if response.status is Status.ERROR:
+            raise error_from(response.error, response.message)
+        scores = {item.item_id: item.score for item in response.items}
+        return {item_id: scores.get(item_id) for item_id in request.candidates or ()}
 
     # What the scheduler's device thread calls.
 
@@ -260,24 +305,44 @@ class Engine:
         at least what is cached."""
         return self.begin(requests).finish()
 
-    @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
         finished."""
-        pending = PendingAnswers(Answers(self._catalog, self.version, self._counters), len(requests))
+        pending = self._begin(requests)
+        self._counters.requests += len(requests)
+        return pending
+
+    @torch.inference_mode()
+    def _begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         views = _newest(view for _, view in requests)
+
+        def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
+            return self._begin([(request, views.get(request.user_id)) for request in wider]).finish()
+
+        answers = Answers(self._catalog, self.version, self._counters)
+        pending = PendingAnswers(answers, len(requests), again, self.config.widened_beam_width)
         jobs: deque[Job] = deque()
-        for index, (request, _) in enumerate(requests):
+        exploring: deque[Job] = deque()
+        scoring: deque[Job] = deque()
+        for index, (request, view) in enumerate(requests):
             try:
-                jobs.append(self._job(index, request))
+                if request.candidates is None:
+                    job = self._job(index, request)
+                    (jobs if request.temperature is None else exploring).append(job)
+                    continue
+                job = self._scoring_job(index, request, request.candidates)
+                if job.width:
+                    scoring.append(job)
+                else:
+                    pending.without_scores(job, view)
             except XgrError as error:
                 pending.fail(index, request, error)
-        while jobs:
-            group = self._next_group(jobs, views, pending)
-            if group.jobs:
-                with self._work.decode_lane.current():
-                    pending.add(self._begin_group(group))
-        self._counters.requests += len(requests)
+        for queue in (jobs, exploring, scoring):
+            while queue:
+                group = self._next_group(queue, views, pending)
+                if group.jobs:
+                    with self._work.decode_lane.current():
+                        pending.add(self._begin_group(group))
         return pending
 
     @torch.inference_mode()
@@ -361,9 +426,22 @@ class Engine:
     def _job(self, index: int, request: RecommendRequest) -> Job:
         resolved = self._catalog.resolve(request.filter)
         if not resolved.num_items:
-            raise NothingLegal("the request's filters leave no live item of the catalog")
+            raise NothingLegal(NOTHING_LEFT)
         width = request.beam_width or max(request.k, self.config.beam_width)
-        return Job(index, request, resolved, width, self._tails.check(request.tail))
+        tail = self._tails.check(request.tail)
+        return Job(index, request, resolved, width, tail, selects=selects(request))
+
+    def _scoring_job(self, index: int, request: RecommendRequest, item_ids: Sequence[str]) -> Job:
+        candidates = Candidates.of(self._catalog, item_ids)
+        tail = self._tails.check(request.tail)
+        return Job(index, request, self._catalog.resolve(NO_FILTER), len(candidates.leaves), tail, candidates)
+
+    def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
+        """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
+        resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
+        if not resolved.num_items:
+            raise NothingLegal(NOTHING_LEFT)
+        return replace(job, filter=resolved)
 
     def _next_group(self, jobs: deque[Job], views: dict[str, HistoryView], pending: PendingAnswers) -> _Group:
         """Take jobs off the queue that fit into one decode: its rows, and its users' pages. Those that need no
@@ -375,6 +453,13 @@ class Engine:
             user_id = job.request.user_id
             view = views.get(user_id)
             plan = group.plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
+            if job.request.filter.seen and view is not None:
+                try:
+                    job = self._unseen(job, view.items if plan is None else plan.kept_items)
+                except NothingLegal as error:
+                    pending.fail(job.index, job.request, error)
+                    jobs.popleft()
+                    continue
             if plan is None:
                 pending.popular(job, view)
             else:
@@ -401,8 +486,7 @@ class Engine:
                 ends, release = self._forked(own, tails, release)
             if ends is not own or any(len(plan.tokens) for plan in group.plans.values()):
                 appended = lane.mark()
-            widths = [job.width for job in group.jobs]
-            beams = self._beam_decoder.begin(ends, widths, [job.filter for job in group.jobs], self._legality)
+            beams = self._begin_beams(group.jobs, ends)
         except BaseException:
             release()
             raise
@@ -423,6 +507,15 @@ class Engine:
             unpin()
 
         return ends, release
+
+    def _begin_beams(self, jobs: Sequence[Job], ends: Sequence[UserPrefix]) -> PendingBeams:
+        """Jobs that all search, all draw or all score, after the ends of their contexts."""
+        if jobs[0].candidates is not None:
+            leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
+            return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
+        explorers = [] if jobs[0].request.temperature is None else [job.request for job in jobs]
+        widths, filters = [job.width for job in jobs], [job.filter for job in jobs]
+        return self._beam_decoder.begin(ends, widths, filters, self._legality, explorers)
 
     def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
         prefixes = self._work.run(self._prefixes, plans, pages, appender)

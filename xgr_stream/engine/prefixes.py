@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xgr_stream.cache import Draft, PrefixCache, UserPrefix
 from xgr_stream.engine.append import Append, Appender
@@ -32,6 +33,12 @@ class Plan:
     @property
     def user_id(self) -> str:
         return self.view.user_id
+
+    @property
+    def kept_items(self) -> NDArray[np.int32]:
+        """Interned items of what the history keeps at the event that the prefix will cover last."""
+        base, view = self.base, self.view
+        return base.items if base is not None and base.event_count > view.event_count else view.items
 
 
 class PrefixBuilder:
@@ -105,7 +112,10 @@ class PrefixBuilder:
         prefix = self._cache.get(view.user_id)
         if prefix is None or prefix.key != self._key or prefix.life != view.life:
             return None
-        return prefix if self._reader.is_current(prefix.items, prefix.revision) else None
+        reader = self._reader
+        if prefix.revision == reader.revision or reader.is_current(prefix.context_items, prefix.revision):
+            return prefix
+        return None
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens
@@ -120,7 +130,7 @@ class PrefixBuilder:
                 event_count=plan.view.event_count,
                 event_offset=plan.view.last_offset,
                 life=plan.view.life,
-                items=self._reader.items(plan.view, plan.window_start),
+                items=plan.view.items,
                 revision=self._reader.revision,
                 num_tokens=plan.num_tokens,
                 kv_tokens=plan.num_tokens + len(self._reader.tail),
@@ -135,6 +145,5 @@ class PrefixBuilder:
         prefix = self._cache.touch(plan.user_id)
         if prefix.event_count < plan.view.event_count:
             view = plan.view
-            items = self._reader.items(view, plan.window_start)
-            return self._cache.renumber(plan.user_id, view.event_count, view.last_offset, items)
+            return self._cache.renumber(plan.user_id, view.event_count, view.last_offset, view.items)
         return prefix

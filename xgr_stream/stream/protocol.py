@@ -27,7 +27,9 @@ from xgr_stream.types import (
     Recommendation,
     RecommendRequest,
     RecommendResponse,
+    Shortfall,
     Status,
+    Unscored,
     UserEvent,
 )
 
@@ -73,6 +75,11 @@ def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
         min_offset=message.get("min_offset"),
         reply_to=message.get("reply_to"),
         tail=message.get("tail"),
+        caps=_caps(message),
+        min_score=message.get("min_score"),
+        temperature=message.get("temperature"),
+        seed=message.get("seed"),
+        candidates=None if message.get("candidates") is None else _listed(message, "candidates"),
     )
 
 
@@ -137,8 +144,10 @@ def parse_response(message: Message) -> RecommendResponse:
             cache=CacheState(message["cache"]),
             stages_ms=message["stages_ms"],
             tail_computed=bool(message.get("tail_computed")),
+            unscored={item: Unscored(why) for item, why in (message.get("unscored") or {}).items()},
+            shortfall=None if (shortfall := message.get("shortfall")) is None else Shortfall(shortfall),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"not a response: {type(error).__name__} {error}") from None
 
 
@@ -168,10 +177,16 @@ def request_message(request: RecommendRequest) -> Message:
         exclude=list(request.filter.exclude) or None,
         allow=list(request.filter.allow) or None,
         deny=list(request.filter.deny) or None,
+        seen=request.filter.seen or None,
         timeout_ms=request.timeout_ms,
         min_offset=request.min_offset,
         reply_to=request.reply_to,
         tail=None if request.tail is None else list(request.tail),
+        caps=dict(request.caps) or None,
+        min_score=request.min_score,
+        temperature=request.temperature,
+        seed=request.seed,
+        candidates=None if request.candidates is None else list(request.candidates),
     )
 
 
@@ -192,6 +207,10 @@ def response_message(response: RecommendResponse, stages_ms: Mapping[str, float]
     }
     if response.tail_computed:
         message["tail_computed"] = True
+    if response.shortfall is not None:
+        message["shortfall"] = response.shortfall.value
+    if response.unscored:
+        message["unscored"] = {item: why.value for item, why in response.unscored.items()}
     if response.error is not None:
         message |= {"error": response.error, "message": response.message}
     return message
@@ -251,11 +270,23 @@ def _required(message: Message, name: str, error: type[InvalidInput]) -> Any:
 
 
 def _filter(message: Message) -> ItemFilter:
-    exclude, allow, deny = (_strings(message, name) for name in ("exclude", "allow", "deny"))
-    return ItemFilter(exclude, allow, deny) if exclude or allow or deny else NO_FILTER
+    exclude, allow, deny = (_listed(message, name) for name in ("exclude", "allow", "deny"))
+    seen = message.get("seen")
+    if not (exclude or allow or deny or seen is not None):
+        return NO_FILTER
+    return ItemFilter(exclude, allow, deny, False if seen is None else seen)
 
 
-def _strings(message: Message, name: str) -> tuple[str, ...]:
+def _caps(message: Message) -> dict[str, int] | tuple[()]:
+    caps = message.get("caps")
+    if caps is None:
+        return ()
+    if not isinstance(caps, dict):
+        raise InvalidRequest(f"caps must be a map of tags to numbers of items, not {type(caps).__name__}")
+    return caps
+
+
+def _listed(message: Message, name: str) -> tuple[Any, ...]:
     values = message.get(name)
     if values is None:
         return ()

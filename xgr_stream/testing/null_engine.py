@@ -9,7 +9,16 @@ from functools import lru_cache
 from itertools import count, islice
 
 from xgr_stream.history import HistoryStore, HistoryView
-from xgr_stream.types import CacheState, CatalogUpdate, Recommendation, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import (
+    CacheState,
+    CatalogUpdate,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Shortfall,
+    Status,
+    Unscored,
+)
 
 TOKENS_PER_EVENT = 3
 BYTES_PER_TOKEN = 64
@@ -45,7 +54,7 @@ class NullStats:
 
 
 class NullEngine:
-    """Answers with items that depend on the user, their event count and the request alone.
+    """Answers with items that depend on the user, their event count and the request alone. They have no tags.
 
     `before_answer` is called with every batch: a test that wants a slow engine sleeps in it, one that wants a broken
     engine raises.
@@ -59,7 +68,7 @@ class NullEngine:
         history: HistoryStore | None = None,
         version: str = "null",
     ) -> None:
-        """`version`: what its responses name as their model."""
+        """`history`: where the views come from. `version`: what its responses name as their model."""
         self.history = history or HistoryStore()
         self.before_answer: Callable[[Work], None] | None = None
         self._version = version
@@ -125,11 +134,16 @@ class NullEngine:
             event_count, event_offset, status = view.event_count, view.last_offset, Status.OK
             cache = self._cache_state(view)
             self._keep(view)
+        unscored: dict[str, Unscored] = {}
+        if request.candidates is not None:
+            items, unscored = self._scored(request.candidates, known=view is not None)
+        else:
+            items = self._items(request, event_count, self._excluded(request, view))
         return RecommendResponse(
             request.request_id,
             request.user_id,
             status,
-            self._items(request, event_count),
+            items,
             event_count=event_count,
             event_offset=event_offset,
             model_version=self._version,
@@ -137,6 +151,8 @@ class NullEngine:
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},
             tail_computed=view is not None and request.tail is not None,
+            shortfall=Shortfall.EXHAUSTED if request.candidates is None and len(items) < request.k else None,
+            unscored=unscored,
         )
 
     def _cache_state(self, view: HistoryView) -> CacheState:
@@ -148,13 +164,30 @@ class NullEngine:
         self._resident_events += view.event_count - self._resident.get(view.user_id, 0)
         self._resident[view.user_id] = view.event_count
 
-    def _items(self, request: RecommendRequest, event_count: int) -> tuple[Recommendation, ...]:
-        first = zlib.crc32(request.user_id.encode()) + event_count
+    def _excluded(self, request: RecommendRequest, view: HistoryView | None) -> set[str]:
         excluded = self._gone.union(request.filter.exclude)
+        if request.filter.seen and view is not None:
+            excluded.update(self.history.item_names[item] for item in view.items.tolist())
+        return excluded
+
+    def _scored(
+        self, item_ids: Sequence[str], *, known: bool
+    ) -> tuple[tuple[Recommendation, ...], dict[str, Unscored]]:
+        unscored = {item_id: Unscored.UNKNOWN for item_id in item_ids if item_id not in self._items_known}
+        unscored |= {i: Unscored.UNAVAILABLE for i in item_ids if i in self._gone and i not in unscored}
+        if not known:
+            unscored = {item_id: unscored.get(item_id, Unscored.UNKNOWN_USER) for item_id in item_ids}
+        rows = [int(item_id.removeprefix("item-")) for item_id in item_ids if item_id not in unscored]
+        return tuple(_recommendation(row, rank) for rank, row in enumerate(sorted(rows), start=1)), unscored
+
+    def _items(self, request: RecommendRequest, event_count: int, excluded: set[str]) -> tuple[Recommendation, ...]:
+        first = zlib.crc32(request.user_id.encode()) + event_count
         rows: Iterable[int] = (row % self._num_items for row in count(first))
         rows = islice(rows, self._num_items)
         legal = (row for row in rows if f"item-{row}" not in excluded) if excluded else rows
-        return tuple(_recommendation(row, rank) for rank, row in enumerate(islice(legal, request.k), start=1))
+        items = (_recommendation(row, rank) for rank, row in enumerate(islice(legal, request.k), start=1))
+        least = request.min_score
+        return tuple(items if least is None else (item for item in items if item.score >= least))
 
 
 @lru_cache(maxsize=1 << 16)

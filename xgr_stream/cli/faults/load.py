@@ -25,6 +25,8 @@ NUM_ITEMS = 70
 """Items that events name: the tiny catalog's 60, and some that it does not know."""
 STRANGERS = 0.03
 """Part of the requests that ask for a user without events."""
+UNSEEN_ONLY = 0.2
+"""Part of the requests that exclude what the user has seen."""
 AFTER_OWN_EVENT = 0.3
 """Part of the requests that wait for the user's last event (`min_offset`)."""
 TIMEOUTS_MS = (500, 2_000, 10_000, 30_000)
@@ -99,7 +101,10 @@ class Load:
             f"request-{number}",
             user,
             k=chance.choice((1, 5, 10)),
-            filter=ItemFilter(exclude=tuple(f"item-{chance.randrange(60)}" for _ in range(chance.choice((0, 0, 3))))),
+            filter=ItemFilter(
+                exclude=tuple(f"item-{chance.randrange(60)}" for _ in range(chance.choice((0, 0, 3)))),
+                seen=chance.random() < UNSEEN_ONLY,
+            ),
             timeout_ms=chance.choice(TIMEOUTS_MS),
             min_offset=self._last_offset.get(user) if chance.random() < AFTER_OWN_EVENT else None,
         )

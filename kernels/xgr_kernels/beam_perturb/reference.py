@@ -1,0 +1,144 @@
+"""beam_perturb in plain torch: a dense table of children, in float64, since differences of keys are what counts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _int64(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+BLOCK = 1 << 20
+"""Children at once: a dozen intermediates of 8 MB."""
+GOLDEN = 0x9E3779B97F4A7C15
+MIX = (_int64(0xBF58476D1CE4E5B9), _int64(0x94D049BB133111EB))
+
+
+def beam_perturb(
+    logits: Tensor,
+    keys: Tensor,
+    log_probs: Tensor,
+    nodes: Tensor,
+    *,
+    row_starts: Tensor,
+    child_starts: Tensor,
+    child_codes: Tensor,
+    node_masks: Tensor,
+    mask_index: Tensor,
+    emptied_starts: Tensor,
+    emptied_nodes: Tensor,
+    temperatures: Tensor,
+    seeds: Tensor,
+    level: int,
+) -> tuple[Tensor, Tensor]:
+    rows, codes = logits.shape
+    row = torch.arange(rows, device=logits.device)
+    request = torch.searchsorted(row_starts[1:].long(), row, right=True).clamp_(max=len(mask_index) - 1)
+    alive = (row < row_starts[-1]) & (keys > -torch.inf)
+    table = torch.full((2, rows, codes + 1), -torch.inf, device=logits.device)
+    step = max(1, BLOCK // codes)
+    for first in range(0, rows, step):
+        some = slice(first, first + step)
+        _fill(
+            table[:, some],
+            logits[some],
+            keys[some],
+            log_probs[some],
+            nodes[some],
+            alive=alive[some],
+            request=request[some],
+            child_starts=child_starts,
+            child_codes=child_codes,
+            node_masks=node_masks,
+            mask_index=mask_index,
+            emptied_starts=emptied_starts,
+            emptied_nodes=emptied_nodes,
+            temperatures=temperatures,
+            seeds=seeds,
+            level=level,
+        )
+    by_key, by_log_prob = table[:, :, :codes].contiguous()
+    return by_key, by_log_prob
+
+
+def _fill(
+    table: Tensor,
+    logits: Tensor,
+    keys: Tensor,
+    log_probs: Tensor,
+    nodes: Tensor,
+    *,
+    alive: Tensor,
+    request: Tensor,
+    child_starts: Tensor,
+    child_codes: Tensor,
+    node_masks: Tensor,
+    mask_index: Tensor,
+    emptied_starts: Tensor,
+    emptied_nodes: Tensor,
+    temperatures: Tensor,
+    seeds: Tensor,
+    level: int,
+) -> None:
+    """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes + 1]."""
+    codes = logits.shape[1]
+    at = nodes.clamp(min=0).masked_fill(~alive, 0).long()
+    first, last = child_starts[at].long(), child_starts[at + 1].long()
+    # [rows, codes]: the i-th child of each row, if it has so many; the last node stands for one that is none.
+    child = first[:, None] + torch.arange(codes, device=logits.device)
+    legal = (child < last[:, None]) & alive[:, None]
+    child.clamp_(max=len(child_codes) - 1)
+    legal &= node_masks[mask_index.long()[request][:, None], child]
+    legal &= ~_emptied(request, child, emptied_starts, emptied_nodes, len(child_codes))
+
+    code = child_codes[child].long()
+    own = (logits.gather(1, code).double() / temperatures[request, None].double()).masked_fill(~legal, -torch.inf)
+    conditional = own - own.logsumexp(1, keepdim=True)
+    noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, child).log().neg().log()
+    key = _conditioned(noisy, keys.double()[:, None]).masked_fill(~legal, -torch.inf)
+
+    # By code; what is no legal child goes to the column behind.
+    place = code.masked_fill(~legal, codes)
+    table[0].scatter_(1, place, key.float())
+    table[1].scatter_(1, place, conditional.float())
+
+
+def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor, num_nodes: int) -> Tensor:
+    """Which children [rows, codes] are among the emptied nodes of their request."""
+    if not len(emptied):
+        return torch.zeros_like(child, dtype=torch.bool)
+    place = torch.arange(len(emptied), device=child.device)
+    owner = torch.searchsorted(starts[1:].long(), place, right=True)  # behind the last request: no request's
+    known = owner * num_nodes + emptied.masked_fill(place >= starts[-1], num_nodes - 1)
+    wanted = request[:, None] * num_nodes + child
+    found = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
+    return known[found] == wanted
+
+
+def _conditioned(noisy: Tensor, maximum: Tensor) -> Tensor:
+    """Gumbels [rows, children], made to have this maximum [rows, 1]: appendix B.3 of the paper."""
+    apart = noisy - noisy.amax(1, keepdim=True)
+    v = maximum - noisy + _log1mexp(apart)
+    return maximum - v.clamp(min=0) - v.abs().neg().exp().log1p()
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x at most 0, exact near both ends."""
+    near = x > -math.log(2)
+    return torch.where(near, torch.expm1(x).neg().log(), torch.exp(x).neg().log1p())
+
+
+def _uniform(seeds: Tensor, level: int, nodes: Tensor) -> Tensor:
+    """Between 0 and 1, float64: a hash of each node's number (splitmix64), the same on every device."""
+    stream = _mixed(seeds + _int64(GOLDEN * (level + 1)))
+    return ((_mixed(stream + nodes * _int64(GOLDEN)) >> 11) & ((1 << 53) - 1)).double().add(0.5).mul(2.0**-53)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * MIX[0]
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * MIX[1]
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
