@@ -35,7 +35,6 @@ class Counters:
     """What the engine has done since it was loaded."""
 
     requests: int = 0
-    tokens_appended: int = 0
     beams_dead: int = 0
     """Beams asked for that found no legal semantic ID: the filtered catalog had fewer."""
     invalid_items: int = 0

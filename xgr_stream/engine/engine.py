@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from secrets import randbits
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from xgr_stream.cache import PrefixCache, UserPrefix
+from xgr_stream.cache import PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.config import EngineConfig, HistoryConfig
-from xgr_stream.engine.answers import Answers, Counters, Job
-from xgr_stream.engine.append import Appender
+from xgr_stream.engine.batches import Batches, newest
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.engine.context import ContextReader, SeenItems, TokenArray
-from xgr_stream.engine.decode import BeamDecoder, PendingBeams
+from xgr_stream.engine.context import ContextReader, SeenItems
+from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
-from xgr_stream.engine.pending import PendingAnswers, PendingGroup
+from xgr_stream.engine.pending import PendingAnswers
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
-from xgr_stream.engine.scoring import Candidates, CandidateScorer
-from xgr_stream.engine.selection import selects
+from xgr_stream.engine.scoring import CandidateScorer
 from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, NothingLegal, XgrError, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -50,8 +45,6 @@ from xgr_stream.types import (
     Tags,
     UserEvent,
 )
-
-NOTHING_LEFT = "the request's filters leave no live item of the catalog"
 
 _retokenised = count()
 
@@ -126,12 +119,17 @@ class Engine:
         longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS
         page_columns = self.cache.pool.pages_for(longest)
         self._work = Work(model, self.cache, config, switches, page_columns=page_columns)
-        self._tails = TailForks(model, self.cache, self._work.request_appender, self.window)
-        self._beam_decoder = BeamDecoder(
-            model, self.cache, self.normalizer, self._work.decode_lane, switches, page_columns=page_columns
+        lane = self._work.decode_lane
+        self._decoder = BeamDecoder(model, self.cache, self.normalizer, lane, switches, page_columns=page_columns)
+        self._batches = Batches(
+            self.version,
+            config,
+            self.cache,
+            self._work,
+            tails=TailForks(model, self.cache, self._work.request_appender, self.window),
+            decoder=self._decoder,
+            scorer=CandidateScorer(model, self.cache, self.normalizer, lane),
         )
-        self._scorer = CandidateScorer(model, self.cache, self.normalizer, self._work.decode_lane)
-        self._counters = Counters()
         self._retokenised = False
         self.use_catalog(catalog)
 
@@ -174,6 +172,7 @@ class Engine:
         if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
             key += f"/{next(_retokenised)}"
         self._prefixes = PrefixBuilder(self.cache, self._reader, key)
+        self._batches.use(catalog, self._prefixes, self._reader, self._legality)
         if self.cache.hidden.is_cuda:
             torch.cuda.synchronize()  # what was just made on the default stream is read on the lanes
 
@@ -221,6 +220,7 @@ class Engine:
         with self._work.decode_lane.current():
             self._legality.replace(legality)
         self._reader.retokenise(self._catalog, seen)
+        self._batches.use(self._catalog, self._prefixes, self._reader, self._legality)
         self._retokenised |= bool(merge.retokenised)
 
     # The facade: one user at a time, out of this engine's own history.
@@ -308,49 +308,16 @@ class Engine:
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
         finished."""
-        pending = self._begin(requests)
-        self._counters.requests += len(requests)
-        return pending
-
-    @torch.inference_mode()
-    def _begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
-        views = _newest(view for _, view in requests)
-
-        def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
-            return self._begin([(request, views.get(request.user_id)) for request in wider]).finish()
-
-        answers = Answers(self._catalog, self.version, self._counters)
-        pending = PendingAnswers(answers, len(requests), again, self.config.widened_beam_width)
-        jobs: deque[Job] = deque()
-        exploring: deque[Job] = deque()
-        scoring: deque[Job] = deque()
-        for index, (request, view) in enumerate(requests):
-            try:
-                if request.candidates is None:
-                    job = self._job(index, request)
-                    (jobs if request.temperature is None else exploring).append(job)
-                    continue
-                job = self._scoring_job(index, request, request.candidates)
-                if job.width:
-                    scoring.append(job)
-                else:
-                    pending.without_scores(job, view)
-            except XgrError as error:
-                pending.fail(index, request, error)
-        for queue in (jobs, exploring, scoring):
-            while queue:
-                group = self._next_group(queue, views, pending)
-                if group.jobs:
-                    with self._work.decode_lane.current():
-                        pending.add(self._begin_group(group))
+        pending = self._batches.begin(requests)
+        self._batches.counters.requests += len(requests)
         return pending
 
     @torch.inference_mode()
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
         """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
         it returns while the last of them is under way."""
-        before = self._counters.tokens_appended
-        waiting = deque(_newest(views).values())
+        before = self._work.tokens_appended
+        waiting = deque(newest(views).values())
         users = 0
         work = self._work
         begun = work.append_lane.mark()
@@ -367,10 +334,10 @@ class Engine:
                     plans[plan.user_id] = plan
                 waiting.popleft()
             if plans:
-                prefixes = self._run(plans, pages, work.appender)
+                prefixes = work.run(self._prefixes, plans, pages, work.appender)
                 work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans, pages)
             users += len(plans)
-        tokens = self._counters.tokens_appended - before
+        tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
 
     @torch.inference_mode()
@@ -380,15 +347,13 @@ class Engine:
         if self.cache.hidden.is_cuda:
             prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
             unfiltered = self._catalog.resolve(NO_FILTER)
-            prepare_decodes(self._beam_decoder, self.cache, self.config, unfiltered, self._legality)
+            prepare_decodes(self._decoder, self.cache, self.config, unfiltered, self._legality)
 
     @property
     def last_scanned(self) -> list[tuple[int, int]]:
         """Per level of the last decode that was no graph (`Switches.graphs`): beams whose children were looked at, and
         beams that were alive."""
-        return [
-            (int(scanned.sum()), int((scores > -torch.inf).sum())) for scanned, scores in self._beam_decoder.scanned
-        ]
+        return [(int(scanned.sum()), int((scores > -torch.inf).sum())) for scanned, scores in self._decoder.scanned]
 
     def pending_tokens(self, view: HistoryView) -> int:
         """Tokens that warming this user up to `view` computes, at most. Safe to call from any thread."""
@@ -404,15 +369,16 @@ class Engine:
         self.cache.drop(user_ids)
 
     def stats(self) -> EngineStats:
+        counters = self._batches.counters
         return EngineStats(
             users_warm=len(self.cache),
             bytes_used=self.cache.bytes_used,
             bytes_budget=self.cache.bytes_budget,
             users_evicted=self.cache.num_evicted,
-            requests=self._counters.requests,
-            tokens_appended=self._counters.tokens_appended,
-            beams_dead=self._counters.beams_dead,
-            invalid_items=self._counters.invalid_items,
+            requests=counters.requests,
+            tokens_appended=self._work.tokens_appended,
+            beams_dead=counters.beams_dead,
+            invalid_items=counters.invalid_items,
         )
 
     def check_integrity(self) -> None:
@@ -420,126 +386,6 @@ class Engine:
         self._work.settle()
         self.cache.check_integrity()
         self._catalog.check_integrity()
-        if self._counters.invalid_items:
-            raise EngineError(f"{self._counters.invalid_items} recommended semantic IDs were not legal")
-
-    def _job(self, index: int, request: RecommendRequest) -> Job:
-        resolved = self._catalog.resolve(request.filter)
-        if not resolved.num_items:
-            raise NothingLegal(NOTHING_LEFT)
-        width = request.beam_width or max(request.k, self.config.beam_width)
-        tail = self._tails.check(request.tail)
-        return Job(index, request, resolved, width, tail, selects=selects(request))
-
-    def _scoring_job(self, index: int, request: RecommendRequest, item_ids: Sequence[str]) -> Job:
-        candidates = Candidates.of(self._catalog, item_ids)
-        tail = self._tails.check(request.tail)
-        return Job(index, request, self._catalog.resolve(NO_FILTER), len(candidates.leaves), tail, candidates)
-
-    def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
-        """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
-        resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
-        if not resolved.num_items:
-            raise NothingLegal(NOTHING_LEFT)
-        return replace(job, filter=resolved)
-
-    def _next_group(self, jobs: deque[Job], views: dict[str, HistoryView], pending: PendingAnswers) -> _Group:
-        """Take jobs off the queue that fit into one decode: its rows, and its users' pages. Those that need no
-        decode are answered at once."""
-        group = _Group()
-        rows = 0
-        while jobs:
-            job = jobs[0]
-            user_id = job.request.user_id
-            view = views.get(user_id)
-            plan = group.plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
-            if job.request.filter.seen and view is not None:
-                try:
-                    job = self._unseen(job, view.items if plan is None else plan.kept_items)
-                except NothingLegal as error:
-                    pending.fail(job.index, job.request, error)
-                    jobs.popleft()
-                    continue
-            if plan is None:
-                pending.popular(job, view)
-            else:
-                rows += job.width
-                pages = group.pages + self._tails.pages(job.tail)
-                pages += 0 if user_id in group.plans else self._prefixes.pages(plan)
-                if group.jobs and (rows > self.config.max_batch_rows or pages > self.cache.pool.num_pages):
-                    break
-                group.jobs.append(job)
-                group.plans[user_id] = plan
-                group.pages = pages
-            jobs.popleft()
-        return group
-
-    def _begin_group(self, group: _Group) -> PendingGroup:
-        work, lane = self._work, self._work.decode_lane
-        begun = lane.mark()
-        prefixes = self._run(group.plans, group.pages, work.request_appender)
-        own = [prefixes[job.request.user_id] for job in group.jobs]
-        release, ends, appended = work.pin(own), own, begun
-        try:
-            tails = [job.tail for job in group.jobs]
-            if any(tail is not None for tail in tails):
-                ends, release = self._forked(own, tails, release)
-            if ends is not own or any(len(plan.tokens) for plan in group.plans.values()):
-                appended = lane.mark()
-            beams = self._begin_beams(group.jobs, ends)
-        except BaseException:
-            release()
-            raise
-        work.keep(release, lane, beams.results.mark, group.plans, group.pages)
-        states = [group.plans[job.request.user_id].state for job in group.jobs]
-        return PendingGroup(group.jobs, own, states, beams, begun, appended)
-
-    def _forked(
-        self, prefixes: Sequence[UserPrefix], tails: Sequence[TokenArray | None], unpin: Callable[[], None]
-    ) -> tuple[list[UserPrefix], Callable[[], None]]:
-        """The prefixes with these tails, and what gives back the memory of both."""
-        with ExitStack() as stack:
-            ends = stack.enter_context(self._tails.forked(prefixes, tails))
-            forks = stack.pop_all()
-
-        def release() -> None:
-            forks.close()
-            unpin()
-
-        return ends, release
-
-    def _begin_beams(self, jobs: Sequence[Job], ends: Sequence[UserPrefix]) -> PendingBeams:
-        """Jobs that all search, all draw or all score, after the ends of their contexts."""
-        if jobs[0].candidates is not None:
-            leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
-            return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
-        explorers = [] if jobs[0].request.temperature is None else [job.request for job in jobs]
-        widths, filters = [job.width for job in jobs], [job.filter for job in jobs]
-        return self._beam_decoder.begin(ends, widths, filters, self._legality, explorers)
-
-    def _run(self, plans: Mapping[str, Plan], pages: int, appender: Appender) -> dict[str, UserPrefix]:
-        prefixes = self._work.run(self._prefixes, plans, pages, appender)
-        self._counters.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
-        return prefixes
-
-
-@dataclass(slots=True)
-class _Group:
-    """What goes into one decode."""
-
-    jobs: list[Job] = field(default_factory=list)
-    plans: dict[str, Plan] = field(default_factory=dict)
-    """Of the jobs' users."""
-    pages: int = 0
-    """That their prefixes and forks take."""
-
-
-def _newest(views: Iterable[HistoryView | None]) -> dict[str, HistoryView]:
-    """Each user's view with the most events, in order of appearance."""
-    newest: dict[str, HistoryView] = {}
-    for view in views:
-        if view is not None:
-            known = newest.setdefault(view.user_id, view)
-            if view.event_count > known.event_count:
-                newest[view.user_id] = view
-    return newest
+        invalid_items = self._batches.counters.invalid_items
+        if invalid_items:
+            raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")

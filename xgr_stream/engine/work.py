@@ -34,6 +34,8 @@ class Work:
         """For what a request still lacks."""
         self._cache = cache
         self._pages_in_flight = 0
+        self.tokens_appended = 0
+        """Since the engine was loaded."""
 
     def run(
         self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], pages: int, appender: Appender
@@ -48,6 +50,7 @@ class Work:
         else:
             # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
             self.append_lane.follow(self.decode_lane)
+        self.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
         with appender.lane.current():
             return {prefix.user_id: prefix for prefix in prefixes.run(list(plans.values()), appender)}
 
