@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xgr_kernels.scales import inverse_rms, scaled
+from xgr_kernels.scales import inverse_rms, normalised, scaled
 
 
 def kv_write(
@@ -28,7 +28,7 @@ def kv_write(
     dtype = q.dtype
     if hidden is not None or row_scale is not None or column_scale is not None:
         q, k, v = _scaled(q, k, v, hidden, eps, row_scale, column_scale)
-    both = torch.cat([_normalise(q.float(), q_norm, eps), _normalise(k.float(), k_norm, eps)], dim=1)
+    both = torch.cat([_normalised(q, q_norm, eps), _normalised(k, k_norm, eps)], dim=1)
     q_turned, k = _rotate(both, cos_sin.index_select(0, positions).float()).tensor_split((q.shape[1],), dim=1)
     if slots.shape[0] and int(slots.min()) < 0:
         written = slots >= 0
@@ -61,9 +61,9 @@ def _scaled(
     return flat.view(joined.shape).split([q.shape[1], k.shape[1], k.shape[1]], dim=1)
 
 
-def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """RMSNorm over the last dimension."""
-    return x if weight is None else torch.nn.functional.rms_norm(x, x.shape[-1:], weight.float(), eps)
+def _normalised(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """RMSNorm over the last dimension, where there is a weight."""
+    return x.float() if weight is None else normalised(x, weight, eps)
 
 
 def _rotate(x: Tensor, cos_sin: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from xgr_kernels.fp8 import quantise_rows
-from xgr_kernels.scales import scaled
+from xgr_kernels.scales import normalised, scaled
 
 
 def rms_norm(
@@ -23,7 +22,7 @@ def rms_norm(
     if residual is not None:
         summed = (values + residual.float()).to(x.dtype)
         values = summed.float()
-    normed = torch.nn.functional.rms_norm(values, x.shape[1:], weight.float(), eps)
+    normed = normalised(values, weight, eps)
     if fp8:
         return *quantise_rows(normed), summed
     return normed.to(x.dtype), None, summed
