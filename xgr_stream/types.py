@@ -56,6 +56,9 @@ class Shortfall(StrEnum):
 
     EXHAUSTED = "exhausted"
     """Nothing else passes the filters, caps and score threshold."""
+    THRESHOLD = "threshold"
+    """What else was found has scores below the threshold. More beams, which are not tried for that, might still find
+    others above it, as they might find better items than those of any answer."""
     BEAMS = "beams"
     """The caps left no more of as many beams as may be used. Others may be among more of them."""
 

@@ -101,13 +101,17 @@ def test_caps_and_thresholds_equal_a_greedy_choice_of_the_beams(data: st.DataObj
         assume(all(b - a > 2 * EPSILON for a, b in pairwise(scores)))  # a greedy choice depends on the order
         expected = greedy(beams, k, caps, min_score, oracle.tags_of)
         cut = min_score is not None and beams[-1].score < min_score
-        complete = cut or leaves < width or leaves == len(set(oracle.sid_of.values()))
-        if len(expected) == k or complete or width >= widest:
+        complete = leaves < width or leaves == len(set(oracle.sid_of.values()))
+        if len(expected) == k or complete or cut or width >= widest:
             break
         width = min(WIDER * width, widest)
     assert_same(response.items, expected, k)
     assert [item.item_id for item in response.items] == [item.item_id for item in expected]
-    short = Shortfall.EXHAUSTED if complete else Shortfall.BEAMS
+    short = Shortfall.EXHAUSTED if complete else Shortfall.THRESHOLD if cut else Shortfall.BEAMS
+    if short is Shortfall.EXHAUSTED and len(expected) < k:  # then no number of beams would bring another
+        everything = oracle.beam_search(context, legal, case.normalizer, len(oracle.sid_of))
+        everything.sort(key=lambda item: (-item.score, item.sid, item.item_id))
+        assert_same(response.items, greedy(everything, k, caps, min_score, oracle.tags_of), k)
     assert response.shortfall is (short if len(expected) < k else None)
 
 
@@ -157,6 +161,18 @@ def test_only_the_request_that_falls_short_is_decoded_again() -> None:
         assert (mine.request_id, mine.status, mine.error) == (alone.request_id, alone.status, alone.error)
         assert_same(mine.items, alone.items, len(alone.items))
         assert mine.shortfall is alone.shortfall
+
+
+def test_a_threshold_does_not_say_exhausted_of_beams_that_were_left_out() -> None:
+    case = Case((6, 6, 6), 25, 29, False, 2, 16, 4)
+    engine = case.engine()
+    record(engine, "user", [("item-0", None)])
+    least = -5.7713
+    narrow, wide = (ask(engine, "user", 6, beam_width=width, min_score=least) for width in (6, 64))
+    assert len(narrow.items) < 6
+    assert (narrow.shortfall, wide.shortfall) == (Shortfall.THRESHOLD, None)
+    few = ask(engine, "user", 25, beam_width=64, min_score=least)
+    assert few.shortfall is Shortfall.EXHAUSTED
 
 
 def test_the_facade_takes_caps_and_a_threshold() -> None:

@@ -101,8 +101,9 @@ class Answers:
                 if len(own) < request.k:
                     # With fewer beams than asked for, none was left out at any level.
                     found = top.stop - top.start
-                    complete = selected.cut or found < job.width or found == self._catalog.trie.num_leaves
-                    shortfall = Shortfall.EXHAUSTED if complete else Shortfall.BEAMS
+                    complete = found < job.width or found == self._catalog.trie.num_leaves
+                    shortfall = Shortfall.THRESHOLD if selected.cut else Shortfall.BEAMS
+                    shortfall = Shortfall.EXHAUSTED if complete else shortfall
             else:
                 # A legal leaf has an item that may be returned, so the first k leaves have k.
                 own = items[first : min(last, first + request.k)]

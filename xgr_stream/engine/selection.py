@@ -24,7 +24,7 @@ class Selected(NamedTuple):
     places: NDArray[np.intp]
     """Of the items that are taken, in the list. [at most k]"""
     cut: bool
-    """Whether an item's score was too low, and all behind it have lower ones."""
+    """Whether an item's score was too low, and all behind it in the list have lower ones."""
 
 
 def selects(request: RecommendRequest) -> bool:
