@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,9 @@ from tests.property.oracle import EPSILON, assert_same
 from tests.property.users import record
 from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.engine import Engine
+from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.selection import WIDER
+from xgr_stream.errors import OutOfMemory
 from xgr_stream.testing.models import TAGS
 from xgr_stream.types import (
     CacheState,
@@ -161,6 +165,30 @@ def test_only_the_request_that_falls_short_is_decoded_again() -> None:
         assert (mine.request_id, mine.status, mine.error) == (alone.request_id, alone.status, alone.error)
         assert_same(mine.items, alone.items, len(alone.items))
         assert mine.shortfall is alone.shortfall
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("no page is free"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_one_that_more_beams_have_no_memory_for_keeps_what_it_had(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = CASE.engine()
+    record(engine, "user", [("item-0", None)])
+    view = engine.history.view("user")
+    plain, caps = RecommendRequest("plain", "user", 6, 6), RecommendRequest("caps", "user", 6, 6, caps={"*": 1})
+    begin = BeamDecoder.begin
+
+    def fails(self: BeamDecoder, prefixes: Any, widths: Any, *rest: Any) -> Any:
+        if max(widths) > 6:
+            raise error
+        return begin(self, prefixes, widths, *rest)
+
+    monkeypatch.setattr(BeamDecoder, "begin", fails)
+    ours, short = engine.answer([(plain, view), (caps, view)])
+    assert (ours.status, len(ours.items)) == (Status.OK, 6)
+    assert (short.status, short.shortfall) == (Status.OK, Shortfall.BEAMS)
+    assert 0 < len(short.items) < 6
+    assert "for more beams" in caplog.text
+    engine.check_integrity()
 
 
 def test_a_threshold_does_not_say_exhausted_of_beams_that_were_left_out() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.catalog.tags import TagIndex
+from xgr_stream.errors import OutOfMemory
 from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Status
+
+logger = logging.getLogger(__name__)
 
 WIDER = 4
 """Times as many beams when a request is decoded again."""
@@ -79,13 +84,19 @@ def widened(
     short: Sequence[tuple[RecommendRequest, int, RecommendResponse]], again: Again, widest: int
 ) -> list[RecommendResponse]:
     """For requests, the beams that they had, and answers that fell short of k items for want of beams: answers from
-    more beams, where there may be more. Blocks."""
+    more beams, where there may be more and the device has the memory. Blocks."""
     answers = [response for _, _, response in short]
     asked = [place for place, (_, width, _) in enumerate(short) if width < widest]
     if not asked:
         return answers
     requests = [replace(short[place][0], beam_width=min(WIDER * short[place][1], widest)) for place in asked]
-    for place, wider in zip(asked, again(requests), strict=True):
+    try:
+        responses = again(requests)
+    except (OutOfMemory, MemoryError, torch.OutOfMemoryError):
+        # Raised, it would fail the batch, whose other requests lack nothing.
+        logger.warning("there is no memory for more beams of %d requests; they fall short", len(asked), exc_info=True)
+        return answers
+    for place, wider in zip(asked, responses, strict=True):
         first = answers[place]
         if wider.status is Status.OK:  # else the first is better than nothing
             stages_ms = {name: first.stages_ms.get(name, 0.0) + ms for name, ms in wider.stages_ms.items()}
