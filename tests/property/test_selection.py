@@ -203,6 +203,21 @@ def test_a_threshold_does_not_say_exhausted_of_beams_that_were_left_out() -> Non
     assert few.shortfall is Shortfall.EXHAUSTED
 
 
+def test_caps_look_through_a_bounded_number_of_popular_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cap may leave a handful of millions, and the device's thread would look at each."""
+    engine = CASE.engine()
+    everything = ask(engine, "stranger", 25, caps={"*": 1})
+    assert everything.shortfall is Shortfall.EXHAUSTED
+    monkeypatch.setattr("xgr_stream.engine.selection.POPULAR", 5)
+    first = ask(engine, "stranger", 6, caps={"*": 1})
+    assert (first.status, first.shortfall) == (Status.UNKNOWN_USER, Shortfall.BEAMS)
+    assert 0 < len(first.items) < 6
+    assert first.items == everything.items[: len(first.items)]
+    assert len(ask(engine, "stranger", 6).items) == 6
+    monkeypatch.setattr("xgr_stream.engine.selection.POPULAR", 25)
+    assert ask(engine, "stranger", 25, caps={"*": 1}).items == everything.items
+
+
 def test_the_facade_takes_caps_and_a_threshold() -> None:
     engine = CASE.engine()
     engine.append("user", ["item-0"])

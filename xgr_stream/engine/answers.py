@@ -210,7 +210,7 @@ class Answers:
 
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
-        rows = popular(self._catalog, job.request, job.filter)
+        rows, shortfall = popular(self._catalog, job.request, job.filter)
         return RecommendResponse(
             request_id=job.request.request_id,
             user_id=job.request.user_id,
@@ -220,7 +220,7 @@ class Answers:
             event_offset=-1 if view is None else view.last_offset,
             model_version=self._model_version,
             catalog_version=self._catalog_version,
-            shortfall=None if len(rows) == job.request.k else Shortfall.EXHAUSTED,
+            shortfall=shortfall,
         )
 
     def failed(self, request: RecommendRequest, error: XgrError) -> RecommendResponse:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.errors import OutOfMemory
-from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Status
+from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Shortfall, Status
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,16 @@ WIDER = 4
 
 Again = Callable[[Sequence[RecommendRequest]], list[RecommendResponse]]
 """Answers requests anew, from the histories that they were first answered from or newer ones."""
+
+
+POPULAR = 4_096
+"""Popular items that caps choose from, at most: 30 ms. They may leave a handful of millions."""
+
+
+class Popular(NamedTuple):
+    rows: NDArray[np.int32]
+    """[at most k]"""
+    shortfall: Shortfall | None
 
 
 class Selected(NamedTuple):
@@ -69,15 +79,22 @@ def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex) -
     return np.array(places, dtype=np.intp)
 
 
-def popular(catalog: Catalog, request: RecommendRequest, resolved: ResolvedFilter) -> NDArray[np.int32]:
-    """Rows of the most popular items that the filter and the caps leave. [at most k]"""
-    ahead = request.k
+def popular(catalog: Catalog, request: RecommendRequest, resolved: ResolvedFilter) -> Popular:
+    """The most popular items that the filter and the caps leave."""
+    if not request.caps:
+        rows = catalog.popular(request.k, resolved)
+        return Popular(rows, None if len(rows) == request.k else Shortfall.EXHAUSTED)
+    ahead = min(request.k, POPULAR)
     while True:
         rows = catalog.popular(ahead, resolved)
-        taken = rows[capped(rows, request, catalog.columns.tags)] if request.caps else rows
-        if len(taken) == request.k or len(rows) < ahead:
-            return taken
-        ahead *= 8
+        taken = rows[capped(rows, request, catalog.columns.tags)]
+        if len(taken) == request.k:
+            return Popular(taken, None)
+        if len(rows) < ahead:
+            return Popular(taken, Shortfall.EXHAUSTED)
+        if ahead == POPULAR:
+            return Popular(taken, Shortfall.BEAMS)
+        ahead = min(8 * ahead, POPULAR)
 
 
 def widened(
