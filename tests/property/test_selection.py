@@ -20,7 +20,7 @@ from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.engine import Engine
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.selection import WIDER
-from xgr_stream.errors import OutOfMemory
+from xgr_stream.errors import InvalidRequest, OutOfMemory
 from xgr_stream.testing.models import TAGS
 from xgr_stream.types import (
     CacheState,
@@ -227,6 +227,14 @@ def test_the_facade_takes_caps_and_a_threshold() -> None:
     assert engine.recommend("user", 25, beam_width=64, min_score=float(np.nextafter(least, 0))) == everything[:4]
     once = engine.recommend("user", 25, beam_width=64, caps={"red": 1})
     assert sum("red" in CASE.oracle.tags_of[item.item_id] for item in once) == 1
+
+
+@pytest.mark.parametrize("caps", [[], 0, False, ""])
+def test_the_facade_refuses_caps_that_are_none(caps: Any) -> None:
+    engine = CASE.engine()
+    assert engine.recommend("stranger", caps={}) == engine.recommend("stranger", caps=None)
+    with pytest.raises(InvalidRequest, match=r"^caps must be a mapping of tags to numbers of items, not "):
+        engine.recommend("stranger", caps=caps)
 
 
 @pytest.mark.parametrize(
