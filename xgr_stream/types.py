@@ -60,8 +60,8 @@ class Shortfall(StrEnum):
     """What else was found has scores below the threshold. More beams, which are not tried for that, might still find
     others above it, as they might find better items than those of any answer."""
     BEAMS = "beams"
-    """The caps left no more of as many beams as may be used (or popular items, for an unknown user). Others may be among
-    more of them."""
+    """The caps left no more of as many beams as may be used (or popular items, for an unknown user). Others may be
+    among more of them."""
 
 
 class Unscored(StrEnum):

@@ -22,6 +22,7 @@ ROOM = 20 * 1024
 """Of what a broker takes, for an answer's key, its request's headers (`MAX_HEADER_BYTES`) and what frames a record. A
 larger answer would be refused, which stops the worker, and then the next one that reads the request."""
 
+
 class Replies:
     """Writes responses to the partition of the responses topic that has the request's number."""
 
