@@ -98,7 +98,7 @@ def test_fields_are_frozen(owner: type) -> None:
 
 def test_statuses_and_cache_states_are_frozen() -> None:
     assert [status.value for status in types.Status] == ["ok", "unknown_user", "error"]
-    assert [shortfall.value for shortfall in types.Shortfall] == ["exhausted", "beams"]
+    assert [shortfall.value for shortfall in types.Shortfall] == ["exhausted", "threshold", "beams"]
     assert [why.value for why in types.Unscored] == ["unknown", "unavailable", "unknown_user"]
     assert [state.value for state in types.CacheState] == ["warm", "appended", "cold", "none"]
 

@@ -101,6 +101,10 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"min_score": math.nan}, "min_score"),
         ({"min_score": False}, "min_score"),
         ({"min_score": "-1"}, "min_score"),
+        ({"min_score": -(10**400)}, "min_score"),
+        ({"candidates": ["item", ""]}, "candidates"),
+        ({"candidates": ["i" * 257]}, "candidates"),
+        ({"candidates": ["\ud800"]}, "candidates"),
     ],
 )
 def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
@@ -124,6 +128,8 @@ def test_caps_are_numbers_of_items_by_tag(tag: Any, most: Any) -> None:
 def test_caps_have_a_limit_and_are_kept_as_pairs() -> None:
     request = RecommendRequest("r", "u", caps={"b": 2, "a*": 1}, min_score=-3)
     assert request.caps == (("a*", 1), ("b", 2))
+    assert type(request.min_score) is float
+    assert RecommendRequest("r", "u", caps=(("b", 2), ("b", 1))).caps == (("b", 1),)
     assert dataclasses.replace(request, k=3).caps == request.caps
     assert len(RecommendRequest("r", "u", caps={str(i): 1 for i in range(MAX_TAGS)}).caps) == MAX_TAGS
     with pytest.raises(InvalidRequest, match=rf"^caps must hold at most {MAX_TAGS} entries, not {MAX_TAGS + 1}$"):
@@ -176,7 +182,7 @@ def test_a_filter_has_limits(name: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["allow", "deny"])
-@pytest.mark.parametrize("entry", [[], ["a", 1], [["a"]], b"a", {"a": 1, 2: 3}, [str(i) for i in range(9)]])
+@pytest.mark.parametrize("entry", [[], ["a", 1], [["a"]], b"a", {"a": 1}, {"a": 1, 2: 3}, [str(i) for i in range(9)]])
 def test_tags_of_one_entry_are_a_few_strings(name: str, entry: Any) -> None:
     with pytest.raises(
         InvalidRequest, match=rf"^{name} must be a sequence of strings, or of collections of 1 to 8 str"

@@ -7,7 +7,7 @@ the field, its value and what was expected.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -56,8 +56,12 @@ class Shortfall(StrEnum):
 
     EXHAUSTED = "exhausted"
     """Nothing else passes the filters, caps and score threshold."""
+    THRESHOLD = "threshold"
+    """What else was found has scores below the threshold. More beams, which are not tried for that, might still find
+    others above it, as they might find better items than those of any answer."""
     BEAMS = "beams"
-    """The caps left no more of as many beams as may be used. Others may be among more of them."""
+    """The caps left no more of as many beams as may be used (or popular items, for an unknown user). Others may be
+    among more of them."""
 
 
 class Unscored(StrEnum):
@@ -100,7 +104,7 @@ def _caps(value: object) -> Caps:
             raise InvalidRequest(
                 f"caps must be integers from 1 to {MAX_BEAM_WIDTH}, and that of {_shown(tag)} is {_shown(most)}"
             )
-    return tuple(sorted(pairs))
+    return tuple(sorted(dict(pairs).items()))
 
 
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
@@ -198,7 +202,9 @@ def _entry(name: str, value: object) -> str | tuple[str, ...]:
     """One form for each meaning: a tag, or several distinct ones in their order."""
     if isinstance(value, str):
         return value
-    listed = isinstance(value, Collection) and all(isinstance(tag, str) for tag in value)
+    # A mapping is a collection of its keys too, and what it maps them to would be passed over in silence.
+    listed = isinstance(value, Collection) and not isinstance(value, Mapping)
+    listed = listed and all(isinstance(tag, str) for tag in cast("Collection[object]", value))
     tags = set(cast("Collection[str]", value)) if listed else set()
     if not 1 <= len(tags) <= MAX_TAGS_TOGETHER:
         raise InvalidRequest(
@@ -315,8 +321,11 @@ class RecommendRequest:
         if self.caps != ():
             object.__setattr__(self, "caps", _caps(self.caps))
         least = self.min_score
-        if least is not None and (type(least) not in (int, float) or not -math.inf < least <= 0):
-            raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
+        if least is not None:
+            # An integer may be too large for a float, and a message for an integer.
+            if type(least) not in (int, float) or not -sys.float_info.max <= least <= 0:
+                raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
+            object.__setattr__(self, "min_score", float(least))
         heat = self.temperature
         if heat is not None and (type(heat) not in (int, float) or not MIN_TEMPERATURE <= heat <= MAX_TEMPERATURE):
             expected = f"None or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
@@ -335,6 +344,8 @@ class RecommendRequest:
         distinct = tuple(dict.fromkeys(cast("Collection[str]", value)))
         if not 1 <= len(distinct) <= MAX_CANDIDATES:
             raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")
+        for item in distinct:
+            _identifier(InvalidRequest, "candidates", item)
         others = (self.beam_width, self.caps or None, self.min_score, self.temperature)
         if self.filter != NO_FILTER or others != (None,) * len(others):
             names = "beam_width, filters, caps, min_score and temperature"

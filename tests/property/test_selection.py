@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,9 @@ from tests.property.oracle import EPSILON, assert_same
 from tests.property.users import record
 from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.engine import Engine
+from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.selection import WIDER
+from xgr_stream.errors import InvalidRequest, OutOfMemory
 from xgr_stream.testing.models import TAGS
 from xgr_stream.types import (
     CacheState,
@@ -101,13 +105,17 @@ def test_caps_and_thresholds_equal_a_greedy_choice_of_the_beams(data: st.DataObj
         assume(all(b - a > 2 * EPSILON for a, b in pairwise(scores)))  # a greedy choice depends on the order
         expected = greedy(beams, k, caps, min_score, oracle.tags_of)
         cut = min_score is not None and beams[-1].score < min_score
-        complete = cut or leaves < width or leaves == len(set(oracle.sid_of.values()))
-        if len(expected) == k or complete or width >= widest:
+        complete = leaves < width or leaves == len(set(oracle.sid_of.values()))
+        if len(expected) == k or complete or cut or width >= widest:
             break
         width = min(WIDER * width, widest)
     assert_same(response.items, expected, k)
     assert [item.item_id for item in response.items] == [item.item_id for item in expected]
-    short = Shortfall.EXHAUSTED if complete else Shortfall.BEAMS
+    short = Shortfall.EXHAUSTED if complete else Shortfall.THRESHOLD if cut else Shortfall.BEAMS
+    if short is Shortfall.EXHAUSTED and len(expected) < k:  # then no number of beams would bring another
+        everything = oracle.beam_search(context, legal, case.normalizer, len(oracle.sid_of))
+        everything.sort(key=lambda item: (-item.score, item.sid, item.item_id))
+        assert_same(response.items, greedy(everything, k, caps, min_score, oracle.tags_of), k)
     assert response.shortfall is (short if len(expected) < k else None)
 
 
@@ -159,6 +167,57 @@ def test_only_the_request_that_falls_short_is_decoded_again() -> None:
         assert mine.shortfall is alone.shortfall
 
 
+@pytest.mark.parametrize("error", [OutOfMemory("no page is free"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_one_that_more_beams_have_no_memory_for_keeps_what_it_had(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = CASE.engine()
+    record(engine, "user", [("item-0", None)])
+    view = engine.history.view("user")
+    plain, caps = RecommendRequest("plain", "user", 6, 6), RecommendRequest("caps", "user", 6, 6, caps={"*": 1})
+    begin = BeamDecoder.begin
+
+    def fails(self: BeamDecoder, prefixes: Any, widths: Any, *rest: Any) -> Any:
+        if max(widths) > 6:
+            raise error
+        return begin(self, prefixes, widths, *rest)
+
+    monkeypatch.setattr(BeamDecoder, "begin", fails)
+    ours, short = engine.answer([(plain, view), (caps, view)])
+    assert (ours.status, len(ours.items)) == (Status.OK, 6)
+    assert (short.status, short.shortfall) == (Status.OK, Shortfall.BEAMS)
+    assert 0 < len(short.items) < 6
+    assert "for more beams" in caplog.text
+    engine.check_integrity()
+
+
+def test_a_threshold_does_not_say_exhausted_of_beams_that_were_left_out() -> None:
+    case = Case((6, 6, 6), 25, 29, False, 2, 16, 4)
+    engine = case.engine()
+    record(engine, "user", [("item-0", None)])
+    least = -5.7713
+    narrow, wide = (ask(engine, "user", 6, beam_width=width, min_score=least) for width in (6, 64))
+    assert len(narrow.items) < 6
+    assert (narrow.shortfall, wide.shortfall) == (Shortfall.THRESHOLD, None)
+    few = ask(engine, "user", 25, beam_width=64, min_score=least)
+    assert few.shortfall is Shortfall.EXHAUSTED
+
+
+def test_caps_look_through_a_bounded_number_of_popular_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cap may leave a handful of millions, and the device's thread would look at each."""
+    engine = CASE.engine()
+    everything = ask(engine, "stranger", 25, caps={"*": 1})
+    assert everything.shortfall is Shortfall.EXHAUSTED
+    monkeypatch.setattr("xgr_stream.engine.selection.POPULAR", 5)
+    first = ask(engine, "stranger", 6, caps={"*": 1})
+    assert (first.status, first.shortfall) == (Status.UNKNOWN_USER, Shortfall.BEAMS)
+    assert 0 < len(first.items) < 6
+    assert first.items == everything.items[: len(first.items)]
+    assert len(ask(engine, "stranger", 6).items) == 6
+    monkeypatch.setattr("xgr_stream.engine.selection.POPULAR", 25)
+    assert ask(engine, "stranger", 25, caps={"*": 1}).items == everything.items
+
+
 def test_the_facade_takes_caps_and_a_threshold() -> None:
     engine = CASE.engine()
     engine.append("user", ["item-0"])
@@ -168,6 +227,14 @@ def test_the_facade_takes_caps_and_a_threshold() -> None:
     assert engine.recommend("user", 25, beam_width=64, min_score=float(np.nextafter(least, 0))) == everything[:4]
     once = engine.recommend("user", 25, beam_width=64, caps={"red": 1})
     assert sum("red" in CASE.oracle.tags_of[item.item_id] for item in once) == 1
+
+
+@pytest.mark.parametrize("caps", [[], 0, False, ""])
+def test_the_facade_refuses_caps_that_are_none(caps: Any) -> None:
+    engine = CASE.engine()
+    assert engine.recommend("stranger", caps={}) == engine.recommend("stranger", caps=None)
+    with pytest.raises(InvalidRequest, match=r"^caps must be a mapping of tags to numbers of items, not "):
+        engine.recommend("stranger", caps=caps)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,19 @@ def test_candidates_are_scored_and_those_that_cannot_be_are_named() -> None:
     assert (answer["error"], "candidates must go without" in answer["message"]) == ("invalid_request", True)
 
 
+def test_an_answer_that_no_broker_takes_becomes_an_error() -> None:
+    """It would stop the worker, and the next one that reads the request."""
+    stream = Stream()
+    long = [f"{number:04}" + "\N{GRINNING FACE}" * 252 for number in range(1_024)]
+    [answer] = answers(stream, stream.request("u", fields={"candidates": long[:900]}))
+    assert (answer["status"], len(answer["unscored"])) == ("unknown_user", 900)
+    written = stream.run(stream.request("u", "r-2", fields={"candidates": long}))
+    [answer] = [message(produce) for produce in written]
+    assert (answer["status"], answer["error"]) == ("error", "too_large")
+    assert answer["message"].startswith("the request must ask for less: its answer takes 10")
+    assert sample(stream, "xgr_requests_total", outcome="too_large", cache="none") == 1
+
+
 def test_an_unknown_user_is_answered() -> None:
     [answer] = answers(stream := Stream(), stream.request("nobody"))
     assert (answer["status"], answer["event_count"], answer["cache"]) == ("unknown_user", 0, "none")

@@ -101,8 +101,9 @@ class Answers:
                 if len(own) < request.k:
                     # With fewer beams than asked for, none was left out at any level.
                     found = top.stop - top.start
-                    complete = selected.cut or found < job.width or found == self._catalog.trie.num_leaves
-                    shortfall = Shortfall.EXHAUSTED if complete else Shortfall.BEAMS
+                    complete = found < job.width or found == self._catalog.trie.num_leaves
+                    shortfall = Shortfall.THRESHOLD if selected.cut else Shortfall.BEAMS
+                    shortfall = Shortfall.EXHAUSTED if complete else shortfall
             else:
                 # A legal leaf has an item that may be returned, so the first k leaves have k.
                 own = items[first : min(last, first + request.k)]
@@ -209,7 +210,7 @@ class Answers:
 
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
-        rows = popular(self._catalog, job.request, job.filter)
+        rows, shortfall = popular(self._catalog, job.request, job.filter)
         return RecommendResponse(
             request_id=job.request.request_id,
             user_id=job.request.user_id,
@@ -219,7 +220,7 @@ class Answers:
             event_offset=-1 if view is None else view.last_offset,
             model_version=self._model_version,
             catalog_version=self._catalog_version,
-            shortfall=None if len(rows) == job.request.k else Shortfall.EXHAUSTED,
+            shortfall=shortfall,
         )
 
     def failed(self, request: RecommendRequest, error: XgrError) -> RecommendResponse:

@@ -274,7 +274,7 @@ class Engine:
             beam_width,
             ItemFilter.of(exclude, allow, deny, seen),
             tail=tail,
-            caps=caps or (),
+            caps=() if caps is None else caps,
             min_score=min_score,
             temperature=temperature,
             seed=seed,

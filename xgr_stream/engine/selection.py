@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.catalog.tags import TagIndex
-from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Status
+from xgr_stream.errors import OutOfMemory
+from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Shortfall, Status
+
+logger = logging.getLogger(__name__)
 
 WIDER = 4
 """Times as many beams when a request is decoded again."""
@@ -20,11 +25,21 @@ Again = Callable[[Sequence[RecommendRequest]], list[RecommendResponse]]
 """Answers requests anew, from the histories that they were first answered from or newer ones."""
 
 
+POPULAR = 4_096
+"""Popular items that caps choose from, at most: 30 ms. They may leave a handful of millions."""
+
+
+class Popular(NamedTuple):
+    rows: NDArray[np.int32]
+    """[at most k]"""
+    shortfall: Shortfall | None
+
+
 class Selected(NamedTuple):
     places: NDArray[np.intp]
     """Of the items that are taken, in the list. [at most k]"""
     cut: bool
-    """Whether an item's score was too low, and all behind it have lower ones."""
+    """Whether an item's score was too low, and all behind it in the list have lower ones."""
 
 
 def selects(request: RecommendRequest) -> bool:
@@ -64,28 +79,41 @@ def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex) -
     return np.array(places, dtype=np.intp)
 
 
-def popular(catalog: Catalog, request: RecommendRequest, resolved: ResolvedFilter) -> NDArray[np.int32]:
-    """Rows of the most popular items that the filter and the caps leave. [at most k]"""
-    ahead = request.k
+def popular(catalog: Catalog, request: RecommendRequest, resolved: ResolvedFilter) -> Popular:
+    """The most popular items that the filter and the caps leave."""
+    if not request.caps:
+        rows = catalog.popular(request.k, resolved)
+        return Popular(rows, None if len(rows) == request.k else Shortfall.EXHAUSTED)
+    ahead = min(request.k, POPULAR)
     while True:
         rows = catalog.popular(ahead, resolved)
-        taken = rows[capped(rows, request, catalog.columns.tags)] if request.caps else rows
-        if len(taken) == request.k or len(rows) < ahead:
-            return taken
-        ahead *= 8
+        taken = rows[capped(rows, request, catalog.columns.tags)]
+        if len(taken) == request.k:
+            return Popular(taken, None)
+        if len(rows) < ahead:
+            return Popular(taken, Shortfall.EXHAUSTED)
+        if ahead == POPULAR:
+            return Popular(taken, Shortfall.BEAMS)
+        ahead = min(8 * ahead, POPULAR)
 
 
 def widened(
     short: Sequence[tuple[RecommendRequest, int, RecommendResponse]], again: Again, widest: int
 ) -> list[RecommendResponse]:
     """For requests, the beams that they had, and answers that fell short of k items for want of beams: answers from
-    more beams, where there may be more. Blocks."""
+    more beams, where there may be more and the device has the memory. Blocks."""
     answers = [response for _, _, response in short]
     asked = [place for place, (_, width, _) in enumerate(short) if width < widest]
     if not asked:
         return answers
     requests = [replace(short[place][0], beam_width=min(WIDER * short[place][1], widest)) for place in asked]
-    for place, wider in zip(asked, again(requests), strict=True):
+    try:
+        responses = again(requests)
+    except (OutOfMemory, MemoryError, torch.OutOfMemoryError):
+        # Raised, it would fail the batch, whose other requests lack nothing.
+        logger.warning("there is no memory for more beams of %d requests; they fall short", len(asked), exc_info=True)
+        return answers
+    for place, wider in zip(asked, responses, strict=True):
         first = answers[place]
         if wider.status is Status.OK:  # else the first is better than nothing
             stages_ms = {name: first.stages_ms.get(name, 0.0) + ms for name, ms in wider.stages_ms.items()}

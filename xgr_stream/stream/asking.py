@@ -69,7 +69,7 @@ class Asking(ABC):
                 timeout_ms=self._timeout_ms(timeout),
                 min_offset=_offset(after),
                 tail=tail,
-                caps=caps or (),
+                caps=() if caps is None else caps,
                 min_score=min_score,
                 temperature=temperature,
                 seed=seed,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from xgr_stream.config import StreamConfig
-from xgr_stream.errors import EngineError, InvalidInput, Misplaced, XgrError
+from xgr_stream.config import MIB, StreamConfig
+from xgr_stream.errors import EngineError, InvalidInput, MessageTooLarge, Misplaced, XgrError
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import codec, protocol
@@ -17,6 +17,10 @@ from xgr_stream.stream.records import Produce, Record, passed_on
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status
 
 logger = logging.getLogger(__name__)
+
+ROOM = 20 * 1024
+"""Of what a broker takes, for an answer's key, its request's headers (`MAX_HEADER_BYTES`) and what frames a record. A
+larger answer would be refused, which stops the worker, and then the next one that reads the request."""
 
 
 class Replies:
@@ -51,11 +55,18 @@ class Replies:
         """Answer a request that was understood; `records` are those that brought it. `stages_ms` instead of the
         response's own: another response with them would take as long as all of its encoding."""
         stages_ms = response.stages_ms if stages_ms is None else stages_ms
+        failure: XgrError | None = None
         try:
             value = self._encoded(response, stages_ms)
+            most = max(self._config.max_message_bytes, MIB) - ROOM
+            if len(value) > most:
+                failure = MessageTooLarge(
+                    f"the request must ask for less: its answer takes {len(value)} bytes, and {most} can be written"
+                )
         except (TypeError, ValueError, OverflowError) as error:
             logger.exception("the engine's response can't be encoded")
             failure = EngineError(f"the engine's response can't be encoded as {self._config.codec}: {error}")
+        if failure is not None:
             response = RecommendResponse.failure(request.request_id, request.user_id, failure)
             stages_ms = response.stages_ms
             value = self._encoded(response, stages_ms)
