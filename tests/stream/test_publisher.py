@@ -10,7 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaTimeoutError,
+    OutOfOrderSequenceNumber,
+    TopicAuthorizationFailedError,
+)
 
 from tests.stream.batch import Batch
 from tests.stream.waiting import settle, until
@@ -87,9 +92,15 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimpleNamespac
     processor, producer, metrics = Processor(), Producer(), Metrics()
     progress: list[tuple[str, int]] = []
     failures: list[BaseException] = []
+    replacements = [Producer()]
+
+    async def replacement() -> Producer:
+        return replacements[0]
+
     publisher = Publisher(
         processor,  # type: ignore[arg-type]
         producer,
+        new_producer=replacement,
         clock=SystemClock(),
         metrics=metrics,
         on_progress=lambda topic, partition: progress.append((topic, partition)),
@@ -107,6 +118,7 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimpleNamespac
         publisher=publisher,
         processor=processor,
         producer=producer,
+        replacement=replacements[0],
         progress=progress,
         failures=failures,
         metrics=metrics,
@@ -123,6 +135,25 @@ def output(offset: int, *values: bytes, required: bool = True) -> Output:
     record = Record("events", 3, offset, None, None, 0)
     produces = tuple(Produce("out", 3, None, value, required=required) for value in values)
     return Output(PARTITION, produces, record=record)
+
+
+async def test_a_producer_that_is_out_of_step_with_the_broker_is_replaced(stage: SimpleNamespace) -> None:
+    stage.producer.fate.append(OutOfOrderSequenceNumber())
+    stage.replacement.fate.append(None)
+    await stage.publish(output(0, b"a"))
+    await until(lambda: stage.publisher.idle)
+    assert stage.producer.batches == [[b"a"]] == stage.replacement.batches
+    assert stage.progress
+    assert not stage.failures
+
+
+async def test_a_connection_that_does_not_know_its_broker_yet_is_tried_again(stage: SimpleNamespace) -> None:
+    stage.producer.fate += [IncompatibleBrokerVersion("the API version is unknown"), None]
+    await stage.publish(output(0, b"a"))
+    await until(lambda: stage.publisher.idle)
+    assert stage.producer.batches == [[b"a"], [b"a"]]
+    assert stage.progress
+    assert not stage.failures
 
 
 async def test_produces_go_out_in_order_and_are_acknowledged_when_all_are_durable(stage: SimpleNamespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.records import Record
@@ -178,8 +178,10 @@ class Connection:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether trying again can help. aiokafka does not call its own time-out, nor a lost connection, retriable."""
-    return isinstance(error, KafkaTimeoutError | KafkaConnectionError) or bool(getattr(error, "retriable", False))
+    """Whether trying again can help. aiokafka does not call its own time-out, nor a lost connection, retriable; and a
+    request over a connection that has not yet heard what its broker can is refused as one that the broker can't."""
+    passing = KafkaTimeoutError | KafkaConnectionError | IncompatibleBrokerVersion
+    return isinstance(error, passing) or bool(getattr(error, "retriable", False))
 
 
 def _make_patient(client: AIOKafkaClient) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidProducerIdMapping, KafkaError, OutOfOrderSequenceNumber, UnknownProducerId
 
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
@@ -28,6 +28,9 @@ COPY_TIMEOUT_S = 5.0
 MAX_COPIES = 1_000
 """Copies under way; further ones are given up at once."""
 
+
+OUT_OF_STEP = (OutOfOrderSequenceNumber, UnknownProducerId, InvalidProducerIdMapping)
+"""What a broker answers an idempotent producer whose numbers are not those that it expects."""
 
 _PLACE = itemgetter(*map(Produce._fields.index, ("topic", "partition", "required")))
 
@@ -65,6 +68,7 @@ class Publisher:
         processor: Processor,
         producer: AIOKafkaProducer,
         *,
+        new_producer: Callable[[], Awaitable[AIOKafkaProducer]],
         clock: Clock,
         metrics: Metrics,
         on_progress: Callable[[str, int], None],
@@ -72,6 +76,8 @@ class Publisher:
     ) -> None:
         self._processor = processor
         self._producer = producer
+        self._new_producer = new_producer
+        self._renewing = asyncio.Lock()
         self._clock = clock
         self._metrics = metrics
         self._on_progress = on_progress
@@ -206,12 +212,16 @@ class Publisher:
         self, topic: str, writes: Sequence[Write], sending: Coroutine[Any, Any, asyncio.Future[object]]
     ) -> bool:
         """Whether these need not be tried again: they are durable, or the worker stops."""
+        producer = self._producer
         try:
             future = await sending
             await asyncio.wait([future])
             if future.cancelled():  # the producer was stopped: nobody knows whether it was written
                 return True
             future.result()
+        except OUT_OF_STEP:
+            await self._renew(producer)
+            return False
         except KafkaError as error:
             if passes(error):
                 count = sum(len(write.produces) for write in writes)
@@ -230,6 +240,20 @@ class Publisher:
                 self._waiting[output] = left - len(produces)
         self._durable(done)
         return True
+
+    async def _renew(self, spoilt: AIOKafkaProducer) -> None:
+        """Write with another producer from now on. An idempotent one that gave up a batch which the broker took, or the
+        other way round, is out of step with it for good: each further batch of that partition is refused."""
+        async with self._renewing:
+            if self._producer is not spoilt:
+                return
+            logger.warning("the producer is out of step with the broker; a new one takes its place")
+            try:
+                self._producer = await self._new_producer()
+            except KafkaError as error:
+                if not passes(error):
+                    raise
+                logger.warning("no new producer yet (%s)", error)
 
     def _forget(self, output: Output) -> None:
         if self._waiting.pop(output, None) is not None:

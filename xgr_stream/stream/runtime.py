@@ -83,7 +83,8 @@ class Runtime:
         self._started = False
         self._joined = False
         self._closing = False
-        self._producer: AIOKafkaProducer | None = None
+        self._producers: list[AIOKafkaProducer] = []
+        """The first, and those that took its place in the publisher. What they were given before is theirs to write."""
         self._publisher: Publisher | None = None
         self._transactions: TransactionalPublisher | None = None
         """The same, if it is one of transactions."""
@@ -101,22 +102,22 @@ class Runtime:
 
     @property
     def producer(self) -> AIOKafkaProducer:
-        if self._producer is None:
+        if not self._producers:
             raise RuntimeError("the runtime must be started before its producer is used")
-        return self._producer
+        return self._producers[0]
 
     async def start(self) -> None:
         """Raises `TopologyError` for topics that are missing or do not belong together."""
         setup = self.setup
         self._loop = asyncio.get_running_loop()
         self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
-        self._producer = await setup.connection.start_producer()
-        self._publisher = self._make_publisher(self._producer)
+        producer = await self._new_producer()
+        self._publisher = self._make_publisher(producer)
         if setup.config.snapshots is not None:
             self._snapshots = Snapshots(
                 setup.config.snapshots,
                 setup.connection,
-                self._producer,
+                producer,
                 self.processor,
                 setup.engine.history,
                 topic=self.topics.changelog,
@@ -136,7 +137,7 @@ class Runtime:
             )
         self._recovery = Recovery(
             setup.connection,
-            self._producer,
+            producer,
             self.processor,
             setup.config,
             group_id=setup.group_id,
@@ -151,10 +152,16 @@ class Runtime:
         self._run(self._report_regularly(), "xgr-report")
         self._started = True
 
+    async def _new_producer(self) -> AIOKafkaProducer:
+        producer = await self.setup.connection.start_producer()
+        self._producers.append(producer)
+        return producer
+
     def _make_publisher(self, producer: AIOKafkaProducer) -> Publisher:
         options: dict[str, Any] = {
             "processor": self.processor,
             "producer": producer,
+            "new_producer": self._new_producer,
             "clock": self.clock,
             "metrics": self.setup.metrics,
             "on_progress": self._on_progress,
@@ -305,8 +312,7 @@ class Runtime:
             ends.append(self._snapshots.stop())
         if self._transactions is not None:
             ends.append(self._transactions.stop())
-        if self._producer is not None:
-            ends.append(stop_client(self._producer))
+        ends += map(stop_client, self._producers)
         await asyncio.gather(*ends)
 
     async def _drained(self, timeout_s: float) -> bool:
