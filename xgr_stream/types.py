@@ -337,6 +337,12 @@ class RecommendRequest:
         if self.candidates is not None:
             object.__setattr__(self, "candidates", self._candidates(self.candidates))
 
+    def rows(self, beam_width: int) -> int:
+        """That its decode takes, at most, from an engine that gives so many beams to a request that names none."""
+        if self.candidates is not None:
+            return len(self.candidates)
+        return self.beam_width or max(self.k, beam_width)
+
     def _candidates(self, value: object) -> tuple[str, ...]:
         listed = isinstance(value, Collection) and not isinstance(value, str | bytes)
         if not listed or not all(isinstance(item, str) for item in cast("Collection[object]", value)):

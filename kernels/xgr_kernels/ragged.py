@@ -36,6 +36,12 @@ def padded_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return (starts.long()[:, None] + offsets).masked_fill_(~real, 0), real
 
 
+def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
+    """Which of `keys` [...] are among `sorted_keys` [n], of which there is one at least, both int64."""
+    place = torch.searchsorted(sorted_keys, keys).clamp_(max=len(sorted_keys) - 1)
+    return sorted_keys[place] == keys
+
+
 def gather_pages(k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of the first `lengths` tokens of each table's pages, one copy each, zero behind them.
 

@@ -163,3 +163,8 @@ def message(produce: Produce) -> dict[str, Any]:
 def sample(stream: Stream, name: str, **labels: str) -> float:
     value = stream.metrics.registry.get_sample_value(name, labels)
     return 0.0 if value is None else value
+
+
+def answers(stream: Stream, *records: Record) -> list[dict]:
+    """What is written to the responses topic once these records are taken in."""
+    return [message(produce) for produce in stream.run(*records) if produce.topic == RESPONSES]

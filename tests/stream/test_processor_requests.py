@@ -10,11 +10,11 @@ import pytest
 from tests.stream.harness import (
     DEAD,
     EVENTS,
-    PARTITIONS,
     REQUESTS,
     RESPONSES,
     HandWorker,
     Stream,
+    answers,
     message,
     produces,
     sample,
@@ -23,10 +23,6 @@ from xgr_stream.errors import OverCapacity
 from xgr_stream.history import HistoryView
 from xgr_stream.stream.records import Record
 from xgr_stream.types import Recommendation, RecommendRequest, RecommendResponse, Status
-
-
-def answers(stream: Stream, *records: Record) -> list[dict]:
-    return [message(produce) for produce in stream.run(*records) if produce.topic == RESPONSES]
 
 
 def test_a_request_is_answered_on_its_own_partition_and_committed_after_it() -> None:
@@ -155,76 +151,6 @@ def test_an_answer_says_that_the_requests_own_tail_was_computed() -> None:
     assert own["tail_computed"] is True
 
 
-@pytest.mark.parametrize("topic", ["xgr-history-changelog", "user-events", "rec-responses", "..", "a b", "x" * 250])
-def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
-    [answer] = answers(stream := Stream(), stream.request("u", fields={"reply_to": topic}))
-    assert (answer["status"], answer["error"]) == ("error", "invalid_request")
-    assert "reply_to" in answer["message"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "error", "text"),
-    [
-        ({"v": 9}, "unsupported_version", "v must be 1, not 9"),
-        ({"v": "1"}, "malformed", "v must be"),
-        ({"k": 0}, "invalid_request", "k must be an integer from 1 to 1024, not 0"),
-        ({"k": "ten"}, "invalid_request", "k must be"),
-        ({"k": True}, "invalid_request", "k must be"),
-        ({"k": 20, "beam_width": 10}, "invalid_request", "beam_width must be"),
-        ({"beam_width": 1025}, "invalid_request", "beam_width must be"),
-        ({"exclude": "item-1"}, "invalid_request", "exclude must be a list"),
-        ({"exclude": [1]}, "invalid_request", "exclude must be"),
-        ({"allow": ["t"] * 65}, "invalid_request", "allow must hold at most 64"),
-        ({"timeout_ms": -1}, "invalid_request", "timeout_ms must be"),
-        ({"timeout_ms": 0}, "deadline_exceeded", "had 0 ms"),
-        ({"min_offset": 1.5}, "invalid_request", "min_offset must be"),
-        ({"tail": 5}, "invalid_request", "tail must be None or a sequence of token ids of at least 0, not 5"),
-        ({"tail": [-1]}, "invalid_request", "tail must be"),
-        ({"tail": [0] * 65}, "invalid_request", "tail must hold at most 64 tokens, not 65"),
-        ({"user_id": "w"}, "invalid_request", "user_id must equal the record's key"),
-        ({"user_id": 7}, "invalid_request", "user_id must equal the record's key"),
-    ],
-)
-def test_a_bad_request_with_an_id_gets_an_error_response(fields: dict, error: str, text: str) -> None:
-    stream = Stream()
-    [answer] = answers(stream, stream.request("u", "r-1", fields=fields))
-    assert (answer["request_id"], answer["status"], answer["error"]) == ("r-1", "error", error)
-    assert text in answer["message"]
-    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 1
-    assert sample(stream, "xgr_requests_total", outcome=error, cache="none") == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (b"garbage", "malformed"),
-        (None, "malformed"),
-        ({"v": 1}, "invalid_request"),
-        ({"v": 1, "request_id": ""}, "invalid_request"),
-        ({"v": 1, "request_id": 5}, "invalid_request"),
-        ({"v": 1, "request_id": "x" * 257}, "invalid_request"),
-        (b"\x81\xa1v\x01" + b"x" * (10 << 20), "too_large"),
-    ],
-)
-def test_a_request_without_an_id_to_answer_to_becomes_a_dead_letter(value: object, reason: str) -> None:
-    stream = Stream()
-    [dead] = stream.run(stream.record(REQUESTS, "u", value))  # type: ignore[arg-type]
-    assert dead.topic == DEAD
-    letter = message(dead)
-    assert (letter["reason"], letter["topic"]) == (reason, REQUESTS)
-    assert len(letter["value"] or b"") <= 64 * 1024
-    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 1
-
-
-def test_a_request_placed_by_another_partitioner_is_told_so_where_it_was_sent() -> None:
-    stream = Stream()
-    wrong = (stream.partition("u") + 1) % PARTITIONS
-    [produce] = stream.run(stream.request("u", partition=wrong))
-    assert produce.partition == wrong
-    assert message(produce)["error"] == "misplaced"
-    assert sample(stream, "xgr_misplaced_records_total", topic=REQUESTS) == 1
-
-
 def test_an_expired_request_is_answered_and_never_computed() -> None:
     stream = Stream()
     [answer] = answers(stream, stream.request("u", age_ms=1_000))
@@ -299,51 +225,6 @@ def test_a_request_waits_for_its_partitions_history() -> None:
     assert stream.worker.submitted == []
     stream.processor.restored(stream.partition("u"))
     assert [message(p)["event_count"] for p in stream.run() if p.topic == RESPONSES] == [1]
-
-
-def test_a_redelivered_request_is_answered_from_memory() -> None:
-    stream = Stream()
-    [first] = [p.value for p in stream.run(stream.request("u"))]
-    [again] = stream.process(stream.request("u", fields={"reply_to": "elsewhere"}))
-    assert [p.value for p in again.produces] == [first, first]
-    stream.acknowledge([again])
-    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 2
-    stream.clock.advance(61)
-    assert stream.process(stream.request("u")) == []
-    assert stream.processor.pending == 1
-
-
-def test_a_request_redelivered_while_it_is_computed_is_computed_once() -> None:
-    stream = Stream()
-    stream.process(stream.request("u"), stream.request("u"))
-    assert len(stream.worker.submitted) == 1
-    assert len(stream.acknowledge(stream.answer())) == 0
-    assert stream.processor.committable(REQUESTS, stream.partition("u")) == 2
-
-
-def test_the_same_id_of_another_user_is_another_request() -> None:
-    stream = Stream()
-    assert [a["user_id"] for a in answers(stream, stream.request("u"), stream.request("w"))] == ["u", "w"]
-
-
-def test_errors_are_not_remembered() -> None:
-    stream = Stream()
-    stream.run(stream.request("u", age_ms=2_000))
-    assert [a["status"] for a in answers(stream, stream.request("u"))] == ["unknown_user"]
-
-
-def test_a_new_owner_reads_back_recent_answers() -> None:
-    stream = Stream()
-    [written] = stream.run(stream.request("u"))
-    partition = stream.partition("u")
-    successor = Stream()
-    log = [
-        Record(RESPONSES, partition, 0, b"u", b"not a response", stream.clock.wall_ms()),
-        Record(RESPONSES, partition, 1, b"u", None, stream.clock.wall_ms()),
-        Record(RESPONSES, partition, 2, b"u", written.value, stream.clock.wall_ms()),
-    ]
-    successor.processor.restore_answers(partition, log)
-    assert [p.value for p in produces(successor.process(successor.request("u")))] == [written.value]
 
 
 def test_a_failing_device_worker_is_an_engine_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,15 +111,12 @@ class Answers:
                 if len(own) < request.k:
                     shortfall = Shortfall.EXHAUSTED
             responses.append(
-                RecommendResponse(
-                    request_id=request.request_id,
-                    user_id=request.user_id,
-                    status=Status.OK,
+                self._response(
+                    request,
+                    Status.OK,
                     items=own,
                     event_count=prefix.event_count,
                     event_offset=prefix.event_offset,
-                    model_version=self._model_version,
-                    catalog_version=self._catalog_version,
                     cache=state,
                     stages_ms=stages_ms,
                     tail_computed=job.tail is not None,
@@ -171,15 +169,12 @@ class Answers:
         candidates = self._candidates_of(job)
         own = scores[np.searchsorted(leaves, self._catalog.trie.leaves[candidates.rows])]
         items = sorted(self._items(candidates.rows, own), key=lambda item: (-item.score, item.sid, item.item_id))
-        return RecommendResponse(
-            request_id=job.request.request_id,
-            user_id=job.request.user_id,
-            status=Status.OK,
+        return self._response(
+            job.request,
+            Status.OK,
             items=tuple(items),
             event_count=prefix.event_count,
             event_offset=prefix.event_offset,
-            model_version=self._model_version,
-            catalog_version=self._catalog_version,
             cache=cache,
             stages_ms=stages_ms,
             tail_computed=job.tail is not None,
@@ -192,15 +187,23 @@ class Answers:
         unscored = {
             item_id: known.unscored.get(item_id, Unscored.UNKNOWN_USER) for item_id in job.request.candidates or ()
         }
-        return RecommendResponse(
-            request_id=job.request.request_id,
-            user_id=job.request.user_id,
-            status=Status.UNKNOWN_USER if unknown else Status.OK,
+        return self._response(
+            job.request,
+            Status.UNKNOWN_USER if unknown else Status.OK,
             event_count=0 if view is None else view.event_count,
             event_offset=-1 if view is None else view.last_offset,
+            unscored=unscored,
+        )
+
+    def _response(self, request: RecommendRequest, status: Status, **rest: Any) -> RecommendResponse:
+        """To this request, from the batch's model and catalog."""
+        return RecommendResponse(
+            request_id=request.request_id,
+            user_id=request.user_id,
+            status=status,
             model_version=self._model_version,
             catalog_version=self._catalog_version,
-            unscored=unscored,
+            **rest,
         )
 
     def _candidates_of(self, job: Job) -> Candidates:
@@ -211,27 +214,21 @@ class Answers:
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
         rows, shortfall = popular(self._catalog, job.request, job.filter)
-        return RecommendResponse(
-            request_id=job.request.request_id,
-            user_id=job.request.user_id,
-            status=Status.UNKNOWN_USER,
+        return self._response(
+            job.request,
+            Status.UNKNOWN_USER,
             items=self._items(rows, np.zeros(len(rows), dtype=np.float32)),
             event_count=0 if view is None else view.event_count,
             event_offset=-1 if view is None else view.last_offset,
-            model_version=self._model_version,
-            catalog_version=self._catalog_version,
             shortfall=shortfall,
         )
 
     def failed(self, request: RecommendRequest, error: XgrError) -> RecommendResponse:
-        return RecommendResponse(
-            request_id=request.request_id,
-            user_id=request.user_id,
-            status=Status.ERROR,
+        return self._response(
+            request,
+            Status.ERROR,
             error=error.code,
             message=str(error),
-            model_version=self._model_version,
-            catalog_version=self._catalog_version,
         )
 
     def _items(self, rows: NDArray[np.int32], scores: NDArray[np.float32]) -> tuple[Recommendation, ...]:

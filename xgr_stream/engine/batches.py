@@ -97,7 +97,7 @@ class Batches:
         resolved = self._catalog.resolve(request.filter)
         if not resolved.num_items:
             raise NothingLegal(NOTHING_LEFT)
-        width = request.beam_width or max(request.k, self._config.beam_width)
+        width = request.rows(self._config.beam_width)
         tail = self._tails.check(request.tail)
         return Job(index, request, resolved, width, tail, selects=selects(request))
 

@@ -24,7 +24,7 @@ from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.results import ResultBuffers, Results
 from xgr_stream.engine.shapes import DecodeShape
-from xgr_stream.engine.staging import Int32Array, Staging, fill_pages
+from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, starts_of
 from xgr_stream.engine.suffix import Suffix
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
@@ -84,7 +84,6 @@ class BeamDecoder:
         self._switches = switches
         self._device = cache.hidden.device
         self._cuda = self._device.type == "cuda"
-        self._level_tokens = tuple(torch.from_numpy(ids.copy()).to(self._device) for ids in model.tokens.token_ids)
         self._graphs = Graphs(lane) if self._cuda and switches.graphs else None
         self._generation = -1
         self._staging: dict[tuple[int, int], Staging] = {}
@@ -117,9 +116,8 @@ class BeamDecoder:
             arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
             arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
             fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
-            padding = shape.requests - requests
             per_level = ([1] * requests, *level_widths)
-            arrays["row_starts"][:] = [list(accumulate((*lengths, *[0] * padding), initial=0)) for lengths in per_level]
+            arrays["row_starts"][:] = [starts_of(lengths, shape.requests) for lengths in per_level]
             legality.write(filters, arrays)
 
         staging.send(self._lane, write)
@@ -233,7 +231,7 @@ class BeamDecoder:
                 selection.parents,
                 nodes,
                 child_codes=trie.child_codes[level],
-                token_ids=self._level_tokens[level],
+                token_ids=self._decoder.level_tokens[level],
                 embedding=self._decoder.embedding,
                 row_starts=row_starts[level + 1],
                 prefix_lengths=inputs["lengths"],
@@ -255,7 +253,4 @@ class BeamDecoder:
         """[rows], for scores over the whole vocabulary."""
         if self._normalizer != "vocabulary":
             return None
-        logits = self._decoder.vocabulary_logits(hidden)
-        if self._cuda:
-            return logits.logsumexp(dim=-1)
-        return logits[:, 0] - logits.log_softmax(dim=-1)[:, 0]  # one operation instead of seven
+        return self._decoder.vocabulary_log_normalizer(hidden)

@@ -279,10 +279,7 @@ class Engine:
             temperature=temperature,
             seed=seed,
         )
-        (response,) = self.answer([(request, self.history.view(user_id))])
-        if response.status is Status.ERROR:
-            raise error_from(response.error, response.message)
-        return response.items
+        return self._answered(request).items
 
     def score(
         self, user_id: str, items: Collection[str], *, tail: Sequence[int] | None = None
@@ -291,11 +288,15 @@ class Engine:
         the catalog does not hold or that is not available, and for all if nothing of the user is known. At most 1,024
         items. Raises the `XgrError` that a response would carry."""
         request = RecommendRequest("score", user_id, tail=tail, candidates=cast("Sequence[str]", items))
-        (response,) = self.answer([(request, self.history.view(user_id))])
+        scores = {item.item_id: item.score for item in self._answered(request).items}
+        return {item_id: scores.get(item_id) for item_id in request.candidates or ()}
+
+    def _answered(self, request: RecommendRequest) -> RecommendResponse:
+        """Out of this engine's own history. Raises the `XgrError` that the response carries."""
+        (response,) = self.answer([(request, self.history.view(request.user_id))])
         if response.status is Status.ERROR:
             raise error_from(response.error, response.message)
-        scores = {item.item_id: item.score for item in response.items}
-        return {item_id: scores.get(item_id) for item_id in request.candidates or ()}
+        return response
 
     # What the scheduler's device thread calls.
 

@@ -41,16 +41,13 @@ class Candidates:
     @classmethod
     def of(cls, catalog: Catalog, item_ids: Sequence[str]) -> Candidates:
         rows = catalog.rows(item_ids)
-        unscored: dict[str, Unscored] = {}
-        for item_id, row, scored in zip(item_ids, rows.tolist(), _scored(catalog, rows).tolist(), strict=True):
-            if not scored:
-                unscored[item_id] = Unscored.UNKNOWN if row < 0 else Unscored.UNAVAILABLE
-        rows = rows[_scored(catalog, rows)]
+        scored = (rows >= 0) & catalog.available[rows]
+        unscored = {
+            item_ids[place]: Unscored.UNKNOWN if rows[place] < 0 else Unscored.UNAVAILABLE
+            for place in np.flatnonzero(~scored).tolist()
+        }
+        rows = rows[scored]
         return cls(rows, np.unique(catalog.trie.leaves[rows]), unscored)
-
-
-def _scored(catalog: Catalog, rows: Int32Array) -> NDArray[np.bool_]:
-    return (rows >= 0) & catalog.available[rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +74,6 @@ class CandidateScorer:
         self._normalizer = normalizer
         self._lane = lane
         self._device = cache.hidden.device
-        self._level_tokens = tuple(torch.from_numpy(ids.copy()).to(self._device) for ids in model.tokens.token_ids)
         self._results = ResultBuffers(self._device)
 
     def begin(
@@ -143,7 +139,7 @@ class CandidateScorer:
                 depth.parents,
                 nodes,
                 child_codes=trie.child_codes[level],
-                token_ids=self._level_tokens[level],
+                token_ids=self._decoder.level_tokens[level],
                 embedding=self._decoder.embedding,
                 row_starts=depth.row_starts,
                 prefix_lengths=inputs["lengths"],
@@ -162,7 +158,7 @@ class CandidateScorer:
         if self._normalizer == "level":
             return logits.logsumexp(-1)
         if self._normalizer == "vocabulary":
-            return self._decoder.vocabulary_logits(hidden).logsumexp(-1)
+            return self._decoder.vocabulary_log_normalizer(hidden)
         trie, live = legality.trie, legality.node_masks[level][0]
         first = trie.child_starts[level][nodes.long()].long()
         last = trie.child_starts[level][nodes.long() + 1].long()

@@ -82,6 +82,11 @@ def fill_pages(table: Int32Array, pages: Sequence[Int32Array]) -> None:
 
 def fill_starts(starts: Int32Array, lengths: Sequence[int]) -> None:
     """Write where each of n runs of these lengths begins; the rest of `starts` repeats where the last one ends."""
-    begins = list(accumulate(lengths, initial=0))  # a few: a third of what NumPy's cumsum takes
-    starts[: len(begins)] = begins
-    starts[len(begins) :] = begins[-1]
+    starts[:] = starts_of(lengths, len(starts) - 1)
+
+
+def starts_of(lengths: Sequence[int], count: int) -> list[int]:
+    """Where each of `count` runs begins, and where the last one ends; those behind the ones of these lengths are empty.
+    Of few runs this takes a third of what NumPy's cumsum takes. [count + 1]"""
+    begins = list(accumulate(lengths, initial=0))
+    return begins + begins[-1:] * (count - len(lengths))

@@ -30,6 +30,8 @@ class Decoder:
 
     cos_sin: Tensor
     """[max_positions, head_dim] float32: cosines, then sines, RoPE's scaling included."""
+    level_tokens: tuple[Tensor, ...]
+    """Per level [codes] int64: the token of each code."""
 
     def __init__(
         self, config: ModelConfig, weights: DecoderWeights, token_ids: Sequence[NDArray[np.int64]], *, fp8: bool = False
@@ -42,6 +44,7 @@ class Decoder:
         self._qk_norms = tuple((layer.q_norm, layer.k_norm) for layer in weights.layers)
         self._layers = Layers(config, weights.layers, weights.norm, fp8=fp8)
         self._level_heads = tuple(_rows(weights.head, ids) for ids in token_ids)
+        self.level_tokens = tuple(torch.from_numpy(ids.copy()).to(weights.head.device) for ids in token_ids)
         table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
         self.cos_sin = table.to(weights.head.device)
 
@@ -96,6 +99,13 @@ class Decoder:
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Raw logits of all tokens after `hidden` [n, hidden]: [n, vocab] float32."""
         return _logits(hidden, self._head)
+
+    def vocabulary_log_normalizer(self, hidden: Tensor) -> Tensor:
+        """The log-sum-exp of the `vocabulary_logits`: [n] float32."""
+        logits = self.vocabulary_logits(hidden)
+        if logits.is_cuda:
+            return logits.logsumexp(dim=-1)
+        return logits[:, 0] - logits.log_softmax(dim=-1)[:, 0]  # one operation instead of seven
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:

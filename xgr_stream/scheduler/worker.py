@@ -122,10 +122,7 @@ class DeviceWorker:
         can't be answered by then, as far as step times are known, is refused at once with `over_capacity`, and one
         whose time is up before its decode starts is answered `deadline_exceeded`. Partitions that wait share the
         device equally. Cancel the future to withdraw the request."""
-        if request.candidates is None:
-            rows = request.beam_width or max(request.k, self._config.beam_width)
-        else:
-            rows = len(request.candidates)
+        rows = request.rows(self._config.beam_width)
         work = Work(request, view, deadline, rows, partition)
         self._intake.submit(work)
         return work.future

@@ -61,7 +61,7 @@ class PacedEngine(NullEngine):
         self._free_at = 0.0
 
     def begin(self, requests: Work) -> PacedPendingAnswers:  # type: ignore[override]
-        rows = sum(request.beam_width or max(request.k, self._beam_width) for request, _ in requests)
+        rows = sum(request.rows(self._beam_width) for request, _ in requests)
         tokens = sum(0 if view is None else self.pending_tokens(view) for _, view in requests)
         return PacedPendingAnswers(super().begin(requests).finish(), self._busy(self.times.seconds(rows, tokens)))
 

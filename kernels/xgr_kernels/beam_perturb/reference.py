@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from xgr_kernels.ragged import contains
 
 
 def _int64(value: int) -> int:
@@ -25,15 +28,8 @@ def beam_perturb(
     nodes: Tensor,
     *,
     row_starts: Tensor,
-    child_starts: Tensor,
-    child_codes: Tensor,
-    node_masks: Tensor,
     mask_index: Tensor,
-    emptied_starts: Tensor,
-    emptied_nodes: Tensor,
-    temperatures: Tensor,
-    seeds: Tensor,
-    level: int,
+    **rest: Any,
 ) -> tuple[Tensor, Tensor]:
     rows, codes = logits.shape
     row = torch.arange(rows, device=logits.device)
@@ -51,15 +47,8 @@ def beam_perturb(
             nodes[some],
             alive=alive[some],
             request=request[some],
-            child_starts=child_starts,
-            child_codes=child_codes,
-            node_masks=node_masks,
             mask_index=mask_index,
-            emptied_starts=emptied_starts,
-            emptied_nodes=emptied_nodes,
-            temperatures=temperatures,
-            seeds=seeds,
-            level=level,
+            **rest,
         )
     by_key, by_log_prob = table[:, :, :codes].contiguous()
     return by_key, by_log_prob
@@ -115,8 +104,7 @@ def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor, nu
     owner = torch.searchsorted(starts[1:].long(), place, right=True)  # behind the last request: no request's
     known = owner * num_nodes + emptied.masked_fill(place >= starts[-1], num_nodes - 1)
     wanted = request[:, None] * num_nodes + child
-    found = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
-    return known[found] == wanted
+    return contains(known, wanted)
 
 
 def _conditioned(noisy: Tensor, maximum: Tensor) -> Tensor:

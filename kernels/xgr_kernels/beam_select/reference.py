@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xgr_kernels.ragged import owners, padded_index
+from xgr_kernels.ragged import contains, owners, padded_index
 
 FEW = 16
 """Up to as many children per beam asked for, all are scanned: bounds would cost more than they spare."""
@@ -64,7 +64,7 @@ def beam_select(
             legal = node_masks.take(node + masks_at.index_select(0, request_of.index_select(0, row)))
         if emptied_nodes.shape[0]:
             owner, stride = owners(emptied_starts), child_codes.shape[0]
-            legal &= ~_contains(owner * stride + emptied_nodes, request_of.index_select(0, row) * stride + node)
+            legal &= ~contains(owner * stride + emptied_nodes, request_of.index_select(0, row) * stride + node)
         if not legal.all():
             kept = legal.nonzero()[:, 0]
             row, node = row.index_select(0, kept), node.index_select(0, kept)
@@ -104,12 +104,6 @@ def _tally(request: Tensor, requests: int, counted: Tensor | None = None) -> Ten
     if requests == 1:
         return request.new_full((1,), request.shape[0]) if counted is None else counted.sum(0, keepdim=True)
     return torch.bincount(request if counted is None else request[counted], minlength=requests)
-
-
-def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
-    """Which of `keys` are among `sorted_keys`, both [n] int64."""
-    place = torch.searchsorted(sorted_keys, keys).clamp_(max=len(sorted_keys) - 1)
-    return sorted_keys[place] == keys
 
 
 def _log_sum_exp(values: Tensor, group: Tensor, groups: int) -> Tensor:
