@@ -273,7 +273,7 @@ def attend(
         hopper().attend_kernel[grid](
             *arguments,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim, ROWS=tiling.block_m,
-            TILE=tiling.block_n // 2, PDL=dependent, num_warps=tiling.num_warps, **options,
+            TILE=tiling.block_n // 2, PDL=dependent, SETTLED=plan.settled, num_warps=tiling.num_warps, **options,
         )  # fmt: skip
     else:
         attend_kernel[grid](

@@ -165,10 +165,11 @@ def attend_kernel(
     out, partial, log_totals, items, q, k_pages, v_pages, page_table, lengths, suffix_k, suffix_v, ancestors,
     kv_heads, table_stride, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale,
     GROUP: gl.constexpr, STEPS: gl.constexpr, CAUSAL: gl.constexpr, PAGE_SIZE: gl.constexpr, DIM: gl.constexpr,
-    ROWS: gl.constexpr, TILE: gl.constexpr, PDL: gl.constexpr,
+    ROWS: gl.constexpr, TILE: gl.constexpr, PDL: gl.constexpr, SETTLED: gl.constexpr,
 ):  # fmt: skip
-    """As attend_kernel of paged.py."""
-    if PDL:
+    """As attend_kernel of paged.py. Beams' prefixes were complete before the kernels that this launch depends on, so
+    their copies begin before it waits; of a forward's new tokens (CAUSAL) keys and values were just written."""
+    if PDL and not SETTLED:
         gdc_wait()
         gdc_launch_dependents()
     dtype: gl.constexpr = k_pages.dtype
@@ -196,11 +197,17 @@ def attend_kernel(
         table = page_table + request.to(gl.int64) * table_stride
         steps = (stop - first + 2 * TILE - 1) // (2 * TILE)
         page, page_too = _pages_from(table, first, stop, PAGE_SIZE, TILE)
+        if PDL and SETTLED and CAUSAL:
+            gdc_wait()
+            gdc_launch_dependents()
         _fetch(k_pages, page, page_too, first, kv_head, kv_heads, ready, ring, 0, steps > 0, PAGE_SIZE, TILE)
         _fetch(v_pages, page, page_too, first, kv_head, kv_heads, ready, ring, 1, steps > 0, PAGE_SIZE, TILE)
         upcoming = first + 2 * TILE
         page, page_too = _pages_from(table, upcoming, stop, PAGE_SIZE, TILE)
         _fetch(k_pages, page, page_too, upcoming, kv_head, kv_heads, ready, ring, 2, steps > 1, PAGE_SIZE, TILE)
+        if PDL and SETTLED and not CAUSAL:
+            gdc_wait()
+            gdc_launch_dependents()
         operand = _load_q(q, first_row, last_row, tile, kv_head, q_stride, head_stride, GROUP, ROWS, DIM, q_layout)
 
         # Without a branch, around which the assembler would copy the sums and so let no product run on: with parts the
@@ -248,6 +255,8 @@ def attend_kernel(
             gl.store(partial + at[:, None] * DIM + d[None, :], result, mask=inside)
             log_total = gl.where(total > 0, peak + gl.log2(total), float("-inf"))
             gl.store(log_totals + base + gl.arange(0, ROWS, layout=row_layout), log_total)
+    elif PDL and SETTLED:
+        gdc_wait()
 
 
 def pages_operand(pages: Tensor, tile: int) -> TensorDescriptor:

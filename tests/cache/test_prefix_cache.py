@@ -119,6 +119,48 @@ def test_a_pinned_user_is_not_evicted():
     cache.check_integrity()
 
 
+def under_way(cache: PrefixCache) -> tuple[list[UserPrefix], list[int]]:
+    """Prefixes that are pinned until the cache settles, and how many were whenever it did."""
+    pinned: list[UserPrefix] = []
+    settled: list[int] = []
+
+    def settle() -> None:
+        settled.append(len(pinned))
+        while pinned:
+            cache.unpin(pinned.pop())
+
+    cache.settle = settle
+    return pinned, settled
+
+
+def test_work_under_way_is_waited_for_when_its_pages_are_needed_and_not_before():
+    cache = make_cache(num_pages=4)
+    pinned, settled = under_way(cache)
+    for user_id, tokens in (("a", 8), ("b", 4), ("c", 4)):
+        pinned.append(publish(cache, user_id, tokens))
+        cache.pin(pinned[-1])
+    assert not settled
+    publish(cache, "d", 16)
+    assert settled == [3]
+    assert "d" in cache
+    assert len(cache) == 1
+    cache.check_integrity()
+
+
+def test_work_under_way_is_waited_for_when_its_slots_are_needed_and_not_before():
+    cache = make_cache(num_pages=4)  # and twice as many slots
+    pinned, settled = under_way(cache)
+    prefix = None
+    for _ in range(8):  # snapshots of one page, each with a slot of its own
+        prefix = publish(cache, "a", 3, base=prefix)
+        pinned.append(prefix)
+        cache.pin(prefix)
+    assert not settled
+    publish(cache, "a", 3, base=prefix)
+    assert settled == [8]
+    cache.check_integrity()
+
+
 def test_memory_of_a_dropped_user_is_kept_while_a_batch_uses_it():
     cache = make_cache(num_pages=2)
     prefix = publish(cache, "a", 8)

@@ -39,6 +39,8 @@ class PrefixCache:
         self.hidden = torch.zeros(2 * pool.num_pages + 1, hidden_size, dtype=pool.k.dtype, device=pool.k.device)
         """Last hidden states, after the final norm. [slots + 1, hidden]"""
         self.num_evicted = 0
+        self.settle: Callable[[], None] = lambda: None
+        """Called when pins keep a draft from its memory: returns once those that end by themselves have ended."""
         self._rebuild_cost = rebuild_cost
         self._prefixes: dict[str, UserPrefix] = {}
         self._worth: dict[str, float] = {}
@@ -184,7 +186,15 @@ class PrefixCache:
         self._queued.add(user_id)
 
     def _make_room(self, num_pages: int) -> None:
-        """Evict until `num_pages` pages are free or nobody is left to evict."""
+        """Evict until `num_pages` pages are free; if pinned users are in the way, once more when work under way, which
+        holds snapshots' pages and slots, is done."""
+        self._evict(num_pages)
+        if self.pool.num_free < num_pages or not self._slots.num_free:
+            self.settle()
+            self._evict(num_pages)
+
+    def _evict(self, num_pages: int) -> None:
+        """Evict until `num_pages` pages are free or nobody but pinned users is left."""
         spared = []
         while self.pool.num_free < num_pages and self._queue:
             entry_worth, user_id = heapq.heappop(self._queue)

@@ -147,7 +147,7 @@ class Batches:
     def _begin_group(self, group: _Group) -> PendingGroup:
         work, lane = self._work, self._work.decode_lane
         begun = lane.mark()
-        prefixes = work.run(self._prefixes, group.plans, group.pages, work.request_appender)
+        prefixes = work.run(self._prefixes, group.plans, work.request_appender)
         own = [prefixes[job.request.user_id] for job in group.jobs]
         release, ends, appended = work.pin(own), own, begun
         try:
@@ -160,7 +160,7 @@ class Batches:
         except BaseException:
             release()
             raise
-        work.keep(release, lane, beams.results.mark, group.plans, group.pages)
+        work.keep(release, lane, beams.results.mark, group.plans)
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
 

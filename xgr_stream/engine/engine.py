@@ -335,8 +335,8 @@ class Engine:
                     plans[plan.user_id] = plan
                 waiting.popleft()
             if plans:
-                prefixes = work.run(self._prefixes, plans, pages, work.appender)
-                work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans, pages)
+                prefixes = work.run(self._prefixes, plans, work.appender)
+                work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
             users += len(plans)
         tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())

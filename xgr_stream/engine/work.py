@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.config import EngineConfig
@@ -33,18 +34,14 @@ class Work:
         self.request_appender = appender(self.decode_lane)
         """For what a request still lacks."""
         self._cache = cache
-        self._pages_in_flight = 0
+        cache.settle = partial(_settle, self.append_lane, self.decode_lane)  # not a method: that would be a cycle
         self.tokens_appended = 0
         """Since the engine was loaded."""
 
-    def run(
-        self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], pages: int, appender: Appender
-    ) -> dict[str, UserPrefix]:
-        """The prefixes of these users, brought up to their plans, which take so many pages, on the appender's lane."""
+    def run(self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], appender: Appender) -> dict[str, UserPrefix]:
+        """The prefixes of these users, brought up to their plans on the appender's lane."""
         self.decode_lane.reap()
         self.append_lane.reap()
-        if self._pages_in_flight + pages > self._cache.pool.num_pages:
-            self.settle()
         if appender is self.request_appender:
             self.decode_lane.follow(self.append_lane, plans)
         else:
@@ -65,18 +62,16 @@ class Work:
 
         return unpin
 
-    def keep(self, unpin: Callable[[], None], lane: Lane, mark: Mark, users: Iterable[str], pages: int) -> None:
-        """Call `unpin` once the lane's work up to the mark, for these users on so many pages, is done."""
-        self._pages_in_flight += pages
-
-        def release() -> None:
-            self._pages_in_flight -= pages
-            unpin()
-
-        lane.keep(mark, users, release)
+    def keep(self, unpin: Callable[[], None], lane: Lane, mark: Mark, users: Iterable[str]) -> None:
+        """Call `unpin` once the lane's work up to the mark, for these users, is done."""
+        lane.keep(mark, users, unpin)
         lane.reap()
 
     def settle(self) -> None:
         """Wait for everything under way."""
-        self.append_lane.reap(leave=0)
-        self.decode_lane.reap(leave=0)
+        _settle(self.append_lane, self.decode_lane)
+
+
+def _settle(*lanes: Lane) -> None:
+    for lane in lanes:
+        lane.reap(leave=0)
