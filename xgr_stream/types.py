@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import cast
+from typing import NamedTuple, cast
 
 from xgr_stream.errors import InvalidEvent, InvalidRequest, InvalidUpdate, XgrError
 
@@ -359,8 +359,7 @@ class RecommendRequest:
         return distinct
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """One recommended item. `score` is the beam's accumulated log-probability (see `normalizer`)."""
 
     item_id: str

@@ -202,16 +202,15 @@ class Catalog:
     def items_at(self, leaves: Int32Array) -> tuple[Int32Array, Int32Array]:
         """The items at these leaves, whether they may be returned or not: (position in `leaves`, item row), both
         [items found], in the order of `leaves`, then of item ids. A leaf of -1 (a beam that found nothing) has none."""
-        # A loop: a request has few leaves, and nearly all of them one item. Views: they hand out plain numbers.
-        starts, items = self.trie.item_starts.data, self.trie.items.data
-        positions: list[int] = []
-        rows: list[int] = []
-        for position, leaf in enumerate(leaves.tolist()):
-            if leaf >= 0:
-                for place in range(starts[leaf], starts[leaf + 1]):
-                    positions.append(position)
-                    rows.append(items[place])
-        return np.array(positions, np.int32), np.array(rows, np.int32)
+        starts = self.trie.item_starts
+        first, counts = starts[leaves], starts[leaves + 1]
+        counts -= first
+        if len(counts) and int(counts.min()) == 1 == int(counts.max()) and int(leaves.min()) >= 0:  # most often
+            return np.arange(len(leaves), dtype=np.int32), self.trie.items[first]
+        counts[leaves < 0] = 0
+        positions = np.repeat(np.arange(len(leaves), dtype=np.int32), counts)
+        within = np.arange(len(positions)) - np.repeat(counts.cumsum() - counts, counts)
+        return positions, self.trie.items[first[positions] + within]
 
     def popular(self, k: int, resolved: ResolvedFilter) -> Int32Array:
         """The rows of the k most popular items that may be returned, [at most k]; none if the table named no

@@ -233,7 +233,8 @@ class Answers:
 
     def _items(self, rows: NDArray[np.int32], scores: NDArray[np.float32]) -> tuple[Recommendation, ...]:
         ids, sids = self._catalog.item_ids, self._catalog.sids[rows].tolist()
-        return tuple(map(Recommendation, [ids[row] for row in rows.tolist()], scores.tolist(), map(tuple, sids)))
+        named = zip([ids[row] for row in rows.tolist()], scores.tolist(), map(tuple, sids), strict=True)
+        return tuple(map(Recommendation._make, named))
 
 
 def _allowed(jobs: Sequence[Job], rows: NDArray[np.int32], cuts: Sequence[int]) -> NDArray[np.bool_]:
