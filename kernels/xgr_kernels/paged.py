@@ -19,7 +19,7 @@ from xgr_kernels.attention_plan import Plan, Tiling
 LOG2_E = 1.4426950408889634
 MULTIPROCESSORS = 132
 """Of an H100 or H200; it decides only into how many parts contexts go."""
-ENOUGH_PROGRAMS = 200
+ENOUGH_PROGRAMS = 180
 """As many tiles fill the card without cutting contexts, and then the pipelined kernel gains."""
 MERGE_ROWS, MERGE_PARTS = 4, 4
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count, takewhile
-
 import numpy as np
 import torch
 
@@ -14,25 +11,25 @@ from xgr_stream.config import EngineConfig
 from xgr_stream.engine.append import Append
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.legality import LegalityTables
+from xgr_stream.engine.shapes import APPEND_SIZES, MANY_USERS, MOST_USERS
 from xgr_stream.engine.work import Work
 from xgr_stream.model import ItemTokens
-
-PREPARED_USERS = 64
-"""Users in one batch of appends whose graph is captured before it is needed, at most."""
 
 
 def prepare_appends(
     work: Work, cache: PrefixCache, tokens: ItemTokens, config: EngineConfig, window_events: int
 ) -> None:
-    """Capture an append of one event for 1, 2, 4, ... users, and of a whole chunk of a prefill."""
-    chunk = min(config.max_batch_tokens, tokens.context_tokens(window_events))
-    event = np.zeros(min(chunk, tokens.max_event_tokens + len(tokens.tail)), np.int64)
-    draft = cache.draft(None, chunk)
+    """Capture every size that appends are rounded up to."""
+    longest = min(config.max_batch_tokens, tokens.context_tokens(window_events))
+    draft = cache.draft(None, longest)
     try:
-        for appender in (work.appender, work.request_appender):
-            for users in _powers(max(1, min(PREPARED_USERS, config.max_batch_tokens // len(event)))):
-                appender.run([Append(draft, 0, event)] * users)
-            appender.run([Append(draft, 0, np.zeros(chunk, np.int64))])
+        for appender, most_users in ((work.appender, MOST_USERS), (work.request_appender, MANY_USERS)):
+            for users, size in APPEND_SIZES:
+                shortest, longer = divmod(min(size, config.max_batch_tokens), users)
+                if users > most_users or not shortest or shortest + bool(longer) > longest:
+                    continue
+                lengths = [shortest + (user < longer) for user in range(users)]
+                appender.run([Append(draft, 0, np.zeros(length, np.int64)) for length in lengths])
         torch.cuda.synchronize()
     finally:
         cache.abandon(draft)
@@ -45,7 +42,7 @@ def prepare_decodes(
     unfiltered: ResolvedFilter,
     legality: LegalityTables,
 ) -> None:
-    """Capture a decode of 1, 2, 4, ... requests of the default beam width."""
+    """Capture a decode of every number of requests of the default beam width."""
     draft = cache.draft(None, 1)
     prefix = UserPrefix(
         user_id="",
@@ -63,13 +60,8 @@ def prepare_decodes(
         revision=0,
     )
     try:
-        for requests in _powers(config.max_batch_rows // config.beam_width):
+        for requests in range(1, config.max_batch_rows // config.beam_width + 1):
             widths = [config.beam_width] * requests
             decoder.begin([prefix] * requests, widths, [unfiltered] * requests, legality).wait()
     finally:
         cache.abandon(draft)
-
-
-def _powers(most: int) -> Iterator[int]:
-    """1, 2, 4, ... up to `most`."""
-    return takewhile(lambda power: power <= most, (1 << i for i in count()))

@@ -35,6 +35,17 @@ class DecodeShape:
         return cls(1 << (requests - 1).bit_length(), tuple(map(bucket, rows)), columns)
 
 
+FEW_USERS, MANY_USERS, MOST_USERS = 4, 64, 512
+"""Users of an append, of those captured ahead."""
+APPEND_SIZES = (
+    *((min(tokens, MANY_USERS), tokens) for tokens in (4, 16, 64, 128, 192, 256, 384)),
+    *((FEW_USERS, tokens) for tokens in (*range(512, 1024, 64), *range(1024, 2049, 128))),
+    *((users, tokens) for users in (MANY_USERS, MOST_USERS) for tokens in (768, 1024, 1536, 2048)),
+)
+"""(users, tokens) of the appends that are captured ahead. Few users' many tokens are prefills, where each row counts;
+few tokens cost what reading the weights costs, however many they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class AppendShape:
     """What an append's tensors look like."""
@@ -47,6 +58,11 @@ class AppendShape:
 
     @classmethod
     def bucket(cls, users: int, tokens: int, page_columns: int) -> AppendShape:
+        """The captured shape that these fit into: one of `APPEND_SIZES`, unless they are more than any."""
         columns = -(-page_columns // PAGE_COLUMNS) * PAGE_COLUMNS
-        users = 1 << (users - 1).bit_length()
-        return cls(users, bucket(tokens), users, columns)
+        fitting = [(most, size) for most, size in APPEND_SIZES if most >= users and size >= tokens]
+        if fitting:
+            users, tokens = min(fitting, key=lambda sizes: (sizes[1], sizes[0]))
+        else:
+            users, tokens = 1 << (users - 1).bit_length(), bucket(tokens)
+        return cls(users, tokens, users, columns)

@@ -20,7 +20,7 @@ from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream import codec
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
-from xgr_stream.types import RecommendRequest, UserEvent
+from xgr_stream.types import UserEvent
 
 SLICE = 25
 """Records that are processed before anything else is looked at."""
@@ -123,15 +123,6 @@ class InProcess:
 
     def _warm(self, views: Sequence[HistoryView]) -> None:
         self._engine.warm(views)
-
-    def _answer(self, views: Sequence[HistoryView]) -> None:
-        asked = [(RecommendRequest(f"r{i}", view.user_id, self._k, self._beam), view) for i, view in enumerate(views)]
-        self._engine.answer(asked)
-
-    def answer_every_size(self, views: Sequence[HistoryView], most: int) -> None:
-        """Batches of all sizes up to `most`, so that their graphs are captured before anything is timed."""
-        for size in range(1, most + 1):
-            self.worker.call(partial(self._answer, views[:size])).result(PATIENCE_S)
 
     def run(self, plan: Schedule, seconds: float) -> dict[str, object]:
         """Feed the plan's arrivals by the clock; the row of what came of them."""

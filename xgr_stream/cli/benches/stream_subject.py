@@ -78,18 +78,14 @@ def in_memory(served: Served) -> Iterator[tuple[Mapping[str, object], Mapping[st
         users = [f"user-{number}" for number in range(mix.users)]
         preload(engine.history, [*users, *cold], served.context // TOKENS_PER_EVENT, lambda n: f"item-{n % 1_000}")
         description: Mapping[str, object] = {"engine": served.described, **environment(torch.device("cpu"))}
-        sizes = 0
     else:
         engine, description = _model(served, mix.users + len(cold))
         config = engine.config
         users = [f"user-{number}" for number in range(mix.users)]
-        sizes = min(mix.users, max(1, config.max_batch_rows // served.beam))
     run = InProcess(engine, config, timeout_ms=served.timeout_ms, beam=served.beam, k=served.k, cold_users=cold)
     with run:
         views = [engine.history.view(user) for user in users]
         run.warm(views, PREFILL_USERS)
-        if sizes:
-            run.answer_every_size(views, sizes)
         yield {"broker": "none; in process", **description}, {"xgr": run.run}
 
 
@@ -101,4 +97,5 @@ def _model(served: Served, count: int) -> tuple[Any, Mapping[str, object]]:
     users = subject.users(count, served.context)
     most = min(round(users.max_events * GROWTH), users.history.config.keep_events)
     engine = subject.engine(replace(users, max_events=most), beam=served.beam)
+    engine.prepare()
     return engine, {**subject.description(), "context": f"{users.context} tokens a user at the start"}

@@ -24,6 +24,8 @@ from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model, with
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status, UserEvent
 
 MAX_ITEMS = 1_500_000
+KEPT_FREE = 10 << 30
+"""Bytes of a card that no pages take: for graphs, activations and the catalog."""
 SPARE = 1.25
 """The cache's budget over what its users need, so that no prefix is evicted and a released page may wait."""
 
@@ -124,7 +126,8 @@ class Subject:
         return Users(model, store, most, at_first, per_event, tuple(map(tuple, steps)))
 
     def engine(self, users: Users, *, beam: int, rows: int | None = None, switches: Switches | None = None) -> Engine:
-        """An engine that keeps all these users warm and decodes up to `rows` beams at once."""
+        """An engine that keeps all these users warm, as far as the device's memory goes, and decodes up to `rows` beams
+        at once."""
         # An earlier engine's memory and graphs go now: not while this one captures its own.
         gc.collect()
         if self.device.type == "cuda":
@@ -139,6 +142,9 @@ class Subject:
             dtype=users.model.decoder.dtype,
         )
         pages = int(SPARE * (len(users.steps[0]) + 1)) * -(-users.positions // page_size)
+        if self.device.type == "cuda":
+            free, _total = torch.cuda.mem_get_info(self.device)
+            pages = min(pages, (free - KEPT_FREE) // page_bytes)
         engine_config = EngineConfig(
             beam_width=beam,
             device=str(self.device),
