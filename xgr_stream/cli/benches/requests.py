@@ -16,6 +16,9 @@ from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import CacheState
 
+WARM_UP = 3
+"""Untimed runs before the timed ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -37,38 +40,51 @@ class RequestBench:
         self._subject = subject
         self._measured = measured
         users = max(cell.batch for cell in cells)
-        self._users: Users = subject.users(users, context, before=measured.pending_events)
+        events = measured.pending_events
+        steps = events * (WARM_UP + measured.cold_repeats)
+        # Half of them come before the context is as long as it is to be, if it holds as many.
+        most = (context // subject.event_tokens - 1) // events if events else 0
+        self._exact = min(events * max(1, most), steps // 2)
+        self._users: Users = subject.users(users, context, before=self._exact, after=steps - self._exact)
         beam, rows = max(cell.beam for cell in cells), max(cell.batch * cell.beam for cell in cells)
         self._engine: Engine = subject.engine(self._users, beam=beam, rows=rows)
 
     @property
     def context(self) -> int:
         """Tokens in each context."""
-        return self._users.context_at(self._measured.pending_events)
+        return self._users.context_at(self._exact)
 
     def measure(self, cell: Cell, floor: Floor | None) -> dict[str, object]:
         """The row of one batch size and beam width."""
         engine, measured, device = self._engine, self._measured, self._subject.device
-        earlier, views = self._users.steps[0][: cell.batch], self._users.steps[-1][: cell.batch]
+        steps = [step[: cell.batch] for step in self._users.steps]
+        views = steps[self._exact]
         user_ids = [view.user_id for view in views]
         row: dict[str, object] = {"context": self.context, "batch": cell.batch, "beam": cell.beam}
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
+        def requests(at: Sequence[HistoryView]) -> Requests:
+            return requests_of(at, beam=cell.beam, k=min(measured.k, cell.beam))
+
         def timed(state: CacheState, repeats: int, before: Any = None) -> Samples:
-            requests = requests_of(views, beam=cell.beam, k=min(measured.k, cell.beam))
-            return measure(lambda: self._answer(requests, state), device, repeats=repeats, before=before)
+            asked = requests(views)
+            return measure(lambda: self._answer(asked, state), device, repeats=repeats, warm_up=WARM_UP, before=before)
 
         engine.warm(views)
         if measured.warm:
             row["warm_ms"] = timed(CacheState.WARM, measured.repeats)
         if measured.pending_events:
-
-            def fall_behind() -> None:
-                engine.forget(user_ids)
-                engine.warm(earlier)
-
-            row["pending_ms"] = timed(CacheState.APPENDED, measured.cold_repeats, fall_behind)
+            # As they come: each request finds what the one before it left, and one append more to do.
+            engine.forget(user_ids)
+            engine.warm(steps[0])
+            coming = iter([requests(at) for at in steps[measured.pending_events :: measured.pending_events]])
+            row["pending_ms"] = measure(
+                lambda: self._answer(next(coming), CacheState.APPENDED),
+                device,
+                repeats=measured.cold_repeats,
+                warm_up=WARM_UP,
+            )
         if measured.cold:
             row["cold_ms"] = timed(CacheState.COLD, measured.cold_repeats, lambda: engine.forget(user_ids))
         self._add_ratios(row, floor)
