@@ -9,11 +9,11 @@ from xgr_kernels.beam_descend import BeamDescent, beam_descend
 from xgr_kernels.beam_perturb import PerturbedChildren, beam_perturb
 from xgr_kernels.beam_select import BeamSelection, beam_select
 from xgr_kernels.gate_up_silu import gate_up_silu
-from xgr_kernels.kv_write import kv_write
+from xgr_kernels.kv_write import kv_write, plan_kv_write
 from xgr_kernels.quantize_rows import quantize_rows
 from xgr_kernels.rms_norm import rms_norm, rms_norm_fp8
 from xgr_kernels.silu_mul import silu_mul, silu_mul_fp8
-from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
+from xgr_kernels.staged_attention import plan_staged_attention, staged_attention, whole_prefixes
 
 __all__ = [
     "BeamDescent",
@@ -26,6 +26,7 @@ __all__ = [
     "gate_up_silu",
     "kv_write",
     "plan_append_attention",
+    "plan_kv_write",
     "plan_staged_attention",
     "quantize_rows",
     "rms_norm",
@@ -33,4 +34,5 @@ __all__ = [
     "silu_mul",
     "silu_mul_fp8",
     "staged_attention",
+    "whole_prefixes",
 ]

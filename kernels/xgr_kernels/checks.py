@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -10,16 +12,14 @@ Shape = tuple[int | None, ...]
 
 def check_shape(name: str, tensor: Tensor, shape: Shape) -> None:
     """Raise ValueError unless `tensor` has this shape; None stands for any size."""
-    actual = tensor.shape
-    if actual == shape:
-        return
-    fits = len(actual) == len(shape)
-    for want, size in zip(shape, actual, strict=False):  # a decode checks a hundred shapes: no generator here
-        if want is not None and want != size:
-            fits = False
-    if not fits:
+    if not _fits(tensor.shape, shape):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], not {list(actual)}")
+        raise ValueError(f"{name} must have shape [{wanted}], not {list(tensor.shape)}")
+
+
+@functools.lru_cache(maxsize=4096)  # a decode checks a hundred shapes, 3 µs each, and most of them again and again
+def _fits(actual: torch.Size, shape: Shape) -> bool:
+    return len(actual) == len(shape) and all(want in (None, size) for want, size in zip(shape, actual, strict=True))
 
 
 def check_heads(heads: int, kv_heads: int) -> None:

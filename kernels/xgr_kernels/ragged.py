@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
+from xgr_kernels.scales import in_float32
 
-def size_classes(*sizes: Tensor) -> list[Tensor]:
+
+def size_classes(*sizes: Sequence[int]) -> list[list[int]]:
     """Split a batch so that padding a part to its largest member costs at most twice its own size, per dimension.
 
-    sizes: each [batch], nonnegative. Returns indices [part] of each class (equal bit lengths of all sizes).
+    sizes: each [batch], nonnegative. Returns the members of each class (equal bit lengths of all sizes).
     """
-    if sizes[0].numel() == 1:
-        return [sizes[0].new_zeros(1, dtype=torch.int64)]
-    classes = torch.stack([torch.frexp(size.double()).exponent for size in sizes], 1)
-    kinds, kind_of = classes.unique(dim=0, return_inverse=True)
-    return [(kind_of == kind).nonzero().flatten() for kind in range(len(kinds))]
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for member, own in enumerate(zip(*sizes, strict=True)):
+        classes.setdefault(tuple(map(int.bit_length, own)), []).append(member)
+    return list(classes.values())
+
+
+def counts_of(starts: Sequence[int]) -> list[int]:
+    """How many elements each group has, group i owning starts[i] : starts[i + 1]."""
+    return [end - begin for begin, end in pairwise(starts)]
 
 
 def owners(starts: Tensor) -> Tensor:
@@ -42,25 +51,36 @@ def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
     return sorted_keys[place] == keys
 
 
-def gather_pages(k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the first `lengths` tokens of each table's pages, one copy each, zero behind them.
+def gather_pages(pages: Sequence[Tensor], page_table: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The first `lengths` [batch] tokens of each table's pages, one copy each, zero behind them.
 
-    k_pages, v_pages: [pages, kv_heads, page_size, dim]; page_table: [batch, max_pages]; lengths: [batch].
-    Returns two of [batch, kv_heads, longest, dim] in float32.
+    pages: each [pages, kv_heads, page_size, dim], say keys and values; page_table: [batch, max_pages].
+    Returns of each [batch, kv_heads, longest, dim] in float32.
     """
-    kv_heads, page_size, dim = k_pages.shape[1:]
-    shortest, longest = int(lengths.min()), int(lengths.max())
+    longest = max(lengths)
+    return [own[:, :, :longest] for own in join_pages(pages, page_table, lengths)]
+
+
+def join_pages(pages: Sequence[Tensor], page_table: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The same, contiguous, with what else the longest one's last page holds."""
+    kv_heads, page_size, dim = pages[0].shape[1:]
+    shortest, longest = min(lengths), max(lengths)
     used = -(-longest // page_size)
     table = page_table[:, None, :used].long().clamp(min=0)  # a table's unused tail may hold anything negative
     index = (table * kv_heads + torch.arange(kv_heads, device=table.device)[:, None]).flatten()
+    beyond = unread(lengths, table.device)[:, None, :, None] if shortest < longest else None
 
-    def gather(pages: Tensor) -> Tensor:
+    def join(own: Tensor) -> Tensor:
         # One row per (page, head): index_select is 3.5 times as fast as indexing here.
-        chunks = pages.view(-1, page_size * dim).index_select(0, index)
-        tokens = chunks.view(len(table), kv_heads, used * page_size, dim)[:, :, :longest].float()
-        if shortest < longest:
-            beyond = torch.arange(longest, device=pages.device) >= lengths[:, None]
-            tokens.masked_fill_(beyond[:, None, :, None], 0)  # unwritten memory may hold NaN, and 0 · NaN is NaN
+        chunks = own.view(-1, page_size * dim).index_select(0, index)
+        tokens = in_float32(chunks.view(table.shape[0], kv_heads, used * page_size, dim))
+        if beyond is not None:  # unwritten memory may hold NaN, and 0 · NaN is NaN
+            tokens[:, :, :longest].masked_fill_(beyond, 0)
         return tokens
 
-    return gather(k_pages), gather(v_pages)
+    return [join(own) for own in pages]
+
+
+def unread(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Which places lie behind each member's length. [batch, longest] bool"""
+    return torch.arange(max(lengths), device=device) >= torch.tensor(lengths, device=device)[:, None]

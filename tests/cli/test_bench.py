@@ -6,6 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from xgr_stream.cli.bench import bench
+from xgr_stream.cli.benches.against import WARM_UP, EngineBench, Workload, random_checkpoint
+from xgr_stream.types import CacheState
 
 
 def test_engine_against_transformers(tmp_path):
@@ -44,3 +46,17 @@ def test_engine_alone():
     assert result.exit_code == 0, result.output
     assert "faster than cold" in result.output
     assert "transformers" not in result.output
+
+
+def test_warm_and_cold_are_timed_in_turn(tmp_path, monkeypatch):
+    """On a machine whose speed changes, runs of one kind after those of the other would not give a ratio."""
+    order = []
+    answer = EngineBench._answer
+    monkeypatch.setattr(
+        EngineBench, "_answer", lambda self, users, state, k=10: order.append(state) or answer(self, users, state, k)
+    )
+    path = random_checkpoint(tmp_path, 0)
+    workload = Workload(path, path / "catalog.parquet", 4, 5, 3, 1, 1, 0, "cpu", None)
+    figures = EngineBench(workload).measure(1, against_transformers=False)
+    assert order == [CacheState.COLD, CacheState.WARM] * (WARM_UP + 3)
+    assert figures.warm.fastest <= figures.warm.median <= figures.warm.slowest

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgr_kernels import kv_write
+from xgr_kernels import kv_write, plan_kv_write
 
 
 def expected(x: Tensor, cos_sin: Tensor, norm: Tensor | None, eps: float) -> Tensor:
@@ -90,6 +90,24 @@ def test_factors_come_first(device: str) -> None:
     scaled = joined * factor[:, :, None] * column_scale.view(1, -1, dim)
     wanted = kv_write(*scaled.split(split, 1), k_pages=want[0], v_pages=want[1], **options)
     torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize("slots", [(0, 3, 7), (5, -1, 2)])
+def test_a_plan_changes_nothing(device: str, page_size: int, slots: tuple[int, ...]) -> None:
+    heads, kv_heads, dim = 4, 2, 16
+    joined = torch.randn(3, heads + 2 * kv_heads, dim, device=device)
+    angles = torch.rand(30, dim // 2, device=device) * 6
+    tokens = {
+        "positions": torch.tensor([4, 0, 29], device=device),
+        "slots": torch.tensor(slots, device=device),
+        "cos_sin": torch.cat([angles.cos(), angles.sin()], 1),
+    }
+    got, want = (torch.zeros(2, 8 // page_size, kv_heads, page_size, dim, device=device) for _ in range(2))
+    q, k, v = joined.split([heads, kv_heads, kv_heads], 1)
+    planned = kv_write(q, k, v, k_pages=got[0], v_pages=got[1], plan=plan_kv_write(**tokens), **tokens)
+    torch.testing.assert_close(planned, kv_write(q, k, v, k_pages=want[0], v_pages=want[1], **tokens))
     torch.testing.assert_close(got, want)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 
 import pytest
 import torch
 
-from xgr_kernels import staged_attention
+from xgr_kernels import staged_attention, whole_prefixes
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -52,6 +53,38 @@ def check(
                 weights = (keys.double() @ q[row, head].double() * 0.2).softmax(0)
                 want = (weights @ values.double()).float()
                 torch.testing.assert_close(out[row, head], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [(5, 5, 5), (1, 13, 5)])
+def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...]) -> None:
+    prefix, (kv_heads, page_size, dim) = (9, 12, 15), (2, 4, 16)
+    layers = [torch.full((12, kv_heads, page_size, dim), torch.nan) for _ in range(4)]
+    table = torch.randperm(12).view(3, 4).int()
+    for pages in layers:
+        for request, length in enumerate(prefix):
+            for token in range(length):
+                pages[table[request, token // page_size], :, token % page_size] = torch.randn(kv_heads, dim)
+    lengths, starts = torch.tensor(prefix).int(), torch.tensor([0, *beams]).cumsum(0).int()
+    rows = sum(beams)
+    suffix_k, suffix_v = torch.randn(2, 2, rows, kv_heads, dim)
+    ancestors, q = torch.randint(0, rows, (rows, 2)).int(), torch.randn(rows, kv_heads * 3, dim)
+    gathered = whole_prefixes(layers[:2], layers[2:], table, lengths)
+    assert gathered is not None
+    for k, v, whole_k, whole_v in zip(layers[:2], layers[2:], *gathered, strict=True):
+        want = staged_attention(q, k, v, table, lengths, starts, suffix_k, suffix_v, ancestors, scale=0.2)
+        got = staged_attention(q, whole_k, whole_v, None, lengths, starts, suffix_k, suffix_v, ancestors, scale=0.2)
+        torch.testing.assert_close(got, want)
+
+
+def test_prefixes_that_would_take_much_memory_stay_in_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, table = [torch.zeros(4, 2, 4, 8)], torch.arange(4).view(2, 2).int()
+    alike, unlike, none = (torch.tensor(lengths).int() for lengths in ((5, 7), (1, 7), (0, 0)))
+    assert whole_prefixes(pages, pages, table, alike) is not None
+    assert whole_prefixes(pages, pages, table, unlike) is None  # most of it would be padding
+    assert whole_prefixes(pages, pages, table, none) is None
+    reference = importlib.import_module("xgr_kernels.staged_attention.reference")  # a function hides the package
+    monkeypatch.setattr(reference, "MOST_KEPT_BYTES", 2 * 2 * 8 * 2 * 8 * 4 - 1)
+    assert whole_prefixes(pages, pages, table, alike) is None
 
 
 def test_bad_arguments_are_named() -> None:

@@ -30,6 +30,9 @@ def test_level_logits_are_the_vocabularys(item_tokens: dict[str, list[list[int]]
     for level, tokens in enumerate(ids or item_tokens["table"]):
         expected = decoder.vocabulary_logits(hidden)[:, list(tokens)]
         torch.testing.assert_close(decoder.level_logits(hidden, level), expected, atol=1e-5, rtol=0)
+        logits, log_normalizer = decoder.level_and_vocabulary(hidden, level)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(log_normalizer, decoder.vocabulary_logits(hidden).logsumexp(-1))
 
 
 def test_tokens_side_by_side_take_no_second_copy_of_the_head() -> None:

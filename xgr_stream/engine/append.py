@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from xgr_kernels.append_attention import append_attention, plan_append_attention
-from xgr_kernels.kv_write import kv_write
+from xgr_kernels.kv_write import kv_write, plan_kv_write
 from xgr_stream.cache import Draft, PrefixCache
 from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.graphs import Graphs
@@ -178,6 +178,7 @@ class Appender:
             "dtype": pool.k.dtype,
         }
         plan = plan_append_attention(query_starts, kv_lengths, tokens=len(positions), **sizes)
+        write_plan = plan_kv_write(positions, slots, decoder.cos_sin)
         last_plan = plan_append_attention(wanted_starts, kv_lengths, tokens=len(wanted), **sizes)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
@@ -194,6 +195,7 @@ class Appender:
                 q_norm=decoder.q_norm(layer),
                 k_norm=decoder.k_norm(layer),
                 eps=decoder.rms_eps,
+                plan=write_plan,
                 **scaling,
             )
             last = layer == config.num_layers - 1

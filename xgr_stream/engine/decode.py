@@ -196,7 +196,11 @@ class BeamDecoder:
         select: Callable[..., BeamSelection] | None = None,
     ) -> BeamSelection:
         """`select`: instead of `beam_select`."""
-        trie, row_starts = legality.trie, inputs["row_starts"]
+        trie, row_starts, emptied_starts = (
+            legality.trie,
+            inputs["row_starts"].unbind(),
+            inputs["emptied_starts"].unbind(),
+        )
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
         scores = torch.zeros(shape.requests, device=self._device)
         nodes = torch.zeros(shape.requests, dtype=torch.int32, device=self._device)
@@ -205,8 +209,9 @@ class BeamDecoder:
         if select is None:
             select = beam_select if self._switches.mask_first else select_masking_last
         for level in range(self._levels):
+            logits, log_normalizer = self._logits(hidden, level)
             selection = select(
-                self._decoder.level_logits(hidden, level),
+                logits,
                 scores,
                 nodes,
                 row_starts=row_starts[level],
@@ -215,10 +220,10 @@ class BeamDecoder:
                 child_codes=trie.child_codes[level],
                 node_masks=legality.node_masks[level],
                 mask_index=inputs["mask_index"],
-                emptied_starts=inputs["emptied_starts"][level],
+                emptied_starts=emptied_starts[level],
                 emptied_nodes=legality.emptied_nodes[level],
                 normalizer="level" if self._normalizer == "vocabulary" else self._normalizer,
-                log_normalizer=self._log_normalizer(hidden),
+                log_normalizer=log_normalizer,
                 num_out=shape.rows[level],
                 early_stop=self._switches.early_stop,
             )
@@ -249,8 +254,8 @@ class BeamDecoder:
             hidden = self._decoder.layers(descent.hidden, attend, style=style)
         return selection
 
-    def _log_normalizer(self, hidden: Tensor) -> Tensor | None:
-        """[rows], for scores over the whole vocabulary."""
-        if self._normalizer != "vocabulary":
-            return None
-        return self._decoder.vocabulary_log_normalizer(hidden)
+    def _logits(self, hidden: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
+        """The level's [rows, codes] and, for scores over the whole vocabulary, their log-normalizer [rows]."""
+        if self._normalizer == "vocabulary":
+            return self._decoder.level_and_vocabulary(hidden, level)
+        return self._decoder.level_logits(hidden, level), None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from xgr_kernels.kv_write import kv_write
-from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
+from xgr_kernels.kv_write import kv_write, plan_kv_write
+from xgr_kernels.staged_attention import plan_staged_attention, staged_attention, whole_prefixes
 from xgr_stream.cache import PagePool
 from xgr_stream.model import Decoder
 from xgr_stream.model.decoder import Attend
@@ -24,25 +24,40 @@ class Suffix:
         self._decoder = decoder
         self._pool = pool
         self._pages, self._lengths = inputs["pages"], inputs["lengths"]
+        self._pool_k, self._pool_v = pool.k.unbind(), pool.v.unbind()
+        # Read by every step.
+        self._whole = whole_prefixes(self._pool_k, self._pool_v, self._pages, self._lengths) if steps > 1 else None
         self._k = pool.k.new_empty(layers, steps, rows, kv_heads, head_dim)
         self._v = torch.empty_like(self._k)
+        # Each layer's, where a token is a page: views, of which each takes the host time again.
+        self._k_pages, self._v_pages = (
+            x.view(layers, steps * rows, kv_heads, 1, head_dim).unbind() for x in (self._k, self._v)
+        )
 
     def step(
         self, number: int, positions: Tensor, ancestors: Tensor, row_starts: Tensor, *, each_alone: bool = False
     ) -> Attend:
         """Attention of step `number`: row r attends to its request's prefix and to the tokens of its `ancestors`
         [rows, steps] up to its own, which is written on the way. `each_alone`: the prefix is read for each row."""
-        rows, heads = len(positions), self._decoder.config.num_heads
+        rows, heads = positions.shape[0], self._decoder.config.num_heads
         kv_heads, head_dim = self._k.shape[3:]
-        pages, lengths = self._pages, self._lengths
+        k_pages: Sequence[Tensor] = self._pool_k
+        v_pages: Sequence[Tensor] = self._pool_v
+        pages: Tensor | None = self._pages
+        lengths = self._lengths
         if each_alone:
             owner = torch.searchsorted(
                 row_starts[1:].contiguous(), torch.arange(rows, device=row_starts.device), right=True
             )
-            owner = owner.clamp_(max=len(pages) - 1)
-            pages, lengths = pages[owner], lengths[owner]
-            row_starts = torch.arange(rows + 1, dtype=torch.int32, device=pages.device)
+            owner = owner.clamp_(max=len(lengths) - 1)
+            pages, lengths = self._pages[owner], lengths[owner]
+            row_starts = torch.arange(rows + 1, dtype=torch.int32, device=row_starts.device)
+        elif self._whole is not None:
+            (k_pages, v_pages), pages = self._whole, None
         slots = torch.arange(number * self._k.shape[2], number * self._k.shape[2] + rows, device=positions.device)
+        write_plan = plan_kv_write(positions, slots, self._decoder.cos_sin)
+        suffix_k, suffix_v = self._k[:, : number + 1].unbind(), self._v[:, : number + 1].unbind()
+        ancestors = ancestors[:, : number + 1]
         plan = plan_staged_attention(
             row_starts,
             lengths,
@@ -55,7 +70,6 @@ class Suffix:
         )
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
-            suffix_k, suffix_v = self._k[layer], self._v[layer]
             q = kv_write(
                 q,
                 k,
@@ -63,23 +77,24 @@ class Suffix:
                 positions=positions,
                 slots=slots,
                 cos_sin=self._decoder.cos_sin,
-                k_pages=suffix_k.flatten(0, 1)[:, :, None],
-                v_pages=suffix_v.flatten(0, 1)[:, :, None],
+                k_pages=self._k_pages[layer],
+                v_pages=self._v_pages[layer],
                 q_norm=self._decoder.q_norm(layer),
                 k_norm=self._decoder.k_norm(layer),
                 eps=self._decoder.rms_eps,
+                plan=write_plan,
                 **scaling,
             )
             return staged_attention(
                 q,
-                self._pool.k[layer],
-                self._pool.v[layer],
+                k_pages[layer],
+                v_pages[layer],
                 pages,
                 lengths,
                 row_starts,
-                suffix_k[: number + 1],
-                suffix_v[: number + 1],
-                ancestors[:, : number + 1],
+                suffix_k[layer],
+                suffix_v[layer],
+                ancestors,
                 scale=head_dim**-0.5,
                 plan=plan,
             )

@@ -44,6 +44,7 @@ class Decoder:
         self._qk_norms = tuple((layer.q_norm, layer.k_norm) for layer in weights.layers)
         self._layers = Layers(config, weights.layers, weights.norm, fp8=fp8)
         self._level_heads = tuple(_rows(weights.head, ids) for ids in token_ids)
+        self._level_slices = tuple(map(_side_by_side, token_ids))
         self.level_tokens = tuple(torch.from_numpy(ids.copy()).to(weights.head.device) for ids in token_ids)
         table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
         self.cos_sin = table.to(weights.head.device)
@@ -102,22 +103,41 @@ class Decoder:
 
     def vocabulary_log_normalizer(self, hidden: Tensor) -> Tensor:
         """The log-sum-exp of the `vocabulary_logits`: [n] float32."""
+        return _log_normalizer(self.vocabulary_logits(hidden))
+
+    def level_and_vocabulary(self, hidden: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """The `level_logits` and the `vocabulary_log_normalizer`. On a CPU one product, where it can be."""
+        own = self._level_slices[level]
+        if own is None or hidden.is_cuda:
+            return self.level_logits(hidden, level), self.vocabulary_log_normalizer(hidden)
         logits = self.vocabulary_logits(hidden)
-        if logits.is_cuda:
-            return logits.logsumexp(dim=-1)
-        return logits[:, 0] - logits.log_softmax(dim=-1)[:, 0]  # one operation instead of seven
+        return logits[:, own], _log_normalizer(logits)
+
+
+def _log_normalizer(logits: Tensor) -> Tensor:
+    """The log-sum-exp of each row. [n]"""
+    if logits.is_cuda:
+        return logits.logsumexp(dim=-1)
+    return logits[:, 0] - logits.log_softmax(dim=-1)[:, 0]  # one operation instead of seven
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:
     """[n, hidden] · [rows, hidden]ᵀ in float32, whose sums are not rounded to the head's dtype on CUDA."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
         return torch.mm(hidden, head.t(), out_dtype=torch.float32)
-    return F.linear(hidden, head).float()
+    logits = F.linear(hidden, head)
+    return logits if logits.dtype is torch.float32 else logits.float()
 
 
 def _rows(head: Tensor, ids: NDArray[np.int64]) -> Tensor:
     """The rows `ids` of `head`: a view where they lie side by side, else a copy."""
-    first, count = int(ids[0]), len(ids)
-    if np.array_equal(ids, np.arange(first, first + count)):
-        return head[first : first + count]
+    place = _side_by_side(ids)
+    if place is not None:
+        return head[place]
     return head[torch.tensor(ids, device=head.device)]
+
+
+def _side_by_side(ids: NDArray[np.int64]) -> slice | None:
+    """The slice of the vocabulary that `ids` are, if they are one."""
+    first, count = int(ids[0]), len(ids)
+    return slice(first, first + count) if np.array_equal(ids, np.arange(first, first + count)) else None

@@ -74,7 +74,7 @@ class Layers:
         return (Style.PLAIN, Style.FUSED_GATE) if rows >= MANY_ROWS else (Style.PLAIN, Style.FOLDED)
 
     def __call__(self, hidden: Tensor, attend: Attend, wanted: Tensor | None, style: Style | None) -> Tensor:
-        match style or self.styles(len(hidden))[0]:
+        match style or self.styles(hidden.shape[0])[0]:
             case Style.FP8:
                 return self._in_fp8(hidden, attend, wanted)
             case Style.FOLDED:
@@ -153,7 +153,7 @@ class Layers:
     def _split(self, qkv: Tensor) -> Sequence[Tensor]:
         """[n, (heads + 2 kv_heads) · head_dim] → q, k and v, [n, heads or kv_heads, head_dim]."""
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
-        parts = qkv.view(len(qkv), heads + 2 * kv_heads, self._config.head_dim)
+        parts = qkv.view(qkv.shape[0], heads + 2 * kv_heads, self._config.head_dim)
         return parts.tensor_split((heads, heads + kv_heads), dim=1)
 
 

@@ -34,7 +34,7 @@ def append_attention(
     check_pages(k_pages, v_pages, q.shape[2])
     check_heads(q.shape[1], k_pages.shape[1])
     check_shape("page_table", page_table, (None, None))
-    users = len(page_table)
+    users = page_table.shape[0]
     check_shape("query_starts", query_starts, (users + 1,))
     check_shape("kv_lengths", kv_lengths, (users,))
     return implementation("append_attention", q)(

@@ -45,12 +45,12 @@ def beam_descend(
     parent, out[r, step] is r. Raises ValueError on arguments that do not fit each other.
     """
     check_shape("parents", parents, (None,))
-    check_shape("nodes", nodes, (len(parents),))
+    check_shape("nodes", nodes, tuple(parents.shape))
     check_shape("child_codes", child_codes, (None,))
     check_shape("token_ids", token_ids, (None,))
     check_shape("embedding", embedding, (None, None))
     check_shape("prefix_lengths", prefix_lengths, (None,))
-    check_shape("row_starts", row_starts, (len(prefix_lengths) + 1,))
+    check_shape("row_starts", row_starts, (prefix_lengths.shape[0] + 1,))
     check_shape("ancestors", ancestors, (None, None))
     if not 0 <= step < ancestors.shape[1]:
         raise ValueError(f"step must be within the {ancestors.shape[1]} steps of ancestors, not {step}")

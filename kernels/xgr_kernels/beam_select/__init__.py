@@ -64,17 +64,17 @@ def beam_select(
     a host synchronisation, where it is not given. early_stop: whether beams whose bound is too low are spared; the
     answer is the same. Raises ValueError on arguments that do not fit each other.
     """
-    rows = len(logits)
+    rows = logits.shape[0]
     check_shape("logits", logits, (rows, None))
     check_shape("scores", scores, (rows,))
     check_shape("nodes", nodes, (rows,))
     check_shape("mask_index", mask_index, (None,))
-    requests = len(mask_index)
+    requests = mask_index.shape[0]
     for name, starts in (("row_starts", row_starts), ("out_starts", out_starts), ("emptied_starts", emptied_starts)):
         check_shape(name, starts, (requests + 1,))
     check_shape("child_starts", child_starts, (None,))
     check_shape("child_codes", child_codes, (None,))
-    check_shape("node_masks", node_masks, (None, len(child_codes)))
+    check_shape("node_masks", node_masks, (None, child_codes.shape[0]))
     if scores.dtype != torch.float32:
         raise ValueError(f"scores must be float32, not {scores.dtype}")
     integers = (nodes, row_starts, out_starts, child_starts, child_codes, emptied_starts, emptied_nodes)

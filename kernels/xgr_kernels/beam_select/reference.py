@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xgr_kernels.ragged import contains, owners, padded_index
+from xgr_kernels.ragged import contains, counts_of, owners, padded_index
+from xgr_kernels.scales import in_float32
 
 FEW = 16
 """Up to as many children per beam asked for, all are scanned: bounds would cost more than they spare."""
@@ -34,76 +35,96 @@ def beam_select(
     num_out: int | None = None,
     early_stop: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, requests, codes = int(row_starts[-1]), mask_index.shape[0], logits.shape[1]  # behind `rows` is padding
-    logits, scores, nodes = logits[:rows].float(), scores[:rows], nodes[:rows]
+    starts, outs = row_starts.tolist(), out_starts.tolist()
+    rows, out, requests, codes = starts[-1], outs[-1], mask_index.shape[0], logits.shape[1]
+    if rows < logits.shape[0]:  # behind them is padding
+        logits, scores, nodes = logits[:rows], scores[:rows], nodes[:rows]
+        log_normalizer = log_normalizer if log_normalizer is None else log_normalizer[:rows]
+    logits = in_float32(logits)
     if log_normalizer is not None:
-        logits = logits - log_normalizer[:rows, None]
-    elif normalizer == "level":
-        logits = logits.log_softmax(-1)
+        offset = scores - log_normalizer  # what a row's candidates have beside their logits
+    else:
+        offset = scores
+        logits = logits.log_softmax(-1) if normalizer == "level" else logits
     normalised = log_normalizer is not None or normalizer == "level"
-    emptied_nodes = emptied_nodes[: int(emptied_starts[-1])]
-    request_of = owners(row_starts)
+    request_of = None if requests == 1 else owners(row_starts)
     alive = scores > -torch.inf
     at = nodes.clamp(min=0)
     first_child = child_starts.index_select(0, at)
     num_children = (child_starts.index_select(0, at + 1) - first_child) * alive
     # In this order the children come sorted by node, too, request by request.
-    by_node = at.argsort() if requests == 1 else (request_of * child_starts.shape[0] + at).argsort()
+    by_node = (at if request_of is None else request_of * child_starts.shape[0] + at).argsort()
+    masks = mask_index.tolist()
+    num_emptied = emptied_starts.tolist()[-1]
 
-    def legal_children(scanned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, node and logit [legal] of the legal children of the rows where `scanned` [rows] is true."""
-        counts = (num_children * scanned).index_select(0, by_node)
-        parent = torch.repeat_interleave(counts)
+    def per_row(values: Tensor, row: Tensor | None = None) -> Tensor:
+        """Of values [requests] the one of each row's request, or of each of `row`."""
+        if request_of is None:
+            return values
+        return values.index_select(0, request_of if row is None else request_of.index_select(0, row))
+
+    def tally(row: Tensor) -> Tensor:
+        """How many of the rows `row` [n] are of each request. [requests] int32"""
+        if request_of is None:
+            return torch.full((1,), row.shape[0], dtype=torch.int32, device=row.device)
+        return torch.bincount(request_of.index_select(0, row), minlength=requests).int()
+
+    def legal_children(children: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, node and score [legal] of the legal ones of the rows' `children` [rows], `total` together; the scores
+        lack the offset where the normalizer is not known yet."""
+        counts = children.index_select(0, by_node)
+        ends = counts.cumsum(0, dtype=torch.int32)
+        place = torch.arange(total, dtype=torch.int32, device=ends.device)
+        parent = torch.searchsorted(ends, place, right=True, out_int32=True)  # repeat_interleave takes twice as long
         row = by_node.index_select(0, parent)
-        skipped = first_child.index_select(0, by_node) - counts.cumsum(0) + counts
-        node = torch.arange(row.shape[0], device=row.device) + skipped.index_select(0, parent)
-        if requests == 1:
-            legal = node_masks.index_select(0, mask_index)[0].index_select(0, node)
+        node = (first_child.index_select(0, by_node) + counts).sub_(ends).index_select(0, parent).add_(place)
+        if request_of is None or masks.count(masks[0]) == requests:
+            legal = node_masks[masks[0]].index_select(0, node)
         else:
-            masks_at = mask_index.long() * node_masks.shape[1]
-            legal = node_masks.take(node + masks_at.index_select(0, request_of.index_select(0, row)))
-        if emptied_nodes.shape[0]:
-            owner, stride = owners(emptied_starts), child_codes.shape[0]
-            legal &= ~contains(owner * stride + emptied_nodes, request_of.index_select(0, row) * stride + node)
+            legal = node_masks.take(node + per_row(mask_index.long() * node_masks.shape[1], row))
+        if num_emptied:
+            emptied, own = emptied_nodes[:num_emptied], node
+            if request_of is not None:
+                stride = child_codes.shape[0]
+                emptied, own = owners(emptied_starts) * stride + emptied, request_of.index_select(0, row) * stride + own
+            legal &= ~contains(emptied, own)
         if not legal.all():
             kept = legal.nonzero()[:, 0]
             row, node = row.index_select(0, kept), node.index_select(0, kept)
-        return row, node, logits.take(row * codes + child_codes.index_select(0, node))
+        logit = logits.take(row * codes + child_codes.index_select(0, node))
+        return row, node, logit.add_(offset.index_select(0, row)) if normalised else logit
 
-    widths = out_starts.diff()
-    scanned, tau = alive, None
+    scanned, total = alive, int(num_children.sum())
     # Without a normalizer yet, it takes every legal child: nothing is left to spare.
-    if early_stop and normalised and int(num_children.sum()) > FEW * int(out_starts[-1]):
-        bound = (scores + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
+    if early_stop and normalised and total > FEW * out:
+        widths = out_starts.diff()
+        bound = (offset + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
         leading = alive & _leads(bound, num_children, row_starts, widths)
-        row, _, logit = legal_children(leading)
-        counts = _tally(request_of.index_select(0, row), requests)
-        tau = _nth_best(scores.index_select(0, row) + logit, counts, widths)
-        scanned = leading | (alive & (bound >= tau.index_select(0, request_of)))
-    row, node, logit = legal_children(scanned)
+        children = num_children * leading
+        row, _, score = legal_children(children, int(children.sum()))
+        tau = _nth_best(score, tally(row), widths)
+        scanned = leading | (alive & (bound >= per_row(tau)))
+        children = num_children * scanned
+        row, node, score = legal_children(children, int(children.sum()))
+        kept = score >= per_row(tau, row)
+        row, node, score = row[kept], node[kept], score[kept]
+    else:
+        row, node, score = legal_children(num_children, total)
     if not normalised:
-        scores = scores - _log_sum_exp(logit, row, rows)
-    score = scores.index_select(0, row) + logit
-    request = request_of.index_select(0, row)
-    if tau is not None:
-        kept = score >= tau.index_select(0, request)
-        row, node, score, request = row[kept], node[kept], score[kept], request[kept]
-    counts = _tally(request, requests)
+        score += (scores - _log_sum_exp(score, row, rows)).index_select(0, row)
+    counts = tally(row)
+    if request_of is None:
+        num_scanned = scanned.sum(0, keepdim=True, dtype=torch.int32)
+    else:
+        num_scanned = torch.bincount(request_of[scanned], minlength=requests).int()
     best = _best(score, row, node, counts, row_starts, out_starts)
-    padding = 0 if num_out is None else num_out - best[0].shape[0]
+    padding = 0 if num_out is None else num_out - out
     if padding:
         best = tuple(
             torch.nn.functional.pad(x, (0, padding), value=value)
             for x, value in zip(best, (-torch.inf, 0, -1), strict=True)
         )
-    return *best, _tally(request_of, requests, scanned).int(), counts.int()
-
-
-def _tally(request: Tensor, requests: int, counted: Tensor | None = None) -> Tensor:
-    """How many of the elements [n], or of those that are `counted` [n], are of each request. [requests]"""
-    if requests == 1:
-        return request.new_full((1,), request.shape[0]) if counted is None else counted.sum(0, keepdim=True)
-    return torch.bincount(request if counted is None else request[counted], minlength=requests)
+    return *best, num_scanned, counts
 
 
 def _log_sum_exp(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -136,13 +157,17 @@ def _best(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The requests' output beams, from their candidates: `counts` [requests] of them, request by request, nodes
     ascending."""
-    out, widths = int(out_starts[-1]), out_starts.diff()
-    widest = out if widths.shape[0] == 1 else int(widths.max())
-    first = counts.cumsum(0) - counts
-    if widest * widths.shape[0] == out and int(counts.min()) >= widest > 0:  # as many each, and none is missing
+    widths = counts_of(out_starts.tolist())
+    widest = max(widths)
+    if len(widths) == 1 and score.shape[0] >= widest > 0:
+        best, order = score.sort(descending=True, stable=True)
+        chosen = order[:widest]
+        return best[:widest], row.index_select(0, chosen).int(), node.index_select(0, chosen)
+    if widest * len(widths) == sum(widths) and min(counts.tolist()) >= widest > 0:  # as many each, and none is missing
         best, order = _table(score, counts).sort(dim=1, descending=True, stable=True)
-        chosen = (order[:, :widest] + first[:, None]).flatten()
-        return best[:, :widest].flatten(), row.take(chosen).int(), node.take(chosen).int()
+        chosen = (order[:, :widest] + (counts.cumsum(0) - counts)[:, None]).flatten()
+        return best[:, :widest].flatten(), row.index_select(0, chosen).int(), node.index_select(0, chosen)
+    first = counts.cumsum(0) - counts
     owner = owners(out_starts)  # [out]
     if not score.shape[0]:
         nothing = torch.full_like(owner, -1, dtype=torch.int32)

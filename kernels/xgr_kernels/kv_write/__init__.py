@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from xgr_kernels.checks import check_heads, check_pages, check_scales, check_shape
 from xgr_kernels.dispatch import implementation
 
-__all__ = ["kv_write"]
+__all__ = ["kv_write", "plan_kv_write"]
 
 
 def kv_write(
@@ -27,6 +29,7 @@ def kv_write(
     hidden: Tensor | None = None,
     row_scale: Tensor | None = None,
     column_scale: Tensor | None = None,
+    plan: Any = None,
 ) -> Tensor:
     """Write `k` (normalised, rotated) and `v` into the pages IN PLACE; return `q` normalised and rotated.
 
@@ -38,6 +41,7 @@ def kv_write(
     into the projection (which has no bias): they are multiplied by rsqrt(mean(hidden²) + eps) first.
     row_scale [tokens, 1], column_scale [(heads + 2 · kv_heads) · dim] in the order q, k, v, float32: what they are
     multiplied by first, if they are the product of FP8 factors.
+    plan: `plan_kv_write` of the same positions, slots and cos_sin, which spares each layer its part of it.
     Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
     """
     tokens, heads, dim = q.shape
@@ -73,4 +77,11 @@ def kv_write(
         hidden=hidden,
         row_scale=row_scale,
         column_scale=column_scale,
+        plan=plan,
     )
+
+
+def plan_kv_write(positions: Tensor, slots: Tensor, cos_sin: Tensor) -> Any:
+    """What is the same in all layers of one forward; to be handed to `kv_write` as it is. Arguments are kv_write's.
+    None where the implementation needs no plan (the kernel's)."""
+    return implementation("kv_write", positions, "plan")(positions, slots, cos_sin)

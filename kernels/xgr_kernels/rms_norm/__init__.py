@@ -91,5 +91,5 @@ def _run(
         check_shape("residual", residual, tuple(x.shape))
         if residual.dtype != x.dtype:
             raise ValueError(f"residual must be {x.dtype} like x, not {residual.dtype}")
-    check_scales(row_scale, column_scale, len(x), x.shape[1])
+    check_scales(row_scale, column_scale, x.shape[0], x.shape[1])
     return implementation("rms_norm", x)(x, weight, eps, residual, row_scale, column_scale, fp8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from xgr_kernels.fp8 import quantise_rows
-from xgr_kernels.scales import normalised, scaled
+from xgr_kernels.scales import in_float32, normalised, scaled
 
 
 def rms_norm(
@@ -20,9 +20,11 @@ def rms_norm(
     """(normed, scale or None, summed or None)."""
     values, summed = scaled(x, row_scale, column_scale), None
     if residual is not None:
-        summed = (values + residual.float()).to(x.dtype)
-        values = summed.float()
+        summed = values + in_float32(residual)
+        if summed.dtype is not x.dtype:
+            summed = summed.to(x.dtype)
+        values = in_float32(summed)
     normed = normalised(values, weight, eps)
     if fp8:
         return *quantise_rows(normed), summed
-    return normed.to(x.dtype), None, summed
+    return normed if normed.dtype is x.dtype else normed.to(x.dtype), None, summed

@@ -22,5 +22,7 @@ def silu_mul(
     if hidden is not None:
         values = values * inverse_rms(hidden, eps)
     gate, up = values.chunk(2, dim=1)
-    product = torch.nn.functional.silu(gate) * up
-    return quantise_rows(product) if fp8 else (product.to(gate_up.dtype), None)
+    product = torch.nn.functional.silu(gate).mul_(up)
+    if fp8:
+        return quantise_rows(product)
+    return product if product.dtype is gate_up.dtype else product.to(gate_up.dtype), None

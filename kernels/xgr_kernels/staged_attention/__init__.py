@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,14 +11,14 @@ from xgr_kernels.attention_plan import Plan
 from xgr_kernels.checks import check_heads, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
-__all__ = ["plan_staged_attention", "staged_attention"]
+__all__ = ["plan_staged_attention", "staged_attention", "whole_prefixes"]
 
 
 def staged_attention(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
-    page_table: Tensor,
+    page_table: Tensor | None,
     prefix_lengths: Tensor,
     row_starts: Tensor,
     suffix_k: Tensor,
@@ -29,7 +31,8 @@ def staged_attention(
     """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
 
     q: [rows, heads, dim], request i owning rows row_starts[i] : row_starts[i + 1].
-    k_pages, v_pages: [pages, kv_heads, page_size, dim]; page_table: [requests, max_pages];
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; page_table: [requests, max_pages], or None for
+    `whole_prefixes`, whose page i is all of request i's prefix;
     prefix_lengths: [requests], zero allowed; row_starts: [requests + 1].
     suffix_k, suffix_v: [steps, rows, kv_heads, dim], at least one step; ancestors: [rows, steps]: the token of row r
     at step s lies at suffix[s, ancestors[r, s]], so a beam's keys stay where its ancestor wrote them.
@@ -40,9 +43,13 @@ def staged_attention(
     check_pages(k_pages, v_pages, dim)
     kv_heads = k_pages.shape[1]
     check_heads(heads, kv_heads)
-    check_shape("page_table", page_table, (None, None))
-    check_shape("prefix_lengths", prefix_lengths, (len(page_table),))
-    check_shape("row_starts", row_starts, (len(page_table) + 1,))
+    check_shape("prefix_lengths", prefix_lengths, (None,))
+    requests = prefix_lengths.shape[0]
+    if page_table is None:
+        check_shape("k_pages", k_pages, (requests, kv_heads, None, dim))
+    else:
+        check_shape("page_table", page_table, (requests, None))
+    check_shape("row_starts", row_starts, (requests + 1,))
     check_shape("ancestors", ancestors, (rows, None))
     steps = ancestors.shape[1]
     if steps < 1:
@@ -81,7 +88,7 @@ def plan_staged_attention(
     row_starts[-1] are padding. None where the implementation needs no plan (the CPU's).
     """
     check_heads(heads, kv_heads)
-    check_shape("row_starts", row_starts, (len(prefix_lengths) + 1,))
+    check_shape("row_starts", row_starts, (prefix_lengths.shape[0] + 1,))
     plan: Plan | None = implementation("staged_attention", row_starts, "plan")(
         row_starts,
         prefix_lengths,
@@ -93,3 +100,18 @@ def plan_staged_attention(
         dtype=dtype,
     )
     return plan
+
+
+def whole_prefixes(
+    k_pages: Sequence[Tensor], v_pages: Sequence[Tensor], page_table: Tensor, prefix_lengths: Tensor
+) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+    """Keys and values of all layers for several calls over the same prefixes, a copy: each [requests, kv_heads,
+    longest or more, dim] in float32, to be handed to `staged_attention` without a page table.
+
+    k_pages, v_pages: of each layer. None where that would not pay: they would take too much memory, or the
+    implementation reads pages where they are (the kernel).
+    """
+    gathered: tuple[Sequence[Tensor], Sequence[Tensor]] | None = implementation(
+        "staged_attention", page_table, "whole_prefixes"
+    )(k_pages, v_pages, page_table, prefix_lengths)
+    return gathered

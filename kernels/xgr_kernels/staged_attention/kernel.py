@@ -20,7 +20,7 @@ def staged_attention(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
-    page_table: Tensor,
+    page_table: Tensor | None,
     prefix_lengths: Tensor,
     row_starts: Tensor,
     suffix_k: Tensor,
@@ -31,6 +31,8 @@ def staged_attention(
     plan: Plan | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
+    if page_table is None:
+        raise ValueError("page_table must be a table for the kernel, which reads pages, not None")
     if plan is None:
         plan = _plan(row_starts, prefix_lengths, q, k_pages, tiling)
     suffix = Suffix(suffix_k, suffix_v, ancestors)
@@ -66,6 +68,10 @@ def plan(
         row_starts, prefix_lengths, tiling,
         rows=rows, heads=heads, kv_heads=kv_heads, dim=head_dim, dtype=dtype, causal=False,
     )  # fmt: skip
+
+
+def whole_prefixes(*_: object) -> None:
+    """Pages are read where they are."""
 
 
 def choose_tiling(

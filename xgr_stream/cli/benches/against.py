@@ -24,6 +24,9 @@ from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Us
 SCORE_TOLERANCE = 1e-3
 """Beams whose scores are this close may stand in either order."""
 
+WARM_UP = 2
+"""Cold and warm runs that come before the timed ones."""
+
 
 def random_checkpoint(path: Path, seed: int) -> Path:
     """A checkpoint and catalog of the MovieLens example's shape, with random weights and items."""
@@ -58,6 +61,10 @@ class Timing:
     median: float
     fastest: float
     slowest: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Timing:
+        return cls(statistics.median(times_ms), min(times_ms), max(times_ms))
 
     def __str__(self) -> str:
         return f"{self.median:.1f} ms ({self.fastest:.1f} to {self.slowest:.1f})"
@@ -126,18 +133,28 @@ class EngineBench:
     def measure(self, batch: int, *, against_transformers: bool) -> BatchFigures:
         workload = self._workload
         users = [self._user(i) for i in range(batch)]
-        warm, _ = _timed(lambda: self._answer(users, CacheState.WARM), workload.repeats, warm_up=2)
-        cold, _ = _timed(lambda: self._answer(users, CacheState.COLD), workload.repeats, warm_up=2, before=self._forget)
+        warm, cold = self._warm_and_cold(users)
         if not against_transformers:
             return BatchFigures(batch, warm, cold, None, 0)
         from xgr_stream.cli.benches.transformers_baseline import TransformersBaseline
 
         baseline = TransformersBaseline(workload.model, self._engine.model, self._engine.catalog, workload.beam)
         contexts = np.stack([self._context(user) for user in users])
-        timing, beams = _timed(lambda: baseline.generate(contexts), workload.baseline_repeats, warm_up=1)
+        baseline.generate(contexts)
+        runs = [_timed(lambda: baseline.generate(contexts)) for _ in range(workload.baseline_repeats)]
+        timing, beams = Timing.of([ms for ms, _ in runs]), runs[-1][1]
         responses = self._answer([self._user(i) for i in range(batch)], CacheState.WARM, k=workload.beam)
         differing = sum(not _same(mine, theirs) for mine, theirs in zip(responses, beams, strict=True))
         return BatchFigures(batch, warm, cold, timing, differing)
+
+    def _warm_and_cold(self, users: Sequence[str]) -> tuple[Timing, Timing]:
+        """In turn: a machine that others use changes its speed within seconds, and would decide the ratio."""
+        cold, warm = [], []
+        for _ in range(WARM_UP + self._workload.repeats):
+            self._forget()
+            cold.append(_timed(lambda: self._answer(users, CacheState.COLD))[0])
+            warm.append(_timed(lambda: self._answer(users, CacheState.WARM))[0])
+        return Timing.of(warm[WARM_UP:]), Timing.of(cold[WARM_UP:])
 
     def _user(self, number: int) -> str:
         """A user with random events, made on first use and warm."""
@@ -173,19 +190,11 @@ class EngineBench:
         self._engine.forget([f"user-{i}" for i in range(len(self._engine.cache))])
 
 
-def _timed(
-    run: Callable[[], Any], repeats: int, *, warm_up: int, before: Callable[[], None] | None = None
-) -> tuple[Timing, Any]:
-    times = []
-    result = None
-    for i in range(warm_up + repeats):
-        if before is not None:
-            before()
-        started = perf_counter()
-        result = run()
-        if i >= warm_up:
-            times.append((perf_counter() - started) * 1e3)
-    return Timing(statistics.median(times), min(times), max(times)), result
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Its milliseconds, and what it returned."""
+    started = perf_counter()
+    result = run()
+    return (perf_counter() - started) * 1e3, result
 
 
 def _same(response: RecommendResponse, beams: Sequence[tuple[tuple[int, ...], float]]) -> bool:

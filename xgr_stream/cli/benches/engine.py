@@ -59,7 +59,7 @@ COLUMNS = {
 )
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items that a request asks for.")
 @click.option(
-    "--repeats", type=click.IntRange(1), default=20, show_default=True, help="Timed runs, after some that are not."
+    "--repeats", type=click.IntRange(1), default=40, show_default=True, help="Timed runs, after some that are not."
 )
 @click.option(
     "--cold-repeats", type=click.IntRange(1), help="Timed runs of cold and --pending requests.  [default: --repeats]"
