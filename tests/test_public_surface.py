@@ -92,6 +92,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("owner", FIELDS, ids=lambda owner: owner.__name__)
 def test_fields_are_frozen(owner: type) -> None:
+    if issubclass(owner, tuple):  # a named one, which a hundred of an answer are made of
+        assert list(owner._fields) == FIELDS[owner].split()
+        return
     assert [field.name for field in dataclasses.fields(owner)] == FIELDS[owner].split()
     assert owner.__dataclass_params__.frozen
 
