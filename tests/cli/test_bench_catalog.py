@@ -13,7 +13,7 @@ from xgr_stream.cli.bench import bench
 def test_catalog(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     small = ["--items", "500", "--codes", "16", "--flips", "50", "--new", "300", "--repeats", "2", "--batch", "2"]
-    result = CliRunner().invoke(bench, ["catalog", *small, "--beam", "8", "--json", str(path)])
+    result = CliRunner().invoke(bench, ["catalog", *small, "--beam", "8", "--recommended", "100", "--json", str(path)])
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
     assert rows["50 flips, and the scatter"]["times"] == 3

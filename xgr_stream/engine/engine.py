@@ -202,10 +202,10 @@ class Engine:
         self._live.apply(updates, position)
 
     @torch.inference_mode()
-    def bring_legality(self) -> None:
-        """Have what came and went on the device now. The next batch does it otherwise."""
+    def bring_legality(self, item_filter: ItemFilter = NO_FILTER) -> None:
+        """Have what came and went, and the filter's masks, on the device now. The next batch does it otherwise."""
         with self._work.decode_lane.current():
-            self._legality.bring([])
+            self._legality.bring([self._catalog.resolve(item_filter)])
 
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is not finished."""

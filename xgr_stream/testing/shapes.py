@@ -77,8 +77,9 @@ def with_prompt(model: Model, num_tokens: int) -> Model:
     return replace(model, settings=settings, tokens=tokens, version=version)
 
 
-def random_catalog(codes: tuple[int, ...], items: int, *, seed: int = 0) -> Catalog:
-    """A catalog of so many items with uniformly random semantic IDs, all available, without tags; two may share one.
+def random_catalog(codes: tuple[int, ...], items: int, *, tags: int = 0, seed: int = 0) -> Catalog:
+    """A catalog of so many items with uniformly random semantic IDs, all available; two may share one. Each has one of
+    `tags` tags, `tag-0` and so on, as many of each as of any other.
 
     Made in SID order: 1.5 million items take half the time that `Catalog.from_table` needs to check and sort them.
     """
@@ -91,12 +92,15 @@ def random_catalog(codes: tuple[int, ...], items: int, *, seed: int = 0) -> Cata
     sids = np.empty((items, len(codes)), np.int32)
     for level in reversed(range(len(codes))):
         keys, sids[:, level] = np.divmod(keys, codes[level])
+    tagged = np.random.default_rng((seed, 1)).permutation(items if tags else 0).astype(np.int32)
     first = 10 ** len(str(items))  # ids of one length: their order is the rows'
     columns = ItemColumns(
         item_ids=tuple(map(str, range(first, first + items))),
         sids=sids,
         codes=codes,
-        tags=TagIndex.from_pairs((), np.zeros(0, np.int64), np.zeros(0, np.int32), items),
+        tags=TagIndex.from_pairs(
+            (f"tag-{tag}" for tag in range(tags)), tagged.astype(np.int64) % max(tags, 1), tagged, items
+        ),
         popularity=None,
         available=np.ones(items, np.bool_),
     )

@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from time import perf_counter, thread_time
 
 import click
@@ -18,12 +20,15 @@ from xgr_stream.cli.benches.samples import synchronize
 from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
+from xgr_stream.errors import EngineError
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
-from xgr_stream.types import CatalogUpdate, RecommendRequest
+from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter, RecommendRequest, RecommendResponse
 
 COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms": "max ms", "cpu_ms": "CPU ms"}
 EVENTS = 100
+TAGS = 100
+"""Of which each item has one."""
 APART_S = 0.002
 """Between two batches: a device thread is not busy all the time."""
 
@@ -37,6 +42,8 @@ APART_S = 0.002
 @click.option("--new", type=click.IntRange(1), default=100_000, show_default=True, help="New semantic IDs to merge.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Warm requests in a batch.")
 @click.option("--beam", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option("--excluded", type=click.IntRange(1), default=100, show_default=True, help="Items of a filter.")
+@click.option("--recommended", type=click.IntRange(1), default=100_000, show_default=True, help="Items, while some go.")
 @click.option("--repeats", type=click.IntRange(1), default=30, show_default=True)
 @output_options
 def catalog(
@@ -48,22 +55,30 @@ def catalog(
     new: int,
     batch: int,
     beam: int,
+    excluded: int,
+    recommended: int,
     repeats: int,
     output: Output,
 ) -> None:
-    """Availability flips, one and many, until the device has them; a merge of new semantic IDs on a thread of its own;
-    and warm batches without one and beside it, on the device thread's terms."""
+    """Warm batches without and with filters; a tag that nobody asked for before, until the device has its masks; items
+    recommended while others go, of which none may be gone. Availability flips, one and many, until the device has them;
+    a merge of new semantic IDs on a thread of its own; and warm batches without one and beside it, on the device
+    thread's terms."""
     at = torch.device(device)
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
     config = EngineConfig(device=device, beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))
-    engine = Engine.load(model, random_catalog((codes,) * 3, items), config=config)
+    engine = Engine.load(model, random_catalog((codes,) * 3, items, tags=TAGS), config=config)
     setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "beam": beam}
     report = start("catalog", COLUMNS, {**setting, **environment(at)}, output)
     bench = _Bench(engine, at, batch)
     with _switching():
         bench.answer()
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
+        for what, item_filter in bench.filters(excluded).items():
+            report.add(_row(what, bench.repeat(partial(partial, bench.answer, item_filter), repeats)))
+        report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
+        report.add(_row("a batch of as many items as beams, behind 8 flips", bench.watched(recommended)))
         report.add(_row("one flip, and the scatter", bench.repeat(lambda: bench.flip(1), repeats)))
         report.add(
             _row(f"{flips} flips, and the scatter", bench.repeat(lambda: bench.flip(flips), max(3, repeats // 5)))
@@ -97,10 +112,40 @@ class _Bench:
         views = [engine.history.view(f"user-{user}") for user in range(batch)]
         self._requests = [(RecommendRequest("r", f"user-{user}"), view) for user, view in enumerate(views)]
         self._position = 0
+        self._tag = 1
         self._to_be_had = False
 
-    def answer(self) -> None:
-        self._engine.answer(self._requests)
+    def answer(self, item_filter: ItemFilter = NO_FILTER) -> None:
+        self._engine.answer([(replace(request, filter=item_filter), view) for request, view in self._requests])
+
+    def filters(self, excluded: int) -> dict[str, ItemFilter]:
+        ids = self._engine.catalog.item_ids
+        some = [ids[row] for row in self._random.choice(len(ids), excluded, replace=False).tolist()]
+        return {
+            f"the same, {excluded} items excluded": ItemFilter.of(some, (), (), False),
+            "the same, a tag allowed": ItemFilter.of((), ("tag-0",), (), False),
+            "the same, a tag denied, what was seen too": ItemFilter.of((), (), ("tag-1",), True),
+        }
+
+    def new_tag(self) -> Callable[[], None]:
+        self._tag += 1
+        return partial(self._engine.bring_legality, ItemFilter.of((), (f"tag-{self._tag}",), (), False))
+
+    def watched(self, items: int) -> Times:
+        """Batches until so many items are recommended, eight others gone or back before each. Raises `EngineError` for
+        one that was gone."""
+        engine, beam, found = self._engine, self._engine.config.beam_width, 0
+        requests = [(replace(request, k=beam), view) for request, view in self._requests]
+        times = []
+        while found < items:
+            self.flip(8)()
+            responses: list[RecommendResponse] = []
+            times.append(self._timed(lambda into=responses: into.extend(engine.answer(requests))))  # type: ignore[misc]
+            rows = engine.catalog.rows([item.item_id for response in responses for item in response.items])
+            if not engine.catalog.available[rows].all():
+                raise EngineError("an item was recommended that was gone")
+            found += len(rows)
+        return times
 
     def answer_behind_a_flip(self) -> Callable[[], None]:
         self.flip(1)()
@@ -110,8 +155,9 @@ class _Bench:
         """To be called to let other items go each time, or come back."""
         catalog = self._engine.catalog
         rows = self._random.choice(catalog.num_items, count, replace=False)
-        ids, sids = [catalog.item_ids[row] for row in rows.tolist()], catalog.sids[rows].tolist()
-        updates = [CatalogUpdate(i, tuple(sid), (), self._to_be_had) for i, sid in zip(ids, sids, strict=True)]
+        ids, sids = [catalog.item_ids[row] for row in rows.tolist()], map(tuple, catalog.sids[rows].tolist())
+        places = zip(ids, sids, catalog.columns.tags.of_rows(rows), strict=True)
+        updates = [CatalogUpdate(*place, self._to_be_had) for place in places]
         self._to_be_had = not self._to_be_had
 
         def apply() -> None:
