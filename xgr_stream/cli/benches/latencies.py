@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgr_stream.stream.protocol import Message
+from xgr_stream.types import CacheState
 
 STAGES = ("wait", "append", "decode")
 
@@ -23,6 +24,8 @@ class Outcomes:
     timeout_s: float
     ok_s: list[float] = field(default_factory=list)
     """Produce to consumed response, of those that were answered with items."""
+    ready_s: list[float] = field(default_factory=list)
+    """Of those, whose users had a prefix."""
     refused_s: list[float] = field(default_factory=list)
     """Consumed to answered, of those refused with `over_capacity`."""
     errors: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -46,6 +49,8 @@ class Outcomes:
                 self.refused_s.append(stages.get("total", 0.0) / 1e3 if since_consumed is None else since_consumed)
             return
         self.ok_s.append(seconds)
+        if response["cache"] != CacheState.COLD:
+            self.ready_s.append(seconds)
         self.caches[response["cache"]] += 1
         for stage in STAGES:
             self.stages_ms[stage].append(stages.get(stage, 0.0))
@@ -59,6 +64,7 @@ class Outcomes:
             "goodput": in_time / seconds,
             "p50_ms": _percentile(self.ok_s, 50),
             "p99_ms": _percentile(self.ok_s, 99),
+            "ready_p99_ms": _percentile(self.ready_s, 99),
             "refused": self.errors["over_capacity"],
             "late": self.errors["deadline_exceeded"] + len(self.ok_s) - in_time,
             "unanswered": self.sent - self.answered,

@@ -23,6 +23,7 @@ COLUMNS = {
     "goodput": "in time/s",
     "p50_ms": "P50 ms",
     "p99_ms": "P99 ms",
+    "ready_p99_ms": "P99 ms, not cold",
     "refused": "refused",
     "refused_p99_ms": "refused after ms (P99)",
     "late": "late",
