@@ -35,8 +35,9 @@ class CatalogFeed:
     """Reads the only partition of the topic, without a group: to its end in `start`, then on and on in `run`.
 
     What comes and goes is applied as it is read. What must be merged is, on a thread of its own, one merge after the
-    other. An update that can't be read counts as a tombstone of its item: compaction leaves nothing of what the item
-    was before, so that a worker that starts later could not know it either.
+    other. An engine that does not serve yet has all of it done on other threads than the device's, until `served_on`.
+    An update that can't be read counts as a tombstone of its item: compaction leaves nothing of what the item was
+    before, so that a worker that starts later could not know it either.
     """
 
     def __init__(
@@ -44,21 +45,28 @@ class CatalogFeed:
         connection: Connection,
         topic: str,
         engine: ServedEngine,
-        device: DeviceWorker,
         config: StreamConfig,
         metrics: Metrics,
+        *,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`leads`: whether the metrics are to tell of this one; of several there is one that does."""
         self.position = 0
         """The offset behind the last update that is applied."""
         self._connection = connection
         self._partition = TopicPartition(topic, 0)
         self._engine = engine
-        self._device = device
+        self._device: DeviceWorker | None = None
+        self._leads = leads
         self._max_message_bytes = config.max_message_bytes
         self._metrics = metrics
         self._consumer: AIOKafkaConsumer | None = None
         self._waiting = asyncio.Event()
         self._num_logged = 0
+
+    def served_on(self, device: DeviceWorker) -> None:
+        """From now on the engine is this worker's, and its thread's alone."""
+        self._device = device
 
     @property
     def behind(self) -> int:
@@ -106,7 +114,8 @@ class CatalogFeed:
         while True:
             if await self._read(consumer):
                 self._waiting.set()
-            self._metrics.catalog_behind.set(self.behind)
+            if self._leads():
+                self._metrics.catalog_behind.set(self.behind)
 
     async def _read(self, consumer: AIOKafkaConsumer) -> bool:
         """Apply the next updates; whether there were any."""
@@ -127,8 +136,9 @@ class CatalogFeed:
         position = records[-1].offset + 1
         await self._on_device(partial(self._engine.update_catalog, updates, position))
         self.position = position
-        self._metrics.catalog_updates.inc(len(updates))
-        self._metrics.catalog_position.set(position)
+        if self._leads():
+            self._metrics.catalog_updates.inc(len(updates))
+            self._metrics.catalog_position.set(position)
 
     def _update(self, record: Any) -> CatalogUpdate | None:
         update, error = read_update(record, self._engine.codes, self._max_message_bytes)
@@ -168,6 +178,8 @@ class CatalogFeed:
         return took
 
     async def _on_device(self, action: Callable[[], T]) -> T:
+        if self._device is None:
+            return await asyncio.to_thread(action)
         return await asyncio.wrap_future(self._device.between_batches(action))
 
 
