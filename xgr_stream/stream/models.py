@@ -193,7 +193,7 @@ class Models:
                 await loaded.stop()
             if not isinstance(error, Exception):
                 raise  # the worker stops
-            self.error = f"{config.model} can't be loaded: {error or type(error).__name__}"
+            self.error = f"{config.model} can't be loaded: {str(error) or type(error).__name__}"
             self._setup.metrics.model_loads_failed.inc()
             logger.error("%s", self.error, exc_info=not isinstance(error, XgrError))
             if isinstance(error, ConfigError):
