@@ -128,7 +128,7 @@ class ChallengerConfig:
     fraction: float = 0.05
     """Its share of the users, from 0 to 1: always the same ones of a version, on every worker."""
     catalog: str | None = None
-    """None: the file that the primary's was read from."""
+    """Its catalog's file. None: the table that the primary's was made of."""
     catalog_topic: str | None = None
     """Where the updates of its catalog are. None: the primary's, if its semantic IDs are of the same codes."""
     cache_bytes: int = 512 * MIB

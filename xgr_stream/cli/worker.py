@@ -128,7 +128,7 @@ def worker(
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
     engine.prepare()
-    setup = Setup(Versions(engine), connection, group, config, engine_config, Metrics(), None, catalog, challenger)
+    setup = Setup(Versions(engine), connection, group, config, engine_config, Metrics(), challenger=challenger)
     del engine  # the versions alone hold it: once another has taken its place, its memory is free
     serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
     try:
@@ -180,7 +180,6 @@ async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
     )
     recommender = attach(
         app,
-        catalog=setup.catalog,
         engine=setup.engine,
         challenger=setup.challenger,
         config=setup.config,

@@ -174,7 +174,9 @@ class Engine:
         self._prefixes = PrefixBuilder(self.cache, self._reader, key)
         self._batches.use(catalog, self._prefixes, self._reader, self._legality)
         if self.cache.hidden.is_cuda:
-            torch.cuda.synchronize()  # what was just made on the default stream is read on the lanes
+            # What was just made on the default stream is read on the lanes. Not the whole device: another engine's thread
+            # may be capturing a graph, which that would spoil.
+            torch.cuda.current_stream(self.cache.hidden.device).synchronize()
 
     # What changes in the catalog.
 

@@ -70,7 +70,6 @@ def attach(
     metrics = metrics or Metrics()
     engine_config = engine_config or EngineConfig()
     engine = engine or Versions(_load(model, catalog, config, engine_config))
-    source = str(catalog) if isinstance(catalog, str | Path) else None
     sources = [] if events is None else [events] if isinstance(events, str | ChannelT) else list(events)
     decode_event: DecodeEvent | None = None
     if sources and not repartition:
@@ -81,7 +80,6 @@ def attach(
     def make_setup() -> Setup:
         return Setup(
             *(engine, connection_of(app), app.conf.id, config, engine_config, metrics, decode_event),
-            catalog=source,
             challenger=challenger,
         )
 

@@ -35,7 +35,7 @@ class CatalogFeed:
     """Reads the only partition of the topic, without a group: to its end in `start`, then on and on in `run`.
 
     What comes and goes is applied as it is read. What must be merged is, on a thread of its own, one merge after the
-    other. An engine that does not serve yet has all of it done on other threads than the device's, until `served_on`.
+    other. An engine that does not serve yet (`serves`) has its updates applied on another thread than the device's.
     An update that can't be read counts as a tombstone of its item: compaction leaves nothing of what the item was
     before, so that a worker that starts later could not know it either.
     """
@@ -45,28 +45,28 @@ class CatalogFeed:
         connection: Connection,
         topic: str,
         engine: ServedEngine,
+        device: DeviceWorker,
         config: StreamConfig,
         metrics: Metrics,
         *,
         leads: Callable[[], bool] = lambda: True,
+        serves: bool = True,
     ) -> None:
         """`leads`: whether the metrics are to tell of this one; of several there is one that does."""
+        self.serves = serves
+        """Whether batches of the engine may be under way. To be set before they are, and not while the feed reads."""
         self.position = 0
         """The offset behind the last update that is applied."""
         self._connection = connection
         self._partition = TopicPartition(topic, 0)
         self._engine = engine
-        self._device: DeviceWorker | None = None
+        self._device = device
         self._leads = leads
         self._max_message_bytes = config.max_message_bytes
         self._metrics = metrics
         self._consumer: AIOKafkaConsumer | None = None
         self._waiting = asyncio.Event()
         self._num_logged = 0
-
-    def served_on(self, device: DeviceWorker) -> None:
-        """From now on the engine is this worker's, and its thread's alone."""
-        self._device = device
 
     @property
     def behind(self) -> int:
@@ -134,7 +134,10 @@ class CatalogFeed:
     async def _apply(self, records: Sequence[Any]) -> None:
         updates = [update for record in records if (update := self._update(record)) is not None]
         position = records[-1].offset + 1
-        await self._on_device(partial(self._engine.update_catalog, updates, position))
+        if self.serves:
+            await self._on_device(partial(self._engine.update_catalog, updates, position))
+        else:
+            await asyncio.to_thread(self._engine.update_catalog, updates, position)
         self.position = position
         if self._leads():
             self._metrics.catalog_updates.inc(len(updates))
@@ -178,9 +181,8 @@ class CatalogFeed:
         return took
 
     async def _on_device(self, action: Callable[[], T]) -> T:
-        if self._device is None:
-            return await asyncio.to_thread(action)
-        return await asyncio.wrap_future(self._device.between_batches(action))
+        run = self._device.between_batches if self.serves else self._device.call
+        return await asyncio.wrap_future(run(action))
 
 
 def read_update(

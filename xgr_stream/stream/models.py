@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xgr_stream.config import MIB, ChallengerConfig, Role, check_role
 from xgr_stream.errors import ConfigError, XgrError
@@ -19,16 +19,18 @@ from xgr_stream.stream.catalog_feed import CatalogFeed
 from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.stream.topology import ensure_topics
 
+if TYPE_CHECKING:
+    from xgr_stream.catalog import Catalog
+
 logger = logging.getLogger(__name__)
 
 
 class _Loaded:
-    """A model with what keeps its catalog up to date. `catalog`: the file that it was read from."""
+    """A model with what keeps its catalog up to date."""
 
-    def __init__(self, engine: ServedEngine, feed: CatalogFeed, catalog: str | None, topic: str) -> None:
+    def __init__(self, engine: ServedEngine, feed: CatalogFeed, topic: str) -> None:
         self.engine = engine
         self.feed = feed
-        self.catalog = catalog
         self.topic = topic
         self.following: asyncio.Task[None] | None = None
 
@@ -62,7 +64,7 @@ class Models:
         self._changing: str | None = None
         """What is being done."""
         self._challenger: _Loaded | None = None
-        self._primary = self._loaded(versions.primary, setup.catalog, setup.config.topics.catalog)
+        self._primary = self._loaded(versions.primary, setup.config.topics.catalog, serves=True)
 
     # What an operator asks for
 
@@ -132,7 +134,6 @@ class Models:
     async def start(self) -> None:
         """The primary's catalog is up to date when this returns, and the challenger that the worker starts with is
         loaded, or has failed to be."""
-        self._primary.feed.served_on(self._device)
         await self._primary.feed.start()
         await self._between_batches(lambda: None)
         config = self._setup.challenger
@@ -174,19 +175,17 @@ class Models:
     async def _load(self, config: ChallengerConfig, engine: ServedEngine | None) -> str:
         loaded: _Loaded | None = None
         try:
-            source, topic = config.catalog or self._primary.catalog, config.catalog_topic or self._primary.topic
+            topic = config.catalog_topic or self._primary.topic
             if engine is None:
-                if source is None:
-                    raise ConfigError("catalog must be given: the primary's was read from no file")
-                engine = await asyncio.to_thread(self._engine, config, source)
+                engine = await asyncio.to_thread(self._engine, config)
             self._check(config, engine)
             if config.catalog_topic is not None:
                 topics = replace(self._setup.config.topics, catalog=topic)
                 await ensure_topics(self._setup.connection, topics, self._setup.config.partitions)
-            loaded = self._loaded(engine, source, topic)
+            loaded = self._loaded(engine, topic, serves=False)
             await loaded.feed.start()
             await self._prepare(engine)
-            loaded.feed.served_on(self._device)
+            loaded.feed.serves = True
             await self._between_batches(partial(self._versions.challenge, engine, config.role, config.fraction))
         except BaseException as error:
             if loaded is not None:
@@ -206,13 +205,20 @@ class Models:
         logger.info("%s is loaded: %s for %s of the users", engine.version, config.role, config.fraction)
         return engine.version
 
-    def _engine(self, config: ChallengerConfig, catalog: str) -> ServedEngine:
+    def _engine(self, config: ChallengerConfig) -> ServedEngine:
         """On a thread of its own: weights are read and placed while the worker serves."""
         from xgr_stream.engine import Engine
 
+        primary = self._versions.primary
+        if config.catalog is not None:
+            catalog: str | Catalog = config.catalog
+        elif isinstance(primary, Engine):
+            catalog = primary.catalog.anew()
+        else:
+            raise ConfigError("catalog must be given: that of the primary's engine is its own kind's")
         own = self._setup.engine_config
         own = replace(own, cache=replace(own.cache, budget_bytes=config.cache_bytes))
-        return Engine.load(config.model, catalog, config=own, history=self._versions.primary.history)
+        return Engine.load(config.model, catalog, config=own, history=primary.history)
 
     def _check(self, config: ChallengerConfig, engine: ServedEngine) -> None:
         primary = self._versions.primary
@@ -268,13 +274,14 @@ class Models:
 
     # Catalogs
 
-    def _loaded(self, engine: ServedEngine, catalog: str | None, topic: str) -> _Loaded:
+    def _loaded(self, engine: ServedEngine, topic: str, *, serves: bool) -> _Loaded:
         setup, version = self._setup, engine.version
         feed = CatalogFeed(
-            *(setup.connection, topic, engine, setup.config, setup.metrics),
+            *(setup.connection, topic, engine, self._device, setup.config, setup.metrics),
+            serves=serves,
             leads=lambda: version == self._versions.primary.version,
         )
-        return _Loaded(engine, feed, catalog, topic)
+        return _Loaded(engine, feed, topic)
 
     def _follow(self, loaded: _Loaded) -> None:
         loaded.following = asyncio.create_task(loaded.feed.run(), name="xgr-catalog")

@@ -83,7 +83,5 @@ class Setup:
     engine_config: EngineConfig
     metrics: Metrics
     decode_event: DecodeEvent | None = None
-    catalog: str | None = None
-    """The file that the engine's catalog was read from, for a challenger that names none."""
     challenger: ChallengerConfig | None = None
     """To be loaded before the worker serves. If it can't be, the worker serves without."""
