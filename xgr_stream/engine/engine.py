@@ -174,8 +174,8 @@ class Engine:
         self._prefixes = PrefixBuilder(self.cache, self._reader, key)
         self._batches.use(catalog, self._prefixes, self._reader, self._legality)
         if self.cache.hidden.is_cuda:
-            # What was just made on the default stream is read on the lanes. Not the whole device: another engine's thread
-            # may be capturing a graph, which that would spoil.
+            # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
+            # would spoil the graph that another engine may be capturing.
             torch.cuda.current_stream(self.cache.hidden.device).synchronize()
 
     # What changes in the catalog.
