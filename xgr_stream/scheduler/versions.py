@@ -78,6 +78,19 @@ class Versions(Generic[E]):
         serving = self._serving
         return (serving.primary,) if serving.challenger is None else (serving.primary, serving.challenger.engine)
 
+    @property
+    def fractions(self) -> dict[tuple[str, str], float]:
+        """The share of the users of each, by version and role."""
+        serving = self._serving
+        challenger = serving.challenger
+        if challenger is None:
+            return {(serving.primary.version, "primary"): 1.0}
+        served = challenger.fraction if challenger.role == "canary" else 0.0
+        return {
+            (serving.primary.version, "primary"): 1.0 - served,
+            (challenger.engine.version, challenger.role): challenger.fraction,
+        }
+
     def of(self, user_id: str) -> E:
         """The engine whose answers the user gets."""
         serving = self._serving

@@ -122,12 +122,14 @@ class Models:
 
     def status(self) -> list[dict[str, Any]]:
         """What is loaded: the primary, and the challenger if there is one."""
-        challenger = self._versions.challenger
-        share = challenger.fraction if challenger is not None and challenger.role == "canary" else 0.0
-        found = [_status(self._primary, "primary", 1 - share)]
-        if challenger is not None and self._challenger is not None:
-            found.append(_status(self._challenger, challenger.role, challenger.fraction))
-        return found
+        by_version = {
+            loaded.engine.version: loaded for loaded in (self._primary, self._challenger) if loaded is not None
+        }
+        return [
+            _status(by_version[version], role, fraction)
+            for (version, role), fraction in self._versions.fractions.items()
+            if version in by_version  # else it is just being given its users, or let go
+        ]
 
     # The worker's side
 
@@ -258,12 +260,7 @@ class Models:
                 if engine not in versions.engines:
                     engine.close()
             metrics.keep_models([engine.version for engine in versions.engines])
-            challenger = versions.challenger
-            share = challenger.fraction if challenger is not None and challenger.role == "canary" else 0.0
-            fractions = {(versions.primary.version, "primary"): 1 - share}
-            if challenger is not None:
-                fractions[challenger.engine.version, challenger.role] = challenger.fraction
-            metrics.set_fractions(fractions)
+            metrics.set_fractions(versions.fractions)
 
         await asyncio.wrap_future(self._device.between_batches(change))
 
