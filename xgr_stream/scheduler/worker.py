@@ -18,12 +18,13 @@ from xgr_stream.errors import DeviceLost, EngineError, OutOfMemory, ShuttingDown
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.appends import AppendQueue
+from xgr_stream.scheduler.choosing import CONSIDERED, Choice
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.faults import Fault, answer_to, fault
 from xgr_stream.scheduler.gauges import REPORT_S, Gauges
 from xgr_stream.scheduler.intake import Intake, Item
 from xgr_stream.scheduler.pace import Pace, Step
-from xgr_stream.scheduler.policy import WaitingAppend, WaitingRequest, choose, hold_s
+from xgr_stream.scheduler.policy import hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
 from xgr_stream.scheduler.shadow import Shadow
 from xgr_stream.scheduler.versions import Versions
@@ -41,8 +42,6 @@ BATCHES_IN_FLIGHT = 2
 """The device works on one while the next is prepared, and is queued behind it without a gap."""
 POLL_S = 5e-5
 """How often the device thread looks for new requests while it waits for a batch."""
-CONSIDERED = 256
-"""Entries of each queue that one turn looks at."""
 FAILED = (EngineError.code, OutOfMemory.code)
 """Error codes of a response for which the engine is to blame, not the request."""
 SWEEP_S = 0.002
@@ -98,6 +97,7 @@ class DeviceWorker:
         self._warming: _Warming | None = None
         self._pace = Pace(config, clock)
         self._intake = Intake(self._versions, self._queue, self._pace, clock)
+        self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
         self._stop_by: float | None = None
@@ -255,7 +255,8 @@ class DeviceWorker:
         self._learn()
         waiting = self._queue.candidates(CONSIDERED)
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
-            works, views = self._choose(waiting)
+            overloaded, self._intake.overloaded = self._intake.overloaded, False
+            works, views = self._choice.next(waiting, overloaded=overloaded, appends=self._warming is None)
             if works:
                 self._queue.remove(works)
                 taken = set(works)
@@ -285,59 +286,6 @@ class DeviceWorker:
         else:
             time.sleep(POLL_S)
 
-    def _engine_of(self, work: Work) -> DeviceEngine:
-        engine: DeviceEngine = self._versions.primary if work.fell_back else self._versions.of(work.request.user_id)
-        return engine
-
-    def _choose(self, waiting: Sequence[Work]) -> tuple[list[Work], list[HistoryView]]:
-        """What the policy picks, all of one version: requests, or users to append to."""
-        now = self._clock.now()
-        engine: DeviceEngine = self._versions.primary
-        if waiting and self._versions.challenger is not None:
-            engine = self._engine_of(waiting[0])
-            waiting = [work for work in waiting if self._engine_of(work) is engine]
-        pressed = self._intake.overloaded or self._queue.pressed(now, self._pace.starts_at(now, engine.version))
-        self._intake.overloaded = False
-        views: list[HistoryView] = []
-        appends: list[WaitingAppend] = []
-        if pressed or not (waiting or self._warming):
-            behind, views, appends = self._behind()
-            engine = engine if waiting else behind
-        stats = engine.stats()
-        budget = self._pace.budget_for(engine.version, appends, stats.bytes_used, stats.bytes_budget, pressed=pressed)
-        starts_in = self._pace.busy_s(now)
-        requests = [self._waiting(engine, work, now + starts_in) for work in waiting]
-        batch = choose(requests, appends, budget)
-        if batch.lazy:
-            self._metrics.appends_shed.inc(len(batch.lazy))
-            self._appends.remove(views[i].user_id for i in batch.lazy)
-        return [waiting[i] for i in batch.requests], [views[i] for i in batch.appends]
-
-    def _behind(self) -> tuple[DeviceEngine, list[HistoryView], list[WaitingAppend]]:
-        """Users of one engine to append to. One that it can't say anything of harms no request."""
-        views = self._appends.first(CONSIDERED)
-        engine: DeviceEngine = self._versions.of(views[0].user_id) if views else self._versions.primary
-        if self._versions.challenger is not None:
-            views = [view for view in views if self._versions.of(view.user_id) is engine]
-        try:
-            return (
-                engine,
-                views,
-                [WaitingAppend(engine.pending_tokens(view), engine.is_resident(view.user_id)) for view in views],
-            )
-        except Exception as error:
-            if fault(error) is Fault.DEVICE:
-                raise
-            logger.exception("the engine failed to plan %d appends; the users' next requests will", len(views))
-            self._appends.remove(view.user_id for view in views)
-            self._metrics.appends_shed.inc(len(views))
-            return engine, [], []
-
-    def _waiting(self, engine: DeviceEngine, work: Work, starts_at: float) -> WaitingRequest:
-        tokens = 0 if work.view is None else engine.pending_tokens(work.view)
-        added_s = self._pace.added_s(Step(engine.version, work.rows, tokens))
-        return WaitingRequest(work.rows, tokens, work.partition, added_s, work.due - starts_at)
-
     def _finish_when_done(self, waiting: Sequence[Work]) -> None:
         """Finish the oldest batch, unless something comes or the time is up to start the next one."""
         while not self._decoding[0].pending.done():
@@ -364,9 +312,8 @@ class DeviceWorker:
         self._metrics.requests_dropped.labels("cancelled").inc(len(works) - len(late) - len(batch))
         if not batch:
             return
-        engine = self._engine_of(batch[0])
-        tokens = sum(0 if work.view is None else engine.pending_tokens(work.view) for work in batch)
-        step = Step(engine.version, sum(work.rows for work in batch), tokens)
+        engine = self._choice.engine_of(batch[0])
+        step = self._choice.step_of(engine, batch)
         self._pace.begins(now, step)
         try:
             pending = engine.begin([(work.request, work.view) for work in batch])
