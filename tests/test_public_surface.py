@@ -15,6 +15,7 @@ NAMES = [
     "CacheState",
     "Catalog",
     "CatalogUpdate",
+    "ChallengerConfig",
     "Engine",
     "EngineConfig",
     "HistoryConfig",
@@ -50,6 +51,7 @@ FIELDS = {
         "stages_ms tail_computed shortfall unscored"
     ),
     config.WindowConfig: "max_events stride",
+    config.ChallengerConfig: "model role fraction catalog catalog_topic cache_bytes",
     config.CacheConfig: "budget_bytes page_size",
     config.EngineConfig: "beam_width widened_beam_width normalizer device dtype fp8 window cache max_batch_rows "
     "max_batch_tokens append_piece_ms",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xgr_stream.catalog import Catalog as Catalog
     from xgr_stream.client import RecommendClient as RecommendClient
     from xgr_stream.config import CacheConfig as CacheConfig
+    from xgr_stream.config import ChallengerConfig as ChallengerConfig
     from xgr_stream.config import EngineConfig as EngineConfig
     from xgr_stream.config import HistoryConfig as HistoryConfig
     from xgr_stream.config import StreamConfig as StreamConfig
@@ -40,6 +41,7 @@ _HOME = {
     "CacheState": "types",
     "Catalog": "catalog",
     "CatalogUpdate": "types",
+    "ChallengerConfig": "config",
     "Engine": "engine",
     "EngineConfig": "config",
     "HistoryConfig": "config",
@@ -65,6 +67,7 @@ __all__ = [
     "CacheState",
     "Catalog",
     "CatalogUpdate",
+    "ChallengerConfig",
     "Engine",
     "EngineConfig",
     "HistoryConfig",

@@ -11,6 +11,7 @@ from xgr_stream.types import MAX_BEAM_WIDTH
 Normalizer = Literal["level", "vocabulary", "legal"]
 Codec = Literal["msgpack", "json"]
 Partitioner = Literal["murmur2", "crc32", "any"]
+Role = Literal["canary", "shadow"]
 
 MIB = 1 << 20
 
@@ -104,6 +105,42 @@ class EngineConfig:
         _at_least("max_batch_tokens", self.max_batch_tokens, 1)
         if self.append_piece_ms is not None:
             _at_least("append_piece_ms", self.append_piece_ms, 0.001, float)
+
+
+def check_role(role: object, fraction: object) -> None:
+    """Raise `ConfigError` unless a challenger can have this role for this share of the users."""
+    if role not in ("canary", "shadow"):
+        raise ConfigError(f"role must be 'canary' or 'shadow', not {role!r}")
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        raise ConfigError(f"fraction must be a number from 0 to 1, not {fraction!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengerConfig:
+    """A second version of the model, loaded beside the one that serves. It has the worker's `EngineConfig`, but for the
+    size of its own cache."""
+
+    model: str
+    """Its checkpoint directory."""
+    role: Role = "shadow"
+    """`canary`: its share of the users gets its answers. `shadow`: they get the primary's, and it computes them again,
+    in time that nobody needs, to be compared."""
+    fraction: float = 0.05
+    """Its share of the users, from 0 to 1: always the same ones of a version, on every worker."""
+    catalog: str | None = None
+    """Its catalog's file. None: the table that the primary's was made of."""
+    catalog_topic: str | None = None
+    """Where the updates of its catalog are. None: the primary's, if its semantic IDs are of the same codes."""
+    cache_bytes: int = 512 * MIB
+    """Memory for its prefixes, besides the primary's."""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "catalog", "catalog_topic"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value) and (value is not None or name == "model"):
+                raise ConfigError(f"{name} must be a string that is not empty, not {value!r}")
+        check_role(self.role, self.fraction)
+        _at_least("cache_bytes", self.cache_bytes, 1)
 
 
 @dataclass(frozen=True, slots=True)

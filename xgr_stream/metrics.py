@@ -5,7 +5,13 @@ User ids and item ids never become labels.
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from xgr_stream.types import RecommendResponse
 
 STAGES = ("wait", "append", "decode", "publish", "total")
 _STAGE_BUCKETS_S = (
@@ -13,7 +19,19 @@ _STAGE_BUCKETS_S = (
     *(0.15, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
 )
 
+_OVERLAP_BUCKETS = tuple(n / 10 for n in range(11))
 _MERGE_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class CacheStats(Protocol):
+    """The part of an engine's state that is told by version."""
+
+    @property
+    def users_warm(self) -> int: ...
+    @property
+    def bytes_used(self) -> int: ...
+    @property
+    def bytes_budget(self) -> int: ...
 
 
 class Metrics:
@@ -99,6 +117,39 @@ class Metrics:
             buckets=_MERGE_BUCKETS_S,
             registry=self.registry,
         )
+        self.model_loads_failed = self._counter("model_loads_failed", "Challengers that could not be loaded.")
+        # By version of the model. What is not loaded any more is removed by `keep_models`.
+        self.model_fraction = self._gauge(
+            "model_fraction", "Share of the users that a version has, by its role.", "version", "role"
+        )
+        self.model_requests = self._counter(
+            "model_requests", "Requests computed by a version, by outcome; failed: its batch was.", "version", "outcome"
+        )
+        self.model_stage_seconds = Histogram(
+            "xgr_model_stage_seconds",
+            "Time that a version took for a request, while two are loaded; beside a shadow, for those compared.",
+            ["version", "stage"],
+            buckets=_STAGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.model_users_warm = self._gauge("model_users_warm", "Users whose prefix a version holds.", "version")
+        self.model_cache_bytes = self._gauge(
+            "model_cache_bytes", "Prefix cache of a version, used and budget.", "version", "kind"
+        )
+        self.shadow_requests = self._counter(
+            "shadow_requests",
+            "Answered requests that a shadow was to compute too: compared, shed, outdated, or why it could not.",
+            *("version", "outcome"),
+        )
+        self.shadow_overlap = Histogram(
+            "xgr_shadow_overlap",
+            "Share of the primary's items that a shadow's answer to the same request has too.",
+            ["version"],
+            buckets=_OVERLAP_BUCKETS,
+            registry=self.registry,
+        )
+        self._by_model: dict[tuple[str, ...], tuple[Any, Any]] = {}
+        """Metrics by version and the child of one: by version, the metric's name, and the other labels."""
         # Looked up once: it takes 2 µs each time, and an answer needs six.
         self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._outcomes: dict[tuple[str, str], Counter] = {}
@@ -118,6 +169,61 @@ class Metrics:
         if child is None:
             child = self._outcomes[outcome, cache] = self.requests.labels(outcome, cache)
         child.inc()
+
+    # By version of the model
+
+    def count_model(self, version: str, responses: Sequence[RecommendResponse], *, compares: bool) -> None:
+        """A version computed these; `compares`: how long they took is kept too."""
+        for outcome, times in Tally(response.error or response.status.value for response in responses).items():
+            self._of_model(self.model_requests, version, outcome).inc(times)
+        if compares:
+            for response in responses:
+                self.observe_model(version, response.stages_ms)
+
+    def count_model_failure(self, version: str, requests: int) -> None:
+        """A version failed on a batch of so many requests."""
+        self._of_model(self.model_requests, version, "failed").inc(requests)
+
+    def observe_model(self, version: str, stages_ms: Mapping[str, float]) -> None:
+        """A version took so long for a request."""
+        for stage in ("append", "decode"):
+            if stage in stages_ms:
+                self._of_model(self.model_stage_seconds, version, stage).observe(stages_ms[stage] / 1000)
+
+    def count_shadow(self, version: str, outcome: str) -> None:
+        """What became of a request that a shadow was to compute too."""
+        self._of_model(self.shadow_requests, version, outcome).inc()
+
+    def observe_overlap(self, version: str, share: float) -> None:
+        """A shadow's answer had this share of the primary's items."""
+        self._of_model(self.shadow_overlap, version).observe(share)
+
+    def set_models(self, stats: Mapping[str, CacheStats]) -> None:
+        """The caches of the versions that are loaded."""
+        for version, cache in stats.items():
+            self._of_model(self.model_users_warm, version).set(cache.users_warm)
+            self._of_model(self.model_cache_bytes, version, "used").set(cache.bytes_used)
+            self._of_model(self.model_cache_bytes, version, "budget").set(cache.bytes_budget)
+
+    def set_fractions(self, fractions: Mapping[tuple[str, str], float]) -> None:
+        """The share of the users that each (version, role) has; there are no others."""
+        self.model_fraction.clear()
+        for (version, role), fraction in fractions.items():
+            self.model_fraction.labels(version, role).set(fraction)
+
+    def keep_models(self, versions: Collection[str]) -> None:
+        """Forget what was counted of all other versions: they are not loaded any more."""
+        for key, (metric, _) in list(self._by_model.items()):
+            if key[1] not in versions:
+                del self._by_model[key]
+                metric.remove(*key[1:])
+
+    def _of_model(self, metric: Any, version: str, *labels: str) -> Any:
+        key = (metric._name, version, *labels)
+        found = self._by_model.get(key)
+        if found is None:
+            found = self._by_model[key] = (metric, metric.labels(version, *labels))
+        return found[1]
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"xgr_{name}", description, labels, registry=self.registry)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xgr_stream.catalog import Catalog
+from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.catalog.filters import MAX_TAG_FILTERS
 from xgr_stream.errors import CatalogError
-from xgr_stream.types import ItemFilter
+from xgr_stream.testing import tiny_items
+from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter
 
 
 @pytest.fixture
@@ -110,3 +111,25 @@ def test_one_item() -> None:
     catalog = Catalog.from_table({"item_id": ["only"], "sid": [[3, 0, 7]]})
     assert (catalog.codes, catalog.levels, catalog.num_items) == ((4, 1, 8), 3, 1)
     assert catalog.resolve(ItemFilter(exclude=("only",))).num_items == 0
+
+
+def test_a_table_s_catalog_anew_is_as_it_was_and_goes_its_own_way() -> None:
+    items = tiny_items(items=30)
+    fresh, first = Catalog.from_table(items), Catalog.from_table(items)
+    live = LiveCatalog(first)
+    gone, new = items["item_id"][0], CatalogUpdate("new", (1, 2, 3))
+    live.apply([CatalogUpdate(gone, None), new], 2)
+    merge = live.begin()
+    assert merge is not None
+    merge.run()
+    live.finish(merge)
+    for again in (first.anew(), live.catalog.anew()):
+        assert again.version == fresh.version
+        assert (again.names.row("new"), again.num_items) == (None, 30)
+        assert again.resolve(NO_FILTER).num_items == 30
+        other = LiveCatalog(again)
+        other.apply([CatalogUpdate("other", (1, 2, 3))], 1)
+        again.check_integrity()
+    live.catalog.check_integrity()
+    assert live.catalog.row("other") is None
+    assert live.catalog.resolve(NO_FILTER).num_items == 30

@@ -7,10 +7,13 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from xgr_stream.cli.challenger import challenger_options
 from xgr_stream.cli.main import main
+from xgr_stream.config import ChallengerConfig
 from xgr_stream.testing import save_tiny_model, tiny_catalog
 from xgr_stream.testing.broker import free_port
 
@@ -81,3 +84,24 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = held.getsockname()[1]
         said = _run(tmp_path, "--web-port", str(port))
     assert f"Error: config: web host and port must be free to listen on, and 127.0.0.1:{port} is not: " in said
+
+
+def test_one_second_model_at_a_time(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    options = [f"--{name}={tmp_path / 'model'}" for name in ("model", "canary", "shadow")]
+    result = CliRunner().invoke(main, ["worker", *options, f"--catalog={tmp_path / 'catalog.parquet'}"])
+    assert result.exit_code == 2
+    assert "--canary or --shadow, not both" in result.output
+
+
+@pytest.mark.parametrize(("option", "role"), [("--canary", "canary"), ("--shadow", "shadow")])
+def test_the_options_make_a_challenger(tmp_path: Path, option: str, role: str) -> None:
+    @click.command()
+    @challenger_options
+    def command(challenger: ChallengerConfig | None) -> None:
+        click.echo(repr(challenger))
+
+    said = CliRunner().invoke(command, [option, str(tmp_path), "--fraction", "0.2", "--challenger-cache-mib", "7"])
+    assert said.output.strip() == repr(ChallengerConfig(str(tmp_path), role, 0.2, cache_bytes=7 << 20))  # type: ignore[arg-type]
+    assert CliRunner().invoke(command, []).output.strip() == "None"

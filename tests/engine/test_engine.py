@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from xgr_stream.engine import Engine
 from xgr_stream.errors import CheckpointError, ConfigError, EngineError, InvalidEvent, InvalidRequest, NothingLegal
 from xgr_stream.history import HistoryStore
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_items, tiny_model
-from xgr_stream.types import CacheState, ItemFilter, RecommendRequest, Status, UserEvent
+from xgr_stream.types import CacheState, CatalogUpdate, ItemFilter, RecommendRequest, Status, UserEvent
 
 
 @pytest.fixture
@@ -328,3 +330,26 @@ def test_items_and_actions_must_be_sequences(engine, items):
 def test_users_to_forget_are_not_one_string(engine):
     with pytest.raises(InvalidRequest, match="user_ids must be a collection"):
         engine.forget("user")
+
+
+def test_an_engine_that_is_let_go_frees_its_memory_at_once() -> None:
+    """No cycle waits for a collection, which a worker puts off."""
+    engine = Engine.load(tiny_model(), tiny_catalog())
+    engine.append("u", ["item-1"])
+    engine.recommend("u", seen=True, caps={"red": 1})
+    engine.recommend("u", temperature=1.0, tail=[1])
+    engine.score("u", ["item-1"])
+    engine.apply_updates([CatalogUpdate("new", (1, 2, 3))])
+    gone = [weakref.ref(engine), weakref.ref(engine.cache), weakref.ref(engine.catalog)]
+    gc.disable()
+    try:
+        engine.close()
+        del engine
+        assert [ref() for ref in gone] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_an_engine_prepares_itself_in_steps() -> None:
+    """On the CPU there are none: nothing is captured there."""
+    assert list(Engine.load(tiny_model(), tiny_catalog()).preparing()) == []

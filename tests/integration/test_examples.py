@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiokafka.admin import NewTopic
 
@@ -77,7 +78,7 @@ main()
 
 
 @pytest.mark.parametrize("driver", ["kafka", "faust"])
-async def test_worker_command_and_client_example(broker: Broker, shop: Path, driver: str) -> None:
+async def test_worker_command_and_client_example(broker: Broker, shop: Path, driver: str, tmp_path: Path) -> None:
     port = free_port()
     options = {
         "--broker": broker.bootstrap,
@@ -86,6 +87,8 @@ async def test_worker_command_and_client_example(broker: Broker, shop: Path, dri
         "--model": str(shop / "model"),
         "--catalog": str(shop / "catalog.parquet"),
         "--web-port": str(port),
+        "--shadow": str(save_tiny_model(tmp_path / "other", seed=9)),
+        "--fraction": "0.5",
     }
     program = RUN_WORKER.format(embedded=isinstance(broker, EmbeddedBroker))
     async with process("-c", program, "worker", *(part for option in options.items() for part in option)):
@@ -104,6 +107,16 @@ async def test_worker_command_and_client_example(broker: Broker, shop: Path, dri
         async with asyncio.timeout(20):  # it is set once a second
             while 'xgr_events_behind{partition="3"} 0.0' not in (await _get(port, "/metrics"))[1]:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
+        first, second = json.loads((await _get(port, "/models"))[1])["models"]
+        assert (first["role"], second["role"], second["fraction"]) == ("primary", "shadow", 0.5)
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{port}/models"
+            async with session.post(url, json={"action": "promote"}) as response:
+                assert (response.status, len((await response.json())["models"])) == (200, 1)
+            async with session.post(url, json={"action": "drop"}) as response:
+                assert (response.status, "no challenger" in (await response.json())["error"]) == (400, True)
+        async with RecommendClient(broker.connection) as client_of_ours:
+            assert (await client_of_ours.recommend("a-new-one", timeout=40)).model_version == second["version"]
 
 
 async def test_worker_command_refuses_topics_that_do_not_belong_together(broker: Broker, shop: Path) -> None:

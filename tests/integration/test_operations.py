@@ -74,6 +74,17 @@ async def test_the_doctor_finds_a_working_set_up(broker: Broker, config: StreamC
     async with kafka_worker(broker, config):
         shop = ("--model", str(tmp_path / "model"), "--catalog", str(tmp_path / "catalog.parquet"))
         result = await on_a_thread(broker, config.topics, "doctor", "--users", "1000", *shop)
+        other = save_tiny_model(tmp_path / "other", (4, 4))
+        both = await on_a_thread(broker, config.topics, "doctor", *shop, "--canary", str(other))
+        second = await on_a_thread(
+            *(broker, config.topics, "doctor", *shop),
+            *("--shadow", str(save_tiny_model(tmp_path / "second", seed=1)), "--challenger-cache-mib", "64"),
+        )
+        same = await on_a_thread(broker, config.topics, "doctor", *shop, "--shadow", str(tmp_path / "model"))
+    assert (second.exit_code, second.output.count("warm on the device in")) == (0, 2), second.output
+    assert "warm on the device in 64 MiB" in second.output
+    assert (both.exit_code, "canary" in both.output, "2 levels" in both.output) == (1, True, True), both.output
+    assert (same.exit_code, "both models are of version" in same.output) == (1, True), same.output
     assert result.exit_code == 0, result.output
     for expected in ("warm on the device", "the broker's clock is", "partitions: ", "histories of 1,000 users"):
         assert expected in result.output

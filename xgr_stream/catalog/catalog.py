@@ -35,9 +35,16 @@ class Catalog:
     catalog, which shares with this one what it can (`xgr_stream.catalog.merge`).
     """
 
-    def __init__(self, columns: ItemColumns, *, order: Int32Array | None = None, origin: Catalog | None = None) -> None:
+    def __init__(
+        self,
+        columns: ItemColumns,
+        *,
+        order: Int32Array | None = None,
+        origin: Catalog | None = None,
+        twin: Catalog | None = None,
+    ) -> None:
         """`origin`: the catalog of a table that this one came from, by updates, and `order` the item rows in SID order;
-        None: `columns` are a table's own, in that order."""
+        None: `columns` are a table's own, in that order. `twin`: another catalog of the same table (`anew`)."""
         self.codes = columns.codes
         self.levels = len(columns.codes)
         self.sids = columns.sids
@@ -45,11 +52,17 @@ class Catalog:
         order = np.arange(len(columns.sids), dtype=np.int32) if order is None else order
         self.num_items = len(order)
         sorted_sids = columns.sids if origin is None else columns.sids[order]
-        self.trie = Trie.from_sids(sorted_sids, columns.codes, order, len(columns.sids))
+        rows = len(columns.sids)
+        self.trie: Trie = Trie.from_sids(sorted_sids, columns.codes, order, rows) if twin is None else twin.trie
         self._origin = origin
-        self.names: ItemNames = ItemNames(columns.item_ids) if origin is None else origin.names
+        self.names: ItemNames
+        if twin is not None:
+            self.names = twin.names.of_table()
+        else:
+            self.names = ItemNames(columns.item_ids) if origin is None else origin.names
         self.item_ids = columns.item_ids
-        self.base_version: str = storage.content_hash(columns) if origin is None else origin.base_version
+        known = origin or twin
+        self.base_version: str = storage.content_hash(columns) if known is None else known.base_version
         """Hash of all but the availability; of one that updates were merged into, its origin's. Catalogs of tables that
         have one base version give every item the same tokens."""
         self.revision = 0
@@ -62,6 +75,12 @@ class Catalog:
         self._flipped: deque[Int32Array] = deque()
         self._num_flipped = 0
         self._by_popularity = self._ranked(columns, order)
+
+    def anew(self) -> Catalog:
+        """Another catalog of the table that this one was made of, as it was before any change. It shares what never
+        changes, ids above all: a dictionary of a million holds up all threads for half a second. On any thread."""
+        table = self._origin or self
+        return Catalog(table.columns, twin=table)
 
     @classmethod
     def from_table(cls, source: Columns, *, codes: Sequence[int] | None = None) -> Catalog:

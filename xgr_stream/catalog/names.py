@@ -21,6 +21,12 @@ class ItemNames(Sequence[str]):
         self._added: list[str] = []
         self._added_row_of: dict[str, int] = {}
 
+    def of_table(self) -> ItemNames:
+        """Those of the table alone, of which no string and no dictionary is copied."""
+        names = ItemNames.__new__(ItemNames)
+        names._base, names._row_of, names._added, names._added_row_of = self._base, self._row_of, [], {}
+        return names
+
     def row(self, item_id: str) -> int | None:
         row = self._row_of.get(item_id)
         return self._added_row_of.get(item_id) if row is None else row

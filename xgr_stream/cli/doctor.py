@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
-from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, Partitioner, TopicNames, TransactionConfig
+from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.config import (
+    CacheConfig,
+    ChallengerConfig,
+    EngineConfig,
+    HistoryConfig,
+    Partitioner,
+    TopicNames,
+    TransactionConfig,
+)
 from xgr_stream.errors import XgrError
+from xgr_stream.scheduler.faults import Fault, fault
 from xgr_stream.stream.checks import Finding, check_brokers, check_transactions
 
 if TYPE_CHECKING:
+    from xgr_stream.engine import Engine
     from xgr_stream.stream.connection import Connection
 
 MIB = 1 << 20
@@ -25,6 +36,7 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 @click.option("--catalog", type=click.Path(exists=True, dir_okay=False), help="Its catalog.")
 @click.option("--device", default="cpu", help="Where the model is to compute.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@challenger_options
 @click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
 @click.option("--partitioner", type=click.Choice(["murmur2", "crc32", "any"]), default="murmur2")
 @click.option("--transactional", is_flag=True, help="Also whether workers may have transactions.")
@@ -39,6 +51,7 @@ def doctor(
     catalog: str | None,
     device: str,
     cache_mib: int,
+    challenger: ChallengerConfig | None,
     users: int,
     transactional: bool,
     group: str,
@@ -46,7 +59,7 @@ def doctor(
     """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
     findings = [_check_device(device)]
     if findings[0].grade == "ok" and model is not None and catalog is not None:
-        findings += _check_engine(model, catalog, device, cache_mib)
+        findings += _check_models(model, catalog, device, cache_mib, challenger)
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
@@ -83,7 +96,27 @@ def _check_device(name: str) -> Finding:
     return Finding("ok", f"device {name}: {properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
-def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> list[Finding]:
+def _check_models(
+    model: str, catalog: str, device: str, cache_mib: int, challenger: ChallengerConfig | None
+) -> list[Finding]:
+    """The engine, and with it in memory the challenger's."""
+    engine, findings = _check_engine(model, catalog, device, cache_mib)
+    if engine is None or challenger is None:
+        return findings
+    source = challenger.catalog or catalog
+    second, found = _check_engine(challenger.model, source, device, challenger.cache_bytes // MIB)
+    findings += [Finding(f.grade, f"{challenger.role} {challenger.model}: {f.what}", f.remedy) for f in found]
+    if second is None:
+        return findings
+    if second.version == engine.version:
+        findings.append(Finding("error", f"both models are of version {engine.version}", "name another checkpoint"))
+    if second.codes != engine.codes and challenger.catalog_topic is None:
+        what = f"the models have semantic IDs of {engine.codes} and {second.codes} codes, and one topic of updates"
+        findings.append(Finding("error", what, "a topic of the second catalog's own: --challenger-topic"))
+    return findings
+
+
+def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> tuple[Engine | None, list[Finding]]:
     """Whether the checkpoint and the catalog belong together, and how many users would be warm."""
     from xgr_stream.engine import Engine
 
@@ -91,7 +124,12 @@ def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> list
     try:
         engine = Engine.load(model, catalog, config=config)
     except XgrError as error:
-        return [Finding("error", f"the engine can't be loaded: {error}", "mend what it names")]
+        return None, [Finding("error", f"the engine can't be loaded: {error}", "mend what it names")]
+    except Exception as error:
+        if fault(error) is not Fault.MEMORY:
+            raise
+        what = f"the device has no memory for the engine ({type(error).__name__})"
+        return None, [Finding("error", what, "a smaller cache, or another device")]
     pool, window = engine.cache.pool, engine.window
     tokens = engine.model.tokens.context_tokens(window.max_events)
     pages = pool.pages_for(tokens)
@@ -104,9 +142,9 @@ def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> list
     findings = [Finding("ok", plan)]
     if warm < 100:
         findings.append(
-            Finding("warning", f"only {warm} users fit into the cache", "more --cache-mib, or a smaller window")
+            Finding("warning", f"only {warm} users fit into the cache", "a larger cache, or a smaller window")
         )
-    return findings
+    return engine, findings
 
 
 def _history_plan(users: int) -> Finding:

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
-from xgr_stream.config import CacheConfig, EngineConfig, SnapshotConfig, StreamConfig, TopicNames, TransactionConfig
+from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.config import (
+    CacheConfig,
+    ChallengerConfig,
+    EngineConfig,
+    SnapshotConfig,
+    StreamConfig,
+    TopicNames,
+    TransactionConfig,
+)
 from xgr_stream.errors import DeviceLost, Fenced
 from xgr_stream.types import MAX_BEAM_WIDTH
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
-    from xgr_stream.stream.setup import ServedEngine
+    from xgr_stream.stream.setup import Setup
 
 MIB = 1 << 20
 DEVICE_LOST = 3
@@ -51,7 +60,8 @@ SESSION_TIMEOUT_S = 10.0
     "--beam-width", default=64, type=click.IntRange(1, MAX_BEAM_WIDTH), help="Beams of a request that names none."
 )
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
-@click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz and /readyz.")
+@challenger_options
+@click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz, /readyz and /models.")
 @click.option("--web-port", default=9464, type=click.IntRange(1, 65_535), help="Its port.")
 @click.option("--snapshots", type=click.Path(file_okay=False), help="Directory for local copies of the histories.")
 @click.option(
@@ -81,6 +91,7 @@ def worker(
     device: str,
     beam_width: int,
     cache_mib: int,
+    challenger: ChallengerConfig | None,
     web_host: str,
     web_port: int,
     snapshots: str | None,
@@ -99,6 +110,9 @@ def worker(
     from xgr_stream.cli.logs import log_to_stderr
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
+    from xgr_stream.metrics import Metrics
+    from xgr_stream.scheduler.versions import Versions
+    from xgr_stream.stream.setup import Setup
 
     log_to_stderr()
     connection = replace(connection, session_timeout_ms=round(session_timeout * 1000), group_instance_id=instance)
@@ -114,11 +128,13 @@ def worker(
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
     engine.prepare()
+    setup = Setup(Versions(engine), connection, group, config, engine_config, Metrics(), challenger=challenger)
+    del engine  # the versions alone hold it: once another has taken its place, its memory is free
     serve = _serve_with_kafka if driver == "kafka" else _serve_with_faust
     try:
         gc.set_threshold(*COLLECTOR)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(engine, connection, group, config, engine_config, (web_host, web_port)))
+            runner.run(serve(setup, (web_host, web_port)))
     except KafkaConnectionError as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
     except (DeviceLost, Fenced) as error:
@@ -127,43 +143,31 @@ def worker(
         raise failure from error
 
 
-async def _serve_with_kafka(
-    engine: ServedEngine,
-    connection: Connection,
-    group: str,
-    config: StreamConfig,
-    engine_config: EngineConfig,
-    web: tuple[str, int],
-) -> None:
-    from xgr_stream.metrics import Metrics
+async def _serve_with_kafka(setup: Setup, web: tuple[str, int]) -> None:
+    from xgr_stream.stream.control import ModelsPage
     from xgr_stream.stream.health import Pages, served
     from xgr_stream.stream.kafka_driver import KafkaDriver
-    from xgr_stream.stream.setup import Setup
 
-    metrics = Metrics()
-    driver = KafkaDriver(Setup(engine, connection, group, config, engine_config, metrics))
-    async with served(Pages(lambda: driver.runtime, metrics), *web):
+    driver = KafkaDriver(setup)
+    models = ModelsPage(lambda: driver.runtime)
+    control = {"GET": models.get, "POST": models.post}
+    async with served(Pages(lambda: driver.runtime, setup.metrics), *web, control=control):
         _on_signal(driver.stop)
-        served_from = f"{config.topics.requests} from {connection.bootstrap}"
+        served_from = f"{setup.config.topics.requests} from {setup.connection.bootstrap}"
         click.echo(f"serving {served_from}; metrics on http://{web[0]}:{web[1]}/metrics")
         await driver.run()
 
 
-async def _serve_with_faust(
-    engine: ServedEngine,
-    connection: Connection,
-    group: str,
-    config: StreamConfig,
-    engine_config: EngineConfig,
-    web: tuple[str, int],
-) -> None:
+async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
     import faust
 
     from xgr_stream.stream import attach
+    from xgr_stream.stream.control import ModelsPage
 
+    connection = setup.connection
     session_timeout_s = connection.session_timeout_ms / 1000
     app = faust.App(
-        group,
+        setup.group_id,
         broker=[f"kafka://{address}" for address in connection.bootstrap.split(",")],
         broker_credentials=_credentials(connection.security),
         consumer_group_instance_id=connection.group_instance_id,
@@ -174,7 +178,24 @@ async def _serve_with_faust(
         broker_rebalance_timeout=session_timeout_s,
         broker_heartbeat_interval=session_timeout_s / 10,
     )
-    attach(app, engine=engine, config=config, engine_config=engine_config)
+    recommender = attach(
+        app,
+        engine=setup.engine,
+        challenger=setup.challenger,
+        config=setup.config,
+        engine_config=setup.engine_config,
+        metrics=setup.metrics,
+    )
+    models = ModelsPage(lambda: recommender.runtime)
+
+    class ModelsView(faust.web.View):
+        async def get(self, request: Any) -> Any:
+            return await models.get(request)
+
+        async def post(self, request: Any) -> Any:
+            return await models.post(request)
+
+    app.page("/models", name="xgr-models")(ModelsView)
     app.finalize()
     stopping = asyncio.Event()
     _on_signal(stopping.set)

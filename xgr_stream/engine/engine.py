@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -174,7 +174,9 @@ class Engine:
         self._prefixes = PrefixBuilder(self.cache, self._reader, key)
         self._batches.use(catalog, self._prefixes, self._reader, self._legality)
         if self.cache.hidden.is_cuda:
-            torch.cuda.synchronize()  # what was just made on the default stream is read on the lanes
+            # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
+            # would spoil the graph that another engine may be capturing.
+            torch.cuda.current_stream(self.cache.hidden.device).synchronize()
 
     # What changes in the catalog.
 
@@ -341,14 +343,24 @@ class Engine:
         tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
 
-    @torch.inference_mode()
     def prepare(self) -> None:
         """On CUDA, capture the graphs of the usual sizes, which would otherwise be captured when first needed and hold
         up that request. It takes some seconds."""
+        for _ in self.preparing():
+            pass
+
+    @torch.inference_mode()
+    def preparing(self) -> Iterator[None]:
+        """`prepare`, one graph for each step, so that another engine on this thread has its turns in between."""
         if self.cache.hidden.is_cuda:
-            prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
+            yield from prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
             unfiltered = self._catalog.resolve(NO_FILTER)
-            prepare_decodes(self._decoder, self.cache, self.config, unfiltered, self._legality)
+            yield from prepare_decodes(self._decoder, self.cache, self.config, unfiltered, self._legality)
+
+    def close(self) -> None:
+        """Wait for what is under way, so that the engine's memory may be given to others. Nothing is to be asked of it
+        any more."""
+        self._work.settle()
 
     @property
     def last_scanned(self) -> list[tuple[int, int]]:

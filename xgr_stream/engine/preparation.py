@@ -1,6 +1,8 @@
-"""Graphs captured before they are needed."""
+"""Graphs captured before they are needed, one at a time."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from xgr_stream.model import ItemTokens
 
 def prepare_appends(
     work: Work, cache: PrefixCache, tokens: ItemTokens, config: EngineConfig, window_events: int
-) -> None:
+) -> Iterator[None]:
     """Capture every size that appends are rounded up to."""
     longest = min(config.max_batch_tokens, tokens.context_tokens(window_events))
     draft = cache.draft(None, longest)
@@ -30,6 +32,7 @@ def prepare_appends(
                     continue
                 lengths = [shortest + (user < longer) for user in range(users)]
                 appender.run([Append(draft, 0, np.zeros(length, np.int64)) for length in lengths])
+                yield
         torch.cuda.synchronize()
     finally:
         cache.abandon(draft)
@@ -41,7 +44,7 @@ def prepare_decodes(
     config: EngineConfig,
     unfiltered: ResolvedFilter,
     legality: LegalityTables,
-) -> None:
+) -> Iterator[None]:
     """Capture a decode of every number of requests of the default beam width."""
     draft = cache.draft(None, 1)
     prefix = UserPrefix(
@@ -63,5 +66,6 @@ def prepare_decodes(
         for requests in range(1, config.max_batch_rows // config.beam_width + 1):
             widths = [config.beam_width] * requests
             decoder.begin([prefix] * requests, widths, [unfiltered] * requests, legality).wait()
+            yield
     finally:
         cache.abandon(draft)

@@ -73,6 +73,11 @@ class StepCosts:
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._noted = 0
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is."""
+        return bool(self.fixed_s or self.row_s or self.token_s)
+
     def note(self, rows: int, tokens: int, seconds: float) -> None:
         """A step of so many rows and tokens took `seconds`."""
         shape = Shape(rows, tokens)

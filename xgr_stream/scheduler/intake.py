@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from xgr_stream.errors import OverCapacity, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.faults import answer_to
-from xgr_stream.scheduler.pace import Pace
-from xgr_stream.scheduler.ports import DeviceEngine
+from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ Item = Work | list[HistoryView] | Callable[[], None]
 class Intake:
     """The device thread's inbox. Nothing comes into it once it is closed."""
 
-    def __init__(self, engine: DeviceEngine, queue: WorkQueue, pace: Pace, clock: Clock) -> None:
+    def __init__(self, versions: Versions[Any], queue: WorkQueue, pace: Pace, clock: Clock) -> None:
         self.inbox: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         """What was handed over, in its order; None: nothing more will be."""
         self.overloaded = False
         """Whether a request was refused since the device thread last looked."""
         self.closed_with: XgrError | None = None
         """What everything that still comes is answered with."""
-        self._engine = engine
+        self._versions = versions
         self._queue = queue
         self._pace = pace
         self._clock = clock
@@ -56,11 +56,13 @@ class Intake:
     def submit(self, work: Work) -> None:
         """Queue a request, or answer it at once."""
         try:
-            work.tokens = 0 if work.view is None else self._engine.pending_tokens(work.view)
+            engine = self._versions.of(work.request.user_id)
+            tokens = 0 if work.view is None else engine.pending_tokens(work.view)
+            step = Step(engine.version, work.rows, tokens)
             with self._lock:
                 if self.closed_with is not None:
                     raise self.closed_with
-                self._admit(work)
+                self._admit(work, step)
                 self._hand_over(work)
         except XgrError as error:
             work.fail(error)
@@ -112,15 +114,14 @@ class Intake:
         else:
             self._together.append(item)
 
-    def _admit(self, work: Work) -> None:
+    def _admit(self, work: Work, step: Step) -> None:
         """Queue a request, or raise `OverCapacity`."""
         now, pace = self._clock.now(), self._pace
         idle = not len(self._queue) and pace.idle
-        seconds, batch_s = pace.share_s(work.rows, work.tokens), 0.0 if idle else pace.batch_s
+        seconds, batch_s = pace.share_s(step), 0.0 if idle else pace.batch_s(step.version)
+        free_at = pace.starts_at(now, step.version)
         try:
-            self._queue.put(
-                work, now=now, seconds=seconds, free_at=pace.starts_at(now), batch_s=batch_s, margin=pace.margin
-            )
+            self._queue.put(work, now=now, seconds=seconds, free_at=free_at, batch_s=batch_s, margin=pace.margin)
         except OverCapacity:
             self.overloaded = True
             # What is known of step times may be wrong, and would never be put right if nothing ran.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
+from typing import NamedTuple
 
 from xgr_stream.config import EngineConfig
 from xgr_stream.scheduler.clock import Clock
@@ -24,15 +25,39 @@ KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
 most that it may be."""
 LEAD_S = 5e-4
 """Kept free before the next batch must start, besides what preparing it takes."""
+UNKNOWN = StepCosts()
+"""Of steps that nothing is known of."""
+
+
+MAX_VERSIONS = 4
+"""Versions of the model whose step times are kept: two serve at a time."""
+
+
+class Step(NamedTuple):
+    """What the device is given at once: of which version of the model, and how much (`costs.Shape`)."""
+
+    version: str
+    rows: int
+    tokens: int
+
+
+class _Known:
+    """What is known of one version's steps."""
+
+    def __init__(self) -> None:
+        self.decodes = StepCosts()
+        self.appends = StepCosts(hasty=True)
+        self.share = 1.0
+        """Of a batch's budget that the device has memory for."""
 
 
 class Pace:
-    """Step times, and when the device will be free. Written on the device thread; `share_s`, `starts_at`, `busy_s`
-    and `may_probe` may be called on any."""
+    """Step times of each version of the model, and when the device will be free. Until something is known of a
+    version's steps, they are taken to be another's: most often it is the same decoder with other weights. Written on
+    the device thread; `share_s`, `batch_s`, `starts_at`, `busy_s` and `may_probe` may be called on any."""
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
-        self.decodes = StepCosts()
-        self.appends = StepCosts(hasty=True)
+        self._known: dict[str, _Known] = {}
         self._config = config
         self._clock = clock
         piece_ms = config.append_piece_ms or APPEND_PIECE_MS[config.device.partition(":")[0]]
@@ -43,31 +68,30 @@ class Pace:
         self.idle = True
         """Whether the device has no batch of requests."""
         self._preparing_s: deque[float] = deque(maxlen=9)
-        self._share = 1.0
         self.margin = 1.0
         """How much longer than foreseen a request takes until its batch has ended; follows what happens."""
-        self.budget = self.budget_for((), 0, 1, pressed=False)
+        self.budget = self.budget_for("", (), 0, 1, pressed=False)
 
     # Any thread
 
-    def added_s(self, rows: int, tokens: int) -> float:
+    def added_s(self, request: Step) -> float:
         """That a request adds to a batch."""
-        return rows * self.decodes.row_s + tokens * self.decodes.token_s
+        costs = self._decodes(request.version)
+        return request.rows * costs.row_s + request.tokens * costs.token_s
 
-    def share_s(self, rows: int, tokens: int) -> float:
+    def share_s(self, request: Step) -> float:
         """Of the device's time that a request takes in full batches."""
         config = self._config
-        part = max(rows / config.max_batch_rows, tokens / config.max_batch_tokens)
-        return part * self.decodes.fixed_s + self.added_s(rows, tokens)
+        part = max(request.rows / config.max_batch_rows, request.tokens / config.max_batch_tokens)
+        return part * self._decodes(request.version).fixed_s + self.added_s(request)
 
-    @property
-    def batch_s(self) -> float:
+    def batch_s(self, version: str) -> float:
         """That a full batch of warm requests takes."""
-        return self.decodes.seconds(self._config.max_batch_rows, 0)
+        return self._decodes(version).seconds(self._config.max_batch_rows, 0)
 
-    def starts_at(self, now: float) -> float:
+    def starts_at(self, now: float, version: str) -> float:
         """When a batch that is given to the device now would be at its first row."""
-        return max(now, self._free_at) + self.decodes.fixed_s
+        return max(now, self._free_at) + self._decodes(version).fixed_s
 
     def busy_s(self, now: float) -> float:
         """How long the device will be busy with what it was given."""
@@ -88,46 +112,49 @@ class Pace:
         return LEAD_S + (median(self._preparing_s) if self._preparing_s else 0.0)
 
     def budget_for(
-        self, appends: Sequence[WaitingAppend], bytes_used: int, bytes_budget: int, *, pressed: bool
+        self, version: str, appends: Sequence[WaitingAppend], bytes_used: int, bytes_budget: int, *, pressed: bool
     ) -> Budget:
-        """What the next batch may hold. An append piece is as many tokens as `append_piece_ms` are enough for, or as
-        take as long as its fixed cost, if that is more."""
-        config, costs = self._config, self.appends
-        tokens = piece = max(1, int(config.max_batch_tokens * self._share))
+        """What the next batch, of this version, may hold. An append piece is as many tokens as `append_piece_ms` are
+        enough for, or as take as long as its fixed cost, if that is more."""
+        config, costs = self._config, self._appends(version)
+        known = self._known.get(version)
+        share = 1.0 if known is None else known.share
+        tokens = piece = max(1, int(config.max_batch_tokens * share))
         waiting = sum(append.tokens for append in appends)
         token_s = costs.token_s + (costs.row_s * len(appends) / waiting if waiting else 0.0)
         if token_s:
             piece = min(piece, int(max(self._piece_s - costs.fixed_s, costs.fixed_s) / token_s))
         self.budget = Budget(
-            rows=max(1, int(config.max_batch_rows * self._share)),
+            rows=max(1, int(config.max_batch_rows * share)),
             tokens=tokens,
             append_tokens=max(1, piece),
             room=bytes_used < FULL * bytes_budget,
-            fixed_s=self.decodes.fixed_s,
+            fixed_s=self._decodes(version).fixed_s,
             pressed=pressed,
         )
         return self.budget
 
-    def begins(self, now: float, rows: int, tokens: int) -> None:
+    def begins(self, now: float, step: Step) -> None:
         """A batch is given to the device."""
         self.idle = False
-        self._free_at = max(now, self._free_at) + self.decodes.seconds(rows, tokens)
+        self._free_at = max(now, self._free_at) + self._seconds(step)
 
     def begun(self, began_at: float, now: float) -> None:
         """The device has the batch."""
         self._preparing_s.append(now - began_at)
 
-    def ended(self, began_at: float, rows: int, tokens: int, rest: Sequence[tuple[int, int]]) -> None:
-        """A batch is done; `rest`: rows and tokens of those that the device still has."""
+    def ended(self, began_at: float, step: Step, rest: Sequence[Step]) -> None:
+        """A batch is done; `rest`: those that the device still has."""
         now = self._clock.now()
-        self.decodes.note(rows, tokens, now - max(began_at, self._ended_at))
+        known = self._noted(step.version)
+        known.decodes.note(step.rows, step.tokens, now - max(began_at, self._ended_at))
+        known.share = min(1.0, known.share * 1.05)
         self._ended_at = now
-        self._share = min(1.0, self._share * 1.05)
         self.left(rest)
 
-    def left(self, rest: Sequence[tuple[int, int]]) -> None:
-        """The device has these batches, rows and tokens of each, and no others."""
-        self._free_at = self._clock.now() + sum(self.decodes.seconds(*shape) for shape in rest)
+    def left(self, rest: Sequence[Step]) -> None:
+        """The device has these batches, and no others."""
+        self._free_at = self._clock.now() + sum(map(self._seconds, rest))
         self.idle = not rest
 
     def kept(self, foreseen_s: float, took_s: float) -> None:
@@ -135,15 +162,43 @@ class Pace:
         late = took_s > foreseen_s * self.margin
         self.margin = min(MOST_MARGIN, max(1.0, self.margin + GAIN * (KEPT if late else KEPT - 1.0)))
 
-    def appending(self, now: float, users: int, tokens: int) -> None:
-        """The device was given appends."""
-        self._free_at = max(now, self._free_at) + self.appends.seconds(users, tokens)
+    def appending(self, now: float, appends: Step) -> None:
+        """The device was given appends; their rows are users."""
+        seconds = self._appends(appends.version).seconds(appends.rows, appends.tokens)
+        self._free_at = max(now, self._free_at) + seconds
 
-    def appended(self, users: int, tokens: int, seconds: float) -> None:
+    def appended(self, appends: Step, seconds: float) -> None:
         """They took so long."""
-        if tokens:
-            self.appends.note(users, tokens, seconds)
+        if appends.tokens:
+            self._noted(appends.version).appends.note(appends.rows, appends.tokens, seconds)
 
-    def cut(self) -> None:
-        """The device ran out of memory: batches are half as large, and grow again with each that succeeds."""
-        self._share = max(LEAST_SHARE, self._share / 2)
+    def cut(self, version: str) -> None:
+        """The device ran out of memory: this version's batches are half as large, and grow again with each that
+        succeeds."""
+        known = self._noted(version)
+        known.share = max(LEAST_SHARE, known.share / 2)
+
+    # What is known of a version
+
+    def _decodes(self, version: str) -> StepCosts:
+        return self._known_of(version, lambda known: known.decodes)
+
+    def _appends(self, version: str) -> StepCosts:
+        return self._known_of(version, lambda known: known.appends)
+
+    def _seconds(self, step: Step) -> float:
+        return self._decodes(step.version).seconds(step.rows, step.tokens)
+
+    def _known_of(self, version: str, kind: Callable[[_Known], StepCosts]) -> StepCosts:
+        known = self._known.get(version)
+        if known is not None and kind(known).known:
+            return kind(known)
+        return next((costs for costs in map(kind, list(self._known.values())) if costs.known), UNKNOWN)
+
+    def _noted(self, version: str) -> _Known:
+        known = self._known.get(version)
+        if known is None:
+            kept = list(self._known.items())[1 - MAX_VERSIONS :]
+            known = _Known()
+            self._known = dict([*kept, (version, known)])  # another one: it may be read meanwhile
+        return known

@@ -10,6 +10,8 @@ AGEING_S = 1.0
 """A request that has waited so long is overtaken by none that comes after it, however near the other's deadline."""
 RESERVED_SHARE, RESERVED_S = 0.1, 0.02
 """How much of the time that a request has left is kept for what comes after its decode, and the most of it."""
+ROUNDING_S = 1e-9
+"""A request is not late by less: its end is a sum, from which others were taken off again."""
 PRESSED = 0.5
 """Share of their time that the waiting requests may take before appends are left to the users' next requests."""
 
@@ -174,7 +176,7 @@ def admit(queue: Sequence[Queued], new: Queued, free_at: float, end: float) -> i
         if (ahead is None or ahead.order <= new.order) and (finish if place else free_at) + new.seconds <= new.due:
             return place
         if ahead is not None:
-            if finish <= ahead.due < finish + new.seconds:
+            if finish - ROUNDING_S <= ahead.due < finish + new.seconds:
                 return None
             finish -= ahead.seconds
     return None

@@ -50,11 +50,16 @@ class EngineStats(Protocol):
 
 
 class DeviceEngine(Protocol):
-    """Called by one thread only, but for `pending_tokens`.
+    """Called by one thread only, but for `version` and `pending_tokens`.
 
     `begin` and `warm` raise `OutOfMemory`, or torch's own error, for what the device has no memory for; the engine is
     then as it was, but for prefixes that it dropped.
     """
+
+    @property
+    def version(self) -> str:
+        """What its answers name as their model."""
+        ...
 
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """Start answering all of these together."""

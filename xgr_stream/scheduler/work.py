@@ -23,6 +23,7 @@ class Work:
         "arrived",
         "deadline",
         "due",
+        "fell_back",
         "foreseen_s",
         "future",
         "partition",
@@ -31,7 +32,6 @@ class Work:
         "request",
         "rows",
         "running",
-        "tokens",
         "view",
         "waits",
     )
@@ -49,8 +49,8 @@ class Work:
         """When its decode must have ended."""
         self.foreseen_s = 0.0
         """How long that was thought to take when it arrived; 0: so short that it says nothing of longer ones."""
-        self.tokens = 0
-        """That its user's prefix lacked when it arrived."""
+        self.fell_back = False
+        """Whether its user's own version failed, so that it is the primary's."""
         self.queued = Queued(0.0, 0.0, 0.0)
         self.ready = False
         """Whether the device thread has come to it: what was put before it has been done."""

@@ -11,20 +11,23 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from queue import Empty
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from xgr_stream.config import EngineConfig
-from xgr_stream.errors import DeviceLost, EngineError, ShuttingDown, XgrError
+from xgr_stream.errors import DeviceLost, EngineError, OutOfMemory, ShuttingDown, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.appends import AppendQueue
+from xgr_stream.scheduler.choosing import CONSIDERED, Choice
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.faults import Fault, answer_to, fault
 from xgr_stream.scheduler.gauges import REPORT_S, Gauges
 from xgr_stream.scheduler.intake import Intake, Item
-from xgr_stream.scheduler.pace import Pace
-from xgr_stream.scheduler.policy import WaitingAppend, WaitingRequest, choose, hold_s
+from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.policy import hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
+from xgr_stream.scheduler.shadow import Shadow
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
@@ -39,8 +42,8 @@ BATCHES_IN_FLIGHT = 2
 """The device works on one while the next is prepared, and is queued behind it without a gap."""
 POLL_S = 5e-5
 """How often the device thread looks for new requests while it waits for a batch."""
-CONSIDERED = 256
-"""Entries of each queue that one turn looks at."""
+FAILED = (EngineError.code, OutOfMemory.code)
+"""Error codes of a response for which the engine is to blame, not the request."""
 SWEEP_S = 0.002
 """How often the queue is searched for requests that have expired or were withdrawn."""
 
@@ -49,14 +52,23 @@ class _Running(NamedTuple):
     """A batch that the device works on."""
 
     works: list[Work]
+    engine: DeviceEngine
     pending: PendingAnswers
-    rows: int
-    tokens: int
+    step: Step
     begun_at: float
 
 
+class _Warming(NamedTuple):
+    """Appends that the device works on, as far as it is known."""
+
+    version: str
+    report: WarmReport
+
+
 class DeviceWorker:
-    """Runs the engine on a thread of its own. Every future it gives out is resolved, with a response.
+    """Runs the engines of a device on a thread of its own. Every future it gives out is resolved, with a response.
+
+    A batch is of one version of the model. What fails on a challenger is answered by the primary.
 
     `submit`, `want_append`, `call` and `forget` may be called on any thread and never block. Futures are resolved on
     the device thread, or inside `submit` for a request that is refused: their callbacks must be short and must not
@@ -66,14 +78,15 @@ class DeviceWorker:
 
     def __init__(
         self,
-        engine: DeviceEngine,
+        engine: DeviceEngine | Versions[Any],
         config: EngineConfig,
         clock: Clock,
         metrics: Metrics,
         *,
         on_lost: Callable[[DeviceLost], None] = lambda _: None,
     ) -> None:
-        self._engine = engine
+        self._versions: Versions[Any] = engine if isinstance(engine, Versions) else Versions(engine)
+        self._shadow = Shadow(self._versions, metrics)
         self._config = config
         self._clock = clock
         self._metrics = metrics
@@ -81,9 +94,10 @@ class DeviceWorker:
         self._queue = WorkQueue()
         self._appends = AppendQueue()
         self._decoding: deque[_Running] = deque()
-        self._warming: WarmReport | None = None
+        self._warming: _Warming | None = None
         self._pace = Pace(config, clock)
-        self._intake = Intake(engine, self._queue, self._pace, clock)
+        self._intake = Intake(self._versions, self._queue, self._pace, clock)
+        self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
         self._stop_by: float | None = None
@@ -161,7 +175,8 @@ class DeviceWorker:
 
         def drop() -> None:
             self._appends.remove(users)
-            self._engine.forget(users)
+            self._shadow.forget(users)
+            self._versions.forget(users)
 
         self.call(drop)
 
@@ -200,7 +215,7 @@ class DeviceWorker:
         """Move what has come into the queues, waiting if there is nothing to do. False: stopped, and all done."""
         ended = self._stop_by is not None
         while True:
-            waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding)
+            waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding or self._shadow.waits)
             try:
                 items = self._intake.inbox.get(block=waits, timeout=REPORT_S if waits and self._gauges.behind else None)
             except Empty:
@@ -222,8 +237,12 @@ class DeviceWorker:
         if isinstance(item, Work):
             self._queue.mark_ready(item)
         elif isinstance(item, list):
-            shed = sum(self._appends.put(view, self._engine.is_resident(view.user_id)) for view in item)
+            versions = self._versions
+            shed = sum(self._appends.put(view, versions.of(view.user_id).is_resident(view.user_id)) for view in item)
             self._metrics.appends_shed.inc(shed)
+            if versions.shadow is not None:
+                for view in item:
+                    self._shadow.want(view)
         else:
             item()
 
@@ -236,7 +255,8 @@ class DeviceWorker:
         self._learn()
         waiting = self._queue.candidates(CONSIDERED)
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
-            works, views = self._choose(waiting)
+            overloaded, self._intake.overloaded = self._intake.overloaded, False
+            works, views = self._choice.next(waiting, overloaded=overloaded, appends=self._warming is None)
             if works:
                 self._queue.remove(works)
                 taken = set(works)
@@ -244,6 +264,8 @@ class DeviceWorker:
                 self._decode(works)
             elif views:
                 self._append(views)
+            elif not (self._decoding or waiting or self._intake.inbox.qsize()):
+                self._spare()
         if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
             self._finish_when_done(waiting)
         self._report()
@@ -255,48 +277,14 @@ class DeviceWorker:
         rows = sum(work.rows for work in waiting)
         return hold_s(self._pace.busy_s(self._clock.now()), self._pace.lead_s, rows, self._pace.budget) > 0
 
-    def _choose(self, waiting: Sequence[Work]) -> tuple[list[Work], list[HistoryView]]:
-        """What the policy picks: requests, or users to append to."""
-        now = self._clock.now()
-        pressed = self._intake.overloaded or self._queue.pressed(now, self._pace.starts_at(now))
-        self._intake.overloaded = False
-        views: list[HistoryView] = []
-        appends: list[WaitingAppend] = []
-        if pressed or not (waiting or self._warming):
-            views, appends = self._behind()
-        stats = self._engine.stats()
-        budget = self._pace.budget_for(appends, stats.bytes_used, stats.bytes_budget, pressed=pressed)
-        starts_in = self._pace.busy_s(now)
-        requests = [self._waiting(work, now + starts_in) for work in waiting]
-        batch = choose(requests, appends, budget)
-        if batch.lazy:
-            self._metrics.appends_shed.inc(len(batch.lazy))
-            self._appends.remove(views[i].user_id for i in batch.lazy)
-        return [waiting[i] for i in batch.requests], [views[i] for i in batch.appends]
-
-    def _behind(self) -> tuple[list[HistoryView], list[WaitingAppend]]:
-        """Users to append to. One that the engine can't say anything of harms no request."""
-        views = self._appends.first(CONSIDERED)
-        try:
-            return views, [
-                WaitingAppend(self._engine.pending_tokens(view), self._engine.is_resident(view.user_id))
-                for view in views
-            ]
-        except Exception as error:
-            if fault(error) is Fault.DEVICE:
-                raise
-            logger.exception("the engine failed to plan %d appends; the users' next requests will", len(views))
-            self._appends.remove(view.user_id for view in views)
-            self._metrics.appends_shed.inc(len(views))
-            return [], []
-
-    def _waiting(self, work: Work, starts_at: float) -> WaitingRequest:
-        tokens = self._tokens(work)
-        added_s = self._pace.added_s(work.rows, tokens)
-        return WaitingRequest(work.rows, tokens, work.partition, added_s, work.due - starts_at)
-
-    def _tokens(self, work: Work) -> int:
-        return 0 if work.view is None else self._engine.pending_tokens(work.view)
+    def _spare(self) -> None:
+        """Nobody needs the device: the shadow may have it, for one step."""
+        if not self._shadow.waits:
+            return
+        if self._warming is None:
+            self._shadow.step()
+        else:
+            time.sleep(POLL_S)
 
     def _finish_when_done(self, waiting: Sequence[Work]) -> None:
         """Finish the oldest batch, unless something comes or the time is up to start the next one."""
@@ -324,47 +312,70 @@ class DeviceWorker:
         self._metrics.requests_dropped.labels("cancelled").inc(len(works) - len(late) - len(batch))
         if not batch:
             return
-        rows, tokens = sum(work.rows for work in batch), sum(map(self._tokens, batch))
-        self._pace.begins(now, rows, tokens)
+        engine = self._choice.engine_of(batch[0])
+        step = self._choice.step_of(engine, batch)
+        self._pace.begins(now, step)
         try:
-            pending = self._engine.begin([(work.request, work.view) for work in batch])
+            pending = engine.begin([(work.request, work.view) for work in batch])
         except Exception as error:  # noqa: BLE001, it becomes the batch's answer
-            self._fail(batch, error)
+            self._fail(engine, batch, error)
             return
         self._pace.begun(now, self._clock.now())
-        self._decoding.append(_Running(batch, pending, rows, tokens, now))
+        self._decoding.append(_Running(batch, engine, pending, step, now))
 
     def _finish(self) -> None:
         running = self._decoding.popleft()
-        batch = running.works
+        batch, engine = running.works, running.engine
         try:
             responses = running.pending.finish()
             if len(responses) != len(batch):
                 raise EngineError(f"the engine gave {len(responses)} responses to {len(batch)} requests")
         except Exception as error:  # noqa: BLE001
-            self._fail(batch, error)
+            self._fail(engine, batch, error)
             return
-        self._pace.ended(running.begun_at, running.rows, running.tokens, self._shapes())
+        self._pace.ended(running.begun_at, running.step, self._steps())
         now = self._clock.now()
+        challenger = self._versions.challenger
+        challenged = engine is not self._versions.primary
+        failed = []
         for work, response in zip(batch, responses, strict=True):
+            if challenged and response.error in FAILED:
+                logger.error("the challenger %s failed on a request: %s", engine.version, response.message)
+                failed.append(work)
+                continue
             if work.foreseen_s:
                 self._pace.kept(work.foreseen_s, now - work.arrived)
             work.future.set_result(response)
+            self._shadow.answered(work.request, work.view, response)
+        self._metrics.count_model(
+            engine.version, responses, compares=challenger is not None and challenger.role == "canary"
+        )
+        self._fall_back(failed)
 
-    def _shapes(self) -> list[tuple[int, int]]:
-        return [(running.rows, running.tokens) for running in self._decoding]
+    def _fall_back(self, works: Sequence[Work]) -> None:
+        """Have the primary answer what its challenger failed on."""
+        for work in works:
+            work.fell_back = True
+        self._queue.put_back(works)
 
-    def _fail(self, batch: Sequence[Work], error: Exception) -> None:
+    def _steps(self) -> list[Step]:
+        return [running.step for running in self._decoding]
+
+    def _fail(self, engine: DeviceEngine, batch: Sequence[Work], error: Exception) -> None:
         """Answer a batch that failed; one that was too large for the memory is tried again in parts."""
         logger.error("the engine failed on a batch of %d requests", len(batch), exc_info=error)
         what = fault(error)
-        self._pace.left(self._shapes())
+        self._pace.left(self._steps())
         if what is Fault.MEMORY:
             self._metrics.out_of_memory.inc()
-            self._pace.cut()
+            self._pace.cut(engine.version)
             if len(batch) > 1:
                 self._queue.put_back(batch)
                 return
+        if what is not Fault.DEVICE and engine is not self._versions.primary:
+            self._metrics.count_model_failure(engine.version, len(batch))
+            self._fall_back(batch)
+            return
         failure = answer_to(error)
         for work in batch:
             work.fail(failure)
@@ -387,28 +398,31 @@ class DeviceWorker:
 
     def _append(self, views: Sequence[HistoryView]) -> None:
         self._appends.remove(view.user_id for view in views)
+        engine: DeviceEngine = self._versions.of(views[0].user_id)
         try:
-            report = self._engine.warm(views)
+            report = engine.warm(views)
         except Exception as error:
             logger.exception("the engine failed to warm %d users; their next request will", len(views))
             self._metrics.appends_shed.inc(len(views))
             if fault(error) is Fault.MEMORY:
                 self._metrics.out_of_memory.inc()
-                self._pace.cut()
+                self._pace.cut(engine.version)
             elif fault(error) is Fault.DEVICE:
                 self._lose(error)
             return
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
-        self._pace.appending(self._clock.now(), report.users, report.tokens)
-        self._warming = report
+        self._pace.appending(self._clock.now(), Step(engine.version, report.users, report.tokens))
+        self._warming = _Warming(engine.version, report)
 
     def _learn(self) -> None:
         """Take note of how long the last appends took, once they are done. Others are not started before: a request
         that comes waits for one batch of them."""
-        report = self._warming
-        if report is not None and report.seconds is not None:
-            self._pace.appended(report.users, report.tokens, report.seconds)
+        if self._warming is None:
+            return
+        version, report = self._warming
+        if (seconds := report.seconds) is not None:
+            self._pace.appended(Step(version, report.users, report.tokens), seconds)
             self._warming = None
 
     def _refuse_all(self, error: XgrError) -> None:
@@ -417,4 +431,4 @@ class DeviceWorker:
 
     def _report(self) -> None:
         if self._gauges.due:
-            self._gauges.set(self._engine.stats(), self.queue_depths())
+            self._gauges.set(self._versions, self.queue_depths())

@@ -12,10 +12,11 @@ from faust.topics import Topic
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth, server_list
 from faust.types import ChannelT
 
-from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.config import ChallengerConfig, EngineConfig, StreamConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.stream import codec
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
@@ -39,7 +40,8 @@ def attach(
     *,
     model: str | Path | Model | None = None,
     catalog: str | Path | Catalog | None = None,
-    engine: ServedEngine | None = None,
+    engine: ServedEngine | Versions[ServedEngine] | None = None,
+    challenger: ChallengerConfig | None = None,
     config: StreamConfig | None = None,
     engine_config: EngineConfig | None = None,
     events: Source | Sequence[Source] | None = None,
@@ -49,7 +51,8 @@ def attach(
 ) -> Recommender:
     """Make a Faust app serve recommendations: its worker takes in events and requests, beside the app's own agents.
 
-    Give a `model` and its `catalog` (paths or loaded), or an `engine`. `events` is the application's own topic of
+    Give a `model` and its `catalog` (paths or loaded), or an `engine`. `challenger` is a second version to begin with;
+    `recommender.models` loads one while the app runs, promotes and drops it. `events` is the application's own topic of
     events (name or Faust topic) instead of `config.topics.events`; `event` turns one of its values, as an agent of
     that topic would get it, into a `UserEvent`, or None for one that is none of ours. It must be keyed by user id. With
     `repartition=True`, `events` may be any topics and channels, keyed by anything: they are converted and written
@@ -66,7 +69,7 @@ def attach(
         )
     metrics = metrics or Metrics()
     engine_config = engine_config or EngineConfig()
-    engine = engine or _load(model, catalog, config, engine_config)
+    engine = engine or Versions(_load(model, catalog, config, engine_config))
     sources = [] if events is None else [events] if isinstance(events, str | ChannelT) else list(events)
     decode_event: DecodeEvent | None = None
     if sources and not repartition:
@@ -75,7 +78,10 @@ def attach(
         decode_event = _decoder(_reader(app, sources[0] if sources else "", config), event)
 
     def make_setup() -> Setup:
-        return Setup(engine, connection_of(app), app.conf.id, config, engine_config, metrics, decode_event)
+        return Setup(
+            *(engine, connection_of(app), app.conf.id, config, engine_config, metrics, decode_event),
+            challenger=challenger,
+        )
 
     recommender = Recommender(config, metrics)
     driver = FaustDriver(app, recommender, make_setup)

@@ -35,8 +35,9 @@ class CatalogFeed:
     """Reads the only partition of the topic, without a group: to its end in `start`, then on and on in `run`.
 
     What comes and goes is applied as it is read. What must be merged is, on a thread of its own, one merge after the
-    other. An update that can't be read counts as a tombstone of its item: compaction leaves nothing of what the item
-    was before, so that a worker that starts later could not know it either.
+    other. An engine that does not serve yet (`serves`) has its updates applied on another thread than the device's.
+    An update that can't be read counts as a tombstone of its item: compaction leaves nothing of what the item was
+    before, so that a worker that starts later could not know it either.
     """
 
     def __init__(
@@ -47,13 +48,20 @@ class CatalogFeed:
         device: DeviceWorker,
         config: StreamConfig,
         metrics: Metrics,
+        *,
+        leads: Callable[[], bool] = lambda: True,
+        serves: bool = True,
     ) -> None:
+        """`leads`: whether the metrics are to tell of this one; of several there is one that does."""
+        self.serves = serves
+        """Whether batches of the engine may be under way. To be set before they are, and not while the feed reads."""
         self.position = 0
         """The offset behind the last update that is applied."""
         self._connection = connection
         self._partition = TopicPartition(topic, 0)
         self._engine = engine
         self._device = device
+        self._leads = leads
         self._max_message_bytes = config.max_message_bytes
         self._metrics = metrics
         self._consumer: AIOKafkaConsumer | None = None
@@ -106,7 +114,8 @@ class CatalogFeed:
         while True:
             if await self._read(consumer):
                 self._waiting.set()
-            self._metrics.catalog_behind.set(self.behind)
+            if self._leads():
+                self._metrics.catalog_behind.set(self.behind)
 
     async def _read(self, consumer: AIOKafkaConsumer) -> bool:
         """Apply the next updates; whether there were any."""
@@ -125,10 +134,14 @@ class CatalogFeed:
     async def _apply(self, records: Sequence[Any]) -> None:
         updates = [update for record in records if (update := self._update(record)) is not None]
         position = records[-1].offset + 1
-        await self._on_device(partial(self._engine.update_catalog, updates, position))
+        if self.serves:
+            await self._on_device(partial(self._engine.update_catalog, updates, position))
+        else:
+            await asyncio.to_thread(self._engine.update_catalog, updates, position)
         self.position = position
-        self._metrics.catalog_updates.inc(len(updates))
-        self._metrics.catalog_position.set(position)
+        if self._leads():
+            self._metrics.catalog_updates.inc(len(updates))
+            self._metrics.catalog_position.set(position)
 
     def _update(self, record: Any) -> CatalogUpdate | None:
         update, error = read_update(record, self._engine.codes, self._max_message_bytes)
@@ -168,7 +181,8 @@ class CatalogFeed:
         return took
 
     async def _on_device(self, action: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._device.between_batches(action))
+        run = self._device.between_batches if self.serves else self._device.call
+        return await asyncio.wrap_future(run(action))
 
 
 def read_update(

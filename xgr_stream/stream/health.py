@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -54,9 +54,17 @@ class Pages:
 
 
 @asynccontextmanager
-async def served(pages: Pages, host: str, port: int) -> AsyncIterator[None]:
-    """Serve the pages on this event loop while the context is entered. Raises `ConfigError` for a port in use."""
+async def served(
+    pages: Pages,
+    host: str,
+    port: int,
+    control: Mapping[str, Callable[[web.Request], Awaitable[web.Response]]] | None = None,
+) -> AsyncIterator[None]:
+    """Serve the pages on this event loop while the context is entered, and `control`, by HTTP method, on `/models`.
+    Raises `ConfigError` for a port in use."""
     app = web.Application()
+    for method, handler in (control or {}).items():
+        app.router.add_route(method, "/models", handler)
     for path, page in pages.by_path().items():
         app.router.add_get(path, _handler(page))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)

@@ -7,8 +7,10 @@ import asyncio
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import NotOwned
+from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.asking import Asking
+from xgr_stream.stream.models import Models
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
@@ -21,7 +23,8 @@ class Recommender(Asking):
         super().__init__(config.default_timeout_ms / 1000)
         self.config = config
         self.metrics = metrics
-        self._runtime: Runtime | None = None
+        self.runtime: Runtime | None = None
+        """None while the app does not run."""
         self._client: RecommendClient | None = None
         self._client_starting = asyncio.Lock()
 
@@ -36,23 +39,33 @@ class Recommender(Asking):
         timeout_ms = self.config.default_timeout_ms if request.timeout_ms is None else request.timeout_ms
         return await client.respond(request, timeout=timeout_ms / 1000)
 
+    @property
+    def models(self) -> Models:
+        """The models that this worker serves: load a second one, give it users, promote it."""
+        return self._running().models
+
+    @property
+    def history(self) -> HistoryStore:
+        """The histories of the users whose partitions are here, which all models read."""
+        return self._running().history
+
     # The driver's side
 
     def bind(self, runtime: Runtime) -> None:
         """Answer through this runtime from now on."""
-        self._runtime = runtime
+        self.runtime = runtime
 
     async def release(self) -> None:
         """The runtime is about to stop."""
-        self._runtime = None
+        self.runtime = None
         client, self._client = self._client, None
         if client is not None:
             await client.stop()
 
     def _running(self) -> Runtime:
-        if self._runtime is None:
+        if self.runtime is None:
             raise RuntimeError("the app must have started before its recommender is asked")
-        return self._runtime
+        return self.runtime
 
     async def _started_client(self, runtime: Runtime) -> RecommendClient:
         async with self._client_starting:

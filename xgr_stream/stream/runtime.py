@@ -12,15 +12,16 @@ from aiokafka import AIOKafkaProducer
 
 from xgr_stream.errors import DeviceLost
 from xgr_stream.scheduler.clock import Clock, SystemClock
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
-from xgr_stream.stream.catalog_feed import CatalogFeed
 from xgr_stream.stream.connection import stop_client
+from xgr_stream.stream.models import Models
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.publisher import Publisher
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.recovery import Recovery
-from xgr_stream.stream.setup import Setup
+from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.standby import Standby
 from xgr_stream.stream.topology import check_assignment, ensure_topics
@@ -66,14 +67,18 @@ class Runtime:
         self._on_opened = on_opened
         self._on_fenced = on_fenced
         self._loop: asyncio.AbstractEventLoop | None = None
+        engine = setup.engine
+        versions: Versions[ServedEngine] = engine if isinstance(engine, Versions) else Versions(engine)
+        self.history = versions.primary.history
+        """Of all versions."""
         self._device = DeviceWorker(
-            setup.engine, setup.engine_config, self.clock, setup.metrics, on_lost=self._on_device_lost
+            versions, setup.engine_config, self.clock, setup.metrics, on_lost=self._on_device_lost
         )
         self.processor = Processor(
             self._device,
-            setup.engine.history,
+            self.history,
             setup.config,
-            knows_item=setup.engine.knows_item,
+            knows_item=lambda item_id: versions.primary.knows_item(item_id),
             clock=self.clock,
             metrics=setup.metrics,
             decode_event=setup.decode_event,
@@ -95,9 +100,7 @@ class Runtime:
         self._snapshots: Snapshots | None = None
         self._snapshotting: asyncio.Task[None] | None = None
         self._standby: Standby | None = None
-        self._catalog = CatalogFeed(
-            setup.connection, self.topics.catalog, setup.engine, self._device, setup.config, setup.metrics
-        )
+        self.models = Models(setup, versions, self._device, self.fail)
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
     @property
@@ -119,7 +122,7 @@ class Runtime:
                 setup.connection,
                 producer,
                 self.processor,
-                setup.engine.history,
+                self.history,
                 topic=self.topics.changelog,
                 metrics=setup.metrics,
             )
@@ -127,7 +130,7 @@ class Runtime:
         if setup.config.standby_bytes:
             self._standby = Standby(
                 setup.connection,
-                setup.engine.history,
+                self.history,
                 topic=self.topics.changelog,
                 num_partitions=self.num_partitions,
                 max_bytes=setup.config.standby_bytes,
@@ -146,8 +149,8 @@ class Runtime:
             standby=self._standby,
         )
         self._device.start()
-        await self._catalog.start()  # nothing is served from a catalog of yesterday
-        self._run(self._catalog.run(), "xgr-catalog")
+        await self.models.start()  # nothing is served from a catalog of yesterday
+        self.models.follow()
         self._run(self._publisher.run(), "xgr-publisher")
         self._run(self._report_regularly(), "xgr-report")
         self._started = True
@@ -307,7 +310,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.processor.revoke(self.processor.assigned)
-        ends: list[Coroutine[Any, Any, object]] = [asyncio.to_thread(self._device.stop, GRACE_S), self._catalog.stop()]
+        ends: list[Coroutine[Any, Any, object]] = [asyncio.to_thread(self._device.stop, GRACE_S), self.models.stop()]
         if self._snapshots is not None:
             ends.append(self._snapshots.stop())
         if self._transactions is not None:
@@ -388,7 +391,9 @@ class Runtime:
             "partitions": sorted(self.assigned),
             "restoring": restoring,
             "resting": dict(self._resting),
-            "catalog": {"position": self._catalog.position, "behind": self._catalog.behind},
+            "catalog": dict(self.models.catalog),
+            "models": self.models.status(),
+            "model_error": self.models.error,
             "misplaced_records": misplaced,
         }
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.config import ChallengerConfig, EngineConfig, StreamConfig
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.ports import DeviceEngine
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.ingest import DecodeEvent
 from xgr_stream.types import CatalogUpdate
@@ -58,15 +59,29 @@ class ServedEngine(DeviceEngine, Protocol):
         """What merges the items that wait for it; None: there are none."""
         ...
 
+    def preparing(self) -> Iterator[None]:
+        """On the device thread, before it serves: each step prepares a part, with batches of others in between."""
+        ...
+
+    def close(self) -> None:
+        """On the device thread, when it is let go: wait for what is under way."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is made of. `decode_event` reads the application's own event records (None: our protocol)."""
+    """What a worker is made of. `decode_event` reads the application's own event records (None: our protocol).
 
-    engine: ServedEngine
+    `engine` as `Versions`: whoever made it keeps no other reference to what is served, so that a model's memory is free
+    once another has taken its place.
+    """
+
+    engine: ServedEngine | Versions[ServedEngine]
     connection: Connection
     group_id: str
     config: StreamConfig
     engine_config: EngineConfig
     metrics: Metrics
     decode_event: DecodeEvent | None = None
+    challenger: ChallengerConfig | None = None
+    """To be loaded before the worker serves. If it can't be, the worker serves without."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -71,7 +71,7 @@ class NullEngine:
         """`history`: where the views come from. `version`: what its responses name as their model."""
         self.history = history or HistoryStore()
         self.before_answer: Callable[[Work], None] | None = None
-        self._version = version
+        self.version = version
         self._catalog_version = "null"
         self._gone: set[str] = set()
         self._num_items = num_items
@@ -103,6 +103,13 @@ class NullEngine:
     def forget(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:
             self._resident_events -= self._resident.pop(user_id, 0)
+
+    def preparing(self) -> Iterator[None]:
+        """It has nothing to prepare."""
+        return iter(())
+
+    def close(self) -> None:
+        """Nothing is under way between two calls."""
 
     def stats(self) -> NullStats:
         used = self._resident_events * TOKENS_PER_EVENT * BYTES_PER_TOKEN
@@ -146,7 +153,7 @@ class NullEngine:
             items,
             event_count=event_count,
             event_offset=event_offset,
-            model_version=self._version,
+            model_version=self.version,
             catalog_version=self._catalog_version,
             cache=cache,
             stages_ms={"append": 0.0, "decode": 0.0},
