@@ -113,7 +113,7 @@ def _delta(number: int, offset: int, item: str = "item-39", action: str | None =
 
 
 def _worse(response: RecommendResponse) -> RecommendResponse:
-    return replace(response, items=(replace(response.items[0], score=-99.0), *response.items[1:]))
+    return replace(response, items=(response.items[0]._replace(score=-99.0), *response.items[1:]))
 
 
 def _lose_the_last_delta(run: Run) -> None:
