@@ -79,17 +79,18 @@ class Answers:
         """One response per job, all of one decode: arrays are looked at for all of them together. `beams`: in each
         job's rows the missing ones, of leaf -1, come last."""
         tops = self._tops(jobs, beams)
-        leaves, scores = (np.concatenate([of[top] for top in tops]) for of in (beams.leaves, beams.scores))
+        leaves, scores = (_joined([of[top] for top in tops]) for of in (beams.leaves, beams.scores))
         positions, rows = self._catalog.items_at(leaves)
         offsets = list(accumulate((top.stop - top.start for top in tops), initial=0))
-        allowed = _allowed(jobs, rows, np.searchsorted(positions, offsets).tolist())
+        cuts = _cuts(positions, offsets)
+        allowed = _allowed(jobs, rows, cuts)
         if not allowed.all():
             positions, rows = positions[allowed], rows[allowed]
+            cuts = _cuts(positions, offsets)
         # Leaves without an item that may be returned are those that the catalog does not confirm.
         self._counters.invalid_items += len(leaves) - len(set(positions.tolist()))
         ranked = scores[positions]
         items = self._items(rows, ranked)
-        cuts = np.searchsorted(positions, offsets).tolist()
         responses = []
         for job, prefix, state, top, (first, last) in zip(jobs, prefixes, states, tops, pairwise(cuts), strict=True):
             if top.start == top.stop:
@@ -235,6 +236,18 @@ class Answers:
         ids, sids = self._catalog.item_ids, self._catalog.sids[rows].tolist()
         named = zip([ids[row] for row in rows.tolist()], scores.tolist(), map(tuple, sids), strict=True)
         return tuple(map(Recommendation._make, named))
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _cuts(positions: NDArray[np.int32], offsets: Sequence[int]) -> Sequence[int]:
+    """Where among these places, ascending and each below offsets[-1], those from each of `offsets` on begin."""
+    if len(offsets) == 2:
+        return [0, len(positions)]
+    cuts: list[int] = np.searchsorted(positions, offsets).tolist()
+    return cuts
 
 
 def _allowed(jobs: Sequence[Job], rows: NDArray[np.int32], cuts: Sequence[int]) -> NDArray[np.bool_]:

@@ -51,7 +51,7 @@ def beam_select(
     alive = scores > -torch.inf
     at = nodes.clamp(min=0)
     first_child = child_starts.index_select(0, at)
-    num_children = (child_starts.index_select(0, at + 1) - first_child) * alive
+    num_children = child_starts[1:].index_select(0, at).sub_(first_child).mul_(alive)
     # In this order the children come sorted by node, too, request by request.
     by_node = (at if request_of is None else request_of * child_starts.shape[0] + at).argsort()
     masks = mask_index.tolist()
@@ -72,12 +72,16 @@ def beam_select(
     def legal_children(children: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row, node and score [legal] of the legal ones of the rows' `children` [rows], `total` together; the scores
         lack the offset where the normalizer is not known yet."""
-        counts = children.index_select(0, by_node)
-        ends = counts.cumsum(0, dtype=torch.int32)
-        place = torch.arange(total, dtype=torch.int32, device=ends.device)
-        parent = torch.searchsorted(ends, place, right=True, out_int32=True)  # repeat_interleave takes twice as long
-        row = by_node.index_select(0, parent)
-        node = (first_child.index_select(0, by_node) + counts).sub_(ends).index_select(0, parent).add_(place)
+        place = torch.arange(total, dtype=torch.int32, device=children.device)
+        if rows == 1:
+            row, node = torch.zeros_like(place, dtype=torch.int64), place + first_child
+        else:
+            ends = children.index_select(0, by_node).cumsum(0, dtype=torch.int32)
+            parent = torch.searchsorted(ends, place, right=True, out_int32=True)  # repeat_interleave: twice as long
+            row = by_node.index_select(0, parent)
+            # A row's children lie where its first one does, as far behind as the place behind those of the rows before.
+            behind = (first_child + children).index_select(0, by_node).sub_(ends)
+            node = behind.index_select(0, parent).add_(place)
         if request_of is None or masks.count(masks[0]) == requests:
             legal = node_masks[masks[0]].index_select(0, node)
         else:
@@ -91,9 +95,9 @@ def beam_select(
         if not legal.all():
             kept = legal.nonzero()[:, 0]
             row, node = row.index_select(0, kept), node.index_select(0, kept)
-        logit = logits.take(row * codes + child_codes.index_select(0, node))
-        return row, node, logit.add_(offset.index_select(0, row)) if normalised else logit
+        return row, node, scored.take(torch.add(child_codes.index_select(0, node), row, alpha=codes))
 
+    scored = logits + offset[:, None] if normalised else logits
     scanned, total = alive, int(num_children.sum())
     # Without a normalizer yet, it takes every legal child: nothing is left to spare.
     if early_stop and normalised and total > FEW * out:
