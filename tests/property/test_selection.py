@@ -105,7 +105,7 @@ def test_caps_and_thresholds_equal_a_greedy_choice_of_the_beams(data: st.DataObj
         assume(all(b - a > 2 * EPSILON for a, b in pairwise(scores)))  # a greedy choice depends on the order
         expected = greedy(beams, k, caps, min_score, oracle.tags_of)
         cut = min_score is not None and beams[-1].score < min_score
-        complete = leaves < width or leaves == len(set(oracle.sid_of.values()))
+        complete = leaves < width or width == leaves == len(set(oracle.sid_of.values()))
         if len(expected) == k or complete or cut or width >= widest:
             break
         width = min(WIDER * width, widest)
