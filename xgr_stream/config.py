@@ -50,9 +50,26 @@ class CacheConfig:
     budget_bytes: int = 512 * MIB
     page_size: int = 64
     """Tokens per page."""
+    host_bytes: int = 0
+    """Host memory for prefixes that the budget has no room for, allocated at start and pinned; 0: they are dropped."""
+    file_bytes: int = 0
+    """Size of a local file for those that host memory has no room for, taken at start; 0: they are dropped."""
+    file_directory: str | None = None
+    """Where that file is, on a fast local disk. It has no name, and is gone with the process."""
 
     def __post_init__(self) -> None:
         _at_least("budget_bytes", self.budget_bytes, 1)
+        _at_least("host_bytes", self.host_bytes, 0)
+        _at_least("file_bytes", self.file_bytes, 0)
+        if self.file_bytes and not self.host_bytes:
+            raise ConfigError(f"file_bytes must be 0 without host_bytes, which it is behind, not {self.file_bytes!r}")
+        if not isinstance(self.file_directory, (str, type(None))) or self.file_directory == "":
+            raise ConfigError(f"file_directory must be the path of a directory or None, not {self.file_directory!r}")
+        if bool(self.file_bytes) != (self.file_directory is not None):
+            raise ConfigError(
+                f"file_bytes and file_directory must be given together, not {self.file_bytes!r} and "
+                f"{self.file_directory!r}"
+            )
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, not {self.page_size!r}")
 

@@ -74,6 +74,20 @@ class Metrics:
         )
         self.users_warm = self._gauge("users_warm", "Users whose prefix is resident.")
         self.cache_bytes = self._gauge("cache_bytes", "Prefix cache, used and budget.", "kind")
+        self.tier_users = self._gauge("tier_users", "Users whose prefix is in this tier and not on the device.", "tier")
+        self.tier_bytes = self._gauge("tier_bytes", "Memory behind the prefix cache, used and budget.", "tier", "kind")
+        self.tier_moves = self._counter(
+            "tier_moves", "Prefixes copied to host memory (out) and back to the device (in).", "direction"
+        )
+        self.tier_moved_bytes = self._counter("tier_moved_bytes", "Bytes of these copies.", "direction")
+        self.tier_move_seconds = self._counter("tier_move_seconds", "Time of these copies.", "direction")
+        self.tier_recomputed = self._counter(
+            "tier_recomputed", "Prefixes computed anew though host memory had a copy, since that is faster."
+        )
+        self.tier_dropped = self._counter("tier_dropped", "Copies that had to go from host memory, to nowhere.")
+        self.tier_file_failures = self._counter(
+            "tier_file_failures", "Copies lost to errors of the file; their users are computed anew."
+        )
         self.beams_dead = self._counter(
             "beams_dead", "Beams left unfilled: the filters, or a small catalog, had fewer legal items than the beam."
         )

@@ -36,6 +36,8 @@ class CacheState(StrEnum):
     """Prefix KV of every event was resident; nothing but the beam decode ran."""
     APPENDED = "appended"
     """The prefix was resident but some events were still to append."""
+    HOST = "host"
+    """The prefix was brought back from host memory for this request; events that it lacked were appended."""
     COLD = "cold"
     """The whole context was prefilled for this request."""
     NONE = "none"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from xgr_stream.cache.host_tier import Demotion, HostTier
 from xgr_stream.cache.pool import PagePool
 from xgr_stream.cache.prefix import Draft, UserPrefix
 from xgr_stream.cache.references import IntArray, ReferenceCounts
+from xgr_stream.cache.worth import Worth, WorthQueue
 from xgr_stream.errors import EngineError
 
 _T = TypeVar("_T")
@@ -23,14 +24,24 @@ _T = TypeVar("_T")
 class PrefixCache:
     """User → `UserPrefix`, at most as many as the pool's pages hold. Used by one thread.
 
-    Eviction is GreedyDual: a user's worth is what a page of theirs would cost to compute again, plus the worth at
-    which the last user was evicted when they were last seen. So the costly stay longer, and nobody stays for ever;
-    no clock is needed, and equal histories of calls evict equal users.
+    Who makes room is decided by `worth`, a page's share of what it would cost to have the prefix again. With a `host`
+    tier, the next to be turned out are named ahead of need (`next_leaving`), so that copies of them can be made
+    before their pages are wanted: to turn them out then costs nothing and waits for nothing.
     """
 
-    def __init__(self, pool: PagePool, hidden_size: int, *, rebuild_cost: Callable[[int], float]) -> None:
-        """`rebuild_cost(num_tokens)`: what prefilling that many tokens costs, in any unit."""
+    def __init__(
+        self,
+        pool: PagePool,
+        hidden_size: int,
+        *,
+        worth: Worth,
+        restore_cost: Callable[[int, int], float],
+    ) -> None:
+        """`restore_cost(num_tokens, copied_tokens)`: what it costs to have a prefix of so many tokens again, of which
+        so many are in a lower tier; above 0, in any unit."""
         self.pool = pool
+        self.host: HostTier | None = None
+        """Where copies of prefixes are; to be set before there are any prefixes."""
         # A user has at least one page and one slot, and at most one more slot while their next prefix is drafted; a
         # fork has a page and a slot of its own.
         self._slots = ReferenceCounts("hidden slots", 2 * pool.num_pages)
@@ -41,14 +52,13 @@ class PrefixCache:
         self.num_evicted = 0
         self.settle: Callable[[], None] = lambda: None
         """Called when pins keep a draft from its memory: returns once those that end by themselves have ended."""
-        self._rebuild_cost = rebuild_cost
+        self.worth = worth
+        self._restore_cost = restore_cost
         self._prefixes: dict[str, UserPrefix] = {}
-        self._worth: dict[str, float] = {}
-        # A heap with one entry per user, at a worth they had once: a popped entry that is outdated goes back in, one
-        # of a user who was dropped goes away.
-        self._queue: list[tuple[float, str]] = []
-        self._queued: set[str] = set()
-        self._level = 0.0
+        self._queue = WorthQueue()
+        self._leaving: dict[str, None] = {}
+        """The next to be turned out, in order; the rest is queued."""
+        self._leaving_pages = 0
         self._pins: Counter[UserPrefix] = Counter()
         self._lingering: set[UserPrefix] = set()
         self._pinned_users: Counter[str] = Counter()
@@ -73,9 +83,59 @@ class PrefixCache:
 
     def touch(self, user_id: str) -> UserPrefix:
         """The user's prefix; they were seen, so their worth counts from now."""
-        prefix = self._prefixes[user_id]
-        self._worth[user_id] = self._level + self._rebuild_cost(prefix.num_tokens) / len(prefix.pages)
-        return prefix
+        self.worth.seen(user_id)
+        self._stay(user_id)
+        return self._prefixes[user_id]
+
+    def would_keep(self, user_id: str, num_tokens: int, kv_tokens: int) -> bool:
+        """Whether a prefix that is brought back from the host tier finds room at hand, without waiting for anything,
+        and is worth more than those who would go for it."""
+        pages, at_hand = self.pool.pages_for(kv_tokens), self.pool.num_free
+        worth = self.worth.of(user_id, self._restore_cost(num_tokens, num_tokens) / pages)
+        for other in self._leaving:
+            if at_hand >= pages:
+                break
+            if other not in self._pinned_users:
+                prefix = self._prefixes[other]
+                if self._worth_of(prefix) >= worth:
+                    return False
+                at_hand += len(prefix.pages)
+        return at_hand >= pages and bool(self._slots.num_free)
+
+    @property
+    def pages_at_hand(self) -> int:
+        """Pages that are free, or whose users are among the next to be turned out."""
+        return self.pool.num_free + self._leaving_pages
+
+    def next_leaving(self) -> UserPrefix | None:
+        """Of the users who are not pinned, the least worthy, from now on among the next to be turned out unless they
+        are seen before. None: there are no others."""
+        spared = []
+        found = None
+        while found is None and (entry := self._queue.pop()) is not None:
+            worth, user_id = entry
+            if user_id in self._pinned_users:
+                spared.append(entry)
+            else:
+                found = self._prefixes[user_id]
+                self._leaving[user_id] = None
+                self._leaving_pages += len(found.pages)
+                if self.host is not None:
+                    self.host.leaving(user_id)
+        for worth, user_id in spared:
+            self._queue.put(user_id, worth)
+        return found
+
+    def copies_ahead(self, reserve_pages: int, worth_copying: Callable[[int], bool]) -> Iterator[Demotion]:
+        """Copies to be made of the next to be turned out, until so many pages are at hand. `worth_copying(num_tokens)`:
+        of the others no copy is made."""
+        while self.host is not None and self.pages_at_hand < reserve_pages:
+            prefix = self.next_leaving()
+            if prefix is None:
+                return
+            demotion = self.host.begin(prefix) if worth_copying(prefix.num_tokens) else None
+            if demotion is not None:
+                yield demotion
 
     def draft(self, base: UserPrefix | None, kv_tokens: int) -> Draft:
         """Memory for a prefix of `kv_tokens` tokens that begins like `base`, whose pages it shares; others are
@@ -106,16 +166,19 @@ class PrefixCache:
         self._drafts += 1
         return Draft(np.concatenate((shared, fresh)), self._slots.allocate(1))
 
-    def publish(self, prefix: UserPrefix) -> None:
-        """Make a drafted prefix the user's; it replaces the one that they had."""
-        old = self._prefixes.get(prefix.user_id)
-        self._prefixes[prefix.user_id] = prefix
+    def publish(self, prefix: UserPrefix, *, restored: bool = False) -> None:
+        """Make a drafted prefix the user's; it replaces the one that they had. `restored`: it is the copy in the host
+        tier, of which any other that does not go on from the user's prefix makes an end."""
+        user_id = prefix.user_id
+        old = self._prefixes.get(user_id)
+        if self.host is not None and not restored and (old is None or old.pages[0] != prefix.pages[0]):
+            self.host.discard(user_id)
+        self._forget_place(user_id)
+        self._prefixes[user_id] = prefix
         self._drafts -= 1
-        self.touch(prefix.user_id)
+        self._stay(user_id)
         if old is not None:
             self._release(old)
-        if prefix.user_id not in self._queued:
-            self._enqueue(prefix.user_id)
 
     def renumber(self, user_id: str, event_count: int, event_offset: int, items: IntArray) -> UserPrefix:
         """The user's prefix covers further events, which brought no tokens; `items` of all that are kept. Returns the
@@ -129,6 +192,10 @@ class PrefixCache:
             self._lingering.add(old)
         return prefix
 
+    def evict(self, user_id: str) -> None:
+        """Turn this user out, who is not pinned; a copy of theirs stays in the host tier."""
+        self._evict(user_id, self._worth_of(self._prefixes[user_id]))
+
     def abandon(self, draft: Draft) -> None:
         """Give back a draft that will not be published."""
         self.pool.release(draft.pages)
@@ -136,16 +203,13 @@ class PrefixCache:
         self._drafts -= 1
 
     def drop(self, user_ids: Iterable[str]) -> None:
-        """Forget these users' prefixes; memory that a pin holds is free when the pin goes."""
+        """Forget these users, in lower tiers too; memory that a pin holds is free when the pin goes."""
         for user_id in user_ids:
-            prefix = self._prefixes.pop(user_id, None)
-            if prefix is not None:
-                self._release(prefix)
-                del self._worth[user_id]
-        if len(self._queue) > 2 * len(self._prefixes) + 64:
-            self._queue = [(worth, user_id) for user_id, worth in self._worth.items()]
-            self._queued = set(self._worth)
-            heapq.heapify(self._queue)
+            if user_id in self._prefixes:
+                self._release(self._take(user_id))
+            self.worth.forget(user_id)
+            if self.host is not None:
+                self.host.discard(user_id)
 
     @contextmanager
     def pinned(self, prefixes: Sequence[UserPrefix]) -> Iterator[None]:
@@ -181,48 +245,72 @@ class PrefixCache:
         self.pool.release(prefix.pages)
         self._slots.release(prefix.hidden_slot)
 
-    def _enqueue(self, user_id: str) -> None:
-        heapq.heappush(self._queue, (self._worth[user_id], user_id))
-        self._queued.add(user_id)
+    def _stay(self, user_id: str) -> None:
+        """Queue the user with what they are worth now."""
+        self._forget_place(user_id)
+        if self.host is not None:
+            self.host.arrived(user_id)
+        self._queue.put(user_id, self._worth_of(self._prefixes[user_id]))
+
+    def _worth_of(self, prefix: UserPrefix) -> float:
+        copy = None if self.host is None else self.host.get(prefix.user_id)
+        cost = self._restore_cost(prefix.num_tokens, 0 if copy is None else copy.prefix.num_tokens)
+        return self.worth.of(prefix.user_id, cost / len(prefix.pages))
+
+    def _forget_place(self, user_id: str) -> None:
+        """The user is no longer among the next to be turned out."""
+        if user_id in self._leaving:
+            del self._leaving[user_id]
+            self._leaving_pages -= len(self._prefixes[user_id].pages)
+
+    def _take(self, user_id: str) -> UserPrefix:
+        """The user's prefix, no longer theirs."""
+        self._forget_place(user_id)
+        self._queue.remove(user_id)
+        return self._prefixes.pop(user_id)
 
     def _make_room(self, num_pages: int) -> None:
         """Evict until `num_pages` pages are free; if pinned users are in the way, once more when work under way, which
         holds snapshots' pages and slots, is done."""
-        self._evict(num_pages)
+        self._evict_until(num_pages)
         if self.pool.num_free < num_pages or not self._slots.num_free:
             self.settle()
-            self._evict(num_pages)
+            self._evict_until(num_pages)
 
-    def _evict(self, num_pages: int) -> None:
+    def _evict_until(self, num_pages: int) -> None:
         """Evict until `num_pages` pages are free or nobody but pinned users is left."""
+        for user_id in [*self._leaving] if self.pool.num_free < num_pages else ():
+            if self.pool.num_free >= num_pages:
+                return
+            if user_id not in self._pinned_users:
+                self._evict(user_id, self._worth_of(self._prefixes[user_id]))
         spared = []
-        while self.pool.num_free < num_pages and self._queue:
-            entry_worth, user_id = heapq.heappop(self._queue)
-            self._queued.remove(user_id)
-            worth = self._worth.get(user_id)
-            if worth is None:
-                continue
-            if worth > entry_worth:
-                self._enqueue(user_id)
-            elif user_id in self._pinned_users:
-                spared.append(user_id)
+        while self.pool.num_free < num_pages and (entry := self._queue.pop()) is not None:
+            worth, user_id = entry
+            if user_id in self._pinned_users:
+                spared.append(entry)
             else:
-                self._level = max(self._level, worth)
-                self._release(self._prefixes.pop(user_id))
-                del self._worth[user_id]
-                self.num_evicted += 1
-        for user_id in spared:
-            self._enqueue(user_id)
+                self._evict(user_id, worth)
+        for worth, user_id in spared:
+            self._queue.put(user_id, worth)
+
+    def _evict(self, user_id: str, worth: float) -> None:
+        self.worth.evicted(worth)
+        self._release(self._take(user_id))
+        self.num_evicted += 1
+        if self.host is not None:
+            self.host.left(user_id)
 
     def check_integrity(self) -> None:
         """Raise `EngineError` unless pages, slots and the eviction queue agree with the prefixes and pins. Call
         between batches, when no draft is open."""
         if self._drafts:
             raise EngineError(f"{self._drafts} drafts were neither published nor abandoned")
-        if sorted(user_id for _, user_id in self._queue) != sorted(self._queued):
-            raise EngineError("the eviction queue names a user twice")
-        if not self._queued >= set(self._prefixes) == set(self._worth):
-            raise EngineError("a resident user is missing from the eviction queue, or a dropped one has a worth")
+        queued = self._queue.users()
+        if sorted((*queued, *self._leaving)) != sorted(self._prefixes):
+            raise EngineError("a resident user is missing from the eviction queue, or another is in it")
+        if self._leaving_pages != sum(len(self._prefixes[user_id].pages) for user_id in self._leaving):
+            raise EngineError(f"{self._leaving_pages} pages are counted of those who leave next, and they have others")
         page_holders = np.zeros(self.pool.num_pages, dtype=np.int32)
         slot_holders = np.zeros(self._slots.size, dtype=np.int32)
         for prefix in (*self._prefixes.values(), *self._lingering):
@@ -232,6 +320,8 @@ class PrefixCache:
             slot_holders[prefix.hidden_slot] += 1
         self.pool.check_integrity(page_holders)
         self._slots.check_integrity(slot_holders)
+        if self.host is not None:
+            self.host.check_integrity(self._prefixes)
 
 
 def _decrement(counter: Counter[_T], key: _T) -> None:

@@ -14,6 +14,7 @@ BENCHES = {
     "kernels": "Each kernel: its result checked, then timed.",
     "overlap": "Warm requests while appends are running, against requests alone.",
     "stream": "Events and requests by the clock, through a broker or in process: latency against load until it breaks.",
+    "tiers": "Users who outnumber the device's memory, simulated: who is served warm, and what a request costs.",
     "wakeup": "How late the device thread is woken while the event loop computes all the time.",
     "profile": "Where the time of a warm batch goes on the GPU; a trace; allocations.",
     "rebalance": "Requests while a second worker joins, then leaves.",

@@ -60,6 +60,9 @@ SESSION_TIMEOUT_S = 10.0
     "--beam-width", default=64, type=click.IntRange(1, MAX_BEAM_WIDTH), help="Beams of a request that names none."
 )
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="Host memory behind it (0: none).")
+@click.option("--file-cache-mib", default=0, type=click.IntRange(0), help="A local file behind that (0: none).")
+@click.option("--file-cache-dir", type=click.Path(exists=True, file_okay=False), help="Where that file is.")
 @challenger_options
 @click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz, /readyz and /models.")
 @click.option("--web-port", default=9464, type=click.IntRange(1, 65_535), help="Its port.")
@@ -91,6 +94,9 @@ def worker(
     device: str,
     beam_width: int,
     cache_mib: int,
+    host_cache_mib: int,
+    file_cache_mib: int,
+    file_cache_dir: str | None,
     challenger: ChallengerConfig | None,
     web_host: str,
     web_port: int,
@@ -125,7 +131,13 @@ def worker(
         standby_bytes=standby_mib * MIB,
         transactions=TransactionConfig(commit_interval_ms=commit_interval) if transactional else None,
     )
-    engine_config = EngineConfig(device=device, beam_width=beam_width, cache=CacheConfig(budget_bytes=cache_mib * MIB))
+    cache = CacheConfig(
+        budget_bytes=cache_mib * MIB,
+        host_bytes=host_cache_mib * MIB,
+        file_bytes=file_cache_mib * MIB,
+        file_directory=file_cache_dir,
+    )
+    engine_config = EngineConfig(device=device, beam_width=beam_width, cache=cache)
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
     engine.prepare()
     setup = Setup(Versions(engine), connection, group, config, engine_config, Metrics(), challenger=challenger)

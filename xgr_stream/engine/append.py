@@ -182,6 +182,7 @@ class Appender:
         last_plan = plan_append_attention(wanted_starts, kv_lengths, tokens=len(wanted), **sizes)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
+            self._lane.await_layer(layer)
             k_pages, v_pages = pool.k[layer], pool.v[layer]
             q = kv_write(
                 q,

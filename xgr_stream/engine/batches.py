@@ -91,6 +91,7 @@ class Batches:
                 if group.jobs:
                     with self._work.decode_lane.current():
                         pending.add(self._begin_group(group))
+        self._work.tend()
         return pending
 
     def _job(self, index: int, request: RecommendRequest) -> Job:
@@ -168,6 +169,7 @@ class Batches:
         self, prefixes: Sequence[UserPrefix], tails: Sequence[TokenArray | None], unpin: Callable[[], None]
     ) -> tuple[list[UserPrefix], Callable[[], None]]:
         """The prefixes with these tails, and what gives back the memory of both."""
+        self._work.decode_lane.await_layers()  # a fork copies a page of all layers
         with ExitStack() as stack:
             ends = stack.enter_context(self._tails.forked(prefixes, tails))
             forks = stack.pop_all()
@@ -181,6 +183,7 @@ class Batches:
     def _begin_beams(self, jobs: Sequence[Job], ends: Sequence[UserPrefix]) -> PendingBeams:
         """Jobs that all search, all draw or all score, after the ends of their contexts."""
         if jobs[0].candidates is not None:
+            self._work.decode_lane.await_layers()
             leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
             return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
         explorers = [] if jobs[0].request.temperature is None else [job.request for job in jobs]

@@ -28,6 +28,7 @@ from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, starts_of
 from xgr_stream.engine.suffix import Suffix
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
+from xgr_stream.model.decoder import Attend
 from xgr_stream.model.layers import Style
 from xgr_stream.types import RecommendRequest
 
@@ -201,6 +202,7 @@ class BeamDecoder:
             inputs["row_starts"].unbind(),
             inputs["emptied_starts"].unbind(),
         )
+        self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
         scores = torch.zeros(shape.requests, device=self._device)
         nodes = torch.zeros(shape.requests, dtype=torch.int32, device=self._device)
@@ -251,8 +253,17 @@ class BeamDecoder:
                 row_starts[level + 1],
                 each_alone=not self._switches.staged_attention,
             )
-            hidden = self._decoder.layers(descent.hidden, attend, style=style)
+            hidden = self._decoder.layers(descent.hidden, self._awaiting(attend), style=style)
         return selection
+
+    def _awaiting(self, attend: Attend) -> Attend:
+        """`attend`, each layer once it is there."""
+
+        def attend_layer(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
+            self._lane.await_layer(layer)
+            return attend(layer, q, k, v, **scaling)
+
+        return attend_layer
 
     def _logits(self, hidden: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
         """The level's [rows, codes] and, for scores over the whole vocabulary, their log-normalizer [rows]."""

@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 
-from xgr_stream.cache import PrefixCache
+from xgr_stream.cache import DecayedRate, PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.config import EngineConfig, HistoryConfig
 from xgr_stream.engine.batches import Batches, newest
@@ -25,10 +25,20 @@ from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
+from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.engine.scoring import CandidateScorer
-from xgr_stream.engine.sizing import check_history, default_window, keep_freed_memory, page_pool, prefill_operations
+from xgr_stream.engine.sizing import (
+    check_history,
+    default_window,
+    host_tier,
+    keep_freed_memory,
+    page_pool,
+    prefill_operations,
+    rate_half_life,
+)
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
+from xgr_stream.engine.tiers import TierStats, tier_stats
 from xgr_stream.engine.work import Work
 from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
 from xgr_stream.history import HistoryStore, HistoryView
@@ -78,6 +88,8 @@ class EngineStats:
     tokens_appended: int
     beams_dead: int
     invalid_items: int
+    tiers: TierStats | None
+    """Of what is behind the device's memory; None: there is nothing."""
 
 
 class Engine:
@@ -111,14 +123,17 @@ class Engine:
         self.history = history
         if model.decoder.device.type == "cpu":
             keep_freed_memory()
-        self.cache = PrefixCache(
-            page_pool(model, config.cache, self.window),
-            model.config.hidden_size,
-            rebuild_cost=lambda tokens: prefill_operations(model.config, tokens),
+        pool = page_pool(model, config.cache, self.window)
+        costs = RestoreCosts(
+            lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size
         )
+        worth = DecayedRate(rate_half_life(model, pool, self.window))
+        self.cache = PrefixCache(pool, model.config.hidden_size, worth=worth, restore_cost=costs.restore)
+        self.cache.host = host_tier(model, config.cache, self.window, self.cache, costs.rebuild)
+        self._costs = costs
         longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS
         page_columns = self.cache.pool.pages_for(longest)
-        self._work = Work(model, self.cache, config, switches, page_columns=page_columns)
+        self._work = Work(model, self.cache, config, switches, costs, page_columns=page_columns)
         lane = self._work.decode_lane
         self._decoder = BeamDecoder(model, self.cache, self.normalizer, lane, switches, page_columns=page_columns)
         self._batches = Batches(
@@ -171,7 +186,7 @@ class Engine:
         key = f"{self.model.version}/{catalog.base_version}"
         if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
             key += f"/{next(_retokenised)}"
-        self._prefixes = PrefixBuilder(self.cache, self._reader, key)
+        self._prefixes = PrefixBuilder(self.cache, self._reader, key, self._costs)
         self._batches.use(catalog, self._prefixes, self._reader, self._legality)
         if self.cache.hidden.is_cuda:
             # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
@@ -320,7 +335,9 @@ class Engine:
         """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
         it returns while the last of them is under way."""
         before = self._work.tokens_appended
-        waiting = deque(newest(views).values())
+        host = self.cache.host
+        # Whose copy is being read from the file is served sooner with it than computed anew.
+        waiting = deque(v for v in newest(views).values() if host is None or not host.is_coming(v.user_id))
         users = 0
         work = self._work
         begun = work.append_lane.mark()
@@ -340,8 +357,39 @@ class Engine:
                 prefixes = work.run(self._prefixes, plans, work.appender)
                 work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
             users += len(plans)
+        work.tend()
         tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
+
+    @torch.inference_mode()
+    def expect(self, views: Sequence[HistoryView]) -> None:
+        """These users have had events, so their requests may be near, whether or not they are warmed before: start to
+        bring back those who are in a lower tier and are worth it. Without lower tiers it does nothing."""
+        cache, host = self.cache, self.cache.host
+        if host is None:
+            return
+        for user_id, view in newest(views).items():
+            if user_id in cache:
+                continue
+            cache.worth.seen(user_id)
+            host.touch(user_id)
+            copy = self._prefixes.copy_of(view)
+            if copy is None:
+                host.fetch(user_id)
+                continue
+            prefix = copy.prefix
+            if self._work.may_promote and cache.would_keep(user_id, prefix.num_tokens, prefix.kv_tokens):
+                self._work.promote(copy)
+        self._work.tend()
+
+    @torch.inference_mode()
+    def demote(self, user_ids: Iterable[str]) -> None:
+        """Turn these users out of the device now, to host memory if that is there and has room for them. For tests and
+        measurements: otherwise it happens by itself."""
+        self._work.settle()
+        for user_id in user_ids:
+            if user_id in self.cache:
+                self._work.demote(user_id)
 
     def prepare(self) -> None:
         """On CUDA, capture the graphs of the usual sizes, which would otherwise be captured when first needed and hold
@@ -360,7 +408,7 @@ class Engine:
     def close(self) -> None:
         """Wait for what is under way, so that the engine's memory may be given to others. Nothing is to be asked of it
         any more."""
-        self._work.settle()
+        self._work.settle_file()
 
     @property
     def last_scanned(self) -> list[tuple[int, int]]:
@@ -369,14 +417,15 @@ class Engine:
         return [(int(scanned.sum()), int((scores > -torch.inf).sum())) for scanned, scores in self._decoder.scanned]
 
     def pending_tokens(self, view: HistoryView) -> int:
-        """Tokens that warming this user up to `view` computes, at most. Safe to call from any thread."""
+        """Tokens that warming this user up to `view` computes, at most; a copy that is brought back from a lower tier
+        counts as the tokens that could be computed meanwhile. Safe to call from any thread."""
         return self._prefixes.pending_tokens(view)
 
     def is_resident(self, user_id: str) -> bool:
         return user_id in self.cache
 
     def forget(self, user_ids: Iterable[str]) -> None:
-        """Drop these users' prefixes; their history is left alone."""
+        """Drop these users' prefixes, in lower tiers too; their history is left alone."""
         if isinstance(user_ids, str):
             raise InvalidRequest(f"user_ids must be a collection of user ids, not {user_ids!r}")
         self.cache.drop(user_ids)
@@ -392,11 +441,12 @@ class Engine:
             tokens_appended=self._work.tokens_appended,
             beams_dead=counters.beams_dead,
             invalid_items=counters.invalid_items,
+            tiers=tier_stats(self.cache, self._work),
         )
 
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
-        self._work.settle()
+        self._work.settle_file()
         self.cache.check_integrity()
         self._catalog.check_integrity()
         invalid_items = self._batches.counters.invalid_items

@@ -35,6 +35,7 @@ class Graphs:
         """Do what each of `variants` does, by replaying a graph: captured from the fastest of them when the key is
         new. They must not depend on anything but the key and the content of memory that they read at fixed addresses,
         and may run more than once."""
+        self._lane.await_layers()
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = self._fastest(key, variants)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -60,6 +60,7 @@ class Lane:
         self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
         self._is_current = False
         self._in_flight: deque[_InFlight] = deque()
+        self._expected: list[Sequence[Mark]] = []
 
     @property
     def stream(self) -> torch.cuda.Stream | None:
@@ -102,6 +103,33 @@ class Lane:
             if wanted is None or not wanted.isdisjoint(entry.users):
                 entry.mark.hold(self._stream)
                 return
+
+    def expect(self, layers: Iterable[Sequence[Mark]]) -> None:
+        """Further work here reads prefixes that are on their way: when each layer of each is there."""
+        if self._stream is not None:
+            self._expected += layers
+
+    def await_layer(self, layer: int) -> None:
+        """Further work here waits, on the device, for this layer of what is expected, and those before it."""
+        if self._stream is None or not self._expected:
+            return
+        for layers in self._expected:
+            layers[layer].hold(self._stream)
+        self._expected = [layers for layers in self._expected if layer < len(layers) - 1]
+
+    def await_layers(self) -> None:
+        """Further work here waits, on the device, for all of what is expected. A captured graph, which can't wait for
+        marks made after it, does so before it begins; one of some layers would wait for these."""
+        if self._stream is None or not self._expected:
+            return
+        for layers in self._expected:
+            layers[-1].hold(self._stream)
+        self._expected = []
+
+    @property
+    def num_in_flight(self) -> int:
+        """Pieces of work that are not reaped."""
+        return len(self._in_flight)
 
     def reap(self, leave: int | None = None) -> None:
         """Release what finished work held. With `leave`: wait until at most so many pieces of work are under way."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_stream.cache import Draft, PrefixCache, UserPrefix
+from xgr_stream.cache import Draft, HostCopy, PrefixCache, UserPrefix
 from xgr_stream.engine.append import Append, Appender
 from xgr_stream.engine.context import ContextReader, TokenArray
+from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.history import HistoryView
 from xgr_stream.types import CacheState
 
@@ -23,12 +24,16 @@ class Plan:
     state: CacheState
     """How the user was found."""
     base: UserPrefix | None
-    """The prefix to go on from."""
+    """The prefix to go on from. With a `copy` it is in host memory and to be brought from there first."""
     window_start: int
     tokens: TokenArray
     """What is to be computed behind the base, without the tail."""
     num_tokens: int
     """Tokens in context afterwards, without the tail."""
+    copy: HostCopy | None = None
+    """Of the base, in host memory."""
+    declined: bool = False
+    """Whether there was a copy and computing is thought to be faster."""
 
     @property
     def user_id(self) -> str:
@@ -44,45 +49,63 @@ class Plan:
 class PrefixBuilder:
     """Plans and runs appends and prefills for users whose contexts it reads with one tokeniser."""
 
-    def __init__(self, cache: PrefixCache, reader: ContextReader, key: str) -> None:
+    def __init__(self, cache: PrefixCache, reader: ContextReader, key: str, costs: RestoreCosts) -> None:
         """`key` names what tokenises and computes; prefixes under another key are computed anew, and so are those
         that hold an item whose semantic ID has changed."""
         self._cache = cache
         self._reader = reader
         self._key = key
+        self._costs = costs
 
     def plan(self, view: HistoryView) -> Plan | None:
         """How to bring a user up to `view`; None if nothing in their context is known to the catalog. A prefix that
         is ahead of the view is taken as it is."""
-        prefix = self._usable(view)
+        prefix, copy = self._found(view)
+        declined = copy is not None and not self._costs.prefers_copy(copy.prefix.num_tokens)
+        if declined:
+            prefix = copy = None
         if prefix is not None and prefix.event_count >= view.event_count:
             nothing = np.empty(0, dtype=np.int64)
-            return Plan(view, CacheState.WARM, prefix, prefix.window_start, nothing, prefix.num_tokens)
+            state = CacheState.WARM if copy is None else CacheState.HOST
+            return Plan(view, state, prefix, prefix.window_start, nothing, prefix.num_tokens, copy)
         start = self._reader.window_start(view)
         if prefix is not None and prefix.window_start == start:
             tokens = self._reader.event_tokens(view, prefix.event_count)
             state = CacheState.APPENDED if len(tokens) else CacheState.WARM
-            return Plan(view, state, prefix, start, tokens, prefix.num_tokens + len(tokens))
+            state = state if copy is None else CacheState.HOST
+            return Plan(view, state, prefix, start, tokens, prefix.num_tokens + len(tokens), copy)
         events = self._reader.event_tokens(view, start)
         if not len(events):
             return None
         tokens = np.concatenate((self._reader.prompt, events))
-        return Plan(view, CacheState.COLD, None, start, tokens, len(tokens))
+        return Plan(view, CacheState.COLD, None, start, tokens, len(tokens), declined=declined)
+
+    def copy_of(self, view: HistoryView) -> HostCopy | None:
+        """The copy in host memory that `plan(view)` would go on from."""
+        _, copy = self._found(view)
+        if copy is None or not self._costs.prefers_copy(copy.prefix.num_tokens):
+            return None
+        ahead = copy.prefix.event_count >= view.event_count
+        return copy if ahead or copy.prefix.window_start == self._reader.window_start(view) else None
 
     def pages(self, plan: Plan) -> int:
         """Pages of the user's prefix once the plan has run."""
         return self._cache.pool.pages_for(plan.num_tokens + len(self._reader.tail))
 
     def pending_tokens(self, view: HistoryView) -> int:
-        """Tokens that `plan(view)` would have computed, at most; without tokenising them. Safe on any thread: what it
-        says may then be out of date."""
-        prefix = self._usable(view)
+        """Tokens that `plan(view)` would have computed, at most, without tokenising them; a copy from host memory
+        counts as what could be computed meanwhile. Safe on any thread: what it says may then be out of date."""
+        prefix, copy = self._found(view)
+        copying = 0
+        if copy is not None:
+            copying = self._costs.tokens_of_copy(copy.prefix.num_tokens)
+            prefix = prefix if self._costs.prefers_copy(copy.prefix.num_tokens) else None
         if prefix is not None and prefix.event_count >= view.event_count:
-            return 0
+            return copying
         start = self._reader.window_start(view)
         appends = prefix is not None and prefix.window_start == start
         first = prefix.event_count if prefix is not None and appends else start
-        return self._reader.max_tokens(view, first) + (0 if appends else len(self._reader.prompt))
+        return self._reader.max_tokens(view, first) + (copying if appends else len(self._reader.prompt))
 
     def run(self, plans: Sequence[Plan], appender: Appender) -> list[UserPrefix]:
         """Carry out the plans of different users, together; `pages` of all of them must not exceed the pool.
@@ -108,14 +131,19 @@ class PrefixBuilder:
                 self._publish(plan, draft)
             return [self._settled(plan) for plan in plans]
 
-    def _usable(self, view: HistoryView) -> UserPrefix | None:
-        prefix = self._cache.get(view.user_id)
+    def _found(self, view: HistoryView) -> tuple[UserPrefix | None, HostCopy | None]:
+        """The user's prefix, if it can be gone on from: the one on the device, or that of the copy. A prefix that is on
+        the device and of no use has no copy that is."""
+        prefix, copy = self._cache.get(view.user_id), None
+        if prefix is None and self._cache.host is not None:
+            copy = self._cache.host.get(view.user_id)
+            prefix = None if copy is None else copy.prefix
         if prefix is None or prefix.key != self._key or prefix.life != view.life:
-            return None
+            return None, None
         reader = self._reader
         if prefix.revision == reader.revision or reader.is_current(prefix.context_items, prefix.revision):
-            return prefix
-        return None
+            return prefix, copy
+        return None, None
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens

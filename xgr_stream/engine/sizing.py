@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 
 import torch
 
-from xgr_stream.cache import PagePool
+from xgr_stream.cache import FileTier, HostArena, HostTier, PageFile, PagePool, PrefixCache
 from xgr_stream.config import CacheConfig, HistoryConfig, WindowConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.model import Model, ModelConfig
+
+FILE_RESERVE = 16
+"""One of so many pages of host memory is kept free by writing to the file ahead of need."""
+HALF_LIFE, LEAST_HALF_LIFE = 128, 256
+"""Times that anybody is seen, per user whose window the device holds, after which a time counts half: enough for rates
+to be known, and few enough for what is no longer so to be forgotten."""
 
 _LARGEST_KEPT_BLOCK = (32 << 20) - 8192
 """Just below glibc's DEFAULT_MMAP_THRESHOLD_MAX, its header and alignment included."""
@@ -55,6 +62,35 @@ def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePoo
         dtype=dtype,
         device=torch.device(device),
     )
+
+
+def host_tier(
+    model: Model, cache: CacheConfig, window: WindowConfig, prefixes: PrefixCache, rebuild_cost: Callable[[int], float]
+) -> HostTier | None:
+    """Host memory, and a file behind it, for as many pages as their budgets hold; None if there are none. Raises
+    `ConfigError` if a window does not fit."""
+    if not cache.host_bytes:
+        return None
+    page_bytes = HostArena.bytes_per_page(prefixes.pool, prefixes.hidden)
+    window_pages = prefixes.pool.pages_for(model.tokens.context_tokens(window.max_events))
+    for name, budget in (("host_bytes", cache.host_bytes), ("file_bytes", cache.file_bytes)):
+        if budget and budget < window_pages * page_bytes:
+            raise ConfigError(
+                f"cache.{name} must be 0 or hold one window: {window_pages * page_bytes} bytes for {window.max_events} "
+                f"events ({window_pages} pages of {page_bytes}), not {budget}"
+            )
+    file = None
+    if cache.file_bytes and cache.file_directory is not None:
+        file = FileTier(PageFile(cache.file_directory, cache.file_bytes // page_bytes, page_bytes))
+    arena = HostArena(prefixes.pool, prefixes.hidden, cache.host_bytes // page_bytes)
+    reserve = 0 if file is None else min(arena.num_pages // 2, max(window_pages, arena.num_pages // FILE_RESERVE))
+    return HostTier(arena, prefixes.worth, rebuild_cost, file=file, reserve_pages=reserve)
+
+
+def rate_half_life(model: Model, pool: PagePool, window: WindowConfig) -> int:
+    """After how many times that a user was seen each of them counts half."""
+    users = pool.num_pages // pool.pages_for(model.tokens.context_tokens(window.max_events))
+    return max(LEAST_HALF_LIFE, HALF_LIFE * users)
 
 
 def keep_freed_memory() -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
-from xgr_stream.cache import PrefixCache, UserPrefix
+from xgr_stream.cache import HostCopy, PrefixCache, UserPrefix
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine.append import Appender
 from xgr_stream.engine.lanes import Lane, Mark
+from xgr_stream.engine.movement import Movement, Mover
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
+from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.engine.switches import Switches
+from xgr_stream.errors import EngineError
 from xgr_stream.model import Model
+
+logger = logging.getLogger(__name__)
+
+RESERVE = 16
+"""One of so many pages is free or can be had at once, its user's copy made ahead."""
+COPIES_UNDER_WAY = 4
+"""In each direction, at most, that nobody waits for: a request's own copy is behind them."""
 
 
 class Work:
@@ -19,7 +32,14 @@ class Work:
     writes is pinned until that work is done."""
 
     def __init__(
-        self, model: Model, cache: PrefixCache, config: EngineConfig, switches: Switches, *, page_columns: int
+        self,
+        model: Model,
+        cache: PrefixCache,
+        config: EngineConfig,
+        switches: Switches,
+        costs: RestoreCosts,
+        *,
+        page_columns: int,
     ) -> None:
         device = cache.hidden.device
         self.decode_lane = Lane(device, priority=-1)
@@ -34,22 +54,109 @@ class Work:
         self.request_appender = appender(self.decode_lane)
         """For what a request still lacks."""
         self._cache = cache
-        cache.settle = partial(_settle, self.append_lane, self.decode_lane)  # not a method: that would be a cycle
+        self._costs = costs
+        self.mover = None if cache.host is None else Mover(cache, cache.host, costs, pages=page_columns)
+        pages = cache.pool.num_pages
+        self._reserve = min(pages // 2, max(page_columns, pages // RESERVE))
+        cache.settle = partial(_settle, *self._lanes())  # not a method: that would be a cycle
+        self.recomputed = 0
+        """Prefixes that were computed though there was a copy, since that is faster."""
         self.tokens_appended = 0
         """Since the engine was loaded."""
 
     def run(self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], appender: Appender) -> dict[str, UserPrefix]:
         """The prefixes of these users, brought up to their plans on the appender's lane."""
-        self.decode_lane.reap()
-        self.append_lane.reap()
+        self._reap()
         if appender is self.request_appender:
             self.decode_lane.follow(self.append_lane, plans)
         else:
             # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
             self.append_lane.follow(self.decode_lane)
         self.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
-        with appender.lane.current():
-            return {prefix.user_id: prefix for prefix in prefixes.run(list(plans.values()), appender)}
+        with ExitStack() as pins:
+            ready = list(plans.values())
+            if self.mover is not None:
+                ready = self._brought(self.mover, ready, appender, pins)
+            contexts = [plan.num_tokens for plan in ready if plan.base is None]
+            # From runs of prefills alone it is learned what they take.
+            begun = appender.lane.mark() if self.mover is not None and len(contexts) == len(ready) else None
+            with appender.lane.current():
+                found = {prefix.user_id: prefix for prefix in prefixes.run(ready, appender)}
+            if begun is not None:
+                ended = appender.lane.mark()
+                learn = partial(_learn, self._costs, contexts, begun, ended)
+                appender.lane.keep(ended, (), learn)
+            return found
+
+    def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:
+        """The plans, with all that they go on from on the device or on its way there, and pinned."""
+        appender.lane.follow(mover.out, [plan.user_id for plan in plans])  # an append writes over tails being copied
+        for plan in plans:
+            if plan.base is not None and plan.copy is None:
+                pins.enter_context(self._cache.pinned([plan.base]))
+            if plan.declined:
+                self.recomputed += 1
+                self._costs.preferred_computing()
+        ready = []
+        for plan in plans:
+            if plan.copy is not None:
+                prefix = self.promote(plan.copy)
+                pins.enter_context(self._cache.pinned([prefix]))
+                plan = replace(plan, base=prefix, copy=None)
+            ready.append(plan)
+        appender.lane.expect(mover.coming(plan.user_id for plan in plans))
+        return ready
+
+    # Between the tiers.
+
+    def promote(self, copy: HostCopy) -> UserPrefix:
+        """Bring a copy to the device; it is under way when this returns. Makes room and raises as
+        `PrefixCache.draft` does."""
+        if self.mover is None:
+            raise EngineError("there is no host tier")
+        return self._moving(self.mover.promote(copy)).prefix
+
+    @property
+    def may_promote(self) -> bool:
+        """Whether a copy may be brought that nobody waits for."""
+        return self.mover is not None and self.mover.num_coming < COPIES_UNDER_WAY
+
+    def tend(self) -> None:
+        """Copy the next to be turned out, so that their pages can be had at once when they are wanted: no append waits
+        for a copy. To be called when no plan is waiting to be run."""
+        mover, host, cache = self.mover, self._cache.host, self._cache
+        if mover is None or host is None:
+            return
+        self._reap()
+        self._log(host.tend())
+        copies = cache.copies_ahead(self._reserve, self._costs.prefers_copy)
+        while mover.out.num_in_flight < COPIES_UNDER_WAY and (demotion := next(copies, None)) is not None:
+            self._moving(mover.demote(demotion, (self.append_lane, self.decode_lane)))
+
+    def demote(self, user_id: str) -> None:
+        """Turn the user out, once there is a copy of their prefix. Nothing else may be under way."""
+        cache, host = self._cache, self._cache.host
+        demotion = None if host is None else host.begin(cache.touch(user_id))
+        if self.mover is not None and demotion is not None:
+            self._moving(self.mover.demote(demotion, (self.append_lane, self.decode_lane)))
+            self.settle()
+        cache.evict(user_id)
+
+    def _moving(self, movement: Movement) -> Movement:
+        """Hold what a copy reads and writes until it is done."""
+        prefix = movement.prefix
+        unpin = self.pin([prefix])
+
+        def release() -> None:
+            unpin()
+            movement.finish()
+
+        self.keep(release, movement.lane, movement.mark, [prefix.user_id])
+        return movement
+
+    def _log(self, errors: Sequence[OSError]) -> None:
+        for error in errors:
+            logger.warning("a cached prefix is lost to the file behind the cache; its user is computed anew: %s", error)
 
     def pin(self, prefixes: Sequence[UserPrefix]) -> Callable[[], None]:
         """Hold these prefixes' memory until what this returns is called."""
@@ -67,11 +174,29 @@ class Work:
         lane.keep(mark, users, unpin)
         lane.reap()
 
+    def _reap(self) -> None:
+        for lane in self._lanes():
+            lane.reap()
+
     def settle(self) -> None:
-        """Wait for everything under way."""
-        _settle(self.append_lane, self.decode_lane)
+        """Wait for everything under way, but for the file."""
+        _settle(*self._lanes())
+
+    def settle_file(self) -> None:
+        """Wait for the file, too."""
+        self.settle()
+        if self._cache.host is not None:
+            self._log(self._cache.host.settle())
+
+    def _lanes(self) -> tuple[Lane, ...]:
+        copying = () if self.mover is None else self.mover.lanes
+        return (self.append_lane, self.decode_lane, *copying)
 
 
 def _settle(*lanes: Lane) -> None:
     for lane in lanes:
         lane.reap(leave=0)
+
+
+def _learn(costs: RestoreCosts, contexts: Sequence[int], begun: Mark, ended: Mark) -> None:
+    costs.computed(contexts, ended.ms_since(begun) / 1e3)

@@ -237,6 +237,7 @@ class DeviceWorker:
         if isinstance(item, Work):
             self._queue.mark_ready(item)
         elif isinstance(item, list):
+            self._expect(item)
             versions = self._versions
             shed = sum(self._appends.put(view, versions.of(view.user_id).is_resident(view.user_id)) for view in item)
             self._metrics.appends_shed.inc(shed)
@@ -245,6 +246,19 @@ class DeviceWorker:
                     self._shadow.want(view)
         else:
             item()
+
+    def _expect(self, views: Sequence[HistoryView]) -> None:
+        """Let the engines know who may ask soon. If one can't do anything for them, their requests will be slower."""
+        versions = self._versions
+        for engine in versions.engines:
+            own = [view for view in views if versions.of(view.user_id) is engine]
+            try:
+                engine.expect(own)
+            except Exception as error:
+                logger.exception("the engine failed to bring back %d users", len(own))
+                if fault(error) is Fault.DEVICE:
+                    self._lose(error)
+                    return
 
     def _turn(self) -> None:
         """Start the next batch, or finish the oldest one."""

@@ -51,6 +51,7 @@ class NullStats:
     bytes_budget: int
     beams_dead: int = 0
     invalid_items: int = 0
+    tiers: None = None
 
 
 class NullEngine:
@@ -93,6 +94,9 @@ class NullEngine:
         for view in views:
             self._keep(view)
         return NullWarmReport(len(views), tokens)
+
+    def expect(self, views: Sequence[HistoryView]) -> None:
+        """There is nothing behind its memory."""
 
     def pending_tokens(self, view: HistoryView) -> int:
         return max(0, view.event_count - self._resident.get(view.user_id, 0)) * TOKENS_PER_EVENT

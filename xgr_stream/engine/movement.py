@@ -1,0 +1,199 @@
+"""Prefixes on their way between the device and host memory, layer by layer, beside what the device computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from xgr_stream.cache import Demotion, HostCopy, HostTier, PrefixCache, UserPrefix
+from xgr_stream.engine.lanes import Lane, Mark
+from xgr_stream.engine.restore_costs import RestoreCosts
+
+
+@dataclass(slots=True)
+class Moved:
+    """What has been copied in one direction since the engine was loaded."""
+
+    users: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Movement:
+    """A copy under way. Its users' memory must stay until the mark is done; then `finish` is to be called."""
+
+    prefix: UserPrefix
+    lane: Lane
+    mark: Mark
+    finish: Callable[[], None]
+
+
+class _Buffer:
+    """Device memory for one layer of a prefix, its pages side by side, and when it may be overwritten."""
+
+    def __init__(self, pages: Tensor) -> None:
+        self.pages = pages
+        """[pages, 2, kv_heads, page_size, head_dim]"""
+        self.read: Mark | None = None
+
+
+class Mover:
+    """Copies prefixes out of the pool and back, each direction on lanes of its own.
+
+    The pages of a prefix are scattered over the pool, and what a link carries fast are long pieces: so each layer is
+    gathered into (scattered from) a buffer on the device, and crosses in one copy for each run of host pages. On the
+    way back, a layer crosses while the one before it is scattered, and its mark says when it is there.
+    """
+
+    def __init__(self, cache: PrefixCache, host: HostTier, costs: RestoreCosts, *, pages: int) -> None:
+        """`pages`: of the longest prefix to expect; for a longer one the buffers are made anew."""
+        device = cache.hidden.device
+        self._cache = cache
+        self._host = host
+        self._costs = costs
+        self._out = Lane(device)
+        self._in = Lane(device, priority=-1)
+        self._scatter = Lane(device, priority=-1)
+        self._device = device
+        self._make_buffers(pages)
+        self._coming: dict[str, list[Mark]] = {}
+        self.demoted = Moved()
+        self.promoted = Moved()
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Those that work is kept on."""
+        return self._out, self._scatter
+
+    @property
+    def out(self) -> Lane:
+        """Where prefixes leave the device."""
+        return self._out
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Device memory that copies pass through."""
+        return sum(buffer.pages.nbytes for buffer in (self._out_buffer, *self._in_buffers))
+
+    @property
+    def num_coming(self) -> int:
+        """Users on their way to the device."""
+        return len(self._coming)
+
+    def coming(self, user_ids: Iterable[str]) -> list[list[Mark]]:
+        """Of those of these users who are on their way to the device: when each layer is there."""
+        return [self._coming[user_id] for user_id in user_ids if user_id in self._coming] if self._coming else []
+
+    def demote(self, demotion: Demotion, behind: Sequence[Lane]) -> Movement:
+        """Start a copy to host memory, behind what these lanes have been given so far. Nobody may write to the prefix's
+        pages before it is done, but for those who follow `out`."""
+        prefix, pool, arena, lane = demotion.prefix, self._cache.pool, self._host.arena, self._out
+        runs, pages = demotion.runs, prefix.pages[demotion.first_page :]
+        self._fit(len(pages))
+        for other in behind:
+            if lane.stream is not None:
+                other.mark().hold(lane.stream)
+        begun = lane.mark()
+        try:
+            with lane.current():
+                index = self._index(pages)
+                buffer = self._out_buffer.pages[: len(pages)]
+                for layer, host in enumerate(arena.pages):
+                    torch.index_select(pool.k[layer], 0, index, out=buffer[:, 0])
+                    torch.index_select(pool.v[layer], 0, index, out=buffer[:, 1])
+                    _each_run(runs, host, buffer, lambda host, device: host.copy_(device, non_blocking=True))
+                row = demotion.copy.runs[0][0]
+                arena.hidden[row].copy_(self._cache.hidden[int(prefix.hidden_slot[0])], non_blocking=True)
+        except BaseException:
+            self._host.end(demotion, done=False)
+            raise
+        mark = lane.mark()
+
+        def finish() -> None:
+            self._host.end(demotion, done=True)
+            self._note(self.demoted, len(pages), mark.ms_since(begun))
+
+        return Movement(prefix, lane, mark, finish)
+
+    def promote(self, copy: HostCopy) -> Movement:
+        """Give the user the prefix that the copy is of, whose layers are there when `coming` says so. Makes room and
+        raises as `PrefixCache.draft` does."""
+        cache, pool, arena = self._cache, self._cache.pool, self._host.arena
+        prefix = copy.prefix
+        draft = cache.draft(None, prefix.kv_tokens)
+        pages = len(draft.pages)
+        self._fit(pages)
+        begun, layers = self._in.mark(), []
+        try:
+            with self._scatter.current():
+                index = self._index(draft.pages)
+                slot, row = int(draft.hidden_slot[0]), copy.runs[0][0]
+                cache.hidden[slot].copy_(arena.hidden[row], non_blocking=True)
+            for layer, host in enumerate(arena.pages):
+                buffer = self._in_buffers[layer % 2]
+                device = buffer.pages[:pages]
+                if buffer.read is not None and self._in.stream is not None:
+                    buffer.read.hold(self._in.stream)
+                with self._in.current():
+                    _each_run(copy.runs, host, device, lambda host, device: device.copy_(host, non_blocking=True))
+                if self._scatter.stream is not None:
+                    self._in.mark().hold(self._scatter.stream)
+                with self._scatter.current():
+                    pool.k[layer].index_copy_(0, index, device[:, 0])
+                    pool.v[layer].index_copy_(0, index, device[:, 1])
+                buffer.read = self._scatter.mark()
+                layers.append(buffer.read)
+        except BaseException:
+            cache.abandon(draft)
+            raise
+        self._host.hold(copy)
+        arrived = replace(prefix, pages=draft.pages, hidden_slot=draft.hidden_slot)
+        cache.publish(arrived, restored=True)
+        self._coming[prefix.user_id] = layers
+
+        def finish() -> None:
+            self._host.release(copy)
+            if self._coming.get(prefix.user_id) is layers:
+                del self._coming[prefix.user_id]
+            milliseconds = layers[-1].ms_since(begun)
+            self._note(self.promoted, pages, milliseconds)
+            self._costs.copied(pages * pool.bytes_per_page, milliseconds / 1e3)
+
+        return Movement(arrived, self._scatter, layers[-1], finish)
+
+    def _note(self, moved: Moved, pages: int, milliseconds: float) -> None:
+        moved.users += 1
+        moved.bytes += pages * self._cache.pool.bytes_per_page
+        moved.seconds += milliseconds / 1e3
+
+    def _index(self, pages: object) -> Tensor:
+        return torch.as_tensor(pages, dtype=torch.int64).to(self._device)
+
+    def _fit(self, pages: int) -> None:
+        if pages > len(self._out_buffer.pages):
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()  # the old ones may still be read
+            self._make_buffers(pages)
+
+    def _make_buffers(self, pages: int) -> None:
+        pool = self._cache.pool
+        _, _, kv_heads, page_size, head_dim = pool.k.shape
+        shape = (pages, 2, kv_heads, page_size, head_dim)
+        buffers = [_Buffer(torch.empty(shape, dtype=pool.k.dtype, device=self._device)) for _ in range(3)]
+        self._out_buffer, *self._in_buffers = buffers
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # their memory may have been somebody's on another lane
+
+
+def _each_run(
+    runs: Iterable[tuple[int, int]], host: Tensor, device: Tensor, copy: Callable[[Tensor, Tensor], object]
+) -> None:
+    """Copy between host pages in runs and device pages side by side, of one layer."""
+    place = 0
+    for first, stop in runs:
+        copy(host[first:stop], device[place : place + stop - first])
+        place += stop - first

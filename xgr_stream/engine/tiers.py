@@ -1,0 +1,62 @@
+"""What is behind the device's memory, in figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xgr_stream.cache import PrefixCache
+from xgr_stream.engine.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """The lower tiers' state, and what they have done since the engine was loaded."""
+
+    host_users: int
+    """Users whose prefix is in host memory and not on the device."""
+    host_bytes_used: int
+    """Copies of users who are on the device as well included."""
+    host_bytes_budget: int
+    file_users: int
+    file_bytes_used: int
+    file_bytes_budget: int
+    buffer_bytes: int
+    """Memory of the device that copies pass through."""
+    demoted: int
+    demoted_bytes: int
+    demoted_s: float
+    promoted: int
+    promoted_bytes: int
+    promoted_s: float
+    recomputed: int
+    """Prefixes that were computed though there was a copy in host memory, since that is faster."""
+    dropped: int
+    """Copies in host memory that made room for others and went nowhere."""
+    file_failures: int
+    """Copies that were lost to errors of the file, damaged ones included."""
+
+
+def tier_stats(cache: PrefixCache, work: Work) -> TierStats | None:
+    """None without lower tiers."""
+    host, mover = cache.host, work.mover
+    if host is None or mover is None:
+        return None
+    file = host.file
+    return TierStats(
+        host_users=len(host),
+        host_bytes_used=host.bytes_used,
+        host_bytes_budget=host.bytes_budget,
+        file_users=0 if file is None else len(file),
+        file_bytes_used=0 if file is None else file.bytes_used,
+        file_bytes_budget=0 if file is None else file.bytes_budget,
+        buffer_bytes=mover.buffer_bytes,
+        demoted=mover.demoted.users,
+        demoted_bytes=mover.demoted.bytes,
+        demoted_s=mover.demoted.seconds,
+        promoted=mover.promoted.users,
+        promoted_bytes=mover.promoted.bytes,
+        promoted_s=mover.promoted.seconds,
+        recomputed=work.recomputed,
+        dropped=host.dropped,
+        file_failures=0 if file is None else file.failed,
+    )
