@@ -105,7 +105,7 @@ def test_statuses_and_cache_states_are_frozen() -> None:
     assert [status.value for status in types.Status] == ["ok", "unknown_user", "error"]
     assert [shortfall.value for shortfall in types.Shortfall] == ["exhausted", "threshold", "beams"]
     assert [why.value for why in types.Unscored] == ["unknown", "unavailable", "unknown_user"]
-    assert [state.value for state in types.CacheState] == ["warm", "appended", "cold", "none"]
+    assert [state.value for state in types.CacheState] == ["warm", "appended", "host", "cold", "none"]
 
 
 def test_topic_names_are_frozen() -> None:

@@ -85,6 +85,9 @@ class Metrics:
             "tier_recomputed", "Prefixes computed anew though host memory had a copy, since that is faster."
         )
         self.tier_dropped = self._counter("tier_dropped", "Copies that had to go from host memory, to nowhere.")
+        self.tier_file_copies = self._counter(
+            "tier_file_copies", "Copies written to the file (out) and read back to host memory (in).", "direction"
+        )
         self.tier_file_failures = self._counter(
             "tier_file_failures", "Copies lost to errors of the file; their users are computed anew."
         )

@@ -2,11 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from xgr_stream.cache import PagePool, PrefixCache, UserPrefix
+from xgr_stream.cache import (
+    DecayedRate,
+    GreedyDual,
+    LeastRecentlyUsed,
+    PagePool,
+    PrefixCache,
+    UserPrefix,
+    Worth,
+)
 from xgr_stream.errors import EngineError
 
 
-def make_cache(num_pages: int = 8) -> PrefixCache:
+def make_cache(num_pages: int = 8, worth: Worth | None = None) -> PrefixCache:
     pool = PagePool(
         layers=1,
         num_pages=num_pages,
@@ -16,7 +24,9 @@ def make_cache(num_pages: int = 8) -> PrefixCache:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    return PrefixCache(pool, hidden_size=3, rebuild_cost=lambda tokens: float(tokens * tokens))
+    return PrefixCache(
+        pool, hidden_size=3, worth=worth or DecayedRate(4), restore_cost=lambda tokens, copied: float(tokens * tokens)
+    )
 
 
 def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | None = None) -> UserPrefix:
@@ -37,7 +47,11 @@ def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | No
         last_token=0,
     )
     cache.publish(prefix)
+    cache.touch(user_id)
     return prefix
+
+
+WORTHS = pytest.mark.parametrize("worth", [lambda: DecayedRate(4), GreedyDual, LeastRecentlyUsed])
 
 
 def test_an_append_shares_the_pages_of_its_base():
@@ -85,8 +99,9 @@ def test_a_user_who_costs_less_to_compute_again_goes_first():
     cache.check_integrity()
 
 
-def test_of_users_who_cost_the_same_the_one_seen_longest_ago_goes_first():
-    cache = make_cache(num_pages=3)
+@WORTHS
+def test_of_users_who_cost_the_same_the_one_seen_longest_ago_goes_first(worth):
+    cache = make_cache(num_pages=3, worth=worth())
     for user_id in "abc":
         publish(cache, user_id, 4)
     publish(cache, "d", 4)  # evicts a, which sets the level that the others are seen at
@@ -97,8 +112,9 @@ def test_of_users_who_cost_the_same_the_one_seen_longest_ago_goes_first():
     cache.check_integrity()
 
 
-def test_a_costly_user_who_is_never_seen_again_goes_in_the_end():
-    cache = make_cache(num_pages=3)
+@WORTHS
+def test_a_costly_user_who_is_never_seen_again_goes_in_the_end(worth):
+    cache = make_cache(num_pages=3, worth=worth())
     publish(cache, "costly", 8)
     for i in range(12):
         publish(cache, f"user-{i}", 4)

@@ -70,14 +70,16 @@ class Case:
         device: str = "cpu",
         dtype: str = "float32",
         history: HistoryStore | None = None,
+        cache: CacheConfig | None = None,
         **settings: Any,
     ) -> Engine:
+        """`cache`: instead of one of `budget_bytes`."""
         model = self.model if device == "cpu" else build_model(*self._parts, device=device, dtype=dtype)
         config = EngineConfig(
             device=device,
             normalizer=self.normalizer,  # type: ignore[arg-type]
             window=self.window,
-            cache=CacheConfig(budget_bytes=budget_bytes, page_size=self.page_size),
+            cache=cache or CacheConfig(budget_bytes=budget_bytes, page_size=self.page_size),
             max_batch_tokens=self.max_batch_tokens,
             **settings,
         )

@@ -24,6 +24,7 @@ class Extents:
         self._by_length: list[Run] = []
         """(length, first) of each free run, ascending."""
         self.num_free = size
+        self._held = bytearray(size)
         if size:
             self._add(0, size)
 
@@ -47,8 +48,9 @@ class Extents:
         """Give back runs that were allocated, or parts of them."""
         for first, stop in runs:
             before, behind = self._firsts.get(first), self._stops.get(stop)
-            if first in self._stops or stop in self._firsts or not 0 <= first < stop <= self.size:
+            if not 0 <= first < stop <= self.size or self._held.count(1, first, stop) < stop - first:
                 raise EngineError(f"{self._name} {first} to {stop - 1} are free, but were held")
+            self._held[first:stop] = bytes(stop - first)
             self.num_free += stop - first
             if before is not None:
                 self._remove(before, first)
@@ -65,6 +67,7 @@ class Extents:
         taken = min(stop, first + most)
         if taken < stop:
             self._add(taken, stop)
+        self._held[first:taken] = b"\1" * (taken - first)
         self.num_free -= taken - first
         return first, taken
 
@@ -88,6 +91,8 @@ class Extents:
             raise EngineError(f"{self._name} {end} to {self.size - 1} are lost")
         if sorted((stop - first, first) for first, stop in self._stops.items()) != self._by_length:
             raise EngineError(f"the free runs of {self._name} are not those by length")
+        if any(self._held.count(1, first, stop) for first, stop in self._stops.items()):
+            raise EngineError(f"{self._name} are held and free at once")
         if sum(length for length, _ in self._by_length) != self.num_free:
             raise EngineError(f"{self.num_free} free {self._name} are counted, and there are others")
 

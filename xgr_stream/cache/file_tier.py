@@ -31,6 +31,9 @@ class FileTier:
 
     def __init__(self, file: PageFile) -> None:
         self.file = file
+        self.written = 0
+        self.read_back = 0
+        """Copies, since the tier was made."""
         self.failed = 0
         """Writes and reads that failed, damaged copies included: the user is computed anew."""
         self._copies: dict[str, FileCopy] = {}
@@ -68,6 +71,7 @@ class FileTier:
 
         def written(record: Record | None) -> None:
             self.failed += record is None
+            self.written += record is not None
             copy.record = record
             if record is None and not copy.gone:
                 self._forget(copy)
@@ -95,6 +99,7 @@ class FileTier:
 
         def there(record: Record | None) -> None:
             self.failed += record is None
+            self.read_back += record is not None
             copy.reading = False
             wanted = record is not None and not copy.gone
             if not copy.gone:

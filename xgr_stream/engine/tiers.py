@@ -32,6 +32,9 @@ class TierStats:
     """Prefixes that were computed though there was a copy in host memory, since that is faster."""
     dropped: int
     """Copies in host memory that made room for others and went nowhere."""
+    file_written: int
+    file_read: int
+    """Copies that went to the file, and that came back to host memory."""
     file_failures: int
     """Copies that were lost to errors of the file, damaged ones included."""
 
@@ -58,5 +61,7 @@ def tier_stats(cache: PrefixCache, work: Work) -> TierStats | None:
         promoted_s=mover.promoted.seconds,
         recomputed=work.recomputed,
         dropped=host.dropped,
+        file_written=0 if file is None else file.written,
+        file_read=0 if file is None else file.read_back,
         file_failures=0 if file is None else file.failed,
     )

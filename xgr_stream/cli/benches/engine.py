@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -27,6 +28,9 @@ COLUMNS = {
     "warm_ms": "warm ms (quartiles, P99)",
     "pending_ms": "with its event ms",
     "pending_more_ms": "more",
+    "host_ms": "from host memory ms",
+    "in_gb_per_s": "back GB/s",
+    "out_gb_per_s": "out GB/s",
     "cold_ms": "cold ms (quartiles, P99)",
     "gemm_floor_ms": "GEMM floor",
     "attention_floor_ms": "attention floor",
@@ -57,6 +61,7 @@ COLUMNS = {
     default=0,
     help="Also time warm requests with so many tokens still to append: an event and its request together.",
 )
+@click.option("--host", is_flag=True, help="Also time requests whose prefix comes back from host memory.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items that a request asks for.")
 @click.option(
     "--repeats", type=click.IntRange(1), default=40, show_default=True, help="Timed runs, after some that are not."
@@ -92,6 +97,7 @@ def engine(
     beams: tuple[int, ...],
     only: str | None,
     pending: int,
+    host: bool,
     k: int,
     repeats: int,
     cold_repeats: int | None,
@@ -108,8 +114,8 @@ def engine(
     """
     batches = batch or (1, 8)
     if setting.shape is None and not context:
-        if len(beams) > 1 or pending or only or output.plot:
-            raise ConfigError("several --beam, --pending, --only and --plot need --shape or --context")
+        if len(beams) > 1 or pending or host or only or output.plot:
+            raise ConfigError("several --beam, --pending, --host, --only and --plot need --shape or --context")
         _against(
             setting,
             batches,
@@ -126,6 +132,7 @@ def engine(
     measured = Measured(
         warm=only != "cold",
         cold=only != "warm",
+        host=host,
         pending_events=0,
         repeats=repeats,
         cold_repeats=cold_repeats or repeats,
@@ -149,9 +156,7 @@ def _table(
     per_event = subject.event_tokens
     if pending % per_event:
         raise ConfigError(f"--pending must be whole events of {per_event} tokens, not {pending}")
-    measured = Measured(
-        measured.warm, measured.cold, pending // per_event, measured.repeats, measured.cold_repeats, measured.k
-    )
+    measured = replace(measured, pending_events=pending // per_event)
     groups = [[Cell(context, batch, beam) for batch in batches for beam in beams] for context in contexts]
     floors = _floors(subject, [cell for group in groups for cell in group], report, prefill=measured.cold)
     for group in groups:
@@ -188,6 +193,7 @@ def _plot(report: Report) -> Plot:
         "warm": "warm_ms",
         "with its event": "pending_ms",
         "floor of a cold request": "cold_floor_ms",
+        "from host memory": "host_ms",
         "cold": "cold_ms",
     }
     groups = [f"{row['context']} tokens, {row['batch']} x {row['beam']} beams" for row in report.rows]

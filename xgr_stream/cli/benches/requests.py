@@ -26,6 +26,8 @@ class Measured:
 
     warm: bool
     cold: bool
+    host: bool
+    """Also requests whose users come back from host memory."""
     pending_events: int
     """Events that an "event and its request" request has still to append; 0: none is measured."""
     repeats: int
@@ -47,7 +49,7 @@ class RequestBench:
         self._exact = min(events * max(1, most), steps // 2)
         self._users: Users = subject.users(users, context, before=self._exact, after=steps - self._exact)
         beam, rows = max(cell.beam for cell in cells), max(cell.batch * cell.beam for cell in cells)
-        self._engine: Engine = subject.engine(self._users, beam=beam, rows=rows)
+        self._engine: Engine = subject.engine(self._users, beam=beam, rows=rows, host=measured.host)
 
     @property
     def context(self) -> int:
@@ -85,6 +87,9 @@ class RequestBench:
                 repeats=measured.cold_repeats,
                 warm_up=WARM_UP,
             )
+        if measured.host:
+            row["host_ms"] = timed(CacheState.HOST, measured.repeats, lambda: engine.demote(user_ids))
+            self._add_copies(row)
         if measured.cold:
             row["cold_ms"] = timed(CacheState.COLD, measured.cold_repeats, lambda: engine.forget(user_ids))
         self._add_ratios(row, floor)
@@ -114,6 +119,13 @@ class RequestBench:
                 "cold_floor_ms": floor.cold_ms,
                 "cold_over_floor": cold.median / floor.cold_ms,
             }
+
+    def _add_copies(self, row: dict[str, object]) -> None:
+        """How fast prefixes came back and went, each copy by itself."""
+        tiers = self._engine.stats().tiers
+        if tiers is not None:
+            row["in_gb_per_s"] = tiers.promoted_bytes / max(tiers.promoted_s, 1e-9) / 1e9
+            row["out_gb_per_s"] = tiers.demoted_bytes / max(tiers.demoted_s, 1e-9) / 1e9
 
     def _add_checks(self, row: dict[str, object], views: Sequence[HistoryView], cell: Cell) -> None:
         """Memory, and whether the answers are answers."""

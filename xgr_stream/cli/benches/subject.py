@@ -125,21 +125,30 @@ class Subject:
         at_first = len(tokens.prompt) + first * per_event + len(tokens.tail)
         return Users(model, store, most, at_first, per_event, tuple(map(tuple, steps)))
 
-    def engine(self, users: Users, *, beam: int, rows: int | None = None, switches: Switches | None = None) -> Engine:
+    def engine(
+        self,
+        users: Users,
+        *,
+        beam: int,
+        rows: int | None = None,
+        switches: Switches | None = None,
+        host: bool = False,
+    ) -> Engine:
         """An engine that keeps all these users warm, as far as the device's memory goes, and decodes up to `rows` beams
-        at once."""
+        at once. `host`: with as much host memory behind."""
         # An earlier engine's memory and graphs go now: not while this one captures its own.
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         page_size = CacheConfig().page_size
         config = users.model.config
+        dtype = users.model.decoder.dtype
         page_bytes = PagePool.page_bytes(
             layers=config.num_layers,
             page_size=page_size,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            dtype=users.model.decoder.dtype,
+            dtype=dtype,
         )
         pages = int(SPARE * (len(users.steps[0]) + 1)) * -(-users.positions // page_size)
         if self.device.type == "cuda":
@@ -148,9 +157,12 @@ class Subject:
         engine_config = EngineConfig(
             beam_width=beam,
             device=str(self.device),
-            dtype=cast(Any, str(users.model.decoder.dtype).removeprefix("torch.")),
+            dtype=cast(Any, str(dtype).removeprefix("torch.")),
             window=WindowConfig(max_events=users.max_events),
-            cache=CacheConfig(budget_bytes=pages * page_bytes),
+            cache=CacheConfig(
+                budget_bytes=pages * page_bytes,
+                host_bytes=pages * (page_bytes + config.hidden_size * dtype.itemsize) if host else 0,
+            ),
             max_batch_rows=max(EngineConfig().max_batch_rows, rows or 0),
         )
         return Engine(
