@@ -35,7 +35,11 @@ def state(engine: Engine, user_id: str = "user") -> CacheState:
 
 def test_the_cache_state_says_that_a_user_came_back(engine):
     append(engine, "user", events(1, 2))
+    on_device = engine.bytes_of("user")
     engine.demote(["user", "nobody"])
+    in_host = engine.bytes_of("user")
+    assert (on_device.device > 0, on_device.host) == (True, 0)
+    assert (in_host.device, in_host.host, in_host.file) == (0, engine.stats().tiers.host_bytes_used, 0)
     assert not engine.is_resident("user")
     assert (engine.stats().users_warm, engine.stats().tiers.host_users) == (0, 1)
     assert state(engine) is CacheState.HOST

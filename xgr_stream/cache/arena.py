@@ -9,6 +9,7 @@ import torch
 
 from xgr_stream.cache.extents import Extents, Run
 from xgr_stream.cache.pool import PagePool
+from xgr_stream.errors import ConfigError
 
 
 class HostArena:
@@ -60,5 +61,10 @@ def _pin(tensor: torch.Tensor, owner: HostArena) -> None:
         return
     runtime = torch.cuda.cudart()
     address = tensor.data_ptr()
-    torch.cuda.check_error(int(runtime.cudaHostRegister(address, tensor.nbytes, 0)))
+    failure = int(runtime.cudaHostRegister(address, tensor.nbytes, 0))
+    if failure:
+        raise ConfigError(
+            f"cache.host_bytes must be memory that can be pinned, not {tensor.nbytes} bytes (CUDA error {failure}): "
+            "less of it, or a higher limit of locked memory"
+        )
     weakref.finalize(owner, runtime.cudaHostUnregister, address)

@@ -54,6 +54,10 @@ class FileTier:
     def bytes_budget(self) -> int:
         return self.file.free.size * self.file.page_bytes
 
+    def bytes_of(self, user_id: str) -> int:
+        copy = self._copies.get(user_id)
+        return 0 if copy is None else num_pages(copy.runs) * self.file.page_bytes
+
     def write(
         self, prefix: UserPrefix, arena: HostArena, runs: list[Run], worth: float, then: Callable[[bool], None]
     ) -> bool:

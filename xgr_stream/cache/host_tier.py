@@ -111,6 +111,11 @@ class HostTier:
     def bytes_budget(self) -> int:
         return self.arena.num_pages * self.arena.page_bytes
 
+    def bytes_of(self, user_id: str) -> int:
+        """Host memory of the user's copies, one on its way from the file included."""
+        copies = (self._copies.get(user_id), self._from_file.get(user_id))
+        return self.arena.page_bytes * sum(num_pages(copy.runs) for copy in copies if copy is not None)
+
     def get(self, user_id: str) -> HostCopy | None:
         """The user's copy, if it can be read now. Safe on any thread: what it says may then be out of date."""
         copy = self._copies.get(user_id)

@@ -36,6 +36,7 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 @click.option("--catalog", type=click.Path(exists=True, dir_okay=False), help="Its catalog.")
 @click.option("--device", default="cpu", help="Where the model is to compute.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="Host memory behind it (0: none).")
 @challenger_options
 @click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
 @click.option("--partitioner", type=click.Choice(["murmur2", "crc32", "any"]), default="murmur2")
@@ -51,6 +52,7 @@ def doctor(
     catalog: str | None,
     device: str,
     cache_mib: int,
+    host_cache_mib: int,
     challenger: ChallengerConfig | None,
     users: int,
     transactional: bool,
@@ -59,7 +61,7 @@ def doctor(
     """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
     findings = [_check_device(device)]
     if findings[0].grade == "ok" and model is not None and catalog is not None:
-        findings += _check_models(model, catalog, device, cache_mib, challenger)
+        findings += _check_models(model, catalog, device, (cache_mib, host_cache_mib), challenger)
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
@@ -97,10 +99,10 @@ def _check_device(name: str) -> Finding:
 
 
 def _check_models(
-    model: str, catalog: str, device: str, cache_mib: int, challenger: ChallengerConfig | None
+    model: str, catalog: str, device: str, caches_mib: tuple[int, int], challenger: ChallengerConfig | None
 ) -> list[Finding]:
-    """The engine, and with it in memory the challenger's."""
-    engine, findings = _check_engine(model, catalog, device, cache_mib)
+    """The engine, and with it in memory the challenger's. `caches_mib`: on the device, and host memory behind it."""
+    engine, findings = _check_engine(model, catalog, device, *caches_mib)
     if engine is None or challenger is None:
         return findings
     source = challenger.catalog or catalog
@@ -116,7 +118,9 @@ def _check_models(
     return findings
 
 
-def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> tuple[Engine | None, list[Finding]]:
+def _check_engine(
+    model: str, catalog: str, device: str, cache_mib: int, host_cache_mib: int = 0
+) -> tuple[Engine | None, list[Finding]]:
     """Whether the checkpoint and the catalog belong together, and how many users would be warm."""
     from xgr_stream.engine import Engine
 
@@ -144,7 +148,20 @@ def _check_engine(model: str, catalog: str, device: str, cache_mib: int) -> tupl
         findings.append(
             Finding("warning", f"only {warm} users fit into the cache", "a larger cache, or a smaller window")
         )
+    if host_cache_mib:
+        hidden_bytes = engine.cache.hidden.shape[1] * engine.cache.hidden.dtype.itemsize
+        findings.append(_host_plan(user_bytes + pages * hidden_bytes, host_cache_mib))
     return engine, findings
+
+
+def _host_plan(user_bytes: int, host_cache_mib: int) -> Finding:
+    """Users in host memory, against what the machine has."""
+    users = host_cache_mib * MIB // user_bytes
+    what = f"behind it in {host_cache_mib} MiB of host memory, pinned with CUDA: {users:,} users"
+    available = _available_bytes() // MIB
+    if available and host_cache_mib > available:
+        return Finding("error", f"{what}; {available} MiB are available", "less --host-cache-mib")
+    return Finding("ok", what)
 
 
 def _history_plan(users: int) -> Finding:

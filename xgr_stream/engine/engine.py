@@ -38,7 +38,7 @@ from xgr_stream.engine.sizing import (
 )
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
-from xgr_stream.engine.tiers import TierStats, tier_stats
+from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.work import Work
 from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
 from xgr_stream.history import HistoryStore, HistoryView
@@ -443,6 +443,10 @@ class Engine:
             invalid_items=counters.invalid_items,
             tiers=tier_stats(self.cache, self._work),
         )
+
+    def bytes_of(self, user_id: str) -> UserBytes:
+        """What the user's prefix takes, and copies of it."""
+        return user_bytes(self.cache, user_id)
 
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""

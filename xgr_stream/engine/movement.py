@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_stream.cache import Demotion, HostCopy, HostTier, PrefixCache, UserPrefix
 from xgr_stream.engine.lanes import Lane, Mark
 from xgr_stream.engine.restore_costs import RestoreCosts
+
+IntArray = NDArray[np.int32]
 
 
 @dataclass(slots=True)
@@ -170,8 +174,10 @@ class Mover:
         moved.bytes += pages * self._cache.pool.bytes_per_page
         moved.seconds += milliseconds / 1e3
 
-    def _index(self, pages: object) -> Tensor:
-        return torch.as_tensor(pages, dtype=torch.int64).to(self._device)
+    def _index(self, pages: IntArray) -> Tensor:
+        """On the device, without waiting for what its lane was given before."""
+        index = torch.from_numpy(pages.astype(np.int64))
+        return index.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else index
 
     def _fit(self, pages: int) -> None:
         if pages > len(self._out_buffer.pages):

@@ -39,6 +39,24 @@ class TierStats:
     """Copies that were lost to errors of the file, damaged ones included."""
 
 
+@dataclass(frozen=True, slots=True)
+class UserBytes:
+    """What one user takes in each tier; the same prefix may be in several."""
+
+    device: int
+    host: int
+    file: int
+
+
+def user_bytes(cache: PrefixCache, user_id: str) -> UserBytes:
+    prefix, host = cache.get(user_id), cache.host
+    return UserBytes(
+        device=0 if prefix is None else len(prefix.pages) * cache.pool.bytes_per_page,
+        host=0 if host is None else host.bytes_of(user_id),
+        file=0 if host is None or host.file is None else host.file.bytes_of(user_id),
+    )
+
+
 def tier_stats(cache: PrefixCache, work: Work) -> TierStats | None:
     """None without lower tiers."""
     host, mover = cache.host, work.mover
