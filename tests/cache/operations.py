@@ -102,6 +102,7 @@ class Operations:
         self.host = self.cache.host = HostTier(
             arena, worth, lambda n: float(n * n), file=self.file, reserve_pages=RESERVE
         )
+        self.cache.settle = self.settle
         self.lineages = 0
         self.lineage: dict[str, int] = {}
         self.pending: deque[Pending] = deque()
@@ -140,8 +141,7 @@ class Operations:
     def draft(self, base: UserPrefix | None, kv_tokens: int) -> object:
         try:
             return self.cache.draft(base, kv_tokens)
-        except OutOfMemory:  # copies hold it
-            self.settle()
+        except OutOfMemory:
             while self.pins:
                 self.cache.unpin(self.pins.pop())
             return self.cache.draft(base, kv_tokens)
