@@ -53,6 +53,24 @@ def test_engine_table_holds_every_combination(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_engine_times_requests_from_host_memory(tmp_path: Path) -> None:
+    options = ("--context", "30", "--batch", "2", "--beam", "4", "--repeats", "2", "--pending", "3", "--host")
+    (row,) = figures(tmp_path, "engine", *TINY, *options)["rows"]
+    assert row["host_ms"]["samples"] == 2
+    assert row["in_gb_per_s"] > 0
+    assert row["out_gb_per_s"] > 0
+
+
+def test_tiers_compares_policies_on_one_trace(tmp_path: Path) -> None:
+    sizes = ("--device-gb", "3", "--host-gb", "6", "--users", "200", "--requests", "400", "--warm-up", "200")
+    for more in ((), ("--sessions", "5")):
+        rows = figures(tmp_path, "tiers", *sizes, *more)["rows"]
+        for row in rows:
+            assert row["warm_share"] + row["host_share"] + row["cold_share"] == pytest.approx(1.0)
+            assert (row["host_share"] > 0) == (row["policy"] == "rate x cost, host")
+        assert rows[-1]["gpu_ms"] < rows[0]["gpu_ms"]
+
+
 def test_engine_times_one_kind_of_request_alone(tmp_path: Path) -> None:
     options = ("--context", "20", "--batch", "1", "--beam", "2", "--repeats", "1", "--only", "warm")
     (row,) = figures(tmp_path, "engine", *TINY, *options)["rows"]
