@@ -93,7 +93,7 @@ def test_a_user_who_is_worth_less_than_those_on_the_device_is_not_brought_back()
 def test_a_copy_of_another_window_is_not_used(engine):
     append(engine, "user", events(1, 2, 3, 4))
     engine.demote(["user"])
-    record(engine, "user", events(5))
+    record(engine, "user", events(5, 1, 2))  # past the next window, which is at hand
     assert state(engine) is CacheState.COLD
     assert engine.stats().tiers.host_bytes_used == 0
 

@@ -6,7 +6,7 @@ from xgr_stream.cache.file_tier import FileTier
 from xgr_stream.cache.host_tier import Demotion, HostCopy, HostTier
 from xgr_stream.cache.page_file import PageFile
 from xgr_stream.cache.pool import PagePool
-from xgr_stream.cache.prefix import Draft, UserPrefix
+from xgr_stream.cache.prefix import Draft, UserPrefix, ahead_of
 from xgr_stream.cache.prefix_cache import PrefixCache
 from xgr_stream.cache.references import ReferenceCounts
 from xgr_stream.cache.worth import DecayedRate, GreedyDual, LeastRecentlyUsed, Worth
@@ -27,4 +27,5 @@ __all__ = [
     "ReferenceCounts",
     "UserPrefix",
     "Worth",
+    "ahead_of",
 ]

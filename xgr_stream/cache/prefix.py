@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from xgr_stream.cache.references import IntArray
 
+AHEAD = "\udc00"
+"""Behind a user's id; nobody's id ends in it, since it can't be encoded."""
+
+
+def ahead_of(user_id: str) -> str:
+    """The name under which the user's next window is kept, which is computed before they are in it."""
+    return user_id + AHEAD
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UserPrefix:

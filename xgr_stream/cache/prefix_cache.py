@@ -13,7 +13,7 @@ import torch
 
 from xgr_stream.cache.host_tier import Demotion, HostTier
 from xgr_stream.cache.pool import PagePool
-from xgr_stream.cache.prefix import Draft, UserPrefix
+from xgr_stream.cache.prefix import AHEAD, Draft, UserPrefix, ahead_of
 from xgr_stream.cache.references import IntArray, ReferenceCounts
 from xgr_stream.cache.worth import Worth, WorthQueue
 from xgr_stream.errors import EngineError
@@ -63,9 +63,11 @@ class PrefixCache:
         self._lingering: set[UserPrefix] = set()
         self._pinned_users: Counter[str] = Counter()
         self._drafts = 0
+        self._num_ahead = 0
 
     def __len__(self) -> int:
-        return len(self._prefixes)
+        """Users; whose next window is there too counts once."""
+        return len(self._prefixes) - self._num_ahead
 
     def __contains__(self, user_id: object) -> bool:
         return user_id in self._prefixes
@@ -83,7 +85,8 @@ class PrefixCache:
 
     def touch(self, user_id: str) -> UserPrefix:
         """The user's prefix; they were seen, so their worth counts from now."""
-        self.worth.seen(user_id)
+        if not user_id.endswith(AHEAD):
+            self.worth.seen(user_id)
         self._stay(user_id)
         return self._prefixes[user_id]
 
@@ -176,6 +179,7 @@ class PrefixCache:
         self._forget_place(user_id)
         self._prefixes[user_id] = prefix
         self._drafts -= 1
+        self._num_ahead += old is None and user_id.endswith(AHEAD)
         self._stay(user_id)
         if old is not None:
             self._release(old)
@@ -204,7 +208,7 @@ class PrefixCache:
 
     def drop(self, user_ids: Iterable[str]) -> None:
         """Forget these users, in lower tiers too; memory that a pin holds is free when the pin goes."""
-        for user_id in user_ids:
+        for user_id in (name for own in user_ids for name in (own, ahead_of(own))):
             if user_id in self._prefixes:
                 self._release(self._take(user_id))
             self.worth.forget(user_id)
@@ -255,7 +259,8 @@ class PrefixCache:
     def _worth_of(self, prefix: UserPrefix) -> float:
         copy = None if self.host is None else self.host.get(prefix.user_id)
         cost = self._restore_cost(prefix.num_tokens, 0 if copy is None else copy.prefix.num_tokens)
-        return self.worth.of(prefix.user_id, cost / len(prefix.pages))
+        # A next window is as likely to be needed as its user is to be seen.
+        return self.worth.of(prefix.user_id.removesuffix(AHEAD), cost / len(prefix.pages))
 
     def _forget_place(self, user_id: str) -> None:
         """The user is no longer among the next to be turned out."""
@@ -267,6 +272,7 @@ class PrefixCache:
         """The user's prefix, no longer theirs."""
         self._forget_place(user_id)
         self._queue.remove(user_id)
+        self._num_ahead -= user_id.endswith(AHEAD)
         return self._prefixes.pop(user_id)
 
     def _make_room(self, num_pages: int) -> None:

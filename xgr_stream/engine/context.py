@@ -15,6 +15,9 @@ from xgr_stream.model import Model
 
 TokenArray = NDArray[np.int64]
 
+EVENTS_AHEAD = 16
+"""Before a window moves, at most."""
+
 
 class SeenItems(NamedTuple):
     """Items, and those of them that are interned: all that were when there were `interned` items, others perhaps."""
@@ -37,6 +40,8 @@ class ContextReader:
         self._tokens = model.tokens
         self._reads_actions = bool(model.settings.actions)
         self._window = window
+        self.events_ahead = min(EVENTS_AHEAD, window.stride or max(1, window.max_events // 2))
+        """So many events before a user's window moves, the next one is computed."""
         self._item_names = history.item_names
         self._action_names = history.action_names
         self._sids: NDArray[np.int32] = np.empty((0, catalog.levels), dtype=np.int32)
@@ -91,9 +96,9 @@ class ContextReader:
     def tail(self) -> TokenArray:
         return self._tokens.tail
 
-    def window_start(self, view: HistoryView) -> int:
-        """Number of the first event in context."""
-        return max(self._window.start(view.event_count), view.first_number)
+    def window_start(self, view: HistoryView, more: int = 0) -> int:
+        """Number of the first event in context; `more`: once the user has had so many events more."""
+        return max(self._window.start(view.event_count + more), view.first_number)
 
     def max_tokens(self, view: HistoryView, first: int) -> int:
         """Tokens that the events from number `first` on can have at most, tail included. Safe on any thread, since

@@ -339,6 +339,7 @@ class Engine:
         # Whose copy is being read from the file is served sooner with it than computed anew.
         waiting = deque(v for v in newest(views).values() if host is None or not host.is_coming(v.user_id))
         users = 0
+        ahead: list[Plan] = []
         work = self._work
         begun = work.append_lane.mark()
         while waiting:
@@ -354,12 +355,20 @@ class Engine:
                     plans[plan.user_id] = plan
                 waiting.popleft()
             if plans:
-                prefixes = work.run(self._prefixes, plans, work.appender)
-                work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
+                self._append(plans)
             users += len(plans)
+            ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
+        for plan in ahead:
+            self._append({plan.user_id: plan})
         work.tend()
         tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
+
+    def _append(self, plans: Mapping[str, Plan]) -> None:
+        """Start to carry out these plans, beside the decodes."""
+        work = self._work
+        prefixes = work.run(self._prefixes, plans, work.appender)
+        work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
 
     @torch.inference_mode()
     def expect(self, views: Sequence[HistoryView]) -> None:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_stream.cache import Draft, HostCopy, PrefixCache, UserPrefix
+from xgr_stream.cache import Draft, HostCopy, PrefixCache, UserPrefix, ahead_of
 from xgr_stream.engine.append import Append, Appender
 from xgr_stream.engine.context import ContextReader, TokenArray
 from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.history import HistoryView
 from xgr_stream.types import CacheState
+
+ROOM_AHEAD = 4
+"""No next window is computed where the cache has room for fewer prefixes than so many: the user's own might make
+room."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,10 +38,20 @@ class Plan:
     """Of the base, in host memory."""
     declined: bool = False
     """Whether there was a copy and computing is thought to be faster."""
+    ahead: bool = False
+    """It is the user's next window that is computed."""
 
     @property
     def user_id(self) -> str:
-        return self.view.user_id
+        """Under which name the prefix is kept."""
+        return ahead_of(self.view.user_id) if self.ahead else self.view.user_id
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """The names whose prefixes' pages it reads or writes."""
+        if self.base is None or self.base.user_id == self.user_id:
+            return (self.user_id,)
+        return self.user_id, self.base.user_id
 
     @property
     def kept_items(self) -> NDArray[np.int32]:
@@ -74,11 +88,29 @@ class PrefixBuilder:
             state = CacheState.APPENDED if len(tokens) else CacheState.WARM
             state = state if copy is None else CacheState.HOST
             return Plan(view, state, prefix, start, tokens, prefix.num_tokens + len(tokens), copy)
+        ahead = self._ahead(view, start)
+        if ahead is not None:
+            tokens = self._reader.event_tokens(view, ahead.event_count)
+            if len(tokens):
+                return Plan(view, CacheState.APPENDED, ahead, start, tokens, ahead.num_tokens + len(tokens))
+        return self._anew(view, start, declined=declined)
+
+    def plan_ahead(self, done: Plan) -> Plan | None:
+        """How to have the user's next window at hand, if that plan brought them near it: the few events that are still
+        to come are then all that is missing when it is theirs."""
+        view, reader = done.view, self._reader
+        start = reader.window_start(view, reader.events_ahead)
+        if start <= done.window_start or self._ahead(view, start) is not None:
+            return None
+        plan = self._anew(view, start, ahead=True)
+        return plan if plan is not None and ROOM_AHEAD * self.pages(plan) <= self._cache.pool.num_pages else None
+
+    def _anew(self, view: HistoryView, start: int, *, declined: bool = False, ahead: bool = False) -> Plan | None:
         events = self._reader.event_tokens(view, start)
         if not len(events):
             return None
         tokens = np.concatenate((self._reader.prompt, events))
-        return Plan(view, CacheState.COLD, None, start, tokens, len(tokens), declined=declined)
+        return Plan(view, CacheState.COLD, None, start, tokens, len(tokens), declined=declined, ahead=ahead)
 
     def copy_of(self, view: HistoryView) -> HostCopy | None:
         """The copy in host memory that `plan(view)` would go on from."""
@@ -103,9 +135,12 @@ class PrefixBuilder:
         if prefix is not None and prefix.event_count >= view.event_count:
             return copying
         start = self._reader.window_start(view)
-        appends = prefix is not None and prefix.window_start == start
-        first = prefix.event_count if prefix is not None and appends else start
-        return self._reader.max_tokens(view, first) + (copying if appends else len(self._reader.prompt))
+        if prefix is not None and prefix.window_start == start:
+            return self._reader.max_tokens(view, prefix.event_count) + copying
+        ahead = self._ahead(view, start)
+        if ahead is not None:
+            return self._reader.max_tokens(view, ahead.event_count)
+        return self._reader.max_tokens(view, start) + len(self._reader.prompt)
 
     def run(self, plans: Sequence[Plan], appender: Appender) -> list[UserPrefix]:
         """Carry out the plans of different users, together; `pages` of all of them must not exceed the pool.
@@ -129,6 +164,8 @@ class PrefixBuilder:
                 raise
             for plan, draft in zip(pending, drafts, strict=True):
                 self._publish(plan, draft)
+                if plan.base is not None and plan.base.user_id != plan.user_id:  # the next window, which now is theirs
+                    self._cache.drop([plan.base.user_id])
             return [self._settled(plan) for plan in plans]
 
     def _found(self, view: HistoryView) -> tuple[UserPrefix | None, HostCopy | None]:
@@ -138,12 +175,20 @@ class PrefixBuilder:
         if prefix is None and self._cache.host is not None:
             copy = self._cache.host.get(view.user_id)
             prefix = None if copy is None else copy.prefix
-        if prefix is None or prefix.key != self._key or prefix.life != view.life:
-            return None, None
+        return (prefix, copy) if prefix is not None and self._is_usable(prefix, view) else (None, None)
+
+    def _ahead(self, view: HistoryView, start: int) -> UserPrefix | None:
+        """The prefix of a window that begins at `start`, computed before it was the user's."""
+        prefix = self._cache.get(ahead_of(view.user_id))
+        if prefix is None or prefix.window_start != start or prefix.event_count > view.event_count:
+            return None
+        return prefix if self._is_usable(prefix, view) else None
+
+    def _is_usable(self, prefix: UserPrefix, view: HistoryView) -> bool:
+        if prefix.key != self._key or prefix.life != view.life:
+            return False
         reader = self._reader
-        if prefix.revision == reader.revision or reader.is_current(prefix.context_items, prefix.revision):
-            return prefix, copy
-        return None, None
+        return prefix.revision == reader.revision or reader.is_current(prefix.context_items, prefix.revision)
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens

@@ -68,7 +68,7 @@ class Work:
         """The prefixes of these users, brought up to their plans on the appender's lane."""
         self._reap()
         if appender is self.request_appender:
-            self.decode_lane.follow(self.append_lane, plans)
+            self.decode_lane.follow(self.append_lane, _touched(plans.values()))
         else:
             # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
             self.append_lane.follow(self.decode_lane)
@@ -90,7 +90,7 @@ class Work:
 
     def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:
         """The plans, with all that they go on from on the device or on its way there, and pinned."""
-        appender.lane.follow(mover.out, [plan.user_id for plan in plans])  # an append writes over tails being copied
+        appender.lane.follow(mover.out, _touched(plans))  # an append writes over tails being copied
         for plan in plans:
             if plan.base is not None and plan.copy is None:
                 pins.enter_context(self._cache.pinned([plan.base]))
@@ -104,7 +104,7 @@ class Work:
                 pins.enter_context(self._cache.pinned([prefix]))
                 plan = replace(plan, base=prefix, copy=None)
             ready.append(plan)
-        appender.lane.expect(mover.coming(plan.user_id for plan in plans))
+        appender.lane.expect(mover.coming(_touched(plans)))
         return ready
 
     # Between the tiers.
@@ -191,6 +191,10 @@ class Work:
     def _lanes(self) -> tuple[Lane, ...]:
         copying = () if self.mover is None else self.mover.lanes
         return (self.append_lane, self.decode_lane, *copying)
+
+
+def _touched(plans: Iterable[Plan]) -> list[str]:
+    return [name for plan in plans for name in plan.touches]
 
 
 def _settle(*lanes: Lane) -> None:

@@ -16,6 +16,7 @@ import torch
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
+from xgr_stream.engine.context import EVENTS_AHEAD
 from xgr_stream.errors import ConfigError
 from xgr_stream.model import load_model
 from xgr_stream.testing.models import save_tiny_model, tiny_items
@@ -112,7 +113,7 @@ class EngineBench:
         # The score that `generate` computes, so that the results can be compared.
         config = EngineConfig(
             normalizer="vocabulary",
-            window=WindowConfig(max_events=workload.events),
+            window=WindowConfig(max_events=workload.events + EVENTS_AHEAD),  # no next window is computed besides
             device=workload.device,
             dtype=workload.dtype,
         )

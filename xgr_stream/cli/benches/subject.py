@@ -17,6 +17,7 @@ from xgr_stream.cli.benches.options import Setting
 from xgr_stream.cli.benches.report import environment
 from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
 from xgr_stream.engine import Engine, Switches
+from xgr_stream.engine.context import EVENTS_AHEAD
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
@@ -113,7 +114,8 @@ class Subject:
                 f"a context of {context} tokens must hold more than {before} events; it holds {max(events, 0)}"
             )
         first, most = events - before, events + after
-        store = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, most)))
+        window = most + EVENTS_AHEAD  # nobody comes near its end, so that no next one is computed
+        store = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, window)))
         steps: list[list[HistoryView]] = [[] for _ in range(before + after + 1)]
         random = np.random.default_rng((self.setting.seed, 1))
         for user in range(count):
@@ -123,7 +125,7 @@ class Subject:
                 if number >= first:
                     steps[number - first].append(cast(HistoryView, store.view(user_id)))
         at_first = len(tokens.prompt) + first * per_event + len(tokens.tail)
-        return Users(model, store, most, at_first, per_event, tuple(map(tuple, steps)))
+        return Users(model, store, window, at_first, per_event, tuple(map(tuple, steps)))
 
     def engine(
         self,
