@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, OutOfMemory, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -55,6 +56,8 @@ from xgr_stream.types import (
     Tags,
     UserEvent,
 )
+
+logger = logging.getLogger(__name__)
 
 _retokenised = count()
 
@@ -359,7 +362,11 @@ class Engine:
             users += len(plans)
             ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
         for plan in ahead:
-            self._append({plan.user_id: plan})
+            try:
+                self._append({plan.user_id: plan})
+            except OutOfMemory:  # the users themselves have theirs
+                logger.info("no memory for a user's next window: it is computed when it is needed")
+                break
         work.tend()
         tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
