@@ -220,3 +220,14 @@ def test_what_is_written_over_several_runs_is_read_back(tmp_path):
     assert [bytes(part) for part in target] == [bytes(view) for view in source]
     assert records[0] == records[1]
     assert records[0].length == 127
+
+
+def test_whatever_goes_wrong_in_the_files_thread_is_told_and_ends_nothing(tmp_path):
+    file = PageFile(str(tmp_path), 4, 64)
+    ended: list[object] = []
+    file.write([memoryview(bytes(64)), memoryview(bytes(64))], [(0, 1)], ended.append)  # more than its pages hold
+    (error,) = file.reap(wait=True)
+    assert "StopIteration" in str(error)
+    file.write([memoryview(bytes(64))], [(1, 2)], ended.append)
+    assert not file.reap(wait=True)
+    assert [record is None for record in ended] == [True, False]

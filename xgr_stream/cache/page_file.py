@@ -105,6 +105,8 @@ class PageFile:
                 return Finished(then, job(), None)
             except OSError as error:
                 return Finished(then, None, error)
+            except Exception as error:  # noqa: BLE001, or its thread ended, and whoever waits for it would for ever
+                return Finished(then, None, OSError(f"the file of cached prefixes failed: {error!r}"))
 
         self.under_way += 1
         self._jobs.put(run)

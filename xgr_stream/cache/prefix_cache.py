@@ -131,12 +131,13 @@ class PrefixCache:
 
     def copies_ahead(self, reserve_pages: int, worth_copying: Callable[[int], bool]) -> Iterator[Demotion]:
         """Copies to be made of the next to be turned out, until so many pages are at hand. `worth_copying(num_tokens)`:
-        of the others no copy is made."""
+        of the others no copy is made, and of next windows neither."""
         while self.host is not None and self.pages_at_hand < reserve_pages:
             prefix = self.next_leaving()
             if prefix is None:
                 return
-            demotion = self.host.begin(prefix) if worth_copying(prefix.num_tokens) else None
+            worth_it = worth_copying(prefix.num_tokens) and not prefix.user_id.endswith(AHEAD)
+            demotion = self.host.begin(prefix) if worth_it else None
             if demotion is not None:
                 yield demotion
 
