@@ -223,7 +223,7 @@ class Operations:
         self.host.touch(user_id)
         copy = self.host.get(user_id)
         if copy is None:
-            self.host.fetch(user_id)
+            self.host.fetch(user_id, lambda _: True)
         elif len(self.pending) < 4 and self.cache.would_keep(user_id, copy.prefix.num_tokens, copy.prefix.kv_tokens):
             self.bring(user_id, copy)
 

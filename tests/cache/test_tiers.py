@@ -1,14 +1,18 @@
 """Host memory and a file behind the device's: what goes where, and what comes back."""
 
+import gc
 import os
 import stat
+import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
 
 from tests.cache import operations
 from tests.cache.operations import FILE_PAGES, HOST_PAGES, Operations
-from xgr_stream.cache import PageFile
+from xgr_stream.cache import PageFile, page_file
 from xgr_stream.errors import ConfigError
 
 
@@ -231,3 +235,30 @@ def test_whatever_goes_wrong_in_the_files_thread_is_told_and_ends_nothing(tmp_pa
     file.write([memoryview(bytes(64))], [(1, 2)], ended.append)
     assert not file.reap(wait=True)
     assert [record is None for record in ended] == [True, False]
+
+
+def test_a_file_that_nobody_has_any_more_is_gone_with_its_thread(tmp_path):
+    file = PageFile(str(tmp_path), 4, 64)
+    file.write([memoryview(bytes(64))], [(0, 1)], lambda _: None)
+    while file.under_way:
+        file.reap()
+    thread, gone = file._thread, weakref.ref(file)
+    del file
+    thread.join(10)
+    gc.collect()
+    assert (gone(), thread.is_alive()) == (None, False)
+
+
+def test_a_disk_that_does_not_answer_does_not_keep_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_file, "STOP_S", 0.01)
+    file, disk = PageFile(str(tmp_path), 4, 64), threading.Event()
+    thread = file._thread
+    file._jobs.put(lambda: disk.wait(20) and None)
+    begun = time.monotonic()
+    del file
+    gc.collect()
+    assert time.monotonic() - begun < 10
+    assert thread.is_alive()
+    disk.set()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tests.property.users import append, ask, record
@@ -151,6 +153,12 @@ def test_what_is_computed_faster_than_copied_is_computed_until_that_is_doubted(e
         ({"host_bytes": MIB, "file_bytes": MIB}, "file_bytes and file_directory must be given together"),
         ({"host_bytes": MIB, "file_directory": "/tmp"}, "file_bytes and file_directory must be given together"),
         ({"host_bytes": MIB, "file_bytes": MIB, "file_directory": ""}, "file_directory must be the path"),
+        ({"host_bytes": 1 << 60}, "cache.host_bytes must be memory that there is"),
+        ({"host_bytes": 1 << 70}, "cache.host_bytes must be memory that there is"),
+        (
+            {"host_bytes": MIB, "file_bytes": 1 << 70, "file_directory": "/tmp"},
+            r"file_directory must be a directory with \d+ bytes free",
+        ),
         ({"host_bytes": 9}, r"cache.host_bytes must be 0 or hold one window: \d+ bytes for 4 events"),
         ({"host_bytes": MIB, "file_bytes": 9, "file_directory": "/tmp"}, "cache.file_bytes must be 0 or hold one"),
         (
@@ -178,9 +186,11 @@ def test_a_user_on_the_way_from_the_file_is_not_computed_ahead(engine, tmp_path)
         engine.check_integrity()  # waits for the file
     moved = next(user_id for user_id in users if user_id in engine.cache.host.file)
     views = [engine.history.view(moved)]
+    disk = threading.Event()
+    engine.cache.host.file.file._jobs.put(lambda: disk.wait(10) and None)
     engine.expect(views)
-    if engine.cache.host.is_coming(moved):
-        assert engine.warm(views).users == 0
+    assert engine.warm(views).users == 0
+    disk.set()
     engine.check_integrity()
     assert state(engine, moved) is CacheState.HOST
     stats = engine.stats().tiers

@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.gpu.test_engine import CASES, Draws
 from tests.property.cases import Case
 from tests.property.oracle import assert_same
 from tests.property.users import append, ask, record
 from xgr_stream.cache import HostArena
+from xgr_stream.cache.arena import _pin
 from xgr_stream.config import CacheConfig
 from xgr_stream.engine import Engine, Switches
+from xgr_stream.errors import ConfigError
 from xgr_stream.types import CacheState, RecommendRequest
 
 pytestmark = pytest.mark.gpu
@@ -97,3 +100,12 @@ def test_a_prefix_comes_back_bit_for_bit(tmp_path: Path, graphs: bool) -> None:
         assert host.cache is CacheState.HOST
         assert host.items == warm.items
     engine.check_integrity()
+
+
+def test_memory_that_can_not_be_pinned_is_named_and_no_other_work_fails_for_it(tmp_path: Path) -> None:
+    engine = tiered(CASES["plain"], tmp_path, graphs=False)
+    host = engine.cache.host
+    assert host is not None
+    with pytest.raises(ConfigError, match="must be memory that can be pinned"):
+        _pin(host.arena.pages, host.arena)  # it is already
+    assert torch.ones(8, device="cuda").sum().item() == 8.0

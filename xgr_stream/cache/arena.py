@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -22,8 +23,12 @@ class HostArena:
     def __init__(self, pool: PagePool, hidden: torch.Tensor, num_pages: int) -> None:
         """For copies out of this pool and rows of `hidden`."""
         layers, _, kv_heads, page_size, head_dim = pool.k.shape
-        self.pages = torch.empty((layers, num_pages, 2, kv_heads, page_size, head_dim), dtype=pool.k.dtype)
-        self.hidden = torch.empty((num_pages, hidden.shape[1]), dtype=hidden.dtype)
+        try:
+            self.pages = torch.empty((layers, num_pages, 2, kv_heads, page_size, head_dim), dtype=pool.k.dtype)
+            self.hidden = torch.empty((num_pages, hidden.shape[1]), dtype=hidden.dtype)
+        except RuntimeError as error:
+            size = num_pages * self.bytes_per_page(pool, hidden)
+            raise ConfigError(f"cache.host_bytes must be memory that there is, not {size} bytes: {error}") from error
         self.free = Extents("pages of host memory", num_pages)
         self._page_bytes = self.pages.view(torch.uint8).numpy().reshape(layers, num_pages, -1)
         self._hidden_bytes = self.hidden.view(torch.uint8).numpy()
@@ -63,6 +68,8 @@ def _pin(tensor: torch.Tensor, owner: HostArena) -> None:
     address = tensor.data_ptr()
     failure = int(runtime.cudaHostRegister(address, tensor.nbytes, 0))
     if failure:
+        with suppress(RuntimeError):  # CUDA reports a failure once more, to whoever launches next: not another engine
+            torch.zeros(1, device="cuda")
         raise ConfigError(
             f"cache.host_bytes must be memory that can be pinned, not {tensor.nbytes} bytes (CUDA error {failure}): "
             "less of it, or a higher limit of locked memory"

@@ -170,6 +170,7 @@ class HostTier:
     def begin(self, prefix: UserPrefix) -> Demotion | None:
         """Room for a copy of a prefix on the device, of which the user's copy, if any, is an earlier one. None: it is
         the same, or under way, or those who would have to make room are worth more."""
+        self.leaving(prefix.user_id)  # or room for the new copy might be made by dropping the earlier one
         copy, first_page = self._copies.get(prefix.user_id), 0
         if copy is not None:
             if copy.holders or copy.prefix.kv_tokens == prefix.kv_tokens:
@@ -219,10 +220,14 @@ class HostTier:
             self._write(self._copies[least[1]], least[0])
         return errors
 
-    def fetch(self, user_id: str) -> None:
-        """Begin to bring the user's copy back from the file, if there is one and room for it."""
+    def fetch(self, user_id: str, is_of_use: Callable[[UserPrefix], bool]) -> None:
+        """Begin to bring the user's copy back from the file, if there is one that is of use and room for it; one that
+        is of none is dropped."""
         found = None if self.file is None else self.file.readable(user_id)
         if self.file is None or found is None or user_id in self._copies or user_id in self._from_file:
+            return
+        if not is_of_use(found.prefix):
+            self.file.drop(user_id)
             return
         pages = num_pages(found.runs)
         if not self._make_room(pages, self._worth_of(found.prefix)):

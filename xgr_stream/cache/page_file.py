@@ -15,6 +15,9 @@ from queue import SimpleQueue
 from xgr_stream.cache.extents import Extents, Run
 from xgr_stream.errors import ConfigError
 
+STOP_S = 10.0
+"""How long the end of a file waits for what is under way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -42,19 +45,19 @@ class PageFile:
     """
 
     def __init__(self, directory: str, num_pages: int, page_bytes: int) -> None:
-        self.free = Extents("pages of the file", num_pages)
         self.page_bytes = page_bytes
         self.under_way = 0
         try:
             # O_TMPFILE where there is such a thing, else unlinked at once; mode 0600 either way.
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115, it is kept open
             os.posix_fallocate(self._file.fileno(), 0, max(1, num_pages * page_bytes))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             size = num_pages * page_bytes
             raise ConfigError(
                 f"cache.file_directory must be a directory with {size} bytes free (cache.file_bytes), not "
                 f"{directory!r}: {error}"
             ) from error
+        self.free = Extents("pages of the file", num_pages)
         self._jobs: SimpleQueue[Callable[[], Finished | None] | None] = SimpleQueue()
         self._finished: deque[Finished] = deque()
         self._thread = threading.Thread(
@@ -117,10 +120,11 @@ class PageFile:
 
 
 def _stop(jobs: SimpleQueue[Callable[[], Finished | None] | None], thread: threading.Thread) -> None:
-    """At the file's end or the interpreter's, which must not take itself down under a thread that is at work."""
+    """At the file's end or the interpreter's, which should not take itself down under a thread that is at work, but
+    does not wait for ever for a disk that does not answer."""
     jobs.put(None)
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(STOP_S)
 
 
 def _work(jobs: SimpleQueue[Callable[[], Finished | None] | None], finished: deque[Finished]) -> None:
@@ -128,6 +132,7 @@ def _work(jobs: SimpleQueue[Callable[[], Finished | None] | None], finished: deq
         result = job()
         if result is not None:
             finished.append(result)
+        del job, result  # they lead to the file and to all that is behind it, which would live on while this waits
 
 
 def write_all(fd: int, views: Sequence[memoryview], places: Sequence[tuple[int, int]]) -> Record:

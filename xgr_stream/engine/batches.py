@@ -62,6 +62,7 @@ class Batches:
     @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """Start answering them, as far as it goes without waiting for the device."""
+        self._work.reap()
         views = newest(view for _, view in requests)
 
         def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
@@ -159,6 +160,7 @@ class Batches:
                 appended = lane.mark()
             beams = self._begin_beams(group.jobs, ends)
         except BaseException:
+            lane.mark().wait()  # forks are being computed
             release()
             raise
         work.keep(release, lane, beams.results.mark, group.plans)

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from secrets import randbits
@@ -337,6 +338,7 @@ class Engine:
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
         """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
         it returns while the last of them is under way."""
+        self._work.reap()
         before = self._work.tokens_appended
         host = self.cache.host
         # Whose copy is being read from the file is served sooner with it than computed anew.
@@ -384,6 +386,7 @@ class Engine:
         cache, host = self.cache, self.cache.host
         if host is None:
             return
+        self._work.reap()
         for user_id, view in newest(views).items():
             if user_id in cache:
                 continue
@@ -391,7 +394,7 @@ class Engine:
             host.touch(user_id)
             copy = self._prefixes.copy_of(view)
             if copy is None:
-                host.fetch(user_id)
+                host.fetch(user_id, partial(self._prefixes.is_of_use, view=view))
                 continue
             prefix = copy.prefix
             if self._work.may_promote and cache.would_keep(user_id, prefix.num_tokens, prefix.kv_tokens):

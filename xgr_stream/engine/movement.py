@@ -97,12 +97,12 @@ class Mover:
         pages before it is done, but for those who follow `out`."""
         prefix, pool, arena, lane = demotion.prefix, self._cache.pool, self._host.arena, self._out
         runs, pages = demotion.runs, prefix.pages[demotion.first_page :]
-        self._fit(len(pages))
-        for other in behind:
-            if lane.stream is not None:
-                other.mark().hold(lane.stream)
-        begun = lane.mark()
         try:
+            self._fit(len(pages))
+            for other in behind:
+                if lane.stream is not None:
+                    other.mark().hold(lane.stream)
+            begun = lane.mark()
             with lane.current():
                 index = self._index(pages)
                 buffer = self._out_buffer.pages[: len(pages)]
@@ -113,6 +113,7 @@ class Mover:
                 row = demotion.copy.runs[0][0]
                 arena.hidden[row].copy_(self._cache.hidden[int(prefix.hidden_slot[0])], non_blocking=True)
         except BaseException:
+            lane.mark().wait()  # what was begun writes to the pages until it is done
             self._host.end(demotion, done=False)
             raise
         mark = lane.mark()
@@ -129,10 +130,10 @@ class Mover:
         cache, pool, arena = self._cache, self._cache.pool, self._host.arena
         prefix = copy.prefix
         draft = cache.draft(None, prefix.kv_tokens)
-        pages = len(draft.pages)
-        self._fit(pages)
-        begun, layers = self._in.mark(), []
+        pages, layers = len(draft.pages), []
         try:
+            self._fit(pages)
+            begun = self._in.mark()
             with self._scatter.current():
                 index = self._index(draft.pages)
                 slot, row = int(draft.hidden_slot[0]), copy.runs[0][0]
@@ -152,6 +153,8 @@ class Mover:
                 buffer.read = self._scatter.mark()
                 layers.append(buffer.read)
         except BaseException:
+            for lane in (self._in, self._scatter):
+                lane.mark().wait()  # as above, and the next copy's buffers are free
             cache.abandon(draft)
             raise
         self._host.hold(copy)

@@ -117,8 +117,13 @@ class PrefixBuilder:
         _, copy = self._found(view)
         if copy is None or not self._costs.prefers_copy(copy.prefix.num_tokens):
             return None
-        ahead = copy.prefix.event_count >= view.event_count
-        return copy if ahead or copy.prefix.window_start == self._reader.window_start(view) else None
+        return copy if self.is_of_use(copy.prefix, view) else None
+
+    def is_of_use(self, prefix: UserPrefix, view: HistoryView) -> bool:
+        """Whether `view` can be gone on to from a copy of this prefix."""
+        if not self._is_usable(prefix, view):
+            return False
+        return prefix.event_count >= view.event_count or prefix.window_start == self._reader.window_start(view)
 
     def pages(self, plan: Plan) -> int:
         """Pages of the user's prefix once the plan has run."""
@@ -158,6 +163,7 @@ class PrefixBuilder:
                     drafts.append(self._cache.draft(plan.base, plan.num_tokens + len(self._reader.tail)))
                 appender.run([self._append(plan, draft) for plan, draft in zip(pending, drafts, strict=True)])
             except BaseException:
+                appender.lane.mark().wait()  # what was begun writes to the drafts until it is done
                 for draft in drafts:
                     self._cache.abandon(draft)
                 self._cache.drop(plan.user_id for plan in pending)

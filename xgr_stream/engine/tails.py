@@ -79,6 +79,12 @@ class TailForks:
                 kv_tokens = start + len(tokens)
                 ends.append(replace(prefix, kv_tokens=kv_tokens, pages=draft.pages, hidden_slot=draft.hidden_slot))
             self._appender.run(appends)
+        except BaseException:
+            self._appender.lane.mark().wait()  # what was begun writes to the drafts until it is done
+            for draft in drafts:
+                self._cache.abandon(draft)
+            raise
+        try:
             yield ends
         finally:
             for draft in drafts:

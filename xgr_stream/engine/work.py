@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+import torch
+
 from xgr_stream.cache import HostCopy, PrefixCache, UserPrefix
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine.append import Appender
@@ -16,7 +18,7 @@ from xgr_stream.engine.movement import Movement, Mover
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.engine.switches import Switches
-from xgr_stream.errors import EngineError
+from xgr_stream.errors import EngineError, OutOfMemory
 from xgr_stream.model import Model
 
 logger = logging.getLogger(__name__)
@@ -127,11 +129,15 @@ class Work:
         mover, host, cache = self.mover, self._cache.host, self._cache
         if mover is None or host is None:
             return
-        self._reap()
-        self._log(host.tend())
+        self.reap()
         copies = cache.copies_ahead(self._reserve, self._costs.prefers_copy)
         while mover.out.num_in_flight < COPIES_UNDER_WAY and (demotion := next(copies, None)) is not None:
-            self._moving(mover.demote(demotion, (self.append_lane, self.decode_lane)))
+            try:
+                movement = mover.demote(demotion, (self.append_lane, self.decode_lane))
+            except (OutOfMemory, torch.OutOfMemoryError):  # nobody waits for it, and whoever asked has their answer
+                logger.info("no memory to copy a prefix to host memory: its user is computed anew")
+                return
+            self._moving(movement)
 
     def demote(self, user_id: str) -> None:
         """Turn the user out, once there is a copy of their prefix. Nothing else may be under way."""
@@ -173,6 +179,12 @@ class Work:
         """Call `unpin` once the lane's work up to the mark, for these users, is done."""
         lane.keep(mark, users, unpin)
         lane.reap()
+
+    def reap(self) -> None:
+        """Take note of all that is done, so that plans find it. To be called when no plan is waiting to be run."""
+        self._reap()
+        if self._cache.host is not None:
+            self._log(self._cache.host.tend())
 
     def _reap(self) -> None:
         for lane in self._lanes():
