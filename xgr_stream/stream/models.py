@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from xgr_stream.config import MIB, ChallengerConfig, Role, check_role
 from xgr_stream.errors import ConfigError, ShuttingDown, XgrError
@@ -18,9 +18,6 @@ from xgr_stream.stream.catalog_feed import CatalogFeed
 from xgr_stream.stream.loading import check, load, prepare
 from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.stream.topology import ensure_topics
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
