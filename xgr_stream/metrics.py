@@ -5,7 +5,6 @@ User ids and item ids never become labels.
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -191,8 +190,12 @@ class Metrics:
 
     def count_model(self, version: str, responses: Sequence[RecommendResponse], *, compares: bool) -> None:
         """A version computed these; `compares`: how long they took is kept too."""
-        for outcome, times in Tally(response.error or response.status.value for response in responses).items():
-            self._of_model(self.model_requests, version, outcome).inc(times)
+        times: dict[str, int] = {}
+        for response in responses:
+            outcome = response.error or response.status.value
+            times[outcome] = times.get(outcome, 0) + 1
+        for outcome, count in times.items():
+            self._of_model(self.model_requests, version, outcome).inc(count)
         if compares:
             for response in responses:
                 self.observe_model(version, response.stages_ms)

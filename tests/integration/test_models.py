@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
 import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,10 +20,11 @@ from tests.property.oracle import assert_same
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import MIB, ChallengerConfig, StreamConfig
-from xgr_stream.errors import ConfigError
+from xgr_stream.errors import ConfigError, ShuttingDown, TopologyError
 from xgr_stream.history import HistoryStore
 from xgr_stream.scheduler.versions import Share, Versions
 from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.catalog_feed import CatalogFeed
 from xgr_stream.stream.control import ModelsPage
 from xgr_stream.stream.health import Pages, served
 from xgr_stream.stream.kafka_driver import KafkaDriver
@@ -66,6 +69,8 @@ class Traffic:
         self.answers: list[RecommendResponse] = []
         self.events: dict[str, list[str]] = {user: [] for user in USERS}
         self._done = asyncio.Event()
+        self.flows = asyncio.Event()
+        self.flows.set()
 
     async def __aenter__(self) -> Traffic:
         self._tasks = [asyncio.create_task(self._act(user)) for user in USERS]
@@ -78,6 +83,7 @@ class Traffic:
     async def _act(self, user: str) -> None:
         number = 0
         while not self._done.is_set():
+            await self.flows.wait()
             item = f"item-{(number * 7 + len(user)) % 60}"
             self.events[user].append(item)
             position = await self._client.send_event(user, item)
@@ -122,7 +128,9 @@ async def test_versions_are_swapped_while_requests_flow(broker: Broker, config: 
         await traffic.more()
         assert {answer.model_version for answer in traffic.answers} == {a}
         compared = {"version": b, "outcome": "compared"}
+        traffic.flows.clear()  # it may need all of the device, and then a shadow has none of it
         await until(lambda: metrics.get_sample_value("xgr_shadow_requests_total", compared))
+        traffic.flows.set()
         with pytest.raises(ConfigError, match="promote or drop it first"):
             await models.load(shop.models[1])
         await models.adjust(role="canary", fraction=0.5)
@@ -263,6 +271,32 @@ async def test_a_challenger_whose_device_has_no_memory_leaves_the_primary(
         assert metrics.get_sample_value("xgr_model_loads_failed_total") == 1
 
 
+async def test_a_challenger_that_can_t_be_loaded_leaves_no_memory_behind(
+    broker: Broker, config: StreamConfig, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a model is gigabytes; with the worker's thresholds a collection may be minutes away."""
+    halves: list[weakref.ref[NullEngine]] = []
+
+    def load(*_: object, **__: object) -> Engine:
+        half = NullEngine()
+        halves.append(weakref.ref(half))
+        raise ConfigError("the disk is away")
+
+    async with kafka_worker(broker, config, shop.engine(0)) as driver:
+        monkeypatch.setattr(Engine, "load", load)
+        gc.disable()
+        try:
+            try:
+                await driver.runtime.models.load(shop.models[1])
+            except ConfigError:
+                pass
+            else:
+                pytest.fail("it was loaded")
+            await until(lambda: halves[0]() is None, 5)
+        finally:
+            gc.enable()
+
+
 @pytest.fixture
 async def page(broker: Broker, config: StreamConfig) -> AsyncIterator[tuple[str, KafkaDriver, HistoryStore]]:
     history = HistoryStore(config.history)
@@ -292,6 +326,7 @@ async def test_an_operator_changes_models_over_the_web_port(page: tuple[str, Kaf
             ({"action": "delete"}, "load, adjust, promote, drop"),
             ({"action": "promote", "when": "now"}, "nothing else"),
             ([], "must be a map"),
+            ({"action": ["load"]}, "must be a map"),
             ({"action": "load"}, "model must be the path"),
             ({"action": "adjust", "fraction": "half"}, "fraction must be"),
             ({"action": "load", "model": "/nowhere", "cache_bytes": "much"}, "cache_bytes must be"),
@@ -301,9 +336,115 @@ async def test_an_operator_changes_models_over_the_web_port(page: tuple[str, Kaf
             assert said["models"][1]["fraction"] == 0.25
         status, said = await post(None, data=b"{", headers={"content-type": "application/json"})
         assert (status, "must be JSON" in said["error"]) == (400, True)
+        status, said = await post(None, data=b"[" * 100_000, headers={"content-type": "application/json"})
+        assert (status, "must be JSON" in said["error"]) == (400, True)
         assert (await post(None, data=json.dumps({"action": "drop"})))[0] == 415
+        for host in ("rebound.example:9464", "10.0.0.1", "localhost.rebound.example", "[", ""):
+            assert (await post(None, json={"action": "drop"}, headers={"host": host}))[0] in (400, 403)
+        for host in ("localhost:9464", "127.0.0.1", "[::1]:9464"):
+            status, said = await post(None, json={"action": "adjust", "fraction": 0.25}, headers={"host": host})
+            assert (status, len(said["models"])) == (200, 2)
         status, said = await post({"action": "promote"})
         assert (status, [model["version"] for model in said["models"]]) == (200, ["b"])
+
+
+@pytest.mark.parametrize("change", ["load", "promote", "drop"])
+async def test_a_change_goes_on_when_its_caller_has_left(
+    page: tuple[str, KafkaDriver, HistoryStore], change: str
+) -> None:
+    _, driver, history = page
+    models, held, go_on = driver.runtime.models, threading.Event(), threading.Event()
+    if change != "load":
+        await models.load(NullEngine(history=history, version="b"), role="canary", fraction=1.0)
+    blocked = driver.runtime._device.call(lambda: held.set() or go_on.wait(20))
+    await asyncio.to_thread(held.wait, 20)
+    changes: dict[str, Any] = {
+        "load": lambda: models.load(NullEngine(history=history, version="b"), role="canary", fraction=1.0),
+        "promote": models.promote,
+        "drop": models.drop,
+    }
+    caller = asyncio.create_task(changes[change]())
+    await asyncio.sleep(0.2)
+    caller.cancel()
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+    with pytest.raises(ConfigError, match="one change of the models at a time"):
+        await models.drop()
+    go_on.set()
+    assert await asyncio.wrap_future(blocked)
+    left = {"load": ["a", "b"], "promote": ["b"], "drop": ["a"]}[change]
+    await until(lambda: [model["version"] for model in models.status()] == left)
+    answer = await asyncio.wrap_future(driver.runtime.submit(RecommendRequest("r", "user")))
+    assert answer.model_version == left[-1]
+    await until(lambda: models._changing is None)
+    if change == "load":
+        await models.drop()
+    await models.load(NullEngine(history=history, version="c"))
+    assert [model["version"] for model in models.status()] == ["a" if change == "load" else left[-1], "c"]
+
+
+async def test_an_engine_that_fails_when_it_is_let_go_is_let_go(page: tuple[str, KafkaDriver, HistoryStore]) -> None:
+    _, driver, history = page
+
+    class Clinging(NullEngine):
+        def close(self) -> None:
+            raise RuntimeError("what was under way failed")
+
+    await driver.runtime.models.load(Clinging(history=history, version="b"))
+    await driver.runtime.models.drop()
+    assert [model["version"] for model in driver.runtime.models.status()] == ["a"]
+
+
+async def test_a_worker_that_is_told_to_stop_does_not_wait_for_a_model(
+    broker: Broker, config: StreamConfig, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def load(*_: object, **__: object) -> Engine:
+        threads.append(threading.current_thread())
+        loading.set()
+        go_on.wait(60)
+        raise MemoryError
+
+    async with kafka_worker(broker, config, shop.engine(0)) as driver:
+        monkeypatch.setattr(Engine, "load", load)
+        caller = asyncio.create_task(driver.runtime.models.load(shop.models[1]))
+        await until(loading.is_set)
+        answer = await asyncio.wrap_future(driver.runtime.submit(RecommendRequest("r", "user")))
+        assert answer.model_version == shop.versions[0]
+    with pytest.raises(ShuttingDown):
+        await asyncio.wait_for(caller, 10)
+    assert threads[0].daemon  # the process's end waits for any other
+    go_on.set()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
+
+
+async def test_a_challenger_whose_catalog_is_lost_is_dropped_once_the_change_under_way_is_done(
+    page: tuple[str, KafkaDriver, HistoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, driver, history = page
+    models, held, go_on, lost = driver.runtime.models, threading.Event(), threading.Event(), asyncio.Event()
+
+    async def run(_: CatalogFeed) -> None:
+        await lost.wait()
+        raise TopologyError("recreated")
+
+    monkeypatch.setattr(CatalogFeed, "run", run)
+    await models.load(NullEngine(history=history, version="b"), role="canary", fraction=1.0)
+    blocked = driver.runtime._device.call(lambda: held.set() or go_on.wait(20))
+    await asyncio.to_thread(held.wait, 20)
+    adjusting = asyncio.create_task(models.adjust(fraction=0.5))
+    await asyncio.sleep(0.1)
+    lost.set()
+    await asyncio.sleep(0.1)
+    go_on.set()
+    assert await asyncio.wrap_future(blocked)
+    await adjusting
+    await until(lambda: [model["version"] for model in models.status()] == ["a"])
+    assert models.error == "b was dropped, its catalog can't be kept up to date: recreated"
+    assert driver.runtime.failure is None
 
 
 async def test_a_request_that_comes_again_keeps_the_answer_of_the_version_that_gave_it(

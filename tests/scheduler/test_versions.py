@@ -297,6 +297,26 @@ def test_each_version_has_step_times_of_its_own_and_a_new_one_the_other_s() -> N
     assert len(pace._known) == MAX_VERSIONS
 
 
+def test_a_primary_s_step_times_outlive_those_of_the_challengers_that_came_and_went() -> None:
+    clock = ManualClock()
+    pace = Pace(EngineConfig(max_batch_rows=1024), clock)
+
+    def ran(version: str, seconds: float) -> None:
+        for _ in range(5):
+            began = clock.now()
+            step = Step(version, 512, 0)
+            pace.begins(began, step)
+            clock.advance(seconds)
+            pace.ended(began, step, ())
+
+    ran("primary", 0.1)
+    known = pace.batch_s("primary")
+    for n in range(2 * MAX_VERSIONS):
+        ran(f"challenger-{n}", 0.4)
+        assert pace.batch_s("primary") == pytest.approx(known)
+        ran("primary", 0.1)
+
+
 # Shadows
 
 

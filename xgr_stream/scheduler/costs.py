@@ -70,13 +70,10 @@ class StepCosts:
         self.fixed_s = 0.0
         self.row_s = 0.0
         self.token_s = 0.0
+        self.known = False
+        """Whether anything is."""
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._noted = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether anything is."""
-        return bool(self.fixed_s or self.row_s or self.token_s)
 
     def note(self, rows: int, tokens: int, seconds: float) -> None:
         """A step of so many rows and tokens took `seconds`."""
@@ -110,6 +107,7 @@ class StepCosts:
         table = np.array([(cell.rows, cell.tokens, cell.seconds) for cell in cells])
         weights = np.array([1.0 / (1.0 + (self._noted - cell.noted_at) / FADES_AFTER) for cell in cells])
         self.fixed_s, self.row_s, self.token_s = _fitted(table[:, :2], np.maximum(table[:, 2], 1e-9), weights)
+        self.known = True
 
 
 def _fitted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ class _Known:
         self.appends = StepCosts(hasty=True)
         self.share = 1.0
         """Of a batch's budget that the device has memory for."""
+        self.noted_at = 0.0
 
 
 class Pace:
@@ -81,9 +82,9 @@ class Pace:
 
     def share_s(self, request: Step) -> float:
         """Of the device's time that a request takes in full batches."""
-        config = self._config
+        config, costs = self._config, self._decodes(request.version)
         part = max(request.rows / config.max_batch_rows, request.tokens / config.max_batch_tokens)
-        return part * self._decodes(request.version).fixed_s + self.added_s(request)
+        return part * costs.fixed_s + request.rows * costs.row_s + request.tokens * costs.token_s
 
     def batch_s(self, version: str) -> float:
         """That a full batch of warm requests takes."""
@@ -146,7 +147,7 @@ class Pace:
     def ended(self, began_at: float, step: Step, rest: Sequence[Step]) -> None:
         """A batch is done; `rest`: those that the device still has."""
         now = self._clock.now()
-        known = self._noted(step.version)
+        known = self._noted(step.version, now)
         known.decodes.note(step.rows, step.tokens, now - max(began_at, self._ended_at))
         known.share = min(1.0, known.share * 1.05)
         self._ended_at = now
@@ -170,35 +171,42 @@ class Pace:
     def appended(self, appends: Step, seconds: float) -> None:
         """They took so long."""
         if appends.tokens:
-            self._noted(appends.version).appends.note(appends.rows, appends.tokens, seconds)
+            self._noted(appends.version, self._clock.now()).appends.note(appends.rows, appends.tokens, seconds)
 
     def cut(self, version: str) -> None:
         """The device ran out of memory: this version's batches are half as large, and grow again with each that
         succeeds."""
-        known = self._noted(version)
+        known = self._noted(version, self._clock.now())
         known.share = max(LEAST_SHARE, known.share / 2)
 
     # What is known of a version
 
+    # Asked several times for every request, so without a layer between.
+
     def _decodes(self, version: str) -> StepCosts:
-        return self._known_of(version, lambda known: known.decodes)
+        known = self._known.get(version)
+        if known is not None and known.decodes.known:
+            return known.decodes
+        return _any_known(known.decodes for known in list(self._known.values()))
 
     def _appends(self, version: str) -> StepCosts:
-        return self._known_of(version, lambda known: known.appends)
+        known = self._known.get(version)
+        if known is not None and known.appends.known:
+            return known.appends
+        return _any_known(known.appends for known in list(self._known.values()))
 
     def _seconds(self, step: Step) -> float:
         return self._decodes(step.version).seconds(step.rows, step.tokens)
 
-    def _known_of(self, version: str, kind: Callable[[_Known], StepCosts]) -> StepCosts:
-        known = self._known.get(version)
-        if known is not None and kind(known).known:
-            return kind(known)
-        return next((costs for costs in map(kind, list(self._known.values())) if costs.known), UNKNOWN)
-
-    def _noted(self, version: str) -> _Known:
+    def _noted(self, version: str, now: float) -> _Known:
         known = self._known.get(version)
         if known is None:
-            kept = list(self._known.items())[1 - MAX_VERSIONS :]
+            by_age = sorted(self._known.items(), key=lambda item: item[1].noted_at)
             known = _Known()
-            self._known = dict([*kept, (version, known)])  # another one: it may be read meanwhile
+            self._known = dict([*by_age[1 - MAX_VERSIONS :], (version, known)])  # another one: it may be read meanwhile
+        known.noted_at = now
         return known
+
+
+def _any_known(costs: Iterable[StepCosts]) -> StepCosts:
+    return next((each for each in costs if each.known), UNKNOWN)

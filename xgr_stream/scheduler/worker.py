@@ -250,8 +250,9 @@ class DeviceWorker:
     def _expect(self, views: Sequence[HistoryView]) -> None:
         """Let the engines know who may ask soon. If one can't do anything for them, their requests will be slower."""
         versions = self._versions
-        for engine in versions.engines:
-            own = [view for view in views if versions.of(view.user_id) is engine]
+        engines = versions.engines
+        for engine in engines:
+            own = views if len(engines) == 1 else [view for view in views if versions.of(view.user_id) is engine]
             try:
                 engine.expect(own)
             except Exception as error:
@@ -351,6 +352,7 @@ class DeviceWorker:
         now = self._clock.now()
         challenger = self._versions.challenger
         challenged = engine is not self._versions.primary
+        shadow = self._shadow if self._versions.shadow is not None else None
         failed = []
         for work, response in zip(batch, responses, strict=True):
             if challenged and response.error in FAILED:
@@ -360,11 +362,13 @@ class DeviceWorker:
             if work.foreseen_s:
                 self._pace.kept(work.foreseen_s, now - work.arrived)
             work.future.set_result(response)
-            self._shadow.answered(work.request, work.view, response)
+            if shadow is not None:
+                shadow.answered(work.request, work.view, response)
         self._metrics.count_model(
             engine.version, responses, compares=challenger is not None and challenger.role == "canary"
         )
-        self._fall_back(failed)
+        if failed:
+            self._fall_back(failed)
 
     def _fall_back(self, works: Sequence[Work]) -> None:
         """Have the primary answer what its challenger failed on."""

@@ -6,6 +6,7 @@ import ipaddress
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -42,6 +43,9 @@ class ModelsPage:
             return _answer(503, {"error": "the worker has not started"})
         if not _is_local(request.remote):
             return _answer(403, {"error": "models are changed from the worker's own machine alone"})
+        # A page of another site, whose name its owner has made an address of this machine, may post anything.
+        if not _names_this_machine(request.host):
+            return _answer(403, {"error": f"models are changed at localhost or its address, not {request.host!r:.80}"})
         # A page in a browser on this machine may post anything but this without being asked first.
         if request.content_type != JSON_TYPE:
             return _answer(415, {"error": f"content-type must be {JSON_TYPE}, not {request.content_type}"})
@@ -56,10 +60,10 @@ async def change(models: Models, body: bytes) -> None:
     """Do what `body` asks for. Raises `ConfigError`."""
     try:
         message = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the body must be JSON: {error}") from error
     action = message.pop("action", None) if isinstance(message, dict) else None
-    if action not in FIELDS:
+    if not isinstance(action, str) or action not in FIELDS:
         raise ConfigError(f"the body must be a map whose action is one of {', '.join(FIELDS)}, not {action!r:.80}")
     unknown = sorted(set(message) - FIELDS[action])
     if unknown:
@@ -83,6 +87,14 @@ def _status(models: Models) -> dict[str, Any]:
 
 def _answer(status: int, content: dict[str, Any]) -> web.Response:
     return web.json_response(content, status=status)
+
+
+def _names_this_machine(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_local(address: str | None) -> bool:

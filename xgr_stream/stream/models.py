@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from xgr_stream.config import MIB, ChallengerConfig, Role, check_role
-from xgr_stream.errors import ConfigError, XgrError
+from xgr_stream.errors import ConfigError, ShuttingDown, XgrError
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.catalog_feed import CatalogFeed
+from xgr_stream.stream.loading import check, load, prepare
 from xgr_stream.stream.setup import ServedEngine, Setup
 from xgr_stream.stream.topology import ensure_topics
 
-if TYPE_CHECKING:
-    from xgr_stream.catalog import Catalog
-
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class _Loaded:
@@ -43,6 +42,7 @@ class _Loaded:
 
 class Models:
     """One change at a time, each a swap between two batches: what is under way is finished by the engine that began it.
+    A change that has begun goes on to its end, whether or not its caller still waits for it.
 
     All on the loop's thread. What fails while a challenger is loaded, or in the updates of its catalog, is the
     challenger's end; `on_failure` hears of what keeps the primary from going on.
@@ -61,8 +61,9 @@ class Models:
         self._versions = versions
         self._device = device
         self._on_failure = on_failure
-        self._changing: str | None = None
-        """What is being done."""
+        self._changing: asyncio.Task[Any] | None = None
+        """What is being done; its name says what."""
+        self._giving_up: set[asyncio.Task[None]] = set()
         self._challenger: _Loaded | None = None
         self._primary = self._loaded(versions.primary, setup.config.topics.catalog, serves=True)
 
@@ -87,38 +88,21 @@ class Models:
         name = str(model) if engine is None else engine.version
         catalog = None if catalog is None else str(catalog)
         config = ChallengerConfig(name, role, fraction, catalog, catalog_topic, cache_bytes)
-        async with self._change(f"{name} is being loaded"):
-            if self._challenger is not None:
-                version = self._challenger.engine.version
-                raise ConfigError(f"there may be one challenger, and {version} is there: promote or drop it first")
-            return await self._load(config, engine)
+        return await self._change(f"{name} is being loaded", partial(self._load, config, engine))
 
     async def adjust(self, *, role: Role | None = None, fraction: float | None = None) -> None:
         """Give the challenger another role, or another share of the users. A larger share holds all of a smaller one's
         users, and a canary's are those that the shadow had."""
-        async with self._change("a challenger's share is being changed"):
-            loaded, challenger = self._needed(), self._versions.challenger
-            if challenger is None:
-                raise ConfigError("the challenger is being dropped: load it again")
-            role, fraction = role or challenger.role, challenger.fraction if fraction is None else fraction
-            check_role(role, fraction)
-            await self._between_batches(partial(self._versions.challenge, loaded.engine, role, fraction))
-            logger.info("%s is %s for %s of the users", loaded.engine.version, role, fraction)
+        await self._change("a challenger's share is being changed", partial(self._adjust, role, fraction))
 
     async def promote(self) -> None:
         """Have the challenger serve everybody, and let go of the primary. Users whom the challenger did not have yet
         are cold: give it their share before, in steps."""
-        async with self._change("a challenger is being promoted"):
-            loaded, former = self._needed(), self._primary
-            self._primary, self._challenger = loaded, None
-            await self._between_batches(self._versions.promote)
-            logger.info("%s serves everybody, in the place of %s", loaded.engine.version, former.engine.version)
-            await former.stop()
+        await self._change("a challenger is being promoted", self._promote)
 
     async def drop(self) -> None:
         """Have the primary serve everybody, and let go of the challenger."""
-        async with self._change("a challenger is being dropped"):
-            await self._drop(self._needed())
+        await self._change("a challenger is being dropped", self._drop)
 
     def status(self) -> list[dict[str, Any]]:
         """What is loaded: the primary, and the challenger if there is one."""
@@ -140,11 +124,10 @@ class Models:
         await self._between_batches(lambda: None)
         config = self._setup.challenger
         if config is not None:
-            async with self._change(f"{config.model} is being loaded"):
-                try:
-                    await self._load(config, None)
-                except XgrError as error:
-                    logger.error("the worker serves without a challenger: %s", error)
+            try:
+                await self._change(f"{config.model} is being loaded", partial(self._load, config, None))
+            except XgrError as error:
+                logger.error("the worker serves without a challenger: %s", error)
 
     def follow(self) -> None:
         """Keep the catalogs up to date from now on."""
@@ -152,7 +135,10 @@ class Models:
             self._follow(loaded)
 
     async def stop(self) -> None:
-        """The device has stopped, or is about to."""
+        """The device has stopped, or is about to. A change that is under way is given up."""
+        if self._changing is not None:
+            self._changing.cancel()
+            await asyncio.wait({self._changing})
         for loaded in filter(None, (self._primary, self._challenger)):
             await loaded.stop()
         self._versions.drop()  # whoever serves these versions once more loads it anew
@@ -164,29 +150,43 @@ class Models:
 
     # Changes
 
-    @asynccontextmanager
-    async def _change(self, what: str) -> AsyncIterator[None]:
+    async def _change(self, what: str, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do it in a task of its own: a caller who is cancelled meanwhile would leave the device with engines that
+        nobody here knows of."""
         if self._changing is not None:
-            raise ConfigError(f"one change of the models at a time, and {self._changing}: try again when it is done")
-        self._changing = what
+            raise ConfigError(
+                f"one change of the models at a time, and {self._changing.get_name()}: try again when it is done"
+            )
+        task = self._changing = asyncio.create_task(change(), name=what)
+        task.add_done_callback(self._on_changed)
         try:
-            yield
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ShuttingDown("the worker is shutting down") from None
+            raise
         finally:
-            self._changing = None
+            del task  # an error that it holds would hold this frame, and half a model, until a collection
+
+    def _on_changed(self, _: asyncio.Task[Any]) -> None:
+        self._changing = None
 
     async def _load(self, config: ChallengerConfig, engine: ServedEngine | None) -> str:
+        if self._challenger is not None:
+            version = self._challenger.engine.version
+            raise ConfigError(f"there may be one challenger, and {version} is there: promote or drop it first")
         loaded: _Loaded | None = None
         try:
             topic = config.catalog_topic or self._primary.topic
             if engine is None:
-                engine = await asyncio.to_thread(self._engine, config)
-            self._check(config, engine)
+                engine = await load(config, self._setup.engine_config, self._versions.primary)
+            check(config, engine, self._versions.primary, self._primary.topic)
             if config.catalog_topic is not None:
                 topics = replace(self._setup.config.topics, catalog=topic)
                 await ensure_topics(self._setup.connection, topics, self._setup.config.partitions)
             loaded = self._loaded(engine, topic, serves=False)
             await loaded.feed.start()
-            await self._prepare(engine)
+            await prepare(engine, self._device)
             loaded.feed.serves = True
             await self._between_batches(partial(self._versions.challenge, engine, config.role, config.fraction))
         except BaseException as error:
@@ -207,45 +207,26 @@ class Models:
         logger.info("%s is loaded: %s for %s of the users", engine.version, config.role, config.fraction)
         return engine.version
 
-    def _engine(self, config: ChallengerConfig) -> ServedEngine:
-        """On a thread of its own: weights are read and placed while the worker serves."""
-        from xgr_stream.engine import Engine
+    async def _adjust(self, role: Role | None, fraction: float | None) -> None:
+        loaded, challenger = self._needed(), self._versions.challenger
+        if challenger is None:
+            raise ConfigError("there is no challenger: the worker is shutting down")
+        role, fraction = role or challenger.role, challenger.fraction if fraction is None else fraction
+        check_role(role, fraction)
+        await self._between_batches(partial(self._versions.challenge, loaded.engine, role, fraction))
+        logger.info("%s is %s for %s of the users", loaded.engine.version, role, fraction)
 
-        primary = self._versions.primary
-        if config.catalog is not None:
-            catalog: str | Catalog = config.catalog
-        elif isinstance(primary, Engine):
-            catalog = primary.catalog.anew()
-        else:
-            raise ConfigError("catalog must be given: that of the primary's engine is its own kind's")
-        own = self._setup.engine_config
-        own = replace(own, cache=replace(own.cache, budget_bytes=config.cache_bytes))
-        return Engine.load(config.model, catalog, config=own, history=primary.history)
+    async def _promote(self) -> None:
+        loaded, former = self._needed(), self._primary
+        await self._between_batches(self._versions.promote)
+        self._primary, self._challenger = loaded, None
+        logger.info("%s serves everybody, in the place of %s", loaded.engine.version, former.engine.version)
+        await former.stop()
 
-    def _check(self, config: ChallengerConfig, engine: ServedEngine) -> None:
-        primary = self._versions.primary
-        if engine.version == primary.version:
-            raise ConfigError(f"a challenger must be of another version than the primary, not {engine.version} too")
-        if engine.history is not primary.history:
-            raise ConfigError("a challenger's engine must read the worker's own history: give it recommender.history")
-        if engine.codes != primary.codes and config.catalog_topic is None:
-            raise ConfigError(
-                f"catalog_topic must be given: the challenger has semantic IDs of {engine.codes} codes, and the "
-                f"updates in {self._primary.topic} are of {primary.codes}"
-            )
-
-    async def _prepare(self, engine: ServedEngine) -> None:
-        """In pieces, and at most half of the device's time."""
-        loop, steps = asyncio.get_running_loop(), engine.preparing()
-        while True:
-            started = loop.time()
-            if not await asyncio.wrap_future(self._device.call(partial(_step, steps))):
-                return
-            await asyncio.sleep(loop.time() - started)
-
-    async def _drop(self, loaded: _Loaded) -> None:
-        self._challenger = None
+    async def _drop(self) -> None:
+        loaded = self._needed()
         await self._between_batches(self._versions.drop)
+        self._challenger = None
         logger.info("%s is dropped; %s serves everybody", loaded.engine.version, self._versions.primary.version)
         await loaded.stop()
 
@@ -258,7 +239,10 @@ class Models:
             action()
             for engine in before:
                 if engine not in versions.engines:
-                    engine.close()
+                    try:
+                        engine.close()
+                    except Exception:  # the change is made; a device that is lost says so to the next batch
+                        logger.exception("what %s had under way, when it was let go, failed", engine.version)
             metrics.keep_models([engine.version for engine in versions.engines])
             metrics.set_fractions(versions.fractions)
 
@@ -287,12 +271,23 @@ class Models:
     def _on_ended(self, loaded: _Loaded, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
+        giving_up = asyncio.create_task(self._give_up(loaded, error), name="xgr-give-up")
+        self._giving_up.add(giving_up)
+        giving_up.add_done_callback(self._giving_up.discard)
+
+    async def _give_up(self, loaded: _Loaded, error: BaseException) -> None:
+        """Its catalog can't be kept up to date."""
+        while self._changing is not None:  # which may be about this one
+            await asyncio.wait({self._changing})
         if loaded is self._primary:
             self._on_failure(error)
         elif loaded is self._challenger:
             self.error = f"{loaded.engine.version} was dropped, its catalog can't be kept up to date: {error}"
             logger.error("%s", self.error)
-            self._dropping = asyncio.create_task(self._drop(loaded), name="xgr-drop")
+            try:
+                await self.drop()
+            except XgrError as failure:
+                logger.error("%s could not be dropped: %s", loaded.engine.version, failure)
 
 
 def _status(loaded: _Loaded, role: str, fraction: float) -> dict[str, Any]:
@@ -302,8 +297,3 @@ def _status(loaded: _Loaded, role: str, fraction: float) -> dict[str, Any]:
         "fraction": fraction,
         "catalog": {"topic": loaded.topic, "position": loaded.feed.position, "behind": loaded.feed.behind},
     }
-
-
-def _step(steps: Iterator[None]) -> bool:
-    """Do the next one; whether there was one."""
-    return next(steps, _step) is not _step
