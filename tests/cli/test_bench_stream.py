@@ -39,14 +39,14 @@ def test_arrivals_are_poisson_and_users_zipf() -> None:
 
 
 def test_outcomes_are_told_apart() -> None:
-    outcomes = Outcomes(sent=5, timeout_s=1.0)
+    outcomes = Outcomes(timeout_s=1.0)
     stages = {"wait": 1.0, "append": 0.0, "decode": 2.0, "total": 4.0}
     answer = {"stages_ms": stages, "cache": "warm"}
     outcomes.note(answer, 0.006)
     outcomes.note(answer, 1.5)
     outcomes.note({"stages_ms": {"total": 3.0}, "error": "over_capacity"}, 0.01)
     outcomes.note({"stages_ms": {"total": 900.0}, "error": "deadline_exceeded"}, 0.01)
-    row = outcomes.row(2.0)
+    row = outcomes.row(5, 2.0)
     assert (row["answered"], row["goodput"], row["refused"], row["late"], row["unanswered"]) == (4, 0.5, 1, 2, 1)
     assert row["refused_p99_ms"] == 3.0
     assert row["stream_ms"] == pytest.approx((2.0 + 1496.0) / 2)
@@ -66,6 +66,23 @@ def test_in_process_with_an_engine_of_given_step_times(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_so_many_requests_at_a_time(tmp_path: Path) -> None:
+    figures, plot = tmp_path / "figures.json", tmp_path / "curve.png"
+    options = ["--in-process", "--engine", "paced", "--paced", "20", "0", "0", "--events-per-request", "2"]
+    loads = ["--concurrency", "1", "--concurrency", "6", "--seconds", "1", "--users", "40", "--cold", "0.1"]
+    output = run(*options, *loads, "--p99-ms", "900", "--json", str(figures), "--plot", str(plot))
+    alone, six = json.loads(figures.read_text())["rows"]
+    assert [alone["offered"], six["offered"]] == [1, 6]
+    assert alone["requests_per_s"] <= 50.5  # a step of 20 ms each
+    assert six["goodput"] > 2 * alone["goodput"]  # they share steps
+    for row in (alone, six):
+        assert row["unanswered"] == 0
+        assert row["events_per_s"] == pytest.approx(2 * row["requests_per_s"], abs=4)
+        assert row["caches"].get("cold", 0) > 0
+    assert "requests/s, 6 at a time" in output
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 def test_in_process_with_a_model() -> None:
     shape = ["--shape", "tiny", "--context", "60", "--users", "4", "--beam", "8", "--k", "4", "--device", "cpu"]
     assert "kept up with" in run("--in-process", *shape, "--rate", "5", "--seconds", "2", "--timeout-ms", "20000")
@@ -80,7 +97,15 @@ def test_loads_rise_until_one_is_too_much(tmp_path: Path) -> None:
     assert rows[-1]["goodput"] < 0.9 * rows[-1]["offered"] or rows[-1]["p99_ms"] > 300
 
 
-@pytest.mark.parametrize("options", [["--in-process", "--echo"], ["--engine", "null", "--shape", "tiny"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--in-process", "--echo"],
+        ["--engine", "null", "--shape", "tiny"],
+        ["--concurrency", "2"],
+        ["--in-process", "--concurrency", "2", "--rate", "9"],
+    ],
+)
 def test_options_that_exclude_each_other_are_refused(options: list[str]) -> None:
     result = CliRunner().invoke(bench, ["stream", *options])
     assert result.exit_code == 1

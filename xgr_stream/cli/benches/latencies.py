@@ -19,8 +19,6 @@ STAGES = ("wait", "append", "decode")
 class Outcomes:
     """Filled in while a run goes on; `row` sums it up."""
 
-    sent: int
-    """Requests."""
     timeout_s: float
     ok_s: list[float] = field(default_factory=list)
     """Produce to consumed response, of those that were answered with items."""
@@ -56,8 +54,8 @@ class Outcomes:
             self.stages_ms[stage].append(stages.get(stage, 0.0))
         self.stages_ms["stream"].append(seconds * 1e3 - stages["total"])
 
-    def row(self, seconds: float) -> dict[str, object]:
-        """Figures of a run of `seconds`."""
+    def row(self, sent: int, seconds: float) -> dict[str, object]:
+        """Figures of a run of `seconds` and so many requests."""
         in_time = sum(latency <= self.timeout_s for latency in self.ok_s)
         row: dict[str, object] = {
             "answered": self.answered,
@@ -67,7 +65,7 @@ class Outcomes:
             "ready_p99_ms": _percentile(self.ready_s, 99),
             "refused": self.errors["over_capacity"],
             "late": self.errors["deadline_exceeded"] + len(self.ok_s) - in_time,
-            "unanswered": self.sent - self.answered,
+            "unanswered": sent - self.answered,
             "errors": dict(self.errors),
             "caches": dict(self.caches),
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from xgr_stream.cli.benches.arrivals import Mix, Schedule, schedule
+from xgr_stream.cli.benches.arrivals import Mix, Schedule, loop, schedule
 from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options
 from xgr_stream.cli.benches.plots import Curves
 from xgr_stream.cli.benches.report import Report, start
@@ -51,6 +51,8 @@ class Loads:
     """Which loads are tried, requests per second."""
 
     rates: tuple[float, ...]
+    concurrencies: tuple[int, ...]
+    """Instead of rates: so many requests at a time."""
     first: float
     overload: float | None
     seconds: float
@@ -91,6 +93,14 @@ class Loads:
 @click.option(
     "--from", "first", type=float, default=50.0, show_default=True, help="First load, if no --rate; then 1.5 × more."
 )
+@click.option(
+    "--concurrency",
+    "concurrencies",
+    type=click.IntRange(1),
+    multiple=True,
+    help="So many requests at a time, the next one when one is answered, instead of --rate; with --in-process. May be "
+    "given several times.",
+)
 @click.option("--overload", type=float, help="A last run at so many times the best load.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Of each load.")
 @click.option("--events-per-request", type=float, default=10.0, show_default=True)
@@ -115,6 +125,7 @@ def stream(
     costs: bool,
     core: int | None,
     rates: tuple[float, ...],
+    concurrencies: tuple[int, ...],
     first: float,
     overload: float | None,
     seconds: float,
@@ -131,9 +142,11 @@ def stream(
 ) -> None:
     """Open-loop load: Poisson arrivals of events and requests, users by Zipf's law, latency from when a request was
     due to its consumed response. Loads rise until one is too much: its P99 beyond --p99-ms, or less than 90 % of its
-    requests answered in time."""
+    requests answered in time. With --concurrency a closed loop: a request and its events for each that is answered."""
     if in_process and (broker or kafka_home or echo or costs):
         raise ConfigError("--in-process has no broker: leave out --broker, --kafka-home, --echo and --costs")
+    if concurrencies and (rates or overload or not in_process):
+        raise ConfigError("--concurrency is for loads --in-process: leave out --rate and --overload")
     if engine_kind is not None and (setting.shape or setting.model):
         raise ConfigError("--engine is for runs without a model: leave out --shape and --model")
     mix = Mix(users, zipf, events_per_request, cold, setting.seed)
@@ -148,8 +161,9 @@ def stream(
         timeout_ms=timeout_ms,
         driver=driver,
         core=core,
+        concurrency=max(concurrencies, default=0),
     )
-    loads = Loads(rates, first, overload, seconds, p99_ms or timeout_ms, costs)
+    loads = Loads(rates, concurrencies, first, overload, seconds, p99_ms or timeout_ms, costs)
     if in_process:
         with in_memory(serving) as (description, runs):
             _measure(serving, loads, runs, description, output)
@@ -170,9 +184,14 @@ def _measure(
         "mix": f"{mix.events_per_request:g} events a request, {mix.users} users by Zipf's law (exponent {mix.zipf:g}), "
         f"{mix.cold_share:.0%} of the requests cold",
         "requests": f"k {serving.k}, beam {serving.beam}, {serving.timeout_ms} ms to be answered in",
-        "load": f"open loop, Poisson arrivals, {loads.seconds:g} s each",
+        "load": f"{'closed loop' if loads.concurrencies else 'open loop, Poisson arrivals'}, {loads.seconds:g} s each",
         "seed": mix.seed,
     }
+    if loads.concurrencies:
+        report = start("stream", {"offered": "at a time", **COLUMNS}, setting, output)
+        _measure_loops(report, mix, loads, runs["xgr"])
+        report.finish(output, _curves(report, loads))
+        return
     report = start("stream", {"run": "run", **COLUMNS} if len(runs) > 1 or loads.costs else COLUMNS, setting, output)
     warm_up = schedule(mix, loads.rates[0] if loads.rates else loads.first, WARM_UP_S)
     for run in runs.values():
@@ -198,6 +217,18 @@ def _measure(
         _add_overload(report, row, best, serving, loads.overload)
     _add_notes(report, loads)
     report.finish(output, _curves(report, loads))
+
+
+def _measure_loops(report: Report, mix: Mix, loads: Loads, run: Run) -> None:
+    run(loop(mix, max(loads.concurrencies)), WARM_UP_S)
+    for concurrency in loads.concurrencies:
+        report.add({"run": "xgr", "offered": concurrency, **run(loop(mix, concurrency), loads.seconds)})
+    within = [row for row in report.rows if _figure(row["p99_ms"]) and float(str(row["p99_ms"])) <= loads.p99_ms]
+    if within:
+        most = max(within, key=lambda row: float(str(row["goodput"])))
+        report.notes.append(
+            f"most within a P99 of {loads.p99_ms:g} ms: {most['goodput']:.1f} requests/s, {most['offered']} at a time"
+        )
 
 
 def _add_costs(report: Report, plan: Schedule, loads: Loads, rate: float, run: Run) -> None:
@@ -268,11 +299,13 @@ def _curves(report: Report, loads: Loads) -> Curves:
         "decode_p99_ms": "decode P99",
         "stream_p99_ms": "stream P99",
     }
+    if loads.concurrencies:
+        names["goodput"] = "requests/s in time"
     series = {label: [_figure(row.get(key)) for row in rows] for key, label in names.items()}
     return Curves(
         title="Latency against load",
-        across="requests/s offered",
-        up="ms",
+        across="requests at a time" if loads.concurrencies else "requests/s offered",
+        up="ms, and requests/s" if loads.concurrencies else "ms",
         xs=[float(str(row["offered"])) for row in rows],
         series={label: values for label, values in series.items() if any(value for value in values)},
         limits={f"P99 limit, {loads.p99_ms:g} ms": loads.p99_ms},

@@ -200,7 +200,7 @@ class Load:
 
     async def run(self, plan: Schedule, seconds: float) -> dict[str, object]:
         """Send the plan's arrivals by the clock; the row of what came of them."""
-        outcomes = Outcomes(len(plan.requests_at), self._served.timeout_ms / 1e3)
+        outcomes = Outcomes(self._served.timeout_ms / 1e3)
         sent = self._sent = _Sent({}, outcomes)
         before = await self._worker_says()
         began = time.monotonic()
@@ -214,7 +214,7 @@ class Load:
         row: dict[str, object] = {
             "requests_per_s": len(plan.requests_at) / seconds,
             "events_per_s": len(plan.events_at) / seconds if with_events else 0.0,
-            **outcomes.row(seconds),
+            **outcomes.row(len(plan.requests_at), seconds),
             "cpu": (halfway["cpu_s"] - before["cpu_s"]) / took,
         }
         if with_events:

@@ -7,9 +7,9 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from xgr_stream.cli.benches.arrivals import Schedule
+from xgr_stream.cli.benches.arrivals import Loop, Schedule
 from xgr_stream.cli.benches.latencies import Outcomes
 from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.history import HistoryStore, HistoryView
@@ -71,6 +71,75 @@ class WarmedEngine:
         self._events.clear()
 
 
+class Arrival(NamedTuple):
+    """An event or a request."""
+
+    user: int
+    cold: bool
+    due: float
+    """On the monotonic clock."""
+
+
+class ByTheClock:
+    """What is due of a schedule."""
+
+    def __init__(self, plan: Schedule, began: float) -> None:
+        self.events = self.requests = 0
+        """Handed out so far."""
+        self._plan = plan
+        self._events_at = (plan.events_at + began).tolist()
+        self._requests_at = (plan.requests_at + began).tolist()
+
+    @property
+    def ended(self) -> bool:
+        return self.events == len(self._events_at) and self.requests == len(self._requests_at)
+
+    def event(self, now: float) -> Arrival | None:
+        """The next one that is due."""
+        number = self.events
+        if number == len(self._events_at) or self._events_at[number] > now:
+            return None
+        self.events += 1
+        return Arrival(int(self._plan.event_users[number]), False, self._events_at[number])
+
+    def request(self, now: float, _: int) -> Arrival | None:
+        """The next one that is due."""
+        number = self.requests
+        if number == len(self._requests_at) or self._requests_at[number] > now:
+            return None
+        self.requests += 1
+        plan = self._plan
+        return Arrival(int(plan.request_users[number]), bool(plan.cold[number]), self._requests_at[number])
+
+
+class OneForAnother:
+    """The next request of a loop for each that was answered, and events as requests are sent, until `end`."""
+
+    def __init__(self, plan: Loop, end: float) -> None:
+        self.events = self.requests = 0
+        """Handed out so far."""
+        self.ended = False
+        self._plan = plan
+        self._end = end
+
+    def event(self, now: float) -> Arrival | None:
+        """The next one of the requests that were sent."""
+        plan, number = self._plan, self.events
+        if number >= self.requests * plan.events_per_request:
+            return None
+        self.events += 1
+        return Arrival(int(plan.event_users[number % len(plan.event_users)]), False, now)
+
+    def request(self, now: float, under_way: int) -> Arrival | None:
+        """The next one, if fewer than it may be are under way."""
+        self.ended = now >= self._end
+        if self.ended or under_way >= self._plan.concurrency:
+            return None
+        plan, number = self._plan, self.requests % len(self._plan.request_users)
+        self.requests += 1
+        return Arrival(int(plan.request_users[number]), bool(plan.cold[number]), now)
+
+
 class InProcess:
     """A worker whose broker is this object. A context manager."""
 
@@ -124,36 +193,25 @@ class InProcess:
     def _warm(self, views: Sequence[HistoryView]) -> None:
         self._engine.warm(views)
 
-    def run(self, plan: Schedule, seconds: float) -> dict[str, object]:
-        """Feed the plan's arrivals by the clock; the row of what came of them."""
+    def run(self, plan: Schedule | Loop, seconds: float) -> dict[str, object]:
+        """Feed the plan's arrivals, for so many seconds; the row of what came of them."""
         self._engine.clear()
         self._consumed.clear()
         shed = self._counted("xgr_appends_shed_total")
-        outcomes = Outcomes(len(plan.requests_at), self._timeout_s)
+        outcomes = Outcomes(self._timeout_s)
         pending: dict[str, float] = {}
-        due_events, due_requests = plan.events_at.tolist(), plan.requests_at.tolist()
-        sent_events = sent_requests = 0
         began, cpu = time.monotonic(), time.process_time()
+        feed = ByTheClock(plan, began) if isinstance(plan, Schedule) else OneForAnother(plan, began + seconds)
         give_up = began + seconds + self._timeout_s + LAST_WAIT_S
-        while sent_events < len(due_events) or sent_requests < len(due_requests) or pending:
+        while not feed.ended or pending:
             now = time.monotonic()
             if now > give_up:
                 break
             records: list[Record] = []
-            while sent_events < len(due_events) and due_events[sent_events] <= now - began and len(records) < SLICE:
-                user_id = f"user-{plan.event_users[sent_events]}"
-                self._engine.event(user_id, self._next_number(user_id), began + due_events[sent_events])
-                item = self._items[(sent_events * 7919) % len(self._items)]
-                records.append(self._record(self._config.topics.events, user_id, {"v": 1, "item_id": item}))
-                sent_events += 1
-            while (
-                sent_requests < len(due_requests)
-                and due_requests[sent_requests] <= now - began
-                and len(records) < SLICE
-            ):
-                due = began + due_requests[sent_requests]
-                records.append(self._request(plan, sent_requests, due, pending))
-                sent_requests += 1
+            while len(records) < SLICE and (event := feed.event(now)) is not None:
+                records.append(self._event(event, feed.events))
+            while len(records) < SLICE and (request := feed.request(now, len(pending))) is not None:
+                records.append(self._request(request, feed.requests, pending))
             self._processor.process(records)
             self._engine.collect(outcomes.warm_s)
             self._publish(pending, outcomes)
@@ -162,10 +220,11 @@ class InProcess:
             self._awake.clear()
         took = time.monotonic() - began
         self._engine.collect(outcomes.warm_s)
+        span = seconds if isinstance(plan, Schedule) else took
         return {
-            "requests_per_s": len(due_requests) / seconds,
-            "events_per_s": len(due_events) / seconds,
-            **outcomes.row(min(took, max(seconds, 1e-9))),
+            "requests_per_s": feed.requests / span,
+            "events_per_s": feed.events / span,
+            **outcomes.row(feed.requests, min(took, max(span, 1e-9))),
             "appends_shed": self._counted("xgr_appends_shed_total") - shed,
             "cpu": (time.process_time() - cpu) / took,
         }
@@ -177,17 +236,23 @@ class InProcess:
         self._numbers[user_id] += 1
         return self._numbers[user_id] - 1
 
-    def _request(self, plan: Schedule, number: int, due: float, pending: dict[str, float]) -> Record:
-        user_id = f"user-{plan.request_users[number]}"
-        if self._cold_users and plan.cold[number]:
+    def _event(self, event: Arrival, number: int) -> Record:
+        user_id = f"user-{event.user}"
+        self._engine.event(user_id, self._next_number(user_id), event.due)
+        item = self._items[(number * 7919) % len(self._items)]
+        return self._record(self._config.topics.events, user_id, {"v": 1, "item_id": item})
+
+    def _request(self, request: Arrival, number: int, pending: dict[str, float]) -> Record:
+        user_id = f"user-{request.user}"
+        if self._cold_users and request.cold:
             user_id = self._cold_users[number % len(self._cold_users)]
             self.worker.forget([user_id])
         self._asked += 1
         request_id = str(self._asked)
-        pending[request_id] = due
+        pending[request_id] = request.due
         self._consumed[request_id] = time.monotonic()
         fields = {"v": 1, "request_id": request_id, "k": self._k, "beam_width": self._beam}
-        return self._record(self._config.topics.requests, user_id, fields, due=due)
+        return self._record(self._config.topics.requests, user_id, fields, due=request.due)
 
     def _record(self, topic: str, user_id: str, message: dict[str, Any], *, due: float | None = None) -> Record:
         offset = self._offsets[topic]

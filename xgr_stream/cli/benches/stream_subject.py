@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from xgr_stream.cli.benches.arrivals import Mix, Schedule
+from xgr_stream.cli.benches.arrivals import Loop, Mix, Schedule
 from xgr_stream.cli.benches.options import Setting
 from xgr_stream.cli.benches.report import environment
 from xgr_stream.config import EngineConfig
@@ -17,10 +17,10 @@ from xgr_stream.errors import ConfigError
 from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine
 from xgr_stream.testing.paced_engine import PacedEngine, StepTimes
 
-Run = Callable[[Schedule, float], dict[str, object]]
+Run = Callable[[Schedule | Loop, float], dict[str, object]]
 
 COLD_USERS = 32
-"""Users who ask cold in turn; each is forgotten before."""
+"""Users who ask cold in turn, beside as many as there may be requests at a time; each is forgotten before."""
 GROWTH = 1.25
 """The window over the context at the start: whose context outgrows it goes on from about half of it."""
 PREFILL_USERS = 8
@@ -41,6 +41,8 @@ class Served:
     timeout_ms: int
     driver: str
     core: int | None
+    concurrency: int
+    """Requests at a time, at most, of loads that say how many; 0 of others."""
 
     def __post_init__(self) -> None:
         if self.k > self.beam:
@@ -70,7 +72,7 @@ def in_memory(served: Served) -> Iterator[tuple[Mapping[str, object], Mapping[st
     from xgr_stream.cli.benches.stream_memory import InProcess, preload
 
     mix = served.mix
-    cold = [f"user-{mix.users + number}" for number in range(COLD_USERS if mix.cold_share else 0)]
+    cold = [f"user-{mix.users + number}" for number in range(COLD_USERS + served.concurrency if mix.cold_share else 0)]
     if served.engine is not None:
         torch.set_num_threads(served.setting.threads)
         engine: Any = double(served)
