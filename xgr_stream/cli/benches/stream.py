@@ -33,6 +33,8 @@ COLUMNS = {
     "append_ms": "append",
     "decode_ms": "decode",
     "stream_ms": "stream",
+    "users_warm": "users warm",
+    "prefix_gib": "GiB of prefixes",
     "processed_per_s": "events done/s",
     "behind": "events behind",
     "cpu": "worker CPU",

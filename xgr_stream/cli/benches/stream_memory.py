@@ -220,11 +220,14 @@ class InProcess:
             self._awake.clear()
         took = time.monotonic() - began
         self._engine.collect(outcomes.warm_s)
+        stats = self._engine.stats()
         span = seconds if isinstance(plan, Schedule) else took
         return {
             "requests_per_s": feed.requests / span,
             "events_per_s": feed.events / span,
             **outcomes.row(feed.requests, min(took, max(span, 1e-9))),
+            "users_warm": stats.users_warm,
+            "prefix_gib": stats.bytes_used / (1 << 30),
             "appends_shed": self._counted("xgr_appends_shed_total") - shed,
             "cpu": (time.process_time() - cpu) / took,
         }
