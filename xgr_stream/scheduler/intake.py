@@ -28,10 +28,7 @@ Item = Work | list[HistoryView] | Callable[[], None]
 class Intake:
     """The device thread's inbox. Nothing comes into it once it is closed."""
 
-    def __init__(
-        self, versions: Versions[Any], queue: WorkQueue, pace: Pace, clock: Clock, *, chunk_tokens: int
-    ) -> None:
-        """`chunk_tokens`: of a prefill in chunks; 0: there are none."""
+    def __init__(self, versions: Versions[Any], queue: WorkQueue, pace: Pace, clock: Clock) -> None:
         self.inbox: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         """What was handed over, in its order; None: nothing more will be."""
         self.overloaded = False
@@ -42,7 +39,6 @@ class Intake:
         self._queue = queue
         self._pace = pace
         self._clock = clock
-        self._chunk_tokens = chunk_tokens
         self._lock = threading.Lock()
         self._together: list[Item] | None = None
 
@@ -63,7 +59,6 @@ class Intake:
             engine = self._versions.of(work.request.user_id)
             tokens = 0 if work.view is None else engine.pending_tokens(work.view)
             step = Step(engine.version, work.rows, tokens)
-            work.long = 0 < self._chunk_tokens < tokens
             with self._lock:
                 if self.closed_with is not None:
                     raise self.closed_with

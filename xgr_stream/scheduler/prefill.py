@@ -54,6 +54,11 @@ class Prefills:
     def under_way(self) -> bool:
         return self._running is not None
 
+    def look_at(self, work: Work) -> None:
+        """See whether its prefix is to be computed in chunks; not before what came before it has been done."""
+        if self._chunk_tokens and work.view is not None:
+            work.long = self._engine_of(work).pending_tokens(work.view) > self._chunk_tokens
+
     def split(self, waiting: Sequence[Work]) -> tuple[Sequence[Work], Work | None]:
         """The requests that may be decoded now, and the first one to be prefilled before it is."""
         long = [work for work in waiting if work.long]
@@ -62,8 +67,7 @@ class Prefills:
         if not long or self._clock.now() > self._others_at + OTHERS_S:
             return waiting, None
         for work in long:
-            engine = self._engine_of(work)
-            work.long = work.view is not None and engine.pending_tokens(work.view) > self._chunk_tokens
+            self.look_at(work)
         ready = [work for work in waiting if not work.long]
         return ready, next((work for work in long if work.long), None)
 

@@ -27,7 +27,7 @@ from xgr_stream.scheduler.intake import Intake, Item
 from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.policy import hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
-from xgr_stream.scheduler.prefill import Prefills, chunk_tokens
+from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.shadow import Shadow
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
@@ -98,7 +98,7 @@ class DeviceWorker:
         self._decoding: deque[_Running] = deque()
         self._warming: _Warming | None = None
         self._pace = Pace(config, clock)
-        self._intake = Intake(self._versions, self._queue, self._pace, clock, chunk_tokens=chunk_tokens(config))
+        self._intake = Intake(self._versions, self._queue, self._pace, clock)
         self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
         self._prefills = Prefills(self._versions, config, clock, self._choice.engine_of)
         self._gauges = Gauges(metrics)
@@ -248,6 +248,7 @@ class DeviceWorker:
 
     def _take(self, item: Item) -> None:
         if isinstance(item, Work):
+            self._prefills.look_at(item)
             self._queue.mark_ready(item)
         elif isinstance(item, list):
             self._expect(item)
