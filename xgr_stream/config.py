@@ -99,6 +99,9 @@ class EngineConfig:
     append_piece_ms: float | None = None
     """How long a batch of appends should take at most: a request that comes meanwhile waits for it. None: 20 on the
     CPU, 1.3 on CUDA."""
+    prefill_chunk_tokens: int | None = None
+    """Longer prefills are computed in chunks of so many tokens while other requests come, which wait for one chunk
+    then, not for all of it. None: 512 on CUDA, whole on the CPU; 0: whole."""
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "widened_beam_width"):
@@ -122,6 +125,8 @@ class EngineConfig:
         _at_least("max_batch_tokens", self.max_batch_tokens, 1)
         if self.append_piece_ms is not None:
             _at_least("append_piece_ms", self.append_piece_ms, 0.001, float)
+        if self.prefill_chunk_tokens is not None:
+            _at_least("prefill_chunk_tokens", self.prefill_chunk_tokens, 0)
 
 
 def check_role(role: object, fraction: object) -> None:

@@ -89,6 +89,12 @@ class Appender:
         for pieces in _forwards(appends, self._max_batch_tokens):
             self._forward(pieces)
 
+    def chunks(self, append: Append, chunk_tokens: int) -> Iterator[int]:
+        """`run` of one append, in forwards of at most so many tokens, one for each step: its tokens."""
+        for pieces in _forwards([append], min(chunk_tokens, self._max_batch_tokens)):
+            self._forward(pieces)
+            yield sum(piece.last - piece.first for piece in pieces)
+
     def _forward(self, pieces: Sequence[_Piece]) -> None:
         shape = self._shape(pieces)
         staging = self._staging_for(shape)

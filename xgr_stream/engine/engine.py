@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -372,6 +372,18 @@ class Engine:
         work.tend()
         tokens = work.tokens_appended - before
         return WarmReport(users, tokens, begun, work.append_lane.mark())
+
+    @torch.inference_mode()
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
+        """`warm` of one user who has nothing to go on from, in forwards of at most so many tokens: one for each step,
+        with `users` 1 for the last, when the prefix is there. Between two steps anything may be asked of the engine.
+        Another user's has no steps: they are warmed at once."""
+        self._work.reap()
+        plan = self._prefixes.plan(view)
+        if plan is None or plan.base is not None:
+            return
+        for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
+            yield WarmReport(int(not left), tokens, begun, ended)
 
     def _append(self, plans: Mapping[str, Plan]) -> None:
         """Start to carry out these plans, beside the decodes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,10 +169,38 @@ class PrefixBuilder:
                 self._cache.drop(plan.user_id for plan in pending)
                 raise
             for plan, draft in zip(pending, drafts, strict=True):
-                self._publish(plan, draft)
+                self._publish(plan, draft, self._reader.revision)
                 if plan.base is not None and plan.base.user_id != plan.user_id:  # the next window, which now is theirs
                     self._cache.drop([plan.base.user_id])
             return [self._settled(plan) for plan in plans]
+
+    def run_in_chunks(
+        self, plan: Plan, appender: Appender, chunk_tokens: int
+    ) -> Generator[tuple[int, int], None, None]:
+        """Carry out the plan of one user who has nothing to go on from, in forwards of at most so many tokens, one for
+        each step: how many it has, and how many are left. The prefix is there with the last. Anything may happen in
+        between, and who closes the generator gives up what was computed."""
+        revision = self._reader.revision
+        draft = self._cache.draft(None, plan.num_tokens + len(self._reader.tail))
+        append = self._append(plan, draft)
+        left = len(append.tokens)
+        try:
+            for tokens in appender.chunks(append, chunk_tokens):
+                left -= tokens
+                if left:
+                    yield tokens, left
+        except BaseException:
+            appender.lane.mark().wait()  # what was begun writes to the draft until it is done
+            self._cache.abandon(draft)
+            raise
+        other = self._cache.get(plan.user_id)
+        if other is not None and other.event_count >= plan.view.event_count and self._is_usable(other, plan.view):
+            appender.lane.mark().wait()
+            self._cache.abandon(draft)
+        else:
+            self._publish(plan, draft, revision)
+        self._cache.touch(plan.user_id)
+        yield tokens, 0
 
     def _found(self, view: HistoryView) -> tuple[UserPrefix | None, HostCopy | None]:
         """The user's prefix, if it can be gone on from: the one on the device, or that of the copy. A prefix that is on
@@ -200,7 +228,7 @@ class PrefixBuilder:
         start = 0 if plan.base is None else plan.base.num_tokens
         return Append(draft, start, np.concatenate((plan.tokens, self._reader.tail)))
 
-    def _publish(self, plan: Plan, draft: Draft) -> None:
+    def _publish(self, plan: Plan, draft: Draft, revision: int) -> None:
         self._cache.publish(
             UserPrefix(
                 user_id=plan.user_id,
@@ -210,7 +238,7 @@ class PrefixBuilder:
                 event_offset=plan.view.last_offset,
                 life=plan.view.life,
                 items=plan.view.items,
-                revision=self._reader.revision,
+                revision=revision,
                 num_tokens=plan.num_tokens,
                 kv_tokens=plan.num_tokens + len(self._reader.tail),
                 pages=draft.pages,

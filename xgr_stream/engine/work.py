@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
@@ -89,6 +89,31 @@ class Work:
                 learn = partial(_learn, self._costs, contexts, begun, ended)
                 appender.lane.keep(ended, (), learn)
             return found
+
+    def run_in_chunks(
+        self, prefixes: PrefixBuilder, plan: Plan, chunk_tokens: int
+    ) -> Generator[tuple[int, int, Mark, Mark], None, None]:
+        """`PrefixBuilder.run_in_chunks`, beside the decodes, with each forward's begin and end."""
+        lane = self.append_lane
+        if plan.declined:
+            self.recomputed += 1
+            self._costs.preferred_computing()
+        chunks = prefixes.run_in_chunks(plan, self.appender, chunk_tokens)
+        with closing(chunks):
+            while True:
+                self._reap()
+                lane.follow(self.decode_lane)
+                begun = lane.mark()
+                with lane.current():
+                    step = next(chunks, None)
+                if step is None:
+                    return
+                tokens, left = step
+                self.tokens_appended += tokens
+                ended = lane.mark()
+                if not left:
+                    self.keep(self.pin([self._cache.touch(plan.user_id)]), lane, ended, plan.touches)
+                yield tokens, left, begun, ended
 
     def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:
         """The plans, with all that they go on from on the device or on its way there, and pinned."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 from xgr_stream.history import HistoryView
@@ -108,6 +108,11 @@ class DeviceEngine(Protocol):
 
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
         """Bring these users' prefixes up to their views, or start to."""
+        ...
+
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
+        """Bring a user up to `view` who has no prefix, in steps of at most so many tokens; the last one's `users` is 1.
+        Anything may be asked in between. No steps: not possible, or not worth it."""
         ...
 
     def expect(self, views: Sequence[HistoryView]) -> None:

@@ -26,7 +26,9 @@ class Work:
         "fell_back",
         "foreseen_s",
         "future",
+        "long",
         "partition",
+        "prefilled",
         "queued",
         "ready",
         "request",
@@ -49,6 +51,10 @@ class Work:
         """When its decode must have ended."""
         self.foreseen_s = 0.0
         """How long that was thought to take when it arrived; 0: so short that it says nothing of longer ones."""
+        self.long = False
+        """Whether its prefix is so far behind that it may be computed in chunks before."""
+        self.prefilled = False
+        """Whether it was."""
         self.fell_back = False
         """Whether its user's own version failed, so that it is the primary's."""
         self.queued = Queued(0.0, 0.0, 0.0)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from queue import Empty
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,10 +27,11 @@ from xgr_stream.scheduler.intake import Intake, Item
 from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.policy import hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
+from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.shadow import Shadow
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
-from xgr_stream.types import RecommendRequest, RecommendResponse
+from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class DeviceWorker:
         self._pace = Pace(config, clock)
         self._intake = Intake(self._versions, self._queue, self._pace, clock)
         self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
+        self._prefills = Prefills(self._versions, config, clock, self._choice.engine_of)
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
         self._stop_by: float | None = None
@@ -175,6 +178,7 @@ class DeviceWorker:
 
         def drop() -> None:
             self._appends.remove(users)
+            self._prefills.forget(users)
             self._shadow.forget(users)
             self._versions.forget(users)
 
@@ -210,12 +214,16 @@ class DeviceWorker:
                 self._appends.clear()
                 while self._decoding:
                     self._finish()
+        try:
+            self._prefills.drop()
+        except Exception:
+            logger.exception("a prefill that was under way could not be ended")
 
     def _take_in(self) -> bool:
         """Move what has come into the queues, waiting if there is nothing to do. False: stopped, and all done."""
         ended = self._stop_by is not None
         while True:
-            waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding or self._shadow.waits)
+            waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding or self._others)
             try:
                 items = self._intake.inbox.get(block=waits, timeout=REPORT_S if waits and self._gauges.behind else None)
             except Empty:
@@ -233,8 +241,14 @@ class DeviceWorker:
             self._refuse_all(ShuttingDown("the worker shut down before this request's turn came"))
         return bool(len(self._queue) or self._decoding) or not ended
 
+    @property
+    def _others(self) -> bool:
+        """Whether there is something to do beside what waits in the queues."""
+        return self._shadow.waits or self._prefills.under_way
+
     def _take(self, item: Item) -> None:
         if isinstance(item, Work):
+            self._prefills.look_at(item)
             self._queue.mark_ready(item)
         elif isinstance(item, list):
             self._expect(item)
@@ -268,10 +282,11 @@ class DeviceWorker:
             self._swept_at = now
             self._drop(self._queue.take_gone(now), now)
         self._learn()
-        waiting = self._queue.candidates(CONSIDERED)
+        waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
             overloaded, self._intake.overloaded = self._intake.overloaded, False
-            works, views = self._choice.next(waiting, overloaded=overloaded, appends=self._warming is None)
+            appends = self._warming is None and long is None
+            works, views = self._choice.next(waiting, overloaded=overloaded, appends=appends)
             if works:
                 self._queue.remove(works)
                 taken = set(works)
@@ -279,7 +294,12 @@ class DeviceWorker:
                 self._decode(works)
             elif views:
                 self._append(views)
-            elif not (self._decoding or waiting or self._intake.inbox.qsize()):
+            if self._decoding and self._decoding[0].pending.done():  # as of an engine that has computed it already
+                self._finish()
+            # Behind each batch too, so that those whose prefix is at hand do not keep the others waiting for ever.
+            if self._warming is None and (long is not None or not (works or waiting)):
+                self._prefill(long)
+            if not (works or views or self._decoding or waiting or self._intake.inbox.qsize()):
                 self._spare()
         if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
             self._finish_when_done(waiting)
@@ -293,13 +313,11 @@ class DeviceWorker:
         return hold_s(self._pace.busy_s(self._clock.now()), self._pace.lead_s, rows, self._pace.budget) > 0
 
     def _spare(self) -> None:
-        """Nobody needs the device: the shadow may have it, for one step."""
-        if not self._shadow.waits:
-            return
-        if self._warming is None:
-            self._shadow.step()
-        else:
+        """Nothing can be given to the device now: the shadow may have it, for one step, if nobody needs it."""
+        if self._warming is not None:
             time.sleep(POLL_S)
+        elif self._shadow.waits:
+            self._shadow.step()
 
     def _finish_when_done(self, waiting: Sequence[Work]) -> None:
         """Finish the oldest batch, unless something comes or the time is up to start the next one."""
@@ -359,6 +377,8 @@ class DeviceWorker:
                 logger.error("the challenger %s failed on a request: %s", engine.version, response.message)
                 failed.append(work)
                 continue
+            if work.prefilled and response.cache is not CacheState.NONE:
+                response = replace(response, cache=CacheState.COLD)
             if work.foreseen_s:
                 self._pace.kept(work.foreseen_s, now - work.arrived)
             work.future.set_result(response)
@@ -411,27 +431,54 @@ class DeviceWorker:
                 work.fail(failure)
         self._appends.clear()
         self._warming = None
+        self._prefills.abandon()
         if first:
             self._on_lost(failure)
 
     def _append(self, views: Sequence[HistoryView]) -> None:
-        self._appends.remove(view.user_id for view in views)
         engine: DeviceEngine = self._versions.of(views[0].user_id)
         try:
+            if self._prefills.is_long(engine, views):
+                if self._prefills.under_way:  # it is their turn then
+                    return
+                self._appends.remove(view.user_id for view in views)
+                self._prefills.begin(engine, views[0])
+                return
+            self._appends.remove(view.user_id for view in views)
             report = engine.warm(views)
         except Exception as error:
             logger.exception("the engine failed to warm %d users; their next request will", len(views))
             self._metrics.appends_shed.inc(len(views))
-            if fault(error) is Fault.MEMORY:
-                self._metrics.out_of_memory.inc()
-                self._pace.cut(engine.version)
-            elif fault(error) is Fault.DEVICE:
-                self._lose(error)
+            self._failed_ahead(engine.version, error)
             return
+        self._appending(engine.version, report)
+
+    def _prefill(self, work: Work | None) -> None:
+        """Start the next chunk of what is under way, or else for this request."""
+        try:
+            step = self._prefills.step(work)
+        except Exception as error:
+            logger.exception("the engine failed to prefill a user in chunks; their request will")
+            version: str = self._versions.primary.version if work is None else self._choice.engine_of(work).version
+            self._failed_ahead(version, error)
+            return
+        if step is not None:
+            self._appending(*step)
+
+    def _appending(self, version: str, report: WarmReport) -> None:
+        """The device was given appends."""
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
-        self._pace.appending(self._clock.now(), Step(engine.version, report.users, report.tokens))
-        self._warming = _Warming(engine.version, report)
+        self._pace.appending(self._clock.now(), Step(version, max(1, report.users), report.tokens))
+        self._warming = _Warming(version, report)
+
+    def _failed_ahead(self, version: str, error: Exception) -> None:
+        """The engine failed on what nobody was answered for yet."""
+        if fault(error) is Fault.MEMORY:
+            self._metrics.out_of_memory.inc()
+            self._pace.cut(version)
+        elif fault(error) is Fault.DEVICE:
+            self._lose(error)
 
     def _learn(self) -> None:
         """Take note of how long the last appends took, once they are done. Others are not started before: a request
@@ -440,7 +487,7 @@ class DeviceWorker:
             return
         version, report = self._warming
         if (seconds := report.seconds) is not None:
-            self._pace.appended(Step(version, report.users, report.tokens), seconds)
+            self._pace.appended(Step(version, max(1, report.users), report.tokens), seconds)
             self._warming = None
 
     def _refuse_all(self, error: XgrError) -> None:

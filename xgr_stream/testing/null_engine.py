@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -94,6 +94,15 @@ class NullEngine:
         for view in views:
             self._keep(view)
         return NullWarmReport(len(views), tokens)
+
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[NullWarmReport, None, None]:
+        left = 0 if view.user_id in self._resident else self.pending_tokens(view)
+        while left > 0:
+            tokens = min(chunk_tokens, left)
+            left -= tokens
+            if not left:
+                self._keep(view)
+            yield NullWarmReport(int(not left), tokens)
 
     def expect(self, views: Sequence[HistoryView]) -> None:
         """There is nothing behind its memory."""

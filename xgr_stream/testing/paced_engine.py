@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,11 @@ class PacedEngine(NullEngine):
         report = super().warm(views)
         took = self.times.seconds(0, report.tokens)
         return PacedWarmReport(report.users, report.tokens, took, self._busy(took))
+
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[PacedWarmReport, None, None]:  # type: ignore[override]
+        for report in super().prefilling(view, chunk_tokens):
+            took = self.times.seconds(0, report.tokens)
+            yield PacedWarmReport(report.users, report.tokens, took, self._busy(took))
 
     def _busy(self, seconds: float) -> float:
         self._free_at = max(self._free_at, time.monotonic()) + seconds

@@ -1,0 +1,142 @@
+"""A long prefill in chunks, between which the engine does whatever else it is asked."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.property.users import ask, record
+from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
+from xgr_stream.engine import Engine
+from xgr_stream.errors import EngineError
+from xgr_stream.testing import tiny_catalog, tiny_model
+from xgr_stream.types import CacheState, CatalogUpdate
+
+MODEL = tiny_model()
+
+
+def engine_of(budget_bytes: int = 1 << 20, **options: int) -> Engine:
+    config = EngineConfig(window=WindowConfig(40, 20), cache=CacheConfig(budget_bytes, 4), **options)
+    return Engine.load(MODEL, tiny_catalog(), config=config)
+
+
+def happen(engine: Engine, user_id: str, events: int, first: int = 0) -> None:
+    record(engine, user_id, [(f"item-{(first + 7 * number) % 31}", None) for number in range(events)])
+
+
+def answer(engine: Engine, user_id: str):
+    (response,) = ask(engine, (user_id, 5, 32))
+    return response
+
+
+def assert_same(engine: Engine, user_id: str) -> None:
+    """As computed anew."""
+    found = answer(engine, user_id)
+    engine.forget([user_id])
+    anew = answer(engine, user_id)
+    assert [item.item_id for item in found.items] == [item.item_id for item in anew.items]
+    assert [item.score for item in found.items] == pytest.approx([item.score for item in anew.items], abs=1e-4)
+
+
+@settings(max_examples=60)
+@given(
+    events=st.integers(1, 90),
+    chunk=st.integers(1, 150),
+    most=st.integers(1, 64),
+    others=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(("event", "ask", "warm", "forget"))), max_size=30),
+)
+def test_whatever_happens_between_chunks(events: int, chunk: int, most: int, others: list[tuple[int, str]]) -> None:
+    engine = engine_of(max_batch_tokens=most)
+    happen(engine, "long", events)
+    for user in range(4):
+        happen(engine, f"user-{user}", 2 + user, first=user)
+    view, rest = engine.history.view("long"), iter(others)
+    assert view is not None
+    tokens = engine.pending_tokens(view)
+    reports = []
+    for report in engine.prefilling(view, chunk):
+        reports.append(report)
+        assert 0 < report.tokens <= min(chunk, most)
+        user, what = next(rest, (0, ""))
+        if what == "event":
+            happen(engine, f"user-{user}", 1)
+        elif what == "ask":
+            assert answer(engine, f"user-{user}").items
+        elif what == "warm":
+            engine.warm([engine.history.view(f"user-{user}")])
+        elif what == "forget":
+            engine.forget([f"user-{user}"])
+    assert [report.users for report in reports] == [0] * (len(reports) - 1) + [1]
+    assert sum(report.tokens for report in reports) == tokens
+    engine.check_integrity()
+    assert answer(engine, "long").cache is CacheState.WARM
+    assert_same(engine, "long")
+    engine.forget(["long", *(f"user-{user}" for user in range(4))])
+    engine.check_integrity()
+    assert engine.stats().bytes_used == 0
+
+
+def test_who_has_something_to_go_on_from_is_not_prefilled() -> None:
+    engine = engine_of()
+    happen(engine, "user", 3)
+    engine.warm([engine.history.view("user")])
+    happen(engine, "user", 9)
+    assert list(engine.prefilling(engine.history.view("user"), 4)) == []
+
+
+def test_what_is_given_up_leaves_nothing() -> None:
+    engine = engine_of()
+    happen(engine, "user", 30)
+    chunks = engine.prefilling(engine.history.view("user"), 16)
+    next(chunks)
+    pool = engine.cache.pool
+    assert pool.num_free < pool.num_pages
+    chunks.close()
+    engine.check_integrity()
+    assert pool.num_free == pool.num_pages
+
+
+def test_a_newer_prefix_stays() -> None:
+    """Another request of the user came in between."""
+    engine = engine_of()
+    happen(engine, "user", 30)
+    chunks = engine.prefilling(engine.history.view("user"), 16)
+    next(chunks)
+    happen(engine, "user", 1)
+    assert answer(engine, "user").event_count == 31
+    *_, last = chunks
+    assert last.users == 1
+    engine.check_integrity()
+    assert engine.cache.get("user").event_count == 31
+    assert_same(engine, "user")
+
+
+def test_a_catalog_that_changed_meanwhile() -> None:
+    """An item in the context has another semantic ID: what was computed before is not used."""
+    engine = engine_of()
+    happen(engine, "user", 30)
+    chunks = engine.prefilling(engine.history.view("user"), 16)
+    next(chunks)
+    codes = tuple(int(code) for code in engine.catalog.sids[engine.catalog.row("item-0")])
+    engine.apply_updates([CatalogUpdate("item-0", sid=(*codes[:-1], (codes[-1] + 1) % engine.codes[-1]))])
+    *_, last = chunks
+    assert last.users == 1
+    engine.check_integrity()
+    assert answer(engine, "user").cache is CacheState.COLD
+    assert_same(engine, "user")
+
+
+def test_no_memory_for_it() -> None:
+    engine = engine_of()
+    happen(engine, "user", 30)
+    happen(engine, "other", 40)
+    engine.warm([engine.history.view("other")])
+    small = engine_of(budget_bytes=engine.cache.pool.bytes_per_page * 32)
+    happen(small, "user", 30)
+    happen(small, "other", 30)
+    small.warm([small.history.view("other")])
+    prefix = small.cache.get("other")
+    with small.cache.pinned([prefix]), pytest.raises(EngineError):
+        next(small.prefilling(small.history.view("user"), 16))
+    small.check_integrity()

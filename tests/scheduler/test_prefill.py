@@ -1,0 +1,197 @@
+"""Chunked prefill: who waits for whom, and that everybody is answered whatever goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
+
+import pytest
+
+from xgr_stream.config import EngineConfig
+from xgr_stream.errors import OutOfMemory
+from xgr_stream.history import HistoryStore, HistoryView
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers, NullWarmReport
+from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
+
+CHUNK = 10 * TOKENS_PER_EVENT
+LONG, SHORT = 100, 3
+"""Events."""
+
+
+class Stepwise(NullEngine):
+    """Each chunk waits for a permit; notes what it did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = threading.Semaphore(0)
+        self.did: list[str] = []
+        self.open = 0
+        self.fails: Exception | None = None
+
+    def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> NullPendingAnswers:
+        self.did.append("answer " + " ".join(request.request_id for request, _ in requests))
+        return super().begin(requests)
+
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[NullWarmReport, None, None]:
+        self.open += 1
+        try:
+            for report in super().prefilling(view, chunk_tokens):
+                assert self.permits.acquire(timeout=20)
+                if self.fails is not None:
+                    raise self.fails
+                self.did.append(f"chunk of {view.user_id}")
+                yield report
+        finally:
+            self.open -= 1
+
+
+class Device:
+    def __init__(self, **config: int) -> None:
+        self.engine = Stepwise()
+        self.metrics = Metrics()
+        own = EngineConfig(prefill_chunk_tokens=CHUNK, **config)
+        self.worker = DeviceWorker(self.engine, own, SystemClock(), self.metrics)
+        self.history = HistoryStore()
+
+    def view(self, user: str, events: int) -> HistoryView:
+        for _ in range(events):
+            self.history.apply(UserEvent(user, "item-1"))
+        view = self.history.view(user)
+        assert view is not None
+        return view
+
+    def ask(self, user: str, events: int, timeout_s: float | None = None) -> Future[RecommendResponse]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        return self.worker.submit(RecommendRequest(user, user), self.view(user, events), deadline)
+
+    def warm(self) -> None:
+        """Somebody whose prefix is at hand asked just now."""
+        assert self.ask("warm", SHORT).result(10).status is Status.OK
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    device = Device()
+    device.worker.start()
+    yield device
+    device.engine.permits.release(1_000)
+    device.worker.stop(5)
+    assert device.engine.open == 0
+
+
+def test_a_request_waits_for_a_chunk_of_another_s_prefill(device: Device) -> None:
+    device.warm()
+    long = device.ask("long", LONG)
+    device.engine.permits.release(2)
+    until(lambda: device.engine.did.count("chunk of long") == 2)
+    short = device.ask("short", SHORT)
+    device.engine.permits.release(1)
+    assert short.result(10).cache is CacheState.COLD
+    assert not long.done()
+    device.engine.permits.release(7)
+    response = long.result(10)
+    assert (response.event_count, response.cache) == (LONG, CacheState.COLD)
+    assert device.engine.did[-1] == "answer long"
+    assert device.metrics.registry.get_sample_value("xgr_append_tokens_total") == LONG * TOKENS_PER_EVENT
+
+
+def test_a_prefill_gets_on_while_others_always_ask(device: Device) -> None:
+    device.warm()
+    device.engine.permits.release(1_000)
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            device.ask("warm", 0).result(10)
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    assert device.ask("long", LONG).result(10).status is Status.OK
+    stop.set()
+    for thread in asking:
+        thread.join(10)
+
+
+def test_with_nobody_else_a_prefill_is_whole(device: Device) -> None:
+    assert device.ask("long", LONG).result(10).cache is CacheState.COLD
+    assert device.engine.did == ["answer long"]
+
+
+def test_requests_of_one_user_share_a_prefill(device: Device) -> None:
+    device.warm()
+    device.engine.permits.release(1_000)
+    first, second = device.ask("long", LONG), device.ask("long", 1)
+    assert {first.result(10).event_count, second.result(10).event_count} <= {LONG, LONG + 1}
+    assert device.engine.did.count("chunk of long") <= -(-(LONG + 1) * TOKENS_PER_EVENT // CHUNK)
+
+
+def test_a_user_nobody_asked_for_yet_is_prefilled_in_chunks_too(device: Device) -> None:
+    device.worker.want_append(device.view("long", LONG))
+    device.engine.permits.release(3)
+    until(lambda: device.engine.did.count("chunk of long") == 3)
+    short = device.ask("short", SHORT)
+    device.engine.permits.release(1)
+    assert short.result(10).status is Status.OK
+    assert not device.engine.is_resident("long")
+    device.engine.permits.release(100)
+    until(lambda: device.engine.is_resident("long"))
+    assert device.ask("long", 0).result(10).cache is CacheState.WARM
+
+
+@pytest.mark.parametrize("how", ["expired", "withdrawn", "forgotten"])
+def test_what_nobody_waits_for_any_more_is_given_up(device: Device, how: str) -> None:
+    device.warm()
+    long = device.ask("long", LONG, timeout_s=0.3 if how == "expired" else None)
+    device.engine.permits.release(2)
+    until(lambda: device.engine.did.count("chunk of long") == 2)
+    if how == "expired":
+        time.sleep(0.35)
+    elif how == "withdrawn":
+        assert long.cancel()
+    else:
+        device.worker.forget(["long"])
+    device.engine.permits.release(1)
+    until(lambda: device.engine.open == 0 or how == "forgotten")
+    device.engine.permits.release(1_000)
+    if how == "expired":
+        assert long.result(10).error == "deadline_exceeded"
+    if how == "forgotten":
+        assert long.result(10).event_count == LONG
+    else:
+        device.warm()
+        assert not device.engine.is_resident("long")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), OutOfMemory("full")])
+def test_a_chunk_that_fails_leaves_the_request_to_the_usual_way(device: Device, error: Exception) -> None:
+    device.warm()
+    device.engine.fails = error
+    device.engine.permits.release(1_000)
+    assert device.ask("long", LONG).result(10).status is Status.OK
+    assert device.engine.did[-1] == "answer long"
+
+
+def test_stopping_with_a_prefill_under_way() -> None:
+    device = Device()
+    device.worker.start()
+    device.warm()
+    long = device.ask("long", LONG)
+    device.engine.permits.release(2)
+    until(lambda: device.engine.did.count("chunk of long") == 2)
+    threading.Timer(0.2, device.engine.permits.release, (1,)).start()
+    device.worker.stop(0.1)
+    assert long.result(10).error == "shutting_down"
+    until(lambda: device.engine.open == 0)

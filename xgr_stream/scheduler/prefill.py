@@ -1,0 +1,128 @@
+"""Chunked prefill: a request whose prefix is at hand waits for a chunk of another's, not for all of it.
+
+As Sarathi-Serve has it, except that a chunk is a step of its own, not part of a batch of decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any, NamedTuple
+
+from xgr_stream.config import EngineConfig
+from xgr_stream.history import HistoryView
+from xgr_stream.scheduler.clock import Clock
+from xgr_stream.scheduler.ports import DeviceEngine, WarmReport
+from xgr_stream.scheduler.versions import Versions
+from xgr_stream.scheduler.work import Work
+
+CHUNK_TOKENS = {"cpu": 0, "cuda": 512}
+"""Where the configuration names no other, by kind of device."""
+OTHERS_S = 1.0
+"""So long after the last request whose prefix was at hand, prefills are in chunks; with nobody to wait they are whole,
+since chunks take a tenth longer."""
+
+
+def chunk_tokens(config: EngineConfig) -> int:
+    """Tokens of a chunk; 0: there are none."""
+    own = config.prefill_chunk_tokens
+    return CHUNK_TOKENS[config.device.partition(":")[0]] if own is None else own
+
+
+class _Prefill(NamedTuple):
+    engine: DeviceEngine
+    user_id: str
+    work: Work | None
+    """Who asks; None: nobody yet."""
+    chunks: Generator[WarmReport, None, None]
+
+
+class Prefills:
+    """The prefill under way, one at a time. Used by the device thread."""
+
+    def __init__(
+        self, versions: Versions[Any], config: EngineConfig, clock: Clock, engine_of: Callable[[Work], DeviceEngine]
+    ) -> None:
+        """`engine_of`: which one is to answer a request."""
+        self._versions = versions
+        self._engine_of = engine_of
+        self._chunk_tokens = chunk_tokens(config)
+        self._clock = clock
+        self._running: _Prefill | None = None
+        self._others_at = float("-inf")
+
+    @property
+    def under_way(self) -> bool:
+        return self._running is not None
+
+    def look_at(self, work: Work) -> None:
+        """See whether its prefix is to be computed in chunks; not before what came before it has been done."""
+        if self._chunk_tokens and work.view is not None:
+            work.long = self._engine_of(work).pending_tokens(work.view) > self._chunk_tokens
+
+    def split(self, waiting: Sequence[Work]) -> tuple[Sequence[Work], Work | None]:
+        """The requests that may be decoded now, and the first one to be prefilled before it is."""
+        long = [work for work in waiting if work.long]
+        if len(long) < len(waiting):
+            self._others_at = self._clock.now()
+        if not long or self._clock.now() > self._others_at + OTHERS_S:
+            return waiting, None
+        for work in long:
+            self.look_at(work)
+        ready = [work for work in waiting if not work.long]
+        return ready, next((work for work in long if work.long), None)
+
+    def is_long(self, engine: DeviceEngine, views: Sequence[HistoryView]) -> bool:
+        """Whether this append is a prefill to be done in chunks."""
+        (view, *others) = views
+        if others or not self._chunk_tokens or engine.is_resident(view.user_id):
+            return False
+        return engine.pending_tokens(view) > self._chunk_tokens
+
+    def begin(self, engine: DeviceEngine, view: HistoryView) -> None:
+        """Take on a user for whom nobody has asked yet; nothing else is under way."""
+        self._running = _Prefill(engine, view.user_id, None, engine.prefilling(view, self._chunk_tokens))
+
+    def step(self, work: Work | None) -> tuple[str, WarmReport] | None:
+        """Start the next chunk: of what is under way, else for `work`. Its version and what it is; None: there was
+        none. What the engine raises is the prefill's end; the request is then computed as if there were no chunks."""
+        running = self._running
+        if running is not None and not self._is_wanted(running):
+            self.drop()
+            running = None
+        if running is None:
+            if work is None or work.view is None or not self._waits(work):
+                return None
+            engine = self._engine_of(work)
+            chunks = engine.prefilling(work.view, self._chunk_tokens)
+            running = self._running = _Prefill(engine, work.request.user_id, work, chunks)
+        report = None
+        try:
+            report = next(running.chunks, None)
+        finally:
+            if report is None or report.users:
+                self._running = None
+                if running.work is not None:
+                    running.work.long = False
+                    running.work.prefilled = report is not None
+        return None if report is None else (running.engine.version, report)
+
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Give up what is under way for one of these."""
+        if self._running is not None and self._running.user_id in user_ids:
+            self.drop()
+
+    def drop(self) -> None:
+        """Give up what is under way."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.chunks.close()
+
+    def abandon(self) -> None:
+        """Give it up with the device, which can't be asked to end it."""
+        self._running = None
+
+    def _is_wanted(self, prefill: _Prefill) -> bool:
+        return prefill.engine in self._versions.engines and (prefill.work is None or self._waits(prefill.work))
+
+    def _waits(self, work: Work) -> bool:
+        return work.waits and not work.future.cancelled() and not work.expired(self._clock.now())
