@@ -49,11 +49,9 @@ class Merge:
         self._base = base
         self._old = catalog
         self._available = available
-        self._tag_filters = catalog.filters.kept
 
     def run(self) -> None:
         self.merged = merge(self._old, self._available, self.changes)
-        self.merged.filters.keep(self._tag_filters)
         self.retokenised = [i for i in self.changes if self._old.sid(i) != self.merged.sid(i)]
 
     def follow(self, updates: Updates) -> None:
@@ -97,7 +95,7 @@ class LiveCatalog:
 
     def apply(self, updates: Iterable[CatalogUpdate], position: int) -> None:
         """These updates happened, in this order, and `position` is where the log goes on behind them. Mutates the
-        current catalog; filters resolved before are no longer valid."""
+        current catalog."""
         if position < self.position:
             raise CatalogError(f"position must be at least {self.position}, not {position}: updates go one way")
         if self._base_version is None:

@@ -86,25 +86,34 @@ class TagIndex:
         """Those that an item can match: all their tags are known."""
         return frozenset(entry for entry in entries if all(tag in self.index for tag in entry))
 
-    def mask(self, allow: Iterable[Together] | None, deny: Iterable[Together]) -> BoolArray:
-        """Items that match any entry of `allow` (None: all items) and none of `deny`, [items]. All tags are known."""
-        mask = np.full(self.num_items, allow is None)
+    def match(
+        self, rows: npt.NDArray[np.integer], allow: Iterable[Together] | None, deny: Iterable[Together]
+    ) -> BoolArray:
+        """Whether each of these items matches any entry of `allow` (None: all do) and none of `deny`. All tags are
+        known."""
+        matched = np.full(len(rows), allow is None)
         for entry in allow or ():
-            mask[self._rows_of(entry)] = True
+            matched |= self._have(rows, entry)
         for entry in deny:
-            mask[self._rows_of(entry)] = False
-        return mask
+            matched &= ~self._have(rows, entry)
+        return matched
 
-    def _rows_of(self, entry: Together) -> Int32Array:
-        """The rows of the items that have all these tags."""
-        rows = sorted((self._rows_of_tag(tag) for tag in entry), key=len)
-        found = rows[0]
-        for others in rows[1:]:
-            places = np.searchsorted(others, found)
-            places[places == len(others)] = 0
-            found = found[others[places] == found] if len(others) else others
-        return found
-
-    def _rows_of_tag(self, tag: str) -> Int32Array:
+    def span(self, tag: str) -> tuple[int, int]:
+        """(first, last + 1) of the tag's places in `rows`."""
         number = self.index[tag]
-        return self.rows[self.starts[number] : self.starts[number + 1]]
+        return int(self.starts[number]), int(self.starts[number + 1])
+
+    def rarest(self, entry: Together) -> Int32Array:
+        """The rows of the items that have that one of these tags which the fewest have."""
+        first, last = min((self.span(tag) for tag in entry), key=lambda span: span[1] - span[0])
+        return self.rows[first:last]
+
+    def _have(self, rows: npt.NDArray[np.integer], entry: Together) -> BoolArray:
+        """Whether each of these items has all these tags."""
+        have = np.ones(len(rows), np.bool_)
+        for tag in entry:
+            own = self.rows[slice(*self.span(tag))]
+            places = own.searchsorted(rows)
+            places[places == len(own)] = 0
+            have &= own[places] == rows if len(own) else False
+        return have

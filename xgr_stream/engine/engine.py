@@ -472,6 +472,8 @@ class Engine:
         self._work.settle_file()
         self.cache.check_integrity()
         self._catalog.check_integrity()
+        with torch.inference_mode(), self._work.decode_lane.current():
+            self._legality.check_integrity()
         invalid_items = self._batches.counters.invalid_items
         if invalid_items:
             raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")
