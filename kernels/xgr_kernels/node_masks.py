@@ -1,5 +1,5 @@
-"""Which nodes of a trie have a legal item below them, for several sets of items at once: what `mask_flip` keeps right and
-`mask_exclude` looks at."""
+"""Which nodes of a trie have a legal item below them, for several sets of items at once: what `mask_flip` keeps right
+and `mask_exclude` looks at."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_masks_that_do_not_fit_each_other_are_named() -> None:
     tree = random_case(random.Random(1), "cpu").tree
     with pytest.raises(ValueError, match=r"allowed must have shape \[any, \d+\], not \[1, 1\]"):
         tree._replace(allowed=torch.ones(1, 1, dtype=torch.bool)).check()
-    with pytest.raises(ValueError, match="live, allowed and masks must be torch.bool, not"):
+    with pytest.raises(ValueError, match=r"live, allowed and masks must be torch\.bool, not"):
         tree._replace(live=tree.live.int()).check()
     with pytest.raises(ValueError, match="child_starts must be as many as masks, at least 1, not 0 and"):
         tree._replace(child_starts=()).check()

@@ -25,7 +25,7 @@ from xgr_stream.types import ItemFilter
 FLIPS_REMEMBERED = 1 << 16
 """Items that came or went that are remembered for those who hold masks made of them."""
 FEW = 1 << 16
-"""Popular items are chosen from all that a filter leaves, if they are so few: 5 ms. They may be the least popular ones."""
+"""Popular items are chosen from all that a filter leaves, if they are so few: they may be the least popular ones."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
 
 

@@ -87,7 +87,8 @@ class ResolvedFilter:
         if sum(map(len, parts)) > most:
             return None
         rows = np.unique(np.concatenate([np.zeros(0, np.int32), *parts]))
-        return rows[self.allows(rows)]
+        left: Int32Array = rows[self.allows(rows)]
+        return left
 
     def _candidates(self, allow: tuple[Together, ...] | None) -> Iterator[Int32Array]:
         """Rows of items that hold all that it leaves."""
@@ -147,7 +148,7 @@ def _together(entry: Tags) -> Together:
 
 def _keys(trie: Trie, rows: npt.NDArray[np.integer]) -> Int64Array:
     """`leaf << 32 | row` of each row."""
-    keys = trie.leaves[rows].astype(np.int64)
+    keys: Int64Array = trie.leaves[rows].astype(np.int64)
     keys <<= 32
     keys |= rows
     return keys

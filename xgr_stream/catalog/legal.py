@@ -26,8 +26,8 @@ class LiveItems:
 
 
 def counts_below(trie: Trie, items: BoolArray) -> tuple[Int32Array, ...]:
-    """[d]: of these items [rows], those below each node of depth d, [nodes of depth d]. Looks at all of them, twice: what
-    serves re-evaluates the nodes that change (`xgr_kernels.mask_flip`), and this is what it is checked by."""
+    """[d]: of these items [rows], those below each node of depth d, [nodes of depth d]. Looks at all of them: what
+    serves looks at what changes (`xgr_kernels.mask_flip`), and is checked by this."""
     before = np.zeros(len(trie.items) + 1, np.int32)
     np.cumsum(items[trie.items], out=before[1:])
     return tuple(np.diff(before[trie.item_bounds(depth)]) for depth in range(trie.levels + 1))

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -66,13 +67,20 @@ class TagIndex:
         return np.repeat(np.arange(len(self.index), dtype=np.int32), np.diff(self.starts))
 
     def of_rows(self, rows: npt.NDArray[np.integer]) -> list[tuple[str, ...]]:
-        """The tags of each of these items, in order of their names."""
+        """The tags of each of these items, in order of their names; of row -1 none."""
         starts, tags = self.by_row
-        names = self.names
-        return [
-            tuple(names[tag] for tag in tags[first:last].tolist()) if first < last else ()
-            for first, last in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
-        ]
+        name = self.names.__getitem__
+        first = starts[rows]
+        counts = np.maximum(starts[rows + 1] - first, 0)  # of row -1: less than none
+        ends = np.cumsum(counts)
+        places = np.arange(counts.sum()) + np.repeat(first + counts - ends, counts)
+        numbers, bounds = tags[places].tolist(), [0, *ends.tolist()]
+        return [tuple(map(name, numbers[begin:end])) for begin, end in pairwise(bounds)]
+
+    def of_row(self, row: int) -> tuple[str, ...]:
+        """The tags of one item: a tenth of the time of `of_rows`, which 10,000 take a fifth of."""
+        starts, tags = self.by_row
+        return tuple(map(self.names.__getitem__, tags[starts.item(row) : starts.item(row + 1)].tolist()))
 
     def matching(self, pattern: str) -> tuple[int, int]:
         """(first, last + 1) of the numbers of the tags that are `pattern`, or begin with what stands before its `*`."""
@@ -91,12 +99,29 @@ class TagIndex:
     ) -> BoolArray:
         """Whether each of these items matches any entry of `allow` (None: all do) and none of `deny`. All tags are
         known."""
-        matched = np.full(len(rows), allow is None)
+        matched: BoolArray = np.full(len(rows), allow is None)
         for entry in allow or ():
             matched |= self._have(rows, entry)
         for entry in deny:
             matched &= ~self._have(rows, entry)
         return matched
+
+    def mask(self, allow: Iterable[Together] | None, deny: Iterable[Together]) -> BoolArray:
+        """The same of every item, [items]."""
+
+        def have(entry: Together) -> BoolArray:
+            tagged = np.zeros((len(entry), self.num_items), np.bool_)
+            for own, tag in enumerate(entry):
+                tagged[own, self.rows[slice(*self.span(tag))]] = True
+            both: BoolArray = tagged.all(axis=0)
+            return both
+
+        mask: BoolArray = np.full(self.num_items, allow is None)
+        for entry in allow or ():
+            mask |= have(entry)
+        for entry in deny:
+            mask &= ~have(entry)
+        return mask
 
     def span(self, tag: str) -> tuple[int, int]:
         """(first, last + 1) of the tag's places in `rows`."""

@@ -228,6 +228,11 @@ class Engine:
         with self._work.decode_lane.current():
             self._legality.bring([self._catalog.resolve(item_filter)])
 
+    @property
+    def catalog_bytes(self) -> int:
+        """That the catalog takes on the device. While a merge is under way, the next one takes as much beside it."""
+        return self._legality.num_bytes
+
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is not finished."""
         merge = self._live.begin()

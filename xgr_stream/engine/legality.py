@@ -27,6 +27,9 @@ MAX_MASKS = 16
 EMPTIED_NODES = 1 << 16
 """Exclusions of a batch before the device's buffers grow: 256 KB a level."""
 
+STAGED_BYTES = 1 << 16
+"""CUDA itself stages copies of so many from pageable memory, and waits for nothing: 4 µs less than pinning them."""
+
 _generations = count()
 
 
@@ -49,8 +52,8 @@ class LegalityTables:
     """The catalog where the search reads it: its trie, and masks of its nodes, made there of which items are live and
     which tags they have.
 
-    What captured graphs read (`trie`, `node_masks`, `emptied_nodes`) stays where it is from batch to batch; when it must
-    move, `generation` changes. Work on the masks goes to the current stream, which is to be the decodes'.
+    What captured graphs read (`trie`, `node_masks`, `emptied_nodes`) stays where it is from batch to batch; when it
+    must move, `generation` changes. Work on the masks goes to the current stream, which is to be the decodes'.
     """
 
     node_masks: tuple[Tensor, ...]
@@ -58,6 +61,9 @@ class LegalityTables:
     emptied_nodes: tuple[Tensor, ...]
     """Per level, int32: nodes that each request's exclusions emptied, and numbers that are no node's, ascending inside
     each request. On CUDA a buffer whose used part the requests' starts tell."""
+
+    _allowed: Tensor
+    """[masks, rows] bool: which items pass the tags of each mask."""
 
     def __init__(self, catalog: Catalog, device: torch.device, *, like: LegalityTables | None = None) -> None:
         """`like`: the tables that these are to replace; they get the same room, if the catalog fits into it."""
@@ -148,16 +154,15 @@ class LegalityTables:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""
         self.bring([])
         catalog = self._catalog
-        every = np.arange(len(catalog.sids))
         for key, row in self._mask_rows.items():
-            legal = catalog.available if key is None else catalog.available & catalog.columns.tags.match(every, *key)
+            legal = catalog.available if key is None else catalog.available & catalog.columns.tags.mask(*key)
             for level, counts in enumerate(counts_below(catalog.trie, legal)[1:]):
                 found = self.node_masks[level][row, : len(counts)].cpu().numpy()
                 wrong = np.flatnonzero(found != (counts > 0))
                 if len(wrong):
                     node = int(wrong[0])
                     raise CatalogError(
-                        f"node {node} of level {level} is {'legal' if found[node] else 'not legal'} in the mask of tags "
+                        f"node {node} of level {level} is {'' if found[node] else 'not '}legal in the mask of tags "
                         f"{key}, and {counts[node]} legal items are below it"
                     )
 
@@ -234,7 +239,11 @@ class LegalityTables:
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         """On the device, for the work that follows on this stream; the host waits for nothing."""
         own = torch.from_numpy(array)
-        return own if self.device.type == "cpu" else own.pin_memory().to(self.device, non_blocking=True)
+        if self.device.type == "cpu":
+            return own
+        if array.nbytes > STAGED_BYTES:
+            own = own.pin_memory()
+        return own.to(self.device, non_blocking=True)
 
     def _fitted(self, own: Int32Array, size: int) -> Tensor:
         if self.device.type == "cpu":

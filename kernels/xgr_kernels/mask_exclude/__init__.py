@@ -23,14 +23,14 @@ def mask_exclude(
 ) -> None:
     """Find the nodes that are legal for a request's mask and all of whose legal items it excludes, for `beam_select`.
 
-    From the leaves up: a node is emptied if as many of its legal children are as it has, which takes no more looking than
-    one child beyond those. Without a host synchronisation.
+    From the leaves up: a node is emptied if as many of its legal children are as it has, so that looking ends one child
+    beyond those. Without a host synchronisation.
 
-    excluded: [1 + levels, n] int32: item rows, in the order of their leaves inside a request and each once there, whether
-    they are legal or not; then per level the node above each. starts: [requests + 1] int32, request i has those at
-    starts[i] : starts[i + 1]; mask_index: [requests] int32, its row of the masks. emptied: per level [at least n] int32,
-    written: at the same places each request's emptied nodes of the level, sorted, and behind them numbers that ascend too
-    and are no node's. Raises ValueError on arguments that do not fit each other.
+    excluded: [1 + levels, n] int32: item rows, in the order of their leaves inside a request and each once there, legal
+    or not; then per level the node above each. starts: [requests + 1] int32, request i has those at starts[i] :
+    starts[i + 1]; mask_index: [requests] int32, its row of the masks. emptied: per level [at least n] int32, written:
+    at the same places each request's emptied nodes of the level, sorted, and behind them numbers that ascend too and
+    are no node's. Raises ValueError on arguments that do not fit each other.
     """
     check_flips("excluded", excluded, 1 + tree.levels)
     check_shape("mask_index", mask_index, (None,))

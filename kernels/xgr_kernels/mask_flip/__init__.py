@@ -13,11 +13,12 @@ __all__ = ["mask_flip"]
 
 
 def mask_flip(tree: NodeMasks, flips: Tensor) -> None:
-    """Let items be live or not, in `tree.live`, and every mask's nodes above them be what they are then, in `tree.masks`.
+    """Let items be live or not, in `tree.live`, and the nodes above them be legal or not accordingly, in each of
+    `tree.masks`.
 
-    A node with an item that came is legal at once. One that an item went from is looked at anew, if the node below it on
-    the way to the item is no longer legal: until a legal child is found among its own. All masks in one launch, without a
-    host synchronisation.
+    A node that an item came to is legal at once. One that an item went from is looked at anew if the node below it on
+    the way to the item is no longer legal: until a legal child is found among its own. All masks in one launch, without
+    a host synchronisation.
 
     flips: [2 + levels, n] int32: item rows; 0 or 1, whether they are live now; then per level the node above each, of
     the last level its leaf. A row may repeat, with equal values. `tree` holds what was right before. Raises ValueError
