@@ -110,10 +110,10 @@ class TagIndex:
         """The same of every item, [items]."""
 
         def have(entry: Together) -> BoolArray:
-            tagged = np.zeros((len(entry), self.num_items), np.bool_)
-            for own, tag in enumerate(entry):
-                tagged[own, self.rows[slice(*self.span(tag))]] = True
-            both: BoolArray = tagged.all(axis=0)
+            tags_of = np.zeros(self.num_items, np.uint8)
+            for tag in entry:
+                tags_of[self.rows[slice(*self.span(tag))]] += 1
+            both: BoolArray = tags_of == len(entry)
             return both
 
         mask: BoolArray = np.full(self.num_items, allow is None)

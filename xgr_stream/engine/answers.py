@@ -220,6 +220,9 @@ class Answers:
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
         rows, shortfall = popular(self._catalog, job.request, job.filter)
+        ranked = self._catalog.columns.popularity is not None
+        if ranked and shortfall is Shortfall.EXHAUSTED and not len(rows) and not job.filter.leaves_any():
+            return self.failed(job.request, NothingLegal(NOTHING_LEFT))
         return self._response(
             job.request,
             Status.UNKNOWN_USER,

@@ -19,8 +19,9 @@ from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.legal import counts_below
 from xgr_stream.engine.item_tensors import ItemTensors
-from xgr_stream.engine.staging import Int32Array, fill_starts
+from xgr_stream.engine.staging import ALIGNMENT, Int32Array, fill_starts
 from xgr_stream.errors import CatalogError
+from xgr_stream.types import NO_FILTER
 
 MAX_MASKS = 16
 """Tag combinations kept, the live items among them, unless a batch needs more: 67 MB each at 20 million items."""
@@ -90,6 +91,8 @@ class LegalityTables:
         self._allocate_masks(masks)
         self._allocate_emptied(EMPTIED_NODES if device.type == "cuda" else 0)
         self._write_mask(None, 0)
+        if device.type == "cuda":
+            self._compile()
 
     @property
     def kept(self) -> tuple[TagsKey, ...]:
@@ -197,6 +200,10 @@ class LegalityTables:
             for key, row in self._mask_rows.items():
                 self._write_mask(key, row)
             return
+        self._flip(rows)
+
+    def _flip(self, rows: Int32Array) -> None:
+        catalog = self._catalog
         flips = np.empty((2 + catalog.levels, len(rows)), np.int32)
         flips[0] = rows
         flips[1] = catalog.available[rows]
@@ -208,26 +215,33 @@ class LegalityTables:
         trie, requests = self._catalog.trie, len(filters)
         excluded = np.concatenate([f.excluded for f in filters])
         most = len(excluded)
-        levels, head = trie.levels, 2 * requests + 1
-        packed = np.empty(head + (1 + levels) * most, np.int32)
+        starts = -(-requests // ALIGNMENT) * ALIGNMENT
+        paths = starts + -(-(requests + 1) // ALIGNMENT) * ALIGNMENT
+        packed = np.empty(paths + (1 + trie.levels) * most, np.int32)
         packed[:requests] = [self._mask_rows[f.tags_key] for f in filters]
-        fill_starts(packed[requests:head], [len(f.excluded) for f in filters])
-        paths = packed[head:].reshape(1 + levels, most)
-        paths[0] = excluded & 0xFFFFFFFF
-        paths[1:] = trie.paths((excluded >> 32).astype(np.int32))
+        fill_starts(packed[starts : starts + requests + 1], [len(f.excluded) for f in filters])
+        rows = packed[paths:].reshape(1 + trie.levels, most)
+        rows[0] = excluded & 0xFFFFFFFF
+        rows[1:] = trie.paths((excluded >> 32).astype(np.int32))
         if self.device.type == "cpu":
-            self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(levels))
+            self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(trie.levels))
         elif most > len(self.emptied_nodes[0]):
             self._settle()
             self._allocate_emptied(2 * most)
         sent = self._tensor(packed)
         mask_exclude(
             self._masks,
-            sent[head:].view(1 + levels, most),
-            starts=sent[requests:head],
+            sent[paths:].view(1 + trie.levels, most),
+            starts=sent[starts : starts + requests + 1],
             mask_index=sent[:requests],
             emptied=self.emptied_nodes,
         )
+
+    def _compile(self) -> None:
+        """Have the kernels at hand, by work that changes nothing: a second that no batch is to wait for."""
+        some = self._catalog.trie.items[:1]
+        self._flip(some)
+        self._exclude([self._catalog.filters.without(self._catalog.resolve(NO_FILTER), some)])
 
     def _write_mask(self, key: TagsKey | None, row: int) -> None:
         """Make a mask of what is live."""

@@ -16,7 +16,7 @@ BLOCK, CHUNK = 512, 16
 NO_NODE = tl.constexpr(0x7FFFFFFF)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "allowed_stride"])  # compiled once for catalogs of all sizes
 def _kernel(
     excluded, starts, mask_index, emptied, order, live, allowed, items, item_starts, child_starts, masks, mask_strides,
     allowed_stride, n,

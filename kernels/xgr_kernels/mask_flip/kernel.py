@@ -12,7 +12,7 @@ from xgr_kernels.node_masks import NodeMasks
 BLOCK, CHUNK = 128, 32
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "allowed_stride"])  # compiled once for catalogs of all sizes
 def _kernel(
     flips, live, allowed, items, item_starts, child_starts, masks, mask_strides, allowed_stride, n,
     LEVELS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
