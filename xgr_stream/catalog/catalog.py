@@ -25,7 +25,7 @@ from xgr_stream.types import ItemFilter
 FLIPS_REMEMBERED = 1 << 16
 """Items that came or went that are remembered for those who hold masks made of them."""
 FEW = 1 << 16
-"""Popular items are chosen from all that a filter leaves, if they are so few: they may be the least popular ones."""
+"""Popular items are chosen from all that a filter leaves, if they are so few and not among as many popular ones."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
 
 
@@ -240,11 +240,10 @@ class Catalog:
         popularity. Equal ones in row order; those that updates brought come last, in SID order."""
         if self._by_popularity is None:
             return np.zeros(0, np.int32)
-        few = resolved.few(FEW)
-        if few is not None and self._popularity_rank is not None:
-            return few[np.argsort(self._popularity_rank[few])[:k]]
         ahead = k + len(resolved.excluded)
         while True:  # usually the first items of the order are enough
+            if ahead > FEW and self._popularity_rank is not None and (few := resolved.few(FEW)) is not None:
+                return few[np.argsort(self._popularity_rank[few])[:k]]
             candidates = self._by_popularity[:ahead]
             found = candidates[resolved.allows(candidates)][:k]
             if len(found) == k or len(candidates) == len(self._by_popularity):
