@@ -189,7 +189,9 @@ class Catalog:
 
     def flip(self, rows: Int32Array, available: bool) -> None:
         """`set_available` for these rows, which have a place and do not repeat."""
-        rows = rows[self._live.items[rows] != available]
+        moving = self._live.items.take(rows) != available
+        if not moving.all():
+            rows = rows[moving]
         if len(rows) == 0:
             return
         self._live.flip(rows, available)

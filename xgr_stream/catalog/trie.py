@@ -78,7 +78,7 @@ class Trie:
         nodes = np.empty((self.levels, len(leaves)), np.int32)
         nodes[-1] = leaves
         for depth in range(self.levels - 1, 0, -1):
-            nodes[depth - 1] = self.parents[depth][nodes[depth]]
+            nodes[depth - 1] = self.parents[depth].take(nodes[depth])
         return nodes
 
     def item_bounds(self, depth: int) -> Int32Array:

@@ -203,11 +203,11 @@ class LegalityTables:
         self._flip(rows)
 
     def _flip(self, rows: Int32Array) -> None:
-        catalog = self._catalog
-        flips = np.empty((2 + catalog.levels, len(rows)), np.int32)
+        catalog, trie = self._catalog, self._catalog.trie
+        flips = np.empty((2 + trie.levels, len(rows)), np.int32)
         flips[0] = rows
-        flips[1] = catalog.available[rows]
-        flips[2:] = catalog.trie.paths(catalog.trie.leaves[rows])
+        flips[1] = catalog.available.take(rows)
+        flips[2:] = trie.paths(trie.leaves.take(rows))  # take: half the time of an index of few, and less of many
         mask_flip(self._masks, self._tensor(flips))
 
     def _exclude(self, filters: Sequence[ResolvedFilter]) -> None:
