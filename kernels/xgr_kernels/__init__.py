@@ -10,6 +10,9 @@ from xgr_kernels.beam_perturb import PerturbedChildren, beam_perturb
 from xgr_kernels.beam_select import BeamSelection, beam_select
 from xgr_kernels.gate_up_silu import gate_up_silu
 from xgr_kernels.kv_write import kv_write, plan_kv_write
+from xgr_kernels.mask_exclude import mask_exclude
+from xgr_kernels.mask_flip import mask_flip
+from xgr_kernels.node_masks import NodeMasks
 from xgr_kernels.quantize_rows import quantize_rows
 from xgr_kernels.rms_norm import rms_norm, rms_norm_fp8
 from xgr_kernels.silu_mul import silu_mul, silu_mul_fp8
@@ -18,6 +21,7 @@ from xgr_kernels.staged_attention import plan_staged_attention, staged_attention
 __all__ = [
     "BeamDescent",
     "BeamSelection",
+    "NodeMasks",
     "PerturbedChildren",
     "append_attention",
     "beam_descend",
@@ -25,6 +29,8 @@ __all__ = [
     "beam_select",
     "gate_up_silu",
     "kv_write",
+    "mask_exclude",
+    "mask_flip",
     "plan_append_attention",
     "plan_kv_write",
     "plan_staged_attention",

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from xgr_stream.catalog import Catalog, LiveCatalog
-from xgr_stream.catalog.filters import MAX_TAG_FILTERS
+from xgr_stream.catalog.filters import LOOKED_AT
 from xgr_stream.errors import CatalogError
 from xgr_stream.testing import tiny_items
-from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter
+from xgr_stream.types import CatalogUpdate, ItemFilter
 
 
 @pytest.fixture
@@ -36,42 +36,49 @@ def test_the_trie_of_a_small_catalog(catalog: Catalog) -> None:
     trie = catalog.trie
     assert [codes.tolist() for codes in trie.node_codes] == [[0, 2], [0, 1, 0]]
     assert [starts.tolist() for starts in trie.child_starts] == [[0, 2], [0, 2, 3]]
-    assert [starts.tolist() for starts in trie.leaf_starts] == [[0, 3], [0, 2, 3], [0, 1, 2, 3]]
+    assert [parents.tolist() for parents in trie.parents] == [[0, 0], [0, 0, 1]]
+    assert trie.paths(np.array([2, 0], np.int32)).tolist() == [[1, 0], [2, 0]]
+    assert [trie.item_bounds(depth).tolist() for depth in range(3)] == [[0, 4], [0, 3, 4], [0, 1, 3, 4]]
     assert trie.item_starts.tolist() == [0, 1, 3, 4]
-    arrays = (*trie.node_codes, *trie.child_starts, *trie.leaf_starts, trie.item_starts)
+    arrays = (*trie.node_codes, *trie.child_starts, *trie.parents, trie.item_starts)
     assert all(array.dtype == np.int32 for array in arrays)
 
 
-def test_exclusions_empty_a_leaf_only_when_all_its_items_are_excluded(catalog: Catalog) -> None:
-    assert [nodes.tolist() for nodes in catalog.resolve(ItemFilter(exclude=("b",))).emptied] == [[], []]
-    assert [nodes.tolist() for nodes in catalog.resolve(ItemFilter(exclude=("b", "c"))).emptied] == [[], [1]]
-    everything = catalog.resolve(ItemFilter(exclude=("a", "b", "c", "d")))
-    assert [nodes.tolist() for nodes in everything.emptied] == [[0, 1], [0, 1, 2]]
-    assert everything.num_items == 0
-
-
-def test_exclusions_count_against_the_items_that_the_tags_leave(catalog: Catalog) -> None:
-    resolved = catalog.resolve(ItemFilter(allow=("x",), exclude=("b",)))
-    assert [nodes.tolist() for nodes in resolved.emptied] == [[0], [1]]
-    assert resolved.num_items == 1
-
-
 def test_a_tag_that_nobody_has_allows_nothing_and_denies_nothing(catalog: Catalog) -> None:
-    assert catalog.resolve(ItemFilter(allow=("unheard",))).num_items == 0
+    assert catalog.resolve(ItemFilter(allow=("unheard",))).leaves_any() is False
     assert catalog.resolve(ItemFilter(deny=("unheard",))).tags_key is None
-    assert catalog.resolve(ItemFilter(allow=(("unheard", "x"),))).num_items == 0
+    assert catalog.resolve(ItemFilter(allow=(("unheard", "x"),))).leaves_any() is False
     assert catalog.resolve(ItemFilter(deny=(("unheard", "x"),))).tags_key is None
     assert catalog.resolve(ItemFilter(allow=("unheard", "x"))).tags_key == ((("x",),), ())
 
 
-def test_equal_tag_filters_share_their_masks_and_old_ones_are_dropped(catalog: Catalog) -> None:
-    first = catalog.resolve(ItemFilter(allow=("x", "y")))
-    assert catalog.resolve(ItemFilter(allow=("y", "x", "y"))).items is first.items
-    names = [f"tag-{number}" for number in range(MAX_TAG_FILTERS + 1)]
-    many = Catalog.from_table({"item_id": ["a"], "sid": [[0]], "tags": [names]})
-    kept = [many.resolve(ItemFilter(allow=(name,))).items for name in names]
-    assert many.resolve(ItemFilter(allow=(names[-1],))).items is kept[-1]
-    assert many.resolve(ItemFilter(allow=(names[0],))).items is not kept[0]
+def test_equal_tag_filters_have_one_key(catalog: Catalog) -> None:
+    first, other = (catalog.resolve(ItemFilter(allow=allow)) for allow in (("x", "y"), ("y", "x", "y")))
+    assert first.tags_key == other.tags_key
+
+
+def test_excluded_items_are_in_sid_order_and_each_once(catalog: Catalog) -> None:
+    resolved = catalog.resolve(ItemFilter(exclude=("d", "c", "unheard", "a", "c")))
+    assert resolved.excluded_rows.tolist() == [0, 2, 3]
+    assert resolved.excluded_leaves.tolist() == [0, 1, 2]
+    wider = catalog.filters.without(resolved, np.array([1, 0], np.int32))
+    assert wider.excluded_rows.tolist() == [0, 1, 2, 3]
+    assert (resolved.leaves_any(), wider.leaves_any()) == (True, False)
+
+
+def test_only_so_many_items_are_looked_at_for_one_that_is_left() -> None:
+    count = LOOKED_AT + 9
+    ids = [f"item-{row:05}" for row in range(count)]
+    table = {"item_id": ids, "sid": [[row] for row in range(count)], "tags": [["x"]] * count}
+    catalog = Catalog.from_table(table | {"popularity": list(range(count))})
+    catalog.set_available(ids[:-1], False)
+    allowed = catalog.resolve(ItemFilter(allow=("x",)))
+    assert allowed.leaves_any() is None
+    assert catalog.resolve(ItemFilter(deny=("unheard",))).leaves_any() is True
+    assert catalog.popular(3, allowed).tolist() == [count - 1]
+    catalog.set_available(ids[3:4], True)
+    assert allowed.leaves_any() is True
+    assert catalog.popular(3, allowed).tolist() == [count - 1, 3]
 
 
 def test_availability_changes_the_version_and_back(catalog: Catalog) -> None:
@@ -86,7 +93,7 @@ def test_availability_changes_the_version_and_back(catalog: Catalog) -> None:
     assert catalog.version not in (version, away)
     catalog.set_available(iter(["d", "b"]), True)
     assert (catalog.revision, catalog.version) == (3, version)
-    assert [counts.tolist() for counts in catalog.live_counts] == [[4], [3, 1], [1, 2, 1]]
+    assert [counts.tolist() for counts in catalog.live_counts()] == [[4], [3, 1], [1, 2, 1]]
 
 
 def test_an_unknown_item_cannot_change_its_availability(catalog: Catalog) -> None:
@@ -95,10 +102,10 @@ def test_an_unknown_item_cannot_change_its_availability(catalog: Catalog) -> Non
     assert catalog.available.all()
 
 
-def test_a_damaged_count_is_found(catalog: Catalog) -> None:
+def test_availability_that_the_version_does_not_tell_is_found(catalog: Catalog) -> None:
     catalog.check_integrity()
-    catalog.live_counts[1][1] += 1
-    with pytest.raises(CatalogError, match="live count of node 1 at depth 1 is 2, not 1"):
+    catalog.available[1] = False
+    with pytest.raises(CatalogError, match="4 items are said to be live, not 3"):
         catalog.check_integrity()
 
 
@@ -110,7 +117,7 @@ def test_no_leaves_have_no_items(catalog: Catalog) -> None:
 def test_one_item() -> None:
     catalog = Catalog.from_table({"item_id": ["only"], "sid": [[3, 0, 7]]})
     assert (catalog.codes, catalog.levels, catalog.num_items) == ((4, 1, 8), 3, 1)
-    assert catalog.resolve(ItemFilter(exclude=("only",))).num_items == 0
+    assert catalog.resolve(ItemFilter(exclude=("only",))).leaves_any() is False
 
 
 def test_a_table_s_catalog_anew_is_as_it_was_and_goes_its_own_way() -> None:
@@ -126,10 +133,10 @@ def test_a_table_s_catalog_anew_is_as_it_was_and_goes_its_own_way() -> None:
     for again in (first.anew(), live.catalog.anew()):
         assert again.version == fresh.version
         assert (again.names.row("new"), again.num_items) == (None, 30)
-        assert again.resolve(NO_FILTER).num_items == 30
+        assert again.available.sum() == 30
         other = LiveCatalog(again)
         other.apply([CatalogUpdate("other", (1, 2, 3))], 1)
         again.check_integrity()
     live.catalog.check_integrity()
     assert live.catalog.row("other") is None
-    assert live.catalog.resolve(NO_FILTER).num_items == 30
+    assert live.catalog.available.sum() == 30

@@ -120,7 +120,7 @@ def test_attributes_come_along() -> None:
         columns={"tags": [["x"], [], ["y"]], "popularity": [1, 5, 3], "available": [True, True, False]},
     )
     assert catalog.codes == (4, 2)
-    assert catalog.live_counts[0].tolist() == [2]
+    assert catalog.live_counts()[0].tolist() == [2]
 
 
 def test_codes_may_be_numpys() -> None:

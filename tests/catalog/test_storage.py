@@ -33,7 +33,7 @@ def test_the_codes_and_the_availability_are_kept(catalog: Catalog, tmp_path: Pat
     loaded = Catalog.load(tmp_path / "catalog.parquet")
     assert loaded.codes == (8, 8, 8)
     assert loaded.version == catalog.version
-    assert loaded.num_items - loaded.live_counts[0][0] == 2
+    assert loaded.num_items - loaded.live_counts()[0][0] == 2
 
 
 def test_saving_leaves_no_other_file_and_replaces_the_old_one(catalog: Catalog, tmp_path: Path) -> None:

@@ -141,6 +141,20 @@ def test_filters_that_leave_nothing_fail_that_request_alone(engine):
         engine.recommend("user", exclude=engine.catalog.item_ids)
 
 
+def test_filters_of_which_only_a_search_tells_that_they_leave_nothing_fail_alike(engine, monkeypatch):
+    monkeypatch.setattr("xgr_stream.catalog.filters.LOOKED_AT", 1)
+    record(engine, "user", events(1))
+    red = [item for item, tags in zip(tiny_items()["item_id"], tiny_items()["tags"], strict=True) if "red" in tags]
+    engine.catalog.set_available(red, False)
+    wanted = ItemFilter(allow=("red",))
+    assert engine.catalog.resolve(wanted).leaves_any() is None
+    for found in ask(engine, ("user", 3, 8, wanted), ("nobody", 3, 8, wanted)):
+        assert (found.status, found.error) == (Status.ERROR, "nothing_legal")
+    engine.catalog.set_available(red[-1:], True)
+    for found in ask(engine, ("user", 3, 8, wanted), ("nobody", 3, 8, wanted)):
+        assert [item.item_id for item in found.items] == red[-1:]
+
+
 def test_more_than_there_is_gives_all_there_is(engine):
     record(engine, "user", events(1))
     (response,) = ask(engine, ("user", 500, 1000))

@@ -137,6 +137,10 @@ def test_emptied_nodes_are_those_of_their_own_request() -> None:
     leaves = draw(torch.tensor([1, 2, 3]), 6, 1.0, emptied=(starts, nodes))
     found = [{leaf for leaf in row if leaf >= 0} for row in leaves.tolist()]
     assert found == [{1, 2, 3, 4}, {0, 1, 2, 3, 4, 5}, {0, 3, 4, 5}]
+    nodes[1] = 0x7FFFFFFE  # no node's
+    leaves = draw(torch.tensor([1, 2, 3]), 6, 1.0, emptied=(starts, nodes))
+    found = [{leaf for leaf in row if leaf >= 0} for row in leaves.tolist()]
+    assert found == [{1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}, {0, 3, 4, 5}]
 
 
 def test_a_low_temperature_is_greedy_and_nothing_is_not_a_number() -> None:

@@ -66,6 +66,8 @@ def random_case(
     emptied = [sorted(rng.sample(range(children), rng.randint(0, min(children, 9)))) for _ in range(requests)]
     if dense:
         masks, emptied = 1, [[] for _ in range(requests)]
+    for own in emptied:  # numbers behind them that are no node's
+        own += [0x7FFFFFFF - i for i in range(rng.choice([0, 0, 3, 40]), 0, -1)]
     scores = torch.randn(sum(beams)) * rng.choice([0.1, 3.0])
     scores[torch.rand(sum(beams)) < dead] = -math.inf
     nodes = torch.tensor([node for count in beams for node in rng.sample(range(parents), count)])

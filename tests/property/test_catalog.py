@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_stream.catalog import Catalog, ResolvedFilter, Trie
+from tests.property.masks import assert_same_nodes, legal_nodes
+from xgr_stream.catalog import Catalog, Trie
+from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.types import NO_FILTER, ItemFilter
 
 TAGS = ("red", "green", "blue")
@@ -86,15 +90,6 @@ def walk(
             yield from walk(trie, depth + 1, child, (*prefix, int(trie.node_codes[depth][child])))
 
 
-def is_legal(catalog: Catalog, resolved: ResolvedFilter, depth: int, node: int) -> bool:
-    """As the engine decides it: live or allowed by tags, and not emptied."""
-    if depth == 0:
-        return resolved.num_items > 0
-    masks = resolved.node_masks
-    standing = catalog.live_counts[depth][node] > 0 if masks is None else masks[depth - 1][node]
-    return bool(standing) and node not in resolved.emptied[depth - 1]
-
-
 @given(item_lists())
 def test_the_trie_holds_every_sid_and_no_other(items: list[Item]) -> None:
     catalog = catalog_of(items)
@@ -111,8 +106,8 @@ def test_the_leaves_and_items_below_a_node_are_those_with_its_prefix(items: list
     catalog = catalog_of(items)
     rows, leaves = in_row_order(items), sorted({item.sid for item in items})
     for depth, node, prefix in walk(catalog.trie):
-        below = slice(*catalog.trie.leaf_starts[depth][node : node + 2])
-        assert leaves[below] == [sid for sid in leaves if sid[:depth] == prefix]
+        own = [leaf for leaf, sid in enumerate(leaves) if sid[:depth] == prefix]
+        assert depth == 0 or (catalog.trie.paths(np.array(own, np.int32))[depth - 1] == node).all()
         below = slice(*catalog.trie.item_bounds(depth)[node : node + 2])
         assert rows[below] == [item for item in rows if item.sid[:depth] == prefix]
 
@@ -121,15 +116,17 @@ def test_the_leaves_and_items_below_a_node_are_those_with_its_prefix(items: list
 def test_a_filter_equals_brute_force(data: st.DataObject) -> None:
     items = data.draw(item_lists())
     catalog = catalog_of(items)
-    for wanted in data.draw(st.lists(filters(items), min_size=1, max_size=4)):
-        resolved = catalog.resolve(wanted)
+    batch = data.draw(st.lists(filters(items), min_size=1, max_size=4))
+    resolved = [catalog.resolve(wanted) for wanted in batch]
+    found = legal_nodes(LegalityTables(catalog, torch.device("cpu")), resolved)
+    for wanted, own, nodes in zip(batch, resolved, found, strict=True):
         passing = [item for item in in_row_order(items) if item.passes(wanted)]
-        assert resolved.num_items == len(passing)
+        assert own.leaves_any() == bool(passing)
+        few = own.few(len(items) * len(TAGS))
+        assert few is None if not wanted.allow else few.tolist() == [in_row_order(items).index(i) for i in passing]
         for depth, node, prefix in walk(catalog.trie):
             expected = any(item.sid[:depth] == prefix for item in passing)
-            assert is_legal(catalog, resolved, depth, node) == expected
-        for emptied in resolved.emptied:
-            assert list(emptied) == sorted(set(emptied.tolist()))
+            assert depth == 0 or nodes[depth - 1][node] == expected
 
 
 @given(st.data())
@@ -158,7 +155,9 @@ def test_popular_items_are_the_most_popular_that_pass(data: st.DataObject) -> No
     wanted, k = data.draw(filters(items)), data.draw(st.integers(1, 10))
     passing = [item for item in in_row_order(items) if item.passes(wanted)]
     expected = sorted(passing, key=lambda item: -item.popularity)[:k]
-    found = catalog.popular(k, catalog.resolve(wanted))
+    few = data.draw(st.sampled_from([1, 4, 12, 1 << 16]))  # there are two ways, by how many items there are
+    with patch("xgr_stream.catalog.catalog.FEW", few):
+        found = catalog.popular(k, catalog.resolve(wanted))
     assert [catalog.item_ids[row] for row in found] == [item.item_id for item in expected]
 
 
@@ -166,20 +165,26 @@ def test_popular_items_are_the_most_popular_that_pass(data: st.DataObject) -> No
 def test_any_sequence_of_flips_equals_a_rebuild(data: st.DataObject) -> None:
     items = data.draw(item_lists())
     catalog = catalog_of(items)
+    tables = LegalityTables(catalog, torch.device("cpu"))
     item_ids = st.lists(st.sampled_from([item.item_id for item in items]), max_size=6)
     state = {item.item_id: item for item in items}
     for flipped, available in data.draw(st.lists(st.tuples(item_ids, st.booleans()), max_size=6)):
-        catalog.resolve(data.draw(filters(items)))  # the tag masks kept so far must follow the flips
+        tables.bring([catalog.resolve(data.draw(filters(items)))])  # the masks made so far must follow the flips
         catalog.set_available(flipped, available)
         state |= {i: Item(i, state[i].sid, state[i].tags, state[i].popularity, available) for i in flipped}
         catalog.check_integrity()
+        if data.draw(st.booleans()):  # several changes at once, too
+            tables.check_integrity()
     rebuilt = catalog_of(list(state.values()))
     assert catalog.version == rebuilt.version
     assert np.array_equal(catalog.available, rebuilt.available)
-    for counts, expected in zip(catalog.live_counts, rebuilt.live_counts, strict=True):
+    for counts, expected in zip(catalog.live_counts(), rebuilt.live_counts(), strict=True):
         assert np.array_equal(counts, expected)
     wanted = data.draw(filters(items))
-    assert_same_filter(catalog.resolve(wanted), rebuilt.resolve(wanted))
+    assert_same_filter(catalog, rebuilt, wanted)
+    fresh = legal_nodes(LegalityTables(rebuilt, torch.device("cpu")), [rebuilt.resolve(wanted)])
+    assert_same_nodes(legal_nodes(tables, [catalog.resolve(wanted)]), fresh)
+    tables.check_integrity()
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +201,7 @@ def test_a_saved_catalog_loads_as_it_was(path: Path, data: st.DataObject) -> Non
     loaded = Catalog.load(path)
     assert (loaded.version, loaded.codes, loaded.item_ids) == (catalog.version, catalog.codes, catalog.item_ids)
     wanted = data.draw(filters(items))
-    assert_same_filter(loaded.resolve(wanted), catalog.resolve(wanted))
+    assert_same_filter(loaded, catalog, wanted)
     assert list(loaded.popular(5, loaded.resolve(NO_FILTER))) == list(catalog.popular(5, catalog.resolve(NO_FILTER)))
 
 
@@ -207,10 +212,9 @@ def test_the_order_of_the_table_does_not_matter(data: st.DataObject) -> None:
     assert catalog_of(items).version == catalog_of(shuffled).version
 
 
-def assert_same_filter(left: ResolvedFilter, right: ResolvedFilter) -> None:
-    assert (left.tags_key, left.num_items) == (right.tags_key, right.num_items)
-    assert np.array_equal(left.items, right.items)
-    assert np.array_equal(left.excluded, right.excluded)
-    for name in ("node_masks", "emptied"):
-        pairs = zip(getattr(left, name) or (), getattr(right, name) or (), strict=True)
-        assert all(np.array_equal(one, other) for one, other in pairs)
+def assert_same_filter(left: Catalog, right: Catalog, wanted: ItemFilter) -> None:
+    one, other = left.resolve(wanted), right.resolve(wanted)
+    assert (one.tags_key, one.leaves_any()) == (other.tags_key, other.leaves_any())
+    assert np.array_equal(one.excluded, other.excluded)
+    rows = np.arange(left.num_items, dtype=np.int32)
+    assert np.array_equal(one.allows(rows), other.allows(rows))

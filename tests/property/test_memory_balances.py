@@ -1,4 +1,4 @@
-"""Pages, hidden slots and live counts balance after any sequence of operations, and are free when all is forgotten."""
+"""Pages, hidden slots and node masks balance after any sequence of operations, and are free when all is forgotten."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

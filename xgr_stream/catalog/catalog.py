@@ -14,7 +14,7 @@ import pyarrow as pa
 from xgr_stream.catalog import storage
 from xgr_stream.catalog.columns import ItemColumns
 from xgr_stream.catalog.filters import FilterResolver, ResolvedFilter
-from xgr_stream.catalog.legal import BoolArray, LegalItems
+from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
 from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.quantize import residual_kmeans
 from xgr_stream.catalog.table import Columns, read_table
@@ -23,7 +23,9 @@ from xgr_stream.errors import CatalogError
 from xgr_stream.types import ItemFilter
 
 FLIPS_REMEMBERED = 1 << 16
-"""Leaves whose items came or went that are remembered for those who hold a copy of the masks."""
+"""Items that came or went that are remembered for those who hold masks made of them."""
+FEW = 1 << 16
+"""Popular items are chosen from all that a filter leaves, if they are so few and not among as many popular ones."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
 
 
@@ -68,13 +70,17 @@ class Catalog:
         self.revision = 0
         """Grows with every change of availability of this object."""
         self.columns = columns
-        self._live = LegalItems(self.trie, columns.available.copy())
+        self._live = LiveItems(columns.available.copy())
         self.filters = FilterResolver(self.trie, columns.tags, self._live)
         self._away = storage.rows_hash(np.flatnonzero(~columns.available))
         self._named: str | None = None
         self._flipped: deque[Int32Array] = deque()
         self._num_flipped = 0
         self._by_popularity = self._ranked(columns, order)
+        self._popularity_rank: Int32Array | None = None
+        if self._by_popularity is not None:
+            self._popularity_rank = np.empty(rows, np.int32)
+            self._popularity_rank[self._by_popularity] = np.arange(len(self._by_popularity), dtype=np.int32)
 
     def anew(self) -> Catalog:
         """Another catalog of the table that this one was made of, as it was before any change. It shares what never
@@ -148,10 +154,9 @@ class Catalog:
         """[rows]; do not write to it."""
         return self._live.items
 
-    @property
     def live_counts(self) -> tuple[Int32Array, ...]:
-        """[d]: live items below each node of depth d, [nodes of depth d]; do not write to it."""
-        return self._live.counts
+        """[d]: live items below each node of depth d, [nodes of depth d], counted anew."""
+        return counts_below(self.trie, self._live.items)
 
     def row(self, item_id: str) -> int | None:
         row = self.names.row(item_id)
@@ -170,8 +175,8 @@ class Catalog:
         return None if row is None else tuple(self.sids[row].tolist())
 
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
-        """Let items come or go, in O(levels) each. Mutates; filters resolved before are no longer valid. Not for one
-        that follows a topic of updates, whose version would no longer tell its content."""
+        """Let items come or go, at once. Mutates. Not for one that follows a topic of updates, whose version would no
+        longer tell its content."""
         if isinstance(item_ids, str):
             raise CatalogError(f"item_ids must be a collection of item ids, not {item_ids!r}")
         if self.follows_updates:
@@ -184,26 +189,27 @@ class Catalog:
 
     def flip(self, rows: Int32Array, available: bool) -> None:
         """`set_available` for these rows, which have a place and do not repeat."""
-        rows = rows[self._live.items[rows] != available]
+        moving = self._live.items.take(rows) != available
+        if not moving.all():
+            rows = rows[moving]
         if len(rows) == 0:
             return
-        if len(rows) > 1:
-            rows = rows[np.argsort(self.trie.leaves[rows])]  # neighbours are looked up faster
-        self.filters.flip(rows, available)
+        self._live.flip(rows, available)
         self._away ^= storage.rows_hash(rows)
         self.revision += 1
-        self._flipped.append(self.trie.leaves[rows])
+        self._flipped.append(rows)
         self._num_flipped += len(rows)
         while self._num_flipped > FLIPS_REMEMBERED and len(self._flipped) > 1:
             self._num_flipped -= len(self._flipped.popleft())
 
-    def leaves_flipped_since(self, revision: int) -> Int32Array | None:
-        """Leaves of which an item came or went after the catalog had this revision, with repetitions; None: too many
-        to tell."""
+    def rows_flipped_since(self, revision: int) -> Int32Array | None:
+        """Items that came or went after the catalog had this revision, with repetitions; None: too many to tell."""
         changes = self.revision - revision
         if changes > len(self._flipped):
             return None
-        return np.concatenate([self._flipped[-i] for i in range(changes, 0, -1)] or [np.zeros(0, np.int32)])
+        if changes == 1:
+            return self._flipped[-1]
+        return np.concatenate([self._flipped[-i] for i in range(changes, 0, -1)] or [_NO_ROWS])
 
     @property
     def follows_updates(self) -> bool:
@@ -214,7 +220,7 @@ class Catalog:
         self._named = version
 
     def resolve(self, item_filter: ItemFilter) -> ResolvedFilter:
-        """What the filter leaves; the node masks of recent tag combinations are kept."""
+        """What the filter means here."""
         rows = self.rows(item_filter.exclude) if item_filter.exclude else _NO_ROWS
         return self.filters.resolve(item_filter, rows[rows >= 0])
 
@@ -238,6 +244,8 @@ class Catalog:
             return np.zeros(0, np.int32)
         ahead = k + len(resolved.excluded)
         while True:  # usually the first items of the order are enough
+            if ahead > FEW and self._popularity_rank is not None and (few := resolved.few(FEW)) is not None:
+                return few[np.argsort(self._popularity_rank[few])[:k]]
             candidates = self._by_popularity[:ahead]
             found = candidates[resolved.allows(candidates)][:k]
             if len(found) == k or len(candidates) == len(self._by_popularity):
@@ -257,8 +265,11 @@ class Catalog:
             storage.save(self.columns, self._live.items, Path(path), self.version)
 
     def check_integrity(self) -> None:
-        """Raise `CatalogError` if counts, masks or the version are not what a rebuild gives."""
-        self.filters.check_integrity()
+        """Raise `CatalogError` if the version or the number of live items is not what counting gives."""
+        if self._live.count != np.count_nonzero(self._live.items):
+            raise CatalogError(
+                f"{self._live.count} items are said to be live, not {np.count_nonzero(self._live.items)}"
+            )
         if self._away != storage.rows_hash(np.flatnonzero(~self._live.items)):
             raise CatalogError("the version does not match the availability")
 

@@ -15,6 +15,7 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
     per_leaf = np.diff(trie.item_starts)
     shared = per_leaf > 1
     available = int(catalog.available.sum())
+    counts = catalog.live_counts()
     levels = []
     for level, num_codes in enumerate(catalog.codes):
         nodes = trie.num_nodes(level + 1)
@@ -25,12 +26,12 @@ def inspect(catalog: Catalog) -> dict[str, Any]:
                 "codes": num_codes,
                 "codes_without_items": num_codes - used,
                 "nodes": nodes,
-                "dead_nodes": int((catalog.live_counts[level + 1] == 0).sum()),
+                "dead_nodes": int((counts[level + 1] == 0).sum()),
                 "mean_children": round(float(children.mean()), 2),
                 "max_children": int(children.max()),
             }
         )
-    arrays = (*trie.node_codes, *trie.child_starts, *trie.leaf_starts, trie.item_starts, trie.items, trie.leaves)
+    arrays = (*trie.node_codes, *trie.child_starts, *trie.parents, trie.item_starts, trie.items, trie.leaves)
     return {
         "version": catalog.version,
         "items": catalog.num_items,

@@ -49,11 +49,9 @@ class Merge:
         self._base = base
         self._old = catalog
         self._available = available
-        self._tag_filters = catalog.filters.kept
 
     def run(self) -> None:
         self.merged = merge(self._old, self._available, self.changes)
-        self.merged.filters.keep(self._tag_filters)
         self.retokenised = [i for i in self.changes if self._old.sid(i) != self.merged.sid(i)]
 
     def follow(self, updates: Updates) -> None:
@@ -97,7 +95,7 @@ class LiveCatalog:
 
     def apply(self, updates: Iterable[CatalogUpdate], position: int) -> None:
         """These updates happened, in this order, and `position` is where the log goes on behind them. Mutates the
-        current catalog; filters resolved before are no longer valid."""
+        current catalog."""
         if position < self.position:
             raise CatalogError(f"position must be at least {self.position}, not {position}: updates go one way")
         if self._base_version is None:
@@ -143,12 +141,11 @@ class LiveCatalog:
 def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[CatalogUpdate]) -> None:
     """One update of each item. Mutates the catalog and what waits."""
     flips: dict[bool, list[int]] = {True: [], False: []}
-    rows = catalog.rows([update.item_id for update in last])
-    sids, tags = catalog.sids[rows].tolist(), catalog.columns.tags.of_rows(rows)
-    for row, sid, tagged, update in zip(rows.tolist(), sids, tags, last, strict=True):
+    for row, sid, tagged, update in zip(*_places(catalog, last), last, strict=True):
         item_id = update.item_id
-        if row >= 0 and update.sid == tuple(sid) and update.tags == tagged:  # nearly always
-            waiting.pop(item_id, None)
+        if row >= 0 and update.sid == sid and update.tags == tagged:  # nearly always
+            if waiting:
+                waiting.pop(item_id, None)
             flips[update.available].append(row)
             continue
         target = _target(base, update)
@@ -157,12 +154,25 @@ def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[Cat
             continue
         if row >= 0:
             flips[False].append(row)
-        if target is not None and (target.sid, target.tags) == (tuple(sid), tagged) and row >= 0:
+        if target is not None and (target.sid, target.tags) == (sid, tagged) and row >= 0:
             waiting.pop(item_id, None)
         else:
             waiting[item_id] = target
     for available, changed in flips.items():
-        catalog.flip(np.array(changed, np.int32), available)
+        if changed:
+            catalog.flip(np.array(changed, np.int32), available)
+
+
+def _places(
+    catalog: Catalog, updates: Sequence[CatalogUpdate]
+) -> tuple[Iterable[int], Iterable[tuple[int, ...]], Iterable[tuple[str, ...]]]:
+    """Row, semantic ID and tags of each update's item as they are; of row -1 the others mean nothing."""
+    if len(updates) == 1:  # as the last item is sold, one by one: 5 µs instead of 20
+        row = catalog.row(updates[0].item_id)
+        row = -1 if row is None else row
+        return [row], [tuple(catalog.sids[row].tolist())], [catalog.columns.tags.of_row(row)]
+    rows = catalog.rows([update.item_id for update in updates])
+    return rows.tolist(), zip(*catalog.sids[rows].T.tolist(), strict=True), catalog.columns.tags.of_rows(rows)
 
 
 def _target(base: Catalog, update: CatalogUpdate) -> Place | None:

@@ -57,10 +57,20 @@ def _string_arrays(strings: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.N
 
 def rows_hash(rows: npt.NDArray[np.integer]) -> int:
     """Hash of a set of rows: the exclusive or of each row's own, so that it follows a change in O(rows changed)."""
+    if len(rows) == 1:  # ten calls of NumPy take 16 times as long
+        return _row_hash(int(rows[0]))
     mixed = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return int(np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(31))))
+
+
+def _row_hash(row: int) -> int:
+    every = (1 << 64) - 1
+    mixed = (row + 1) * 0x9E3779B97F4A7C15 & every
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & every
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & every
+    return mixed ^ mixed >> 31
 
 
 def save(columns: ItemColumns, available: BoolArray, path: Path, version: str) -> None:

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -66,13 +67,20 @@ class TagIndex:
         return np.repeat(np.arange(len(self.index), dtype=np.int32), np.diff(self.starts))
 
     def of_rows(self, rows: npt.NDArray[np.integer]) -> list[tuple[str, ...]]:
-        """The tags of each of these items, in order of their names."""
+        """The tags of each of these items, in order of their names; of row -1 none."""
         starts, tags = self.by_row
-        names = self.names
-        return [
-            tuple(names[tag] for tag in tags[first:last].tolist()) if first < last else ()
-            for first, last in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)
-        ]
+        name = self.names.__getitem__
+        first = starts[rows]
+        counts = np.maximum(starts[rows + 1] - first, 0)  # of row -1: less than none
+        ends = np.cumsum(counts)
+        places = np.arange(counts.sum()) + np.repeat(first + counts - ends, counts)
+        numbers, bounds = tags[places].tolist(), [0, *ends.tolist()]
+        return [tuple(map(name, numbers[begin:end])) for begin, end in pairwise(bounds)]
+
+    def of_row(self, row: int) -> tuple[str, ...]:
+        """The tags of one item: a tenth of the time of `of_rows`, which 10,000 take a fifth of."""
+        starts, tags = self.by_row
+        return tuple(map(self.names.__getitem__, tags[starts.item(row) : starts.item(row + 1)].tolist()))
 
     def matching(self, pattern: str) -> tuple[int, int]:
         """(first, last + 1) of the numbers of the tags that are `pattern`, or begin with what stands before its `*`."""
@@ -86,25 +94,51 @@ class TagIndex:
         """Those that an item can match: all their tags are known."""
         return frozenset(entry for entry in entries if all(tag in self.index for tag in entry))
 
-    def mask(self, allow: Iterable[Together] | None, deny: Iterable[Together]) -> BoolArray:
-        """Items that match any entry of `allow` (None: all items) and none of `deny`, [items]. All tags are known."""
-        mask = np.full(self.num_items, allow is None)
+    def match(
+        self, rows: npt.NDArray[np.integer], allow: Iterable[Together] | None, deny: Iterable[Together]
+    ) -> BoolArray:
+        """Whether each of these items matches any entry of `allow` (None: all do) and none of `deny`. All tags are
+        known."""
+        matched: BoolArray = np.full(len(rows), allow is None)
         for entry in allow or ():
-            mask[self._rows_of(entry)] = True
+            matched |= self._have(rows, entry)
         for entry in deny:
-            mask[self._rows_of(entry)] = False
+            matched &= ~self._have(rows, entry)
+        return matched
+
+    def mask(self, allow: Iterable[Together] | None, deny: Iterable[Together]) -> BoolArray:
+        """The same of every item, [items]."""
+
+        def have(entry: Together) -> BoolArray:
+            tags_of = np.zeros(self.num_items, np.uint8)
+            for tag in entry:
+                tags_of[self.rows[slice(*self.span(tag))]] += 1
+            both: BoolArray = tags_of == len(entry)
+            return both
+
+        mask: BoolArray = np.full(self.num_items, allow is None)
+        for entry in allow or ():
+            mask |= have(entry)
+        for entry in deny:
+            mask &= ~have(entry)
         return mask
 
-    def _rows_of(self, entry: Together) -> Int32Array:
-        """The rows of the items that have all these tags."""
-        rows = sorted((self._rows_of_tag(tag) for tag in entry), key=len)
-        found = rows[0]
-        for others in rows[1:]:
-            places = np.searchsorted(others, found)
-            places[places == len(others)] = 0
-            found = found[others[places] == found] if len(others) else others
-        return found
-
-    def _rows_of_tag(self, tag: str) -> Int32Array:
+    def span(self, tag: str) -> tuple[int, int]:
+        """(first, last + 1) of the tag's places in `rows`."""
         number = self.index[tag]
-        return self.rows[self.starts[number] : self.starts[number + 1]]
+        return int(self.starts[number]), int(self.starts[number + 1])
+
+    def rarest(self, entry: Together) -> Int32Array:
+        """The rows of the items that have that one of these tags which the fewest have."""
+        first, last = min((self.span(tag) for tag in entry), key=lambda span: span[1] - span[0])
+        return self.rows[first:last]
+
+    def _have(self, rows: npt.NDArray[np.integer], entry: Together) -> BoolArray:
+        """Whether each of these items has all these tags."""
+        have = np.ones(len(rows), np.bool_)
+        for tag in entry:
+            own = self.rows[slice(*self.span(tag))]
+            places = own.searchsorted(rows)
+            places[places == len(own)] = 0
+            have &= own[places] == rows if len(own) else False
+        return have

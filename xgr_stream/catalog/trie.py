@@ -25,8 +25,8 @@ class Trie:
     """[d]: code of each node of depth d + 1, [nodes of depth d + 1]; ascending among siblings."""
     child_starts: tuple[Int32Array, ...]
     """[d]: children of node p of depth d are nodes `child_starts[d][p] : child_starts[d][p + 1]` of depth d + 1."""
-    leaf_starts: tuple[Int32Array, ...]
-    """[d]: leaves below node p of depth d, 0 ≤ d ≤ levels, are `leaf_starts[d][p] : leaf_starts[d][p + 1]`."""
+    parents: tuple[Int32Array, ...]
+    """[d]: the parent, of depth d, of each node of depth d + 1."""
     item_starts: Int32Array
     """Items at leaf l are `items[item_starts[l] : item_starts[l + 1]]`, [leaves + 1]."""
     items: Int32Array
@@ -49,11 +49,14 @@ class Trie:
         item_starts = np.append(leaf_rows, np.int32(num_items))
         leaves = np.full(num_rows, -1, np.int32)
         leaves[items] = np.repeat(np.arange(len(leaf_rows), dtype=np.int32), np.diff(item_starts))
+        child_starts = tuple(_starts(first_rows[d], first_rows[d + 1]) for d in range(levels))
         return cls(
             codes=codes,
             node_codes=tuple(sids[first_rows[level + 1], level] for level in range(levels)),
-            child_starts=tuple(_starts(first_rows[d], first_rows[d + 1]) for d in range(levels)),
-            leaf_starts=tuple(_starts(rows, leaf_rows) for rows in first_rows),
+            child_starts=child_starts,
+            parents=tuple(
+                np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts)) for starts in child_starts
+            ),
             item_starts=item_starts,
             items=items,
             leaves=leaves,
@@ -68,17 +71,22 @@ class Trie:
         return len(self.item_starts) - 1
 
     def num_nodes(self, depth: int) -> int:
-        return len(self.leaf_starts[depth]) - 1
+        return 1 if depth == 0 else len(self.node_codes[depth - 1])
 
-    def node_of(self, depth: int, leaves: Int32Array) -> Int32Array:
-        """The node of `depth` above each leaf."""
-        if depth == self.levels:
-            return leaves
-        return (np.searchsorted(self.leaf_starts[depth], leaves, side="right") - 1).astype(np.int32)
+    def paths(self, leaves: Int32Array) -> Int32Array:
+        """[d]: the node of depth d + 1 above each leaf, [levels, leaves]; the last are the leaves themselves."""
+        nodes = np.empty((self.levels, len(leaves)), np.int32)
+        nodes[-1] = leaves
+        for depth in range(self.levels - 1, 0, -1):
+            nodes[depth - 1] = self.parents[depth].take(nodes[depth])
+        return nodes
 
     def item_bounds(self, depth: int) -> Int32Array:
-        """Items below node p of `depth` are `items[bounds[p] : bounds[p + 1]]`, [nodes + 1]."""
-        return self.item_starts[self.leaf_starts[depth]]
+        """Items below node p of `depth` are `items[bounds[p] : bounds[p + 1]]`, [nodes + 1]. Takes a while."""
+        bounds = self.item_starts
+        for starts in reversed(self.child_starts[depth:]):
+            bounds = bounds[starts]
+        return bounds
 
 
 def _starts(parent_rows: Int32Array, child_rows: Int32Array) -> Int32Array:

@@ -140,8 +140,9 @@ def _check_engine(
     user_bytes = pages * pool.bytes_per_page
     warm = pool.num_pages // pages
     plan = (
-        f"{engine.catalog.num_items:,} items; a full window of {window.max_events} events is {tokens} tokens, "
-        f"{user_bytes / MIB:.2f} MiB; warm on the device in {cache_mib} MiB: {warm:,} users"
+        f"{engine.catalog.num_items:,} items, {engine.catalog_bytes / MIB:,.1f} MiB on the device; a full window of "
+        f"{window.max_events} events is {tokens} tokens, {user_bytes / MIB:.2f} MiB; warm on the device in "
+        f"{cache_mib} MiB: {warm:,} users"
     )
     findings = [Finding("ok", plan)]
     if warm < 100:

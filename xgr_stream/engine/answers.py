@@ -16,7 +16,7 @@ from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.decode import Beams
 from xgr_stream.engine.scoring import Candidates
 from xgr_stream.engine.selection import popular, select
-from xgr_stream.errors import EngineError, XgrError
+from xgr_stream.errors import EngineError, NothingLegal, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import (
     CacheState,
@@ -28,6 +28,7 @@ from xgr_stream.types import (
     Unscored,
 )
 
+NOTHING_LEFT = "the request's filters leave no live item of the catalog"
 NOT_NUMBERS = "the model's scores are not numbers; does its dtype overflow?"
 
 
@@ -94,7 +95,7 @@ class Answers:
         responses = []
         for job, prefix, state, top, (first, last) in zip(jobs, prefixes, states, tops, pairwise(cuts), strict=True):
             if top.start == top.stop:
-                responses.append(self.failed(job.request, EngineError(NOT_NUMBERS)))
+                responses.append(self.failed(job.request, self._why_none(job)))
                 continue
             request, shortfall = job.request, None
             if job.selects:
@@ -126,9 +127,13 @@ class Answers:
             )
         return responses
 
+    def _why_none(self, job: Job) -> XgrError:
+        """A search finds an item unless there is none, or scores can't be compared."""
+        return EngineError(NOT_NUMBERS) if job.filter.leaves_any() else NothingLegal(NOTHING_LEFT)
+
     def _tops(self, jobs: Sequence[Job], beams: Beams) -> list[slice]:
         """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its
-        scores can't be compared. A search over legal items finds one, so that this is what finding none means, too."""
+        scores can't be compared."""
         leaves, scores = beams.leaves, beams.scores
         whole, finite = bool((leaves >= 0).all()), bool(np.isfinite(scores).all())
         tops = []
@@ -215,6 +220,9 @@ class Answers:
     def popular(self, job: Job, view: HistoryView | None) -> RecommendResponse:
         """For a user of whom no event with a known item is in context: what is popular, each with a score of 0."""
         rows, shortfall = popular(self._catalog, job.request, job.filter)
+        ranked = self._catalog.columns.popularity is not None
+        if ranked and shortfall is Shortfall.EXHAUSTED and not len(rows) and not job.filter.leaves_any():
+            return self.failed(job.request, NothingLegal(NOTHING_LEFT))
         return self._response(
             job.request,
             Status.UNKNOWN_USER,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import EngineConfig
-from xgr_stream.engine.answers import Answers, Counters, Job
+from xgr_stream.engine.answers import NOTHING_LEFT, Answers, Counters, Job
 from xgr_stream.engine.context import ContextReader, TokenArray
 from xgr_stream.engine.decode import BeamDecoder, PendingBeams
 from xgr_stream.engine.legality import LegalityTables
@@ -27,8 +27,6 @@ from xgr_stream.engine.work import Work
 from xgr_stream.errors import NothingLegal, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import NO_FILTER, RecommendRequest, RecommendResponse
-
-NOTHING_LEFT = "the request's filters leave no live item of the catalog"
 
 
 class Batches:
@@ -97,7 +95,7 @@ class Batches:
 
     def _job(self, index: int, request: RecommendRequest) -> Job:
         resolved = self._catalog.resolve(request.filter)
-        if not resolved.num_items:
+        if resolved.leaves_any() is False:
             raise NothingLegal(NOTHING_LEFT)
         width = request.rows(self._config.beam_width)
         tail = self._tails.check(request.tail)
@@ -111,7 +109,7 @@ class Batches:
     def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
         """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
         resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
-        if not resolved.num_items:
+        if resolved.leaves_any() is False:
             raise NothingLegal(NOTHING_LEFT)
         return replace(job, filter=resolved)
 

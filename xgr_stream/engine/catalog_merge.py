@@ -28,6 +28,7 @@ class CatalogMerge:
         self._reader = reader
         self._current = current
         self._take_over = take_over
+        self._tag_filters = current.kept
         self._legality: LegalityTables
         self._seen: SeenItems
 
@@ -64,7 +65,6 @@ class CatalogMerge:
         self._take_over(self._merge, self._legality, self._seen)
 
     def _tables(self, device: torch.device) -> LegalityTables:
-        catalog = self._merge.merged
-        tables = LegalityTables(catalog, device, like=self._current)
-        tables.prepare(catalog.filters.kept)
+        tables = LegalityTables(self._merge.merged, device, like=self._current)
+        tables.prepare(self._tag_filters)
         return tables

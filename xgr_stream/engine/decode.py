@@ -148,7 +148,7 @@ class BeamDecoder:
                 "lengths": (requests,),
                 "mask_index": (requests,),
                 "row_starts": (levels + 1, requests + 1),
-                "emptied_starts": (levels, requests + 1),
+                "emptied_starts": (requests + 1,),
                 "pages": (requests, shape.page_columns),
             }
             staging = Staging(arrays, self._device)
@@ -197,11 +197,7 @@ class BeamDecoder:
         select: Callable[..., BeamSelection] | None = None,
     ) -> BeamSelection:
         """`select`: instead of `beam_select`."""
-        trie, row_starts, emptied_starts = (
-            legality.trie,
-            inputs["row_starts"].unbind(),
-            inputs["emptied_starts"].unbind(),
-        )
+        trie, row_starts = legality.trie, inputs["row_starts"].unbind()
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
         scores = torch.zeros(shape.requests, device=self._device)
@@ -222,7 +218,7 @@ class BeamDecoder:
                 child_codes=trie.child_codes[level],
                 node_masks=legality.node_masks[level],
                 mask_index=inputs["mask_index"],
-                emptied_starts=emptied_starts[level],
+                emptied_starts=inputs["emptied_starts"],
                 emptied_nodes=legality.emptied_nodes[level],
                 normalizer="level" if self._normalizer == "vocabulary" else self._normalizer,
                 log_normalizer=log_normalizer,

@@ -228,6 +228,11 @@ class Engine:
         with self._work.decode_lane.current():
             self._legality.bring([self._catalog.resolve(item_filter)])
 
+    @property
+    def catalog_bytes(self) -> int:
+        """That the catalog takes on the device. While a merge is under way, the next one takes as much beside it."""
+        return self._legality.num_bytes
+
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is not finished."""
         merge = self._live.begin()
@@ -484,6 +489,8 @@ class Engine:
         self._work.settle_file()
         self.cache.check_integrity()
         self._catalog.check_integrity()
+        with torch.inference_mode(), self._work.decode_lane.current():
+            self._legality.check_integrity()
         invalid_items = self._batches.counters.invalid_items
         if invalid_items:
             raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")

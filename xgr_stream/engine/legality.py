@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from operator import ge
@@ -13,14 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xgr_kernels import NodeMasks, mask_exclude, mask_flip
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.catalog.filters import TagsKey
-from xgr_stream.engine.staging import Int32Array, fill_starts
+from xgr_stream.catalog.legal import counts_below
+from xgr_stream.engine.item_tensors import ItemTensors
+from xgr_stream.engine.staging import ALIGNMENT, Int32Array, fill_starts
+from xgr_stream.errors import CatalogError
+from xgr_stream.types import NO_FILTER
 
 MAX_MASKS = 16
-"""Tag combinations kept on the device: 1.5 MB each at 1.5 million items."""
+"""Tag combinations kept, the live items among them, unless a batch needs more: 67 MB each at 20 million items."""
 EMPTIED_NODES = 1 << 16
-"""Nodes per level that a batch's exclusions may empty before the device's buffers grow: 256 KB each."""
+"""Exclusions of a batch before the device's buffers grow: 256 KB a level."""
+
+STAGED_BYTES = 1 << 16
+"""CUDA itself stages copies of so many from pageable memory, and waits for nothing: 4 µs less than pinning them."""
 
 _generations = count()
 
@@ -41,162 +50,245 @@ class TrieTensors:
 
 
 class LegalityTables:
-    """The device's copy of the catalog: its trie and its masks, of which what changed is copied when its version moves.
+    """The catalog where the search reads it: its trie, and masks of its nodes, made there of which items are live and
+    which tags they have.
 
-    All tensors stay where they are from batch to batch, for captured graphs; when one must move, `generation` changes.
+    What captured graphs read (`trie`, `node_masks`, `emptied_nodes`) stays where it is from batch to batch; when it
+    must move, `generation` changes. Work on the masks goes to the current stream, which is to be the decodes'.
     """
 
     node_masks: tuple[Tensor, ...]
     """Per level [masks, nodes] bool: row 0 the live nodes, each further row those that are tag-allowed too."""
     emptied_nodes: tuple[Tensor, ...]
-    """Per level, int32: nodes that each request's exclusions emptied, sorted within the request. On CUDA a buffer whose
-    used part the requests' starts tell."""
+    """Per level, int32: nodes that each request's exclusions emptied, and numbers that are no node's, ascending inside
+    each request. On CUDA a buffer whose used part the requests' starts tell."""
+
+    _allowed: Tensor
+    """[masks, rows] bool: which items pass the tags of each mask."""
 
     def __init__(self, catalog: Catalog, device: torch.device, *, like: LegalityTables | None = None) -> None:
         """`like`: the tables that these are to replace; they get the same room, if the catalog fits into it."""
-        self._catalog = catalog
         self.device = device
-        self.num_nodes = tuple(len(codes) for codes in catalog.trie.node_codes)
+        trie = catalog.trie
+        self.num_nodes = tuple(len(codes) for codes in trie.node_codes)
         """Nodes that each level chooses from."""
         self._room = self.num_nodes if device.type == "cpu" else tuple(map(_with_headroom, self.num_nodes))
-        if device.type == "cuda" and like is not None and all(map(ge, like._room, self.num_nodes)):
-            self._room = like._room
-        trie, room = catalog.trie, self._room
-        parents = (1, *room[:-1])
+        masks = MAX_MASKS if device.type == "cuda" else 2
+        if device.type == "cuda" and like is not None:
+            masks = len(like._allowed)
+            if all(map(ge, like._room, self.num_nodes)):
+                self._room = like._room
+        parents = (1, *self._room[:-1])
         self.trie = TrieTensors(
             tuple(self._fitted(own, size + 1) for own, size in zip(trie.child_starts, parents, strict=True)),
-            tuple(self._fitted(own, size) for own, size in zip(trie.node_codes, room, strict=True)),
+            tuple(self._fitted(own, size) for own, size in zip(trie.node_codes, self._room, strict=True)),
         )
-        self._no_nodes = (torch.empty(0, dtype=torch.int32),) * catalog.levels
-        self._revision = -1
-        self._mask_rows: dict[TagsKey | None, int] = {}
-        self._allocate_masks(MAX_MASKS if device.type == "cuda" else 2)
+        self._catalog = catalog
+        self._revision = catalog.revision
+        self._items = ItemTensors(catalog, device)
+        self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
+        """The row of each mask; the last used one last."""
+        self._allocate_masks(masks)
         self._allocate_emptied(EMPTIED_NODES if device.type == "cuda" else 0)
+        self._write_mask(None, 0)
+        if device.type == "cuda":
+            self._compile()
 
-    def prepare(self, keys: Sequence[TagsKey]) -> None:
-        """Have the masks of these tag combinations, which the catalog keeps, and of no other."""
-        wanted: list[TagsKey | None] = [None, *keys[-(MAX_MASKS - 1) :]]
-        if len(wanted) > len(self.node_masks[0]):
-            self._allocate_masks(len(wanted))
-        self._mask_rows = {key: row for row, key in enumerate(wanted)}
-        self._revision = self._catalog.revision
-        for key, row in self._mask_rows.items():
-            self._write_masks(row, self._catalog.filters.node_masks(key) or ())
+    @property
+    def kept(self) -> tuple[TagsKey, ...]:
+        """The tag combinations that have a mask, the least recently used first."""
+        return tuple(key for key in self._mask_rows if key is not None)
+
+    @property
+    def num_bytes(self) -> int:
+        """On the device."""
+        kept = (*self._read_by_graphs, *self.emptied_nodes, *self._items.tensors, self._allowed)
+        return sum(tensor.nbytes for tensor in kept)
+
+    @property
+    def _read_by_graphs(self) -> tuple[Tensor, ...]:
+        return (*self.trie.child_starts, *self.trie.child_codes, *self.node_masks)
+
+    def prepare(self, keys: Iterable[TagsKey]) -> None:
+        """Have the masks of these tag combinations, of which tags may be no longer known."""
+        known = dict.fromkeys(self._catalog.filters.key_of(*key) for key in keys)
+        self._bring_masks([key for key in known if key is not None][-(MAX_MASKS - 1) :])
 
     def replace(self, new: LegalityTables) -> None:
-        """Be what `new` is, made of another catalog; it is not to be used any more. On CUDA its content moves to where
-        the old was, if there is room, for the work that follows on this stream."""
-        self._catalog, self._revision, self._mask_rows = new._catalog, new._revision, new._mask_rows
-        self.num_nodes = new.num_nodes
-        own = (*self.trie.child_starts, *self.trie.child_codes, *self.node_masks)
-        others = (*new.trie.child_starts, *new.trie.child_codes, *new.node_masks)
+        """Be what `new` is, made of another catalog; it is not to be used any more. On CUDA what graphs read moves to
+        where the old was, if there is room, for the work that follows on this stream."""
+        others = new._read_by_graphs
+        in_place = self.device.type == "cuda" and self._room == new._room and len(self._allowed) == len(new._allowed)
         if self.device.type == "cuda":
-            for tensor in others:
-                tensor.record_stream(torch.cuda.current_stream())  # it was made on another one
-            if self._room == new._room and len(new.node_masks[0]) <= len(self.node_masks[0]):
-                for old, tensor in zip(own, others, strict=True):
-                    old[: len(tensor)].copy_(tensor)
-                return
+            # Made on another stream, or freed while this one may still read them.
+            for tensor in (*others, *new._items.tensors, new._allowed, *self._items.tensors, self._allowed):
+                tensor.record_stream(torch.cuda.current_stream())
+        if in_place:
+            for old, tensor in zip(self._read_by_graphs, others, strict=True):
+                old.copy_(tensor)
+        else:
             self._settle()
-        self.trie, self.node_masks, self._room = new.trie, new.node_masks, new._room
-        self.generation = next(_generations)
+            self.trie, self.node_masks, self._room = new.trie, new.node_masks, new._room
+            self.generation = next(_generations)
+        self._catalog, self._revision, self._mask_rows = new._catalog, new._revision, new._mask_rows
+        self.num_nodes, self._items, self._allowed = new.num_nodes, new._items, new._allowed
+        self._connect()
 
     def bring(self, filters: Sequence[ResolvedFilter]) -> None:
         """Have the masks and emptied nodes of a batch on the device, for the work that follows on this stream."""
         if self._revision != self._catalog.revision:
             self._follow()
-        new = {f.tags_key: f.node_masks for f in filters if f.tags_key not in self._mask_rows}
-        if new:
-            self._bring_masks(new, filters)
-        self._write_emptied(filters)
-
-    def _bring_masks(
-        self, new: dict[TagsKey | None, tuple[NDArray[np.bool_], ...] | None], filters: Sequence[ResolvedFilter]
-    ) -> None:
-        """Have these masks, which the batch needs, on the device."""
-        if len(self._mask_rows) + len(new) > max(MAX_MASKS, len(self.node_masks[0])):
-            self._start_over()
-            new = {f.tags_key: f.node_masks for f in filters if f.tags_key is not None}
-        needed = len(self._mask_rows) + len(new)
-        if needed > len(self.node_masks[0]):
-            self._settle()
-            self._allocate_masks(2 * needed)
-        for key, masks in new.items():
-            if masks is not None:
-                self._mask_rows[key] = len(self._mask_rows)
-                self._write_masks(self._mask_rows[key], masks)
+        keys = {f.tags_key: None for f in filters if f.tags_key is not None}
+        if keys:
+            self._bring_masks(list(keys))
+        if any(len(f.excluded) for f in filters):
+            self._exclude(filters)
+        elif self.device.type == "cpu":
+            self.emptied_nodes = self._no_nodes
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a batch's host arrays: `mask_index` [requests], the mask that each request uses, and `emptied_starts`
-        [levels, requests + 1]. After `bring`."""
+        [requests + 1]. After `bring`."""
         arrays["mask_index"][: len(filters)] = [self._mask_rows[f.tags_key] for f in filters]
-        if not any(len(f.excluded) for f in filters):
-            return  # the arrays come zeroed
-        for level, starts in enumerate(arrays["emptied_starts"]):
-            fill_starts(starts, [len(f.emptied[level]) for f in filters])
+        if any(len(f.excluded) for f in filters):  # the arrays come zeroed
+            fill_starts(arrays["emptied_starts"], [len(f.excluded) for f in filters])
 
-    def _write_emptied(self, filters: Sequence[ResolvedFilter]) -> None:
-        if not any(len(f.excluded) for f in filters):
-            if self.device.type == "cpu":
-                self.emptied_nodes = self._no_nodes
+    def check_integrity(self) -> None:
+        """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""
+        self.bring([])
+        catalog = self._catalog
+        for key, row in self._mask_rows.items():
+            legal = catalog.available if key is None else catalog.available & catalog.columns.tags.mask(*key)
+            for level, counts in enumerate(counts_below(catalog.trie, legal)[1:]):
+                found = self.node_masks[level][row, : len(counts)].cpu().numpy()
+                wrong = np.flatnonzero(found != (counts > 0))
+                if len(wrong):
+                    node = int(wrong[0])
+                    raise CatalogError(
+                        f"node {node} of level {level} is {'' if found[node] else 'not '}legal in the mask of tags "
+                        f"{key}, and {counts[node]} legal items are below it"
+                    )
+
+    def _bring_masks(self, keys: Sequence[TagsKey]) -> None:
+        """Have these masks, in place of those that were used the longest ago."""
+        rows = self._mask_rows
+        rows.move_to_end(None)
+        missing = []
+        for key in keys:
+            if key in rows:
+                rows.move_to_end(key)
+            else:
+                missing.append(key)
+        if not missing:
             return
-        nodes = [np.concatenate([f.emptied[level] for f in filters]) for level in range(self._catalog.levels)]
-        if self.device.type == "cpu":
-            self.emptied_nodes = tuple(map(torch.from_numpy, nodes))
-            return
-        most = max(map(len, nodes))
-        if most > len(self.emptied_nodes[0]):
+        room = len(self._allowed)
+        wanted = max(1 + len(keys), min(MAX_MASKS, len(rows) + len(missing)))
+        if wanted > room:
             self._settle()
-            self._allocate_emptied(2 * most)
-        if most:
-            for buffer, own in zip(self.emptied_nodes, nodes, strict=True):
-                buffer[: len(own)].copy_(torch.from_numpy(own), non_blocking=True)
+            self._allocate_masks(max(wanted, min(MAX_MASKS, 2 * room)))
+        for key in missing:
+            row = len(rows) if len(rows) < len(self._allowed) else rows.popitem(last=False)[1]
+            self._write_mask(key, row)
 
     def _follow(self) -> None:
-        """Take over what came and went since: one scatter a level, for all masks together."""
+        """Take over what came and went since: one copy, and one kernel for all levels of all masks."""
         catalog = self._catalog
-        leaves = None if self._revision < 0 else catalog.leaves_flipped_since(self._revision)
-        masks = [catalog.filters.node_masks(key) for key in self._mask_rows]
+        rows = catalog.rows_flipped_since(self._revision)
         self._revision = catalog.revision
-        if leaves is None or not all(masks):  # a mask that the catalog keeps no longer can't be followed
-            self._start_over()
+        if rows is None:
+            self._items.live.copy_(torch.from_numpy(catalog.available))
+            for key, row in self._mask_rows.items():
+                self._write_mask(key, row)
             return
-        rows = self._tensor(np.array(list(self._mask_rows.values()), np.int64))[:, None]
-        leaves = np.unique(leaves)
-        for level, table in enumerate(self.node_masks):
-            nodes = _distinct(catalog.trie.node_of(level + 1, leaves))
-            values = np.stack([mask[level][nodes] for mask in masks if mask is not None])
-            table[rows, self._tensor(nodes.astype(np.int64))] = self._tensor(values)
+        self._flip(rows)
 
-    def _start_over(self) -> None:
-        self._mask_rows = {None: 0}
-        self._write_masks(0, [counts > 0 for counts in self._catalog.live_counts[1:]])
+    def _flip(self, rows: Int32Array) -> None:
+        catalog, trie = self._catalog, self._catalog.trie
+        flips = np.empty((2 + trie.levels, len(rows)), np.int32)
+        flips[0] = rows
+        flips[1] = catalog.available.take(rows)
+        flips[2:] = trie.paths(trie.leaves.take(rows))  # take: half the time of an index of few, and less of many
+        mask_flip(self._masks, self._tensor(flips))
 
-    def _write_masks(self, row: int, masks: Sequence[NDArray[np.bool_]]) -> None:
-        for table, mask in zip(self.node_masks, masks, strict=True):
-            table[row, : len(mask)].copy_(torch.from_numpy(mask), non_blocking=True)
+    def _exclude(self, filters: Sequence[ResolvedFilter]) -> None:
+        """One copy, and one kernel for all levels of all requests."""
+        trie, requests = self._catalog.trie, len(filters)
+        excluded = np.concatenate([f.excluded for f in filters])
+        most = len(excluded)
+        starts = -(-requests // ALIGNMENT) * ALIGNMENT
+        paths = starts + -(-(requests + 1) // ALIGNMENT) * ALIGNMENT
+        packed = np.empty(paths + (1 + trie.levels) * most, np.int32)
+        packed[:requests] = [self._mask_rows[f.tags_key] for f in filters]
+        fill_starts(packed[starts : starts + requests + 1], [len(f.excluded) for f in filters])
+        rows = packed[paths:].reshape(1 + trie.levels, most)
+        rows[0] = excluded & 0xFFFFFFFF
+        rows[1:] = trie.paths((excluded >> 32).astype(np.int32))
+        if self.device.type == "cpu":
+            self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(trie.levels))
+        elif most > len(self.emptied_nodes[0]):
+            self._settle()
+            self._allocate_emptied(2 * most)
+        sent = self._tensor(packed)
+        mask_exclude(
+            self._masks,
+            sent[paths:].view(1 + trie.levels, most),
+            starts=sent[starts : starts + requests + 1],
+            mask_index=sent[:requests],
+            emptied=self.emptied_nodes,
+        )
+
+    def _compile(self) -> None:
+        """Have the kernels at hand, by work that changes nothing: a second that no batch is to wait for."""
+        some = self._catalog.trie.items[:1]
+        self._flip(some)
+        self._exclude([self._catalog.filters.without(self._catalog.resolve(NO_FILTER), some)])
+
+    def _write_mask(self, key: TagsKey | None, row: int) -> None:
+        """Make a mask of what is live."""
+        self._mask_rows[key] = row
+        self._items.allow(key, self._allowed[row])
+        for table, nodes in zip(self.node_masks, self._items.nodes(self._allowed[row], self._starts), strict=True):
+            table[row, : len(nodes)].copy_(nodes)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        """On the device, for the work that follows on this stream; the host waits for nothing."""
+        own = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return own
+        if array.nbytes > STAGED_BYTES:
+            own = own.pin_memory()
+        return own.to(self.device, non_blocking=True)
 
     def _fitted(self, own: Int32Array, size: int) -> Tensor:
         if self.device.type == "cpu":
             return torch.from_numpy(own)
         tensor = torch.zeros(size, dtype=torch.int32, device=self.device)
-        tensor[: len(own)] = self._tensor(own)
+        tensor[: len(own)] = torch.from_numpy(own).to(self.device, non_blocking=True)
         return tensor
 
     def _allocate_masks(self, rows: int) -> None:
-        old = self.node_masks if self._mask_rows else ()
-        self.node_masks = tuple(torch.zeros(rows, size, dtype=torch.bool, device=self.device) for size in self._room)
-        for table, before in zip(self.node_masks, old, strict=False):
+        """Room for so many, with those that there are."""
+        old = (self._allowed, *self.node_masks) if self._mask_rows else ()
+        sizes = (len(self._catalog.sids), *self._room)
+        self._allowed, *masks = (torch.zeros(rows, size, dtype=torch.bool, device=self.device) for size in sizes)
+        self.node_masks = tuple(masks)
+        for table, before in zip((self._allowed, *masks), old, strict=False):
             table[: len(before)] = before
+        self._connect()
         self.generation = next(_generations)
 
+    def _connect(self) -> None:
+        """What the kernels take: all that is there, without the unused room."""
+        parents = (1, *self.num_nodes[:-1])
+        self._starts = tuple(own[: size + 1] for own, size in zip(self.trie.child_starts, parents, strict=True))
+        items = self._items
+        self._masks = NodeMasks(items.live, self._allowed, items.items, items.starts, self._starts, self.node_masks)
+        self._masks.check()
+
     def _allocate_emptied(self, size: int) -> None:
-        self.emptied_nodes = tuple(
-            torch.zeros(size, dtype=torch.int32, device=self.device) for _ in range(self._catalog.levels)
-        )
+        levels = self._catalog.levels
+        self.emptied_nodes = tuple(torch.zeros(size, dtype=torch.int32, device=self.device) for _ in range(levels))
+        self._no_nodes = self.emptied_nodes
         self.generation = next(_generations)
 
     def _settle(self) -> None:
@@ -208,9 +300,3 @@ class LegalityTables:
 def _with_headroom(nodes: int) -> int:
     """Room for more nodes; a multiple of 16, since kernels load 16 bytes of a mask at once."""
     return -(-(nodes + nodes // 8 + HEADROOM) // 16) * 16
-
-
-def _distinct(ordered: Int32Array) -> Int32Array:
-    """Of ascending numbers, each once."""
-    distinct: Int32Array = ordered[np.diff(ordered, prepend=-1) != 0]
-    return distinct

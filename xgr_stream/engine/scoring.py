@@ -108,8 +108,7 @@ class CandidateScorer:
         owner = np.repeat(np.arange(len(leaves)), [len(own) for own in leaves])  # [leaves of all]
         everything = np.concatenate(leaves)
         places = owner  # of the node above each leaf, among the rows of the depth before
-        for depth in range(1, trie.levels + 1):
-            above = trie.node_of(depth, everything)
+        for above in trie.paths(everything):
             begins = (np.diff(above, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0)
             first = np.flatnonzero(begins)  # the first leaf below each row
             starts = np.searchsorted(owner[first], np.arange(len(leaves) + 1))

@@ -15,6 +15,8 @@ def _int64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+ABOVE_ALL = 1 << 31
+"""More than any int32: what is emptied may be numbers that are no node's."""
 BLOCK = 1 << 20
 """Children at once: a dozen intermediates of 8 MB."""
 GOLDEN = 0x9E3779B97F4A7C15
@@ -82,7 +84,7 @@ def _fill(
     legal = (child < last[:, None]) & alive[:, None]
     child.clamp_(max=len(child_codes) - 1)
     legal &= node_masks[mask_index.long()[request][:, None], child]
-    legal &= ~_emptied(request, child, emptied_starts, emptied_nodes, len(child_codes))
+    legal &= ~_emptied(request, child, emptied_starts, emptied_nodes)
 
     code = child_codes[child].long()
     own = (logits.gather(1, code).double() / temperatures[request, None].double()).masked_fill(~legal, -torch.inf)
@@ -96,14 +98,14 @@ def _fill(
     table[1].scatter_(1, place, conditional.float())
 
 
-def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor, num_nodes: int) -> Tensor:
+def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor) -> Tensor:
     """Which children [rows, codes] are among the emptied nodes of their request."""
     if not len(emptied):
         return torch.zeros_like(child, dtype=torch.bool)
     place = torch.arange(len(emptied), device=child.device)
     owner = torch.searchsorted(starts[1:].long(), place, right=True)  # behind the last request: no request's
-    known = owner * num_nodes + emptied.masked_fill(place >= starts[-1], num_nodes - 1)
-    wanted = request[:, None] * num_nodes + child
+    known = owner * ABOVE_ALL + emptied.masked_fill(place >= starts[-1], 0)
+    wanted = request[:, None] * ABOVE_ALL + child
     return contains(known, wanted)
 
 

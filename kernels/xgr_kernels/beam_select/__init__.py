@@ -57,8 +57,8 @@ def beam_select(
     child_starts: [parents + 1] int32; child_codes: [children] int32, ascending inside a parent: the children of node p
     are the nodes child_starts[p] : child_starts[p + 1] of the next depth.
     node_masks: [masks, children] bool, what is legal; mask_index: [requests], the row of it that a request uses.
-    emptied_starts: [requests + 1] int32; emptied_nodes: int32, sorted inside a request, of which
-    [: emptied_starts[-1]] is used: nodes not legal for it alone.
+    emptied_starts: [requests + 1] int32; emptied_nodes: int32, ascending inside a request, of which
+    [: emptied_starts[-1]] is used: nodes not legal for it alone, and numbers that are no node's.
     normalizer: "level", a log-sum-exp over all codes, or "legal", over the beam's legal children; log_normalizer
     [rows], where given, goes before it. num_out: outputs, at least out_starts[-1], which is read back from the device,
     a host synchronisation, where it is not given. early_stop: whether beams whose bound is too low are spared; the

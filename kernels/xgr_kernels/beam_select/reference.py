@@ -13,6 +13,8 @@ from torch import Tensor
 from xgr_kernels.ragged import contains, counts_of, owners, padded_index
 from xgr_kernels.scales import in_float32
 
+ABOVE_ALL = 1 << 31
+"""More than any int32: what is emptied may be numbers that are no node's."""
 FEW = 16
 """Up to as many children per beam asked for, all are scanned: bounds would cost more than they spare."""
 
@@ -89,8 +91,8 @@ def beam_select(
         if num_emptied:
             emptied, own = emptied_nodes[:num_emptied], node
             if request_of is not None:
-                stride = child_codes.shape[0]
-                emptied, own = owners(emptied_starts) * stride + emptied, request_of.index_select(0, row) * stride + own
+                own = request_of.index_select(0, row).long() * ABOVE_ALL + own
+                emptied = owners(emptied_starts).long() * ABOVE_ALL + emptied
             legal &= ~contains(emptied, own)
         if not legal.all():
             kept = legal.nonzero()[:, 0]

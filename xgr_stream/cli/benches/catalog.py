@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -74,14 +75,19 @@ def catalog(
     bench = _Bench(engine, at, batch)
     with _switching():
         bench.answer()
+        gc.collect()
+        gc.freeze()  # as a worker has what it has read
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
         for what, item_filter in bench.filters(excluded).items():
             report.add(_row(what, bench.repeat(partial(partial, bench.answer, item_filter), repeats)))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
         report.add(_row("a batch of as many items as beams, behind 8 flips", bench.watched(recommended)))
-        report.add(_row("one flip, and the scatter", bench.repeat(lambda: bench.flip(1), repeats)))
+        report.add(_row("one flip, until the device has it", bench.repeat(lambda: bench.flip(1), repeats)))
         report.add(
-            _row(f"{flips} flips, and the scatter", bench.repeat(lambda: bench.flip(flips), max(3, repeats // 5)))
+            _row(
+                f"{flips} flips, until the device has them",
+                bench.repeat(lambda: bench.flip(flips), max(3, repeats // 5)),
+            )
         )
         report.add(_row("a batch of warm requests behind a flip", bench.repeat(bench.answer_behind_a_flip, repeats)))
         merge, launching = bench.launch(new)

@@ -1,0 +1,123 @@
+"""Masks on CUDA against counting items, and where captured graphs read them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tests.property.masks import assert_same_nodes, counted, legal_nodes
+from xgr_stream.catalog import Catalog, LiveCatalog
+from xgr_stream.engine.legality import EMPTIED_NODES, MAX_MASKS, LegalityTables
+from xgr_stream.testing.shapes import random_catalog
+from xgr_stream.types import CatalogUpdate, ItemFilter
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda")
+TAGS = 12
+
+
+def drawn(rng: random.Random, catalog: Catalog) -> ItemFilter:
+    def tags() -> list[str | tuple[str, ...]]:
+        names = [f"tag-{rng.randrange(TAGS)}" for _ in range(rng.choice([0, 0, 1, 2]))]
+        return [name if rng.random() < 0.7 else (name, f"more-{rng.randrange(3)}") for name in names]
+
+    excluded = rng.sample(range(catalog.num_items), rng.choice([0, 1, 40, 3000]))
+    if rng.random() < 0.3:  # whole subtrees
+        first = rng.randrange(catalog.num_items)
+        excluded += range(first, min(first + 500, catalog.num_items))
+    return ItemFilter.of([catalog.item_ids[row] for row in set(excluded)], tags(), tags())
+
+
+def check(tables: LegalityTables, catalog: Catalog, filters: list[ItemFilter]) -> None:
+    resolved = [catalog.resolve(one) for one in filters]
+    assert_same_nodes(legal_nodes(tables, resolved), [counted(catalog, one) for one in resolved])
+
+
+def catalog_of(items: int, codes: tuple[int, ...]) -> Catalog:
+    """Items of one or two tags, some with the SID of another."""
+    plain = random_catalog(codes, items, tags=TAGS)
+    tags = [
+        [tag, f"more-{row % 3}"] if row % 2 else [tag]
+        for row, (tag,) in enumerate(plain.columns.tags.of_rows(np.arange(items)))
+    ]
+    return Catalog.from_table({"item_id": list(plain.item_ids), "sid": plain.sids.tolist(), "tags": tags}, codes=codes)
+
+
+@pytest.mark.parametrize("codes", [(5000,), (64, 64), (16, 40, 30), (6, 6, 6, 6)])
+def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
+    rng = random.Random(len(codes))
+    live = LiveCatalog(catalog_of(6000, codes))
+    tables = LegalityTables(live.catalog, CUDA)
+    places = [tensor.data_ptr() for tensor in (*tables.trie.child_starts, *tables.node_masks, *tables.emptied_nodes)]
+    generation, position = tables.generation, 0
+    for step in range(12):
+        catalog = live.catalog
+        check(tables, catalog, [drawn(rng, catalog) for _ in range(rng.randint(1, 6))])
+        changed = [catalog.item_ids[row] for row in rng.sample(list(catalog.trie.items), rng.choice([1, 1, 30, 2000]))]
+        rows = catalog.rows(changed)
+        present = rng.random() < 0.5
+        flips = [
+            CatalogUpdate(item_id, tuple(sid), tags, present)
+            for item_id, sid, tags in zip(
+                changed, catalog.sids[rows].tolist(), catalog.columns.tags.of_rows(rows), strict=True
+            )
+        ]
+        new = [
+            CatalogUpdate(f"new-{rng.randrange(90)}", tuple(rng.randrange(most) for most in codes), ("tag-1",))
+            for _ in range(20)
+        ]
+        for updates in (flips, new) if step % 3 == 2 else (flips,):
+            position += len(updates)
+            live.apply(updates, position)
+        tables.check_integrity()
+        if step % 3 == 2 and (merge := live.begin()) is not None:
+            merge.run()
+            other = LegalityTables(merge.merged, CUDA, like=tables)
+            other.prepare(tables.kept)
+            position += len(flips)
+            live.apply(flips, position)
+            live.finish(merge)
+            tables.replace(other)
+    tables.check_integrity()
+    assert tables.generation == generation
+    moved = (*tables.trie.child_starts, *tables.node_masks, *tables.emptied_nodes)
+    assert [tensor.data_ptr() for tensor in moved] == places
+
+
+def test_what_must_move_says_so() -> None:
+    catalog = catalog_of(20_000, (64, 64, 64))
+    tables = LegalityTables(catalog, CUDA)
+    generation = tables.generation
+    check(
+        tables, catalog, [ItemFilter(allow=(f"tag-{i % TAGS}",), deny=(f"more-{i % 3}",)) for i in range(MAX_MASKS * 2)]
+    )
+    assert tables.generation > generation
+    generation = tables.generation
+    many = [ItemFilter.of(catalog.item_ids[i * 1000 : i * 1000 + 9000]) for i in range(EMPTIED_NODES // 9000 + 1)]
+    check(tables, catalog, many)
+    assert tables.generation > generation
+    tables.check_integrity()
+
+
+def test_nothing_waits_for_the_device() -> None:
+    catalog = catalog_of(20_000, (64, 64, 64))
+    tables = LegalityTables(catalog, CUDA)
+    wanted = [ItemFilter.of(catalog.item_ids[:500], [], []), ItemFilter.of([], ["tag-1"], ["more-1"]), ItemFilter()]
+    tables.bring([catalog.resolve(one) for one in wanted])  # kernels are compiled
+    catalog.set_available(catalog.item_ids[:1], False)
+    tables.bring([])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for count in (1, 300, 9000):
+            catalog.set_available(catalog.item_ids[7 : 7 + count], False)
+            catalog.set_available(catalog.item_ids[7 : 7 + count], True)
+            resolved = [catalog.resolve(one) for one in (*wanted, ItemFilter(allow=(f"tag-{count % 5 + 2}",)))]
+            tables.bring(resolved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    tables.check_integrity()

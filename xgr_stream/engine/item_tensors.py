@@ -1,0 +1,68 @@
+"""The catalog's items on the device: which are live, which tags they have, and masks of trie nodes made of that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xgr_stream.catalog import Catalog
+from xgr_stream.catalog.filters import TagsKey
+from xgr_stream.catalog.tags import Together
+
+
+class ItemTensors:
+    """Made of one catalog. No captured graph reads them, so they need not stay where they are."""
+
+    def __init__(self, catalog: Catalog, device: torch.device) -> None:
+        self._tags = catalog.columns.tags
+        self.live = torch.from_numpy(catalog.available.copy()).to(device)
+        """[rows] bool"""
+        self.items = torch.from_numpy(catalog.trie.items).to(device)
+        """[items] int32: rows in SID order."""
+        self.starts = torch.from_numpy(catalog.trie.item_starts).to(device)
+        """[leaves + 1] int32: where each leaf's items begin."""
+        self._tagged = torch.from_numpy(self._tags.rows).to(device)
+        """[pairs of tag and item] int32: rows, tag by tag, sorted inside each."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.live, self.items, self.starts, self._tagged
+
+    def allow(self, key: TagsKey | None, into: Tensor) -> None:
+        """Write which items pass these tags, live or not. [rows] bool"""
+        allow, deny = (None, ()) if key is None else key
+        into.fill_(allow is None)
+        for allowed, entries in ((True, allow or ()), (False, deny)):
+            for entry in entries:
+                rows, have = self._candidates(entry)
+                if have is None:
+                    into.index_fill_(0, rows, allowed)
+                else:
+                    before = into.index_select(0, rows)
+                    into.index_copy_(0, rows, before | have if allowed else before & ~have)
+
+    def nodes(self, allowed: Tensor, child_starts: tuple[Tensor, ...]) -> list[Tensor]:
+        """Which nodes have an item below that is live and `allowed` [rows]. Per level, [nodes] bool."""
+        bits = (self.live & allowed).index_select(0, self.items)
+        levels = []
+        # child_starts[0] is where the children of the root begin, which is in no mask.
+        for starts in (self.starts, *reversed(child_starts[1:])):
+            before = torch.zeros(len(bits) + 1, dtype=torch.int32, device=bits.device)
+            torch.cumsum(bits, 0, dtype=torch.int32, out=before[1:])
+            bounds = before.index_select(0, starts)
+            bits = bounds[1:] > bounds[:-1]
+            levels.append(bits)
+        return levels[::-1]
+
+    def _candidates(self, entry: Together) -> tuple[Tensor, Tensor | None]:
+        """The rows of the items that have one of these tags [n], and which of them have all; None: all of them."""
+        rarest, *others = sorted((self._rows(tag) for tag in entry), key=len)
+        have = None
+        for rows in others:
+            place = torch.searchsorted(rows, rarest).clamp_(max=len(rows) - 1)
+            found = rows.index_select(0, place) == rarest if len(rows) else torch.zeros_like(rarest, dtype=torch.bool)
+            have = found if have is None else have & found
+        return rarest.long(), have
+
+    def _rows(self, tag: str) -> Tensor:
+        return self._tagged[slice(*self._tags.span(tag))]
