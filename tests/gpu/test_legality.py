@@ -93,7 +93,9 @@ def test_what_must_move_says_so() -> None:
     tables = LegalityTables(catalog, CUDA)
     generation = tables.generation
     check(
-        tables, catalog, [ItemFilter(allow=(f"tag-{i % TAGS}",), deny=(f"more-{i % 3}",)) for i in range(MAX_MASKS * 2)]
+        tables,
+        catalog,
+        [ItemFilter(allow=(f"tag-{i % TAGS}",), deny=(f"more-{i // TAGS}",)) for i in range(MAX_MASKS * 2)],
     )
     assert tables.generation > generation
     generation = tables.generation
