@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from xgr_stream.catalog import Catalog
-from xgr_stream.config import EngineConfig, WindowConfig
+from xgr_stream.config import CacheConfig, EngineConfig, KvCacheDtype, WindowConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.context import EVENTS_AHEAD
 from xgr_stream.errors import ConfigError
@@ -53,6 +53,7 @@ class Workload:
     seed: int
     device: str
     dtype: Literal["float32", "bfloat16", "float16"] | None
+    kv_cache_dtype: KvCacheDtype = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class EngineBench:
             window=WindowConfig(max_events=workload.events + EVENTS_AHEAD),  # no next window is computed besides
             device=workload.device,
             dtype=workload.dtype,
+            cache=CacheConfig(kv_cache_dtype=workload.kv_cache_dtype),
         )
         self._engine = Engine.load(model, Catalog.load(workload.catalog), config=config)
         if set(self._engine.catalog.available.tolist()) != {True}:
