@@ -51,15 +51,15 @@ class CacheConfig:
     budget_bytes: int = 512 * MIB
     page_size: int = 64
     """Tokens per page."""
-    kv_cache_dtype: KvCacheDtype = "auto"
-    """What cached keys and values are kept in. `auto`: what the model computes in. `fp8`: e4m3, each head's by a scale
-    of its own that follows from the weights; half the bytes of bfloat16, and scores that differ a little."""
     host_bytes: int = 0
     """Host memory for prefixes that the budget has no room for, allocated at start and pinned; 0: they are dropped."""
     file_bytes: int = 0
     """Size of a local file for those that host memory has no room for, taken at start; 0: they are dropped."""
     file_directory: str | None = None
     """Where that file is, on a fast local disk. It has no name, and is gone with the process."""
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """What cached keys and values are kept in. `auto`: what the model computes in. `fp8`: e4m3, each head's by a scale
+    of its own that follows from the weights; half the bytes of bfloat16, and scores that differ a little."""
 
     def __post_init__(self) -> None:
         _at_least("budget_bytes", self.budget_bytes, 1)

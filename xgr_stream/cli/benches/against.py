@@ -125,10 +125,11 @@ class EngineBench:
 
     def description(self) -> str:
         workload, model = self._workload, self._engine.model
+        in_fp8 = ", KV cache in FP8" if workload.kv_cache_dtype == "fp8" else ""
         return (
             f"{model.config.model_type}, {model.config.num_layers} layers, hidden size {model.config.hidden_size}, "
             f"{' × '.join(map(str, model.tokens.codes))} codes, {self._engine.catalog.num_items} items; beam "
-            f"{workload.beam}, {workload.events} events; {platform.machine()}, {workload.device}, "
+            f"{workload.beam}, {workload.events} events{in_fp8}; {platform.machine()}, {workload.device}, "
             f"{workload.threads} torch thread(s), "
             f"torch {torch.__version__}, seed {workload.seed}; medians (fastest to slowest)"
         )
