@@ -39,11 +39,14 @@ def test_evaluate_says_how_many_of_the_best_are_the_same(tmp_path: Path, shop: t
     plain = json.loads(run(*options).stdout.splitlines()[-1])
     result = run(*options, *FP8, "--overlap")
     figures = json.loads(result.stdout.splitlines()[-1])
-    assert (plain["kv_cache_dtype"], plain["overlap"]) == ("auto", None)
+    assert (plain["dtype"], plain["kv_cache_dtype"], plain["overlap"]) == ("float32", "auto", None)
     assert figures["kv_cache_dtype"] == "fp8"
     assert figures["model_version"] != plain["model_version"]
     assert 0.5 < figures["overlap"] <= 1
     assert f"overlap     {figures['overlap']:.4f} of the best 5 are those without" in result.stdout
+    half = json.loads(run(*options, *FP8, "--dtype", "bfloat16", "--overlap").stdout.splitlines()[-1])
+    assert half["dtype"] == "bfloat16"
+    assert 0.5 < half["overlap"] <= 1
     refused = run(*options, "--overlap", code=2)
     assert "--overlap compares --kv-cache-dtype fp8 with auto" in refused.output
 

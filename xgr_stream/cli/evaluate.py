@@ -36,6 +36,11 @@ from xgr_stream.evaluation import overlap as share_of
 )
 @click.option("--exclude-seen/--keep-seen", default=True, help="Whether items of the history may be recommended.")
 @click.option("--device", default="cpu")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="What the model computes in.  [default: bfloat16 on a GPU, else float32]",
+)
 @kv_cache_dtype_option
 @click.option(
     "--overlap",
@@ -51,6 +56,7 @@ def evaluate(
     normalizer: str | None,
     exclude_seen: bool,
     device: str,
+    dtype: str | None,
     kv_cache_dtype: KvCacheDtype,
     overlap: bool,
 ) -> None:
@@ -62,6 +68,7 @@ def evaluate(
         beam_width=beam,
         normalizer=normalizer,  # type: ignore[arg-type]
         device=device,
+        dtype=dtype,  # type: ignore[arg-type]
         cache=CacheConfig(kv_cache_dtype=kv_cache_dtype),
     )
     if overlap and kv_cache_dtype == "auto":
@@ -97,6 +104,7 @@ def evaluate(
         "beam_width": beam,
         "normalizer": engine.normalizer,
         "exclude_seen": exclude_seen,
+        "dtype": str(engine.model.decoder.dtype).removeprefix("torch."),
         "kv_cache_dtype": kv_cache_dtype,
         "overlap": shared,
         "users": quality.users,
