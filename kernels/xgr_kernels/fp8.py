@@ -24,9 +24,9 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(x: Tensor) -> Tensor:
-    """FP8 x in float32. On a CPU by a table, which takes a quarter of the time of torch's conversion."""
+    """FP8 x, or its bytes, in float32. On a CPU by a table, which takes a quarter of the time of torch's conversion."""
     if x.is_cuda:
-        return x.float()
+        return x.view(FP8).float()
     return _values().index_select(0, x.view(torch.uint8).flatten().int()).view(x.shape)
 
 

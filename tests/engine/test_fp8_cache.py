@@ -31,7 +31,6 @@ def test_a_budget_holds_four_times_the_pages_of_float32() -> None:
 
 
 def test_answers_differ_a_little_and_their_version_says_so() -> None:
-    """That of any other setting stays what it is; the scores of 8 events are within what rounding them gives."""
     fp8, plain = CASE.engine(), replace(CASE, kv_cache_dtype="auto").engine()
     for engine in (fp8, plain):
         append(engine, "user", HISTORY)

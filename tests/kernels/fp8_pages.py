@@ -10,7 +10,7 @@ FP8 = torch.float8_e4m3fn
 
 def random_scales(kv_heads: int) -> Tensor:
     """[2, kv_heads]: no powers of two, so that a scale that is left out or used twice is seen."""
-    return torch.rand(2, kv_heads) * 0.1 + 0.01
+    return torch.rand(2, kv_heads) * 0.1 + 0.02
 
 
 def quantised(pages: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:

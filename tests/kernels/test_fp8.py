@@ -11,6 +11,7 @@ def test_every_byte_is_the_number_that_torch_says() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(FP8)
     torch.testing.assert_close(dequantise(every), every.float(), rtol=0, atol=0, equal_nan=True)
     assert dequantise(every.view(2, 8, 16)).shape == (2, 8, 16)
+    torch.testing.assert_close(dequantise(every.view(torch.uint8)), every.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_is_beyond_the_range_becomes_its_end() -> None:

@@ -99,6 +99,6 @@ def as_words(pages: Tensor) -> Tensor:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, because an unwritten slot is read (and weighted by zero), and NaN × 0 is NaN."""
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=torch.uint8 if dtype.itemsize == 1 else dtype, device=device).view(dtype)
     # NumPy's zeros are calloc's: the memory of pages that no user needs yet is not touched, so not taken.
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
