@@ -52,7 +52,7 @@ FIELDS = {
     ),
     config.WindowConfig: "max_events stride",
     config.ChallengerConfig: "model role fraction catalog catalog_topic cache_bytes",
-    config.CacheConfig: "budget_bytes page_size host_bytes file_bytes file_directory",
+    config.CacheConfig: "budget_bytes page_size host_bytes file_bytes file_directory kv_cache_dtype",
     config.EngineConfig: "beam_width widened_beam_width normalizer device dtype fp8 window cache max_batch_rows "
     "max_batch_tokens append_piece_ms prefill_chunk_tokens",
     config.HistoryConfig: "keep_events segment_events",

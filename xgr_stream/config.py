@@ -12,6 +12,7 @@ Normalizer = Literal["level", "vocabulary", "legal"]
 Codec = Literal["msgpack", "json"]
 Partitioner = Literal["murmur2", "crc32", "any"]
 Role = Literal["canary", "shadow"]
+KvCacheDtype = Literal["auto", "fp8"]
 
 MIB = 1 << 20
 
@@ -56,6 +57,9 @@ class CacheConfig:
     """Size of a local file for those that host memory has no room for, taken at start; 0: they are dropped."""
     file_directory: str | None = None
     """Where that file is, on a fast local disk. It has no name, and is gone with the process."""
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """What cached keys and values are kept in. `auto`: what the model computes in. `fp8`: e4m3, each head's by a scale
+    of its own that follows from the weights; half the bytes of bfloat16, and scores that differ a little."""
 
     def __post_init__(self) -> None:
         _at_least("budget_bytes", self.budget_bytes, 1)
@@ -70,6 +74,8 @@ class CacheConfig:
                 f"file_bytes and file_directory must be given together, not {self.file_bytes!r} and "
                 f"{self.file_directory!r}"
             )
+        if self.kv_cache_dtype not in ("auto", "fp8"):
+            raise ConfigError(f"kv_cache_dtype must be 'auto' or 'fp8', not {self.kv_cache_dtype!r}")
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, not {self.page_size!r}")
 

@@ -85,26 +85,63 @@ def evaluate(
     """The place of each sequence's target among the engine's k best items, None where it is not among them.
 
     `exclude_seen` filters the history out of the answer, exactly, within the beam search. A target that the catalog
-    does not hold is a miss. Users go through the engine under names of their own and are forgotten after their batch;
-    `on_batch` is called with the number of users done. Raises the `XgrError` that a response carries.
+    does not hold is a miss. Raises the `XgrError` that a response carries.
     """
-    ranks: list[int | None] = []
+    lists = recommend(
+        engine,
+        sequences,
+        k=k,
+        beam_width=beam_width,
+        exclude_seen=exclude_seen,
+        batch_users=batch_users,
+        on_batch=on_batch,
+    )
+    return [rank_of(items, sequence.target) for items, sequence in zip(lists, sequences, strict=True)]
+
+
+def recommend(
+    engine: Engine,
+    sequences: Sequence[UserSequence],
+    *,
+    k: int = 10,
+    beam_width: int | None = None,
+    exclude_seen: bool = True,
+    batch_users: int = 32,
+    on_batch: Callable[[int], object] = lambda users: None,
+) -> list[list[str]]:
+    """The engine's k best items after each sequence's history, none where it has nothing legal to recommend.
+
+    Users go through the engine under names of their own and are forgotten after their batch; `on_batch` is called with
+    the number of users done. Raises the `XgrError` that a response carries.
+    """
+    lists: list[list[str]] = []
     for batch in _batches(sequences, batch_users):
         requests = [_request(number, sequence, k, beam_width, exclude_seen) for number, sequence in enumerate(batch)]
         for request, sequence in zip(requests, batch, strict=True):
             for item, action in sequence.events:
                 engine.history.apply(UserEvent(request.user_id, item, action))
         responses = engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
-        for response, sequence in zip(responses, batch, strict=True):
+        for response in responses:
             # Whoever has seen everything is recommended nothing: a miss, not the end of the evaluation.
             if response.status is Status.ERROR and response.error != NothingLegal.code:
                 raise error_from(response.error, response.message)
-            ranks.append(rank_of([item.item_id for item in response.items], sequence.target))
+            lists.append([item.item_id for item in response.items])
         engine.forget([request.user_id for request in requests])
         for request in requests:
             engine.history.forget(request.user_id)
         on_batch(len(batch))
-    return ranks
+    return lists
+
+
+def overlap(lists: Sequence[Sequence[object]], others: Sequence[Sequence[object]]) -> float:
+    """Which share of each list the other one of the same user has as well, whatever the order: the mean."""
+    shares = [
+        len(set(own) & set(other)) / max(len(own), len(other), 1) if own or other else 1.0
+        for own, other in zip(lists, others, strict=True)
+    ]
+    if not shares:
+        raise InvalidInput("there must be at least 1 list to compare, not 0")
+    return sum(shares) / len(shares)
 
 
 def rank_of(items: Sequence[object], target: object) -> int | None:

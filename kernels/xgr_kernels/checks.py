@@ -38,6 +38,19 @@ def check_pages(k_pages: Tensor, v_pages: Tensor, dim: int) -> None:
         raise ValueError("k_pages and v_pages must be contiguous")
 
 
+def check_kv_scales(kv_scales: Tensor | None, pages: Tensor) -> None:
+    """Raise ValueError unless FP8 pages, and no others, come with contiguous float32 scales [2, kv_heads]."""
+    if kv_scales is None:
+        if pages.dtype == torch.float8_e4m3fn:
+            raise ValueError("kv_scales must be given for pages in FP8, not None")
+        return
+    if pages.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"kv_scales must be None for pages of {pages.dtype}, which hold keys and values as they are")
+    check_shape("kv_scales", kv_scales, (2, pages.shape[1]))
+    if kv_scales.dtype != torch.float32 or not kv_scales.is_contiguous():
+        raise ValueError(f"kv_scales must be contiguous float32, not {kv_scales.dtype} of {kv_scales.stride()}")
+
+
 def check_scales(row_scale: Tensor | None, column_scale: Tensor | None, rows: int, columns: int) -> None:
     """Raise ValueError unless each that is given is contiguous float32, row_scale [rows, 1], column_scale [columns]."""
     for name, scale, shape in (("row_scale", row_scale, (rows, 1)), ("column_scale", column_scale, (columns,))):

@@ -66,12 +66,12 @@ def attend_suffix(
 def _load_tile(
     pages, table, page, first, stop, kv_head, kv_heads,
     PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, WHOLE: tl.constexpr,
+    DTYPE: tl.constexpr, DESCRIPTORS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Keys or values [BLOCK_N, BLOCK_D] of the tokens from `first` on; zero from `stop` on unless WHOLE."""
+    """Keys or values [BLOCK_N, BLOCK_D] of the tokens from `first` on, as DTYPE; zero from `stop` on unless WHOLE."""
     n = first + tl.arange(0, BLOCK_N)
     if DESCRIPTORS:
-        tile = pages.load([(page * kv_heads + kv_head) * PAGE_SIZE + first % PAGE_SIZE, 0])
+        tile = pages.load([(page * kv_heads + kv_head) * PAGE_SIZE + first % PAGE_SIZE, 0]).to(DTYPE)
         if not WHOLE:  # unwritten memory may hold NaN, and 0 · NaN is NaN
             tile = tl.where((n < stop)[:, None], tile, 0.0)
     else:
@@ -79,7 +79,7 @@ def _load_tile(
         pages_of = tl.load(table + n // PAGE_SIZE, mask=n < stop, other=0).to(tl.int64)
         row = (pages_of * kv_heads + kv_head) * PAGE_SIZE + n % PAGE_SIZE
         inside = (n < stop)[:, None] & (d < DIM)[None, :]
-        tile = tl.load(pages + row[:, None] * DIM + d[None, :], mask=inside, other=0.0)
+        tile = tl.load(pages + row[:, None] * DIM + d[None, :], mask=inside, other=0.0).to(DTYPE)
     return tile
 
 
@@ -100,7 +100,7 @@ def _absorb(q, keys, values, peak, total, acc, qk_scale, hidden, MASKED: tl.cons
 @triton.jit
 def attend_kernel(
     out, partial, log_totals, items, q, k_pages, v_pages, page_table, lengths, suffix_k, suffix_v, ancestors,
-    kv_heads, table_stride, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale,
+    kv_heads, table_stride, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale, kv_scales,
     GROUP: tl.constexpr, STEPS: tl.constexpr, CAUSAL: tl.constexpr, PAGE_SIZE: tl.constexpr, DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr, SETTLED: tl.constexpr,
@@ -108,8 +108,12 @@ def attend_kernel(
     """One item of the work list for one KV head: a tile of rows over a part of its request's context.
 
     Rows see the whole context, or (CAUSAL) being its last tokens, what is not behind them. A tile whose context is
-    one part attends to its beams' own STEPS tokens too and goes to `out`, others to `partial` for the merge.
+    one part attends to its beams' own STEPS tokens too and goes to `out`, others to `partial` for the merge. The scales
+    of FP8 pages never touch them: the keys' goes into that of the scores, the values' into the result.
     """
+    # Two numbers of FP8 become float16 in one instruction, bfloat16 by way of float32; either has all of them.
+    narrow: tl.constexpr = (kv_scales is not None) and (q.dtype.element_ty == tl.bfloat16)
+    DTYPE: tl.constexpr = tl.float16 if narrow else q.dtype.element_ty
     if PDL and not SETTLED:
         gdc_wait()
     item, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
@@ -138,6 +142,13 @@ def attend_kernel(
                     step_stride, suffix_stride, ancestors_stride, qk_scale, STEPS, DIM, BLOCK_M, BLOCK_D,
                 )  # fmt: skip
 
+        if kv_scales is not None:
+            value_scale = tl.load(kv_scales + kv_heads + kv_head)
+            qk_scale *= tl.load(kv_scales + kv_head)
+            acc /= value_scale
+        if narrow:  # no query of a model that works is beyond float16's range; if one is, it stays a number
+            tile_q = tl.minimum(tl.maximum(tile_q.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+
         limits = tl.zeros([BLOCK_M], tl.int32) + stop
         seen_by_all = stop
         if CAUSAL:
@@ -147,24 +158,30 @@ def attend_kernel(
         whole = first + tl.maximum(seen_by_all - first, 0) // BLOCK_N * BLOCK_N
         for n in range(first, whole, BLOCK_N):
             keys = _load_tile(
-                k_pages, table, page, n, whole, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DESCRIPTORS, True
-            )
+                k_pages, table, page, n, whole, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DTYPE,
+                DESCRIPTORS, True,
+            )  # fmt: skip
             values = _load_tile(
-                v_pages, table, page, n, whole, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DESCRIPTORS, True
-            )
+                v_pages, table, page, n, whole, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DTYPE,
+                DESCRIPTORS, True,
+            )  # fmt: skip
             page = tl.load(table + (n + BLOCK_N) // PAGE_SIZE, mask=n + BLOCK_N < stop, other=0)
             peak, total, acc = _absorb(tile_q, keys, values, peak, total, acc, qk_scale, None, False, PRECISION)
         for n in tl.range(whole, stop, BLOCK_N, num_stages=1):
             keys = _load_tile(
-                k_pages, table, page, n, stop, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DESCRIPTORS, False
-            )
+                k_pages, table, page, n, stop, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DTYPE,
+                DESCRIPTORS, False,
+            )  # fmt: skip
             values = _load_tile(
-                v_pages, table, page, n, stop, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DESCRIPTORS, False
-            )
+                v_pages, table, page, n, stop, kv_head, kv_heads, PAGE_SIZE, DIM, BLOCK_N, BLOCK_D, DTYPE,
+                DESCRIPTORS, False,
+            )  # fmt: skip
             page = tl.load(table + (n + BLOCK_N) // PAGE_SIZE, mask=n + BLOCK_N < stop, other=0)
             hidden = (n + tl.arange(0, BLOCK_N))[None, :] >= limits[:, None]
             peak, total, acc = _absorb(tile_q, keys, values, peak, total, acc, qk_scale, hidden, True, PRECISION)
 
+        if kv_scales is not None:
+            acc *= value_scale
         result = (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)
         if parts == 1:
             at = row.to(tl.int64) * kv_heads * GROUP + head
@@ -243,8 +260,8 @@ class Suffix:
 
 
 def attend(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, plan: Plan, *,
-    scale: float, causal: bool, suffix: Suffix | None = None,
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, kv_scales: Tensor | None, page_table: Tensor, lengths: Tensor,
+    plan: Plan, *, scale: float, causal: bool, suffix: Suffix | None = None,
 ) -> Tensor:  # fmt: skip
     """Do what the plan says; q's rows are beams or new tokens. Returns q's shape, contiguous."""
     rows, heads, dim = q.shape
@@ -270,6 +287,8 @@ def attend(
     )  # fmt: skip
     grid = (plan.items.shape[0] * kv_heads,)
     if tiling.pipelined:
+        if kv_scales is not None:
+            raise ValueError(f"plan must be made for pages of {k_pages.dtype} (page_dtype), not of {q.dtype}")
         hopper().attend_kernel[grid](
             *arguments,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim, ROWS=tiling.block_m,
@@ -277,7 +296,7 @@ def attend(
         )  # fmt: skip
     else:
         attend_kernel[grid](
-            *arguments,
+            *arguments, kv_scales,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim,
             BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d, DESCRIPTORS=tiling.descriptors,
             PRECISION="ieee", PDL=dependent, SETTLED=plan.settled,
@@ -327,10 +346,10 @@ def dependent_launch(device: torch.device) -> bool:
 
 
 @functools.cache
-def pipelines(device: torch.device, page_size: int, dim: int, dtype: torch.dtype) -> bool:
+def pipelines(device: torch.device, page_size: int, dim: int, page_dtype: torch.dtype) -> bool:
     """Whether paged_hopper.py is for this: 16 bits on Hopper, tiles of 64 keys that each lie in one page."""
     on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    return on_hopper and dtype.itemsize == 2 and dim == 128 and page_size % 64 == 0
+    return on_hopper and page_dtype.itemsize == 2 and dim == 128 and page_size % 64 == 0
 
 
 def tile_width(page_size: int, dim: int, dtype: torch.dtype) -> tuple[int, bool]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from xgr_kernels.fp8 import dequantise
 from xgr_kernels.scales import in_float32
 
 
@@ -51,18 +52,25 @@ def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
     return sorted_keys[place] == keys
 
 
-def gather_pages(pages: Sequence[Tensor], page_table: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """The first `lengths` [batch] tokens of each table's pages, one copy each, zero behind them.
+def gather_pages(
+    k_pages: Tensor, v_pages: Tensor, kv_scales: Tensor | None, page_table: Tensor, lengths: Sequence[int]
+) -> list[Tensor]:
+    """The keys and the values of the first `lengths` [batch] tokens of each table's pages, one copy each, zero behind
+    them.
 
-    pages: each [pages, kv_heads, page_size, dim], say keys and values; page_table: [batch, max_pages].
-    Returns of each [batch, kv_heads, longest, dim] in float32.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; kv_scales: of FP8 pages [2, kv_heads], which the result has
+    been multiplied by; page_table: [batch, max_pages]. Returns of each [batch, kv_heads, longest, dim] in float32.
     """
     longest = max(lengths)
-    return [own[:, :, :longest] for own in join_pages(pages, page_table, lengths)]
+    scales = (None, None) if kv_scales is None else kv_scales.unbind()
+    return [own[:, :, :longest] for own in join_pages((k_pages, v_pages), scales, page_table, lengths)]
 
 
-def join_pages(pages: Sequence[Tensor], page_table: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """The same, contiguous, with what else the longest one's last page holds."""
+def join_pages(
+    pages: Sequence[Tensor], scales: Sequence[Tensor | None], page_table: Tensor, lengths: Sequence[int]
+) -> list[Tensor]:
+    """The same of any pages, each with its scales [kv_heads] or None, contiguous, with what else the longest one's last
+    page holds."""
     kv_heads, page_size, dim = pages[0].shape[1:]
     shortest, longest = min(lengths), max(lengths)
     used = -(-longest // page_size)
@@ -70,15 +78,21 @@ def join_pages(pages: Sequence[Tensor], page_table: Tensor, lengths: Sequence[in
     index = (table * kv_heads + torch.arange(kv_heads, device=table.device)[:, None]).flatten()
     beyond = unread(lengths, table.device)[:, None, :, None] if shortest < longest else None
 
-    def join(own: Tensor) -> Tensor:
+    def join(own: Tensor, scale: Tensor | None) -> Tensor:
         # One row per (page, head): index_select is 3.5 times as fast as indexing here.
-        chunks = own.view(-1, page_size * dim).index_select(0, index)
-        tokens = in_float32(chunks.view(table.shape[0], kv_heads, used * page_size, dim))
+        rows = own.view(-1, page_size * dim)
+        if scale is None:
+            tokens = in_float32(rows.index_select(0, index))
+        else:  # as bytes: torch copies FP8 in few ways
+            tokens = dequantise(rows.view(torch.uint8).index_select(0, index))
+        tokens = tokens.view(table.shape[0], kv_heads, used * page_size, dim)
+        if scale is not None:
+            tokens.mul_(scale[:, None, None])
         if beyond is not None:  # unwritten memory may hold NaN, and 0 · NaN is NaN
             tokens[:, :, :longest].masked_fill_(beyond, 0)
         return tokens
 
-    return [join(own) for own in pages]
+    return [join(own, scale) for own, scale in zip(pages, scales, strict=True)]
 
 
 def unread(lengths: Sequence[int], device: torch.device) -> Tensor:

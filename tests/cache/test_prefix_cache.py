@@ -215,12 +215,19 @@ def test_users_that_come_and_go_leave_nothing_behind():
 
 
 def test_unwritten_pages_hold_zeros_in_any_dtype():
-    for dtype in (torch.float32, torch.bfloat16):
-        pool = PagePool(
-            layers=2, num_pages=3, page_size=4, kv_heads=2, head_dim=2, dtype=dtype, device=torch.device("cpu")
-        )
+    shape = {"layers": 2, "num_pages": 3, "page_size": 4, "kv_heads": 2, "head_dim": 2, "device": torch.device("cpu")}
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        scales = torch.ones(2, 2, 2) if dtype == torch.float8_e4m3fn else None
+        pool = PagePool(**shape, dtype=dtype, scales=scales)
         assert pool.k.dtype == dtype
-        assert not pool.k.any()
+        assert not pool.k.float().any()
         assert pool.bytes_per_page * 3 == pool.k.nbytes + pool.v.nbytes
         assert pool.pages_for(8) == 2
         assert np.array_equal(np.sort(pool.allocate(3)), np.arange(3))
+        assert len(pool.scales) == 2
+        pool.k.view(torch.uint8)[:, 1] = 56
+        pool.copy(1, 2)
+        assert torch.equal(pool.k[:, 2].float(), pool.k[:, 1].float())
+        assert pool.k[:, 2].float().all()
+        with pytest.raises(EngineError, match="scales must be given for pages in FP8 alone"):
+            PagePool(**shape, dtype=dtype, scales=torch.ones(2, 2, 2) if scales is None else None)

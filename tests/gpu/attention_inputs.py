@@ -18,6 +18,11 @@ def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.is_floating_point() else x for x in tensors)
 
 
+def in_fp8(pages: Tensor, scales: Tensor) -> Tensor:
+    """The same pages in FP8; what was NaN still is. scales: [kv_heads]"""
+    return (pages.float() / scales[:, None, None]).to(torch.float8_e4m3fn)
+
+
 def pages(lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, values and a table of pages of 64 in random order; what no length reaches is NaN."""
     most = -(-max(lengths) // 64) + 1

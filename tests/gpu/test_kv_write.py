@@ -47,3 +47,32 @@ def test_kv_write(dtype: torch.dtype, kv_heads: int, group: int, dim: int, folde
         kv_write_reference(*widened((q, k, v)), k_pages=want[0], v_pages=want[1], **options),
     )
     agree(got, want)
+
+
+@dtypes
+@heads
+def test_pages_in_fp8(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
+    """Nearest of FP8's numbers to what pages in float32 hold."""
+    tokens = 300
+    joined = torch.randn(tokens, kv_heads * (group + 2), dim, dtype=dtype, device="cuda")
+    split = joined.split([kv_heads * group, kv_heads, kv_heads], dim=1)
+    angles = torch.rand(tokens, dim // 2, device="cuda") * 6
+    options = {
+        "positions": torch.randperm(tokens, device="cuda"),
+        "slots": torch.randperm(320, device="cuda")[:tokens],
+        "cos_sin": torch.cat([angles.cos(), angles.sin()], 1),
+        "q_norm": torch.rand(dim, dtype=dtype, device="cuda") + 0.5,
+        "k_norm": torch.rand(dim, dtype=dtype, device="cuda") + 0.5,
+        "eps": 1e-6,
+    }
+    scales = torch.rand(2, kv_heads, device="cuda") * 0.1 + 0.02
+    wide = torch.zeros(2, 5, kv_heads, 64, dim, device="cuda")
+    got, want = (torch.zeros_like(wide).to(torch.float8_e4m3fn) for _ in range(2))
+    out = kv_write(*split, k_pages=got[0], v_pages=got[1], kv_scales=scales, **options)
+    plain = kv_write(*split, k_pages=wide[0], v_pages=wide[1], **options)
+    assert torch.equal(out, plain)
+    kv_write_reference(*widened(split), k_pages=want[0], v_pages=want[1], kv_scales=scales, **options)
+    factor = scales[:, None, :, None, None]
+    # 3 bits of mantissa: half a step is a sixteenth; below 2^-6 steps are even. The queries' path rounds to no step.
+    assert ((got.float() * factor - wide).abs() <= wide.abs() / 16 * 1.0001 + factor * 2.0**-10).all()
+    assert (got.view(torch.uint8) != want.view(torch.uint8)).float().mean() < 1e-4

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.attention_inputs import agree, pages, widened
+from tests.gpu.attention_inputs import agree, in_fp8, pages, widened
 from xgr_kernels import plan_staged_attention, staged_attention
 from xgr_kernels.staged_attention.reference import staged_attention as reference
 
@@ -46,6 +46,42 @@ def test_equals_the_reference(dtype: torch.dtype, kv_heads: int, group: int, dim
     for lengths, beams in (([1000], [256]), ([0, 77, 1300], [50, 1, 129]), ([640] * 7 + [2050], [256] * 8)):
         given = arguments(lengths, beams, kv_heads, group, dim, dtype)
         agree(staged_attention(*given, scale=0.1), reference(*widened(given), scale=0.1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "group", "dim"),
+    [
+        (torch.bfloat16, 8, 2, 128),
+        (torch.bfloat16, 4, 3, 64),
+        (torch.bfloat16, 3, 5, 96),
+        (torch.bfloat16, 1, 8, 256),
+        (torch.float16, 2, 7, 64),
+        (torch.float32, 2, 7, 64),
+    ],
+    ids=str,
+)
+def test_pages_in_fp8(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
+    for lengths, beams in (([1000], [256]), ([0, 77, 1300], [50, 1, 129]), ([640] * 7 + [2050], [256] * 8)):
+        q, keys, values, *where = arguments(lengths, beams, kv_heads, group, dim, dtype)
+        scales = torch.rand(2, kv_heads, device="cuda") * 0.1 + 0.02
+        fp8 = in_fp8(keys, scales[0]), in_fp8(values, scales[1])
+        got = staged_attention(q, *fp8, *where, scale=0.1, kv_scales=scales)
+        wide = widened(tuple(where))
+        agree(got, reference(q.float(), *fp8, *wide, scale=0.1, kv_scales=scales))
+
+
+def test_a_plan_of_other_pages_is_refused() -> None:
+    """Many beams of 128: the pipelined kernel, which reads no FP8."""
+    q, keys, values, table, lengths, starts, *own = arguments([2000] * 8, [256] * 8, 8, 2, 128, torch.bfloat16)
+    scales = torch.ones(2, 8, device="cuda")
+    sizes = {"rows": 2048, "heads": 16, "kv_heads": 8, "head_dim": 128, "page_size": 64, "dtype": torch.bfloat16}
+    plan = plan_staged_attention(starts, lengths, **sizes)
+    assert plan is not None
+    if not plan.tiling.pipelined:
+        pytest.skip("no Hopper")
+    fp8 = in_fp8(keys, scales[0]), in_fp8(values, scales[1])
+    with pytest.raises(ValueError, match=r"plan must be made for pages of torch\.float8_e4m3fn"):
+        staged_attention(q, *fp8, table, lengths, starts, *own, scale=0.1, kv_scales=scales, plan=plan)
 
 
 @pytest.mark.parametrize("requests", [1, 8])

@@ -33,6 +33,7 @@ def tiered(case: Case, directory: Path, *, graphs: bool) -> Engine:
     cache = CacheConfig(
         budget_bytes=3 * pages * plain.cache.pool.bytes_per_page,
         page_size=case.page_size,
+        kv_cache_dtype=case.kv_cache_dtype,
         host_bytes=4 * pages * page_bytes,
         file_bytes=6 * pages * page_bytes,
         file_directory=str(directory),
@@ -42,7 +43,7 @@ def tiered(case: Case, directory: Path, *, graphs: bool) -> Engine:
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("name", ["plain", "framed"])
+@pytest.mark.parametrize("name", ["plain", "framed", "fp8"])
 def test_any_sequence_over_all_tiers_answers_as_an_engine_that_holds_all(
     tmp_path: Path, name: str, graphs: bool
 ) -> None:
@@ -65,7 +66,7 @@ def test_any_sequence_over_all_tiers_answers_as_an_engine_that_holds_all(
             requests = [(user, 5, 20) for user in users]
             for found, expected in zip(ask(engine, *requests), ask(roomy, *requests), strict=True):
                 assert (found.status, found.error) == (expected.status, expected.error)
-                assert_same(found.items, expected.items, 5)
+                assert_same(found.items, expected.items, 5, case.epsilon)
                 states.add(found.cache)
         elif what < 0.95:
             engine.demote(users)
@@ -81,8 +82,9 @@ def test_any_sequence_over_all_tiers_answers_as_an_engine_that_holds_all(
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-def test_a_prefix_comes_back_bit_for_bit(tmp_path: Path, graphs: bool) -> None:
-    case, draws = CASES["plain"], Draws(CASES["plain"], 6)
+@pytest.mark.parametrize("name", ["plain", "fp8"])
+def test_a_prefix_comes_back_bit_for_bit(tmp_path: Path, name: str, graphs: bool) -> None:
+    case, draws = CASES[name], Draws(CASES[name], 6)
     engine = tiered(case, tmp_path, graphs=graphs)
     user = "user"
     append(engine, user, draws.history(8))

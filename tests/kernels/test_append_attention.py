@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from tests.kernels.fp8_pages import quantised, random_scales
 from xgr_kernels import append_attention
 
 
@@ -21,7 +22,19 @@ def test_equals_one_head_at_a_time(run, seed: int) -> None:
     check(run, new, prefix, kv_heads, group, dim, page_size)
 
 
-def check(run, new: list[int], prefix: list[int], kv_heads: int, group: int, dim: int, page_size: int) -> None:
+@pytest.mark.parametrize(
+    ("new", "prefix", "kv_heads", "dim", "page_size"),
+    [([3, 0, 1], [70, 5, 0], 3, 16, 16), ([19], [1], 1, 64, 4), ([5, 2], [0, 0], 2, 24, 1), ([1, 3], [9, 5], 2, 8, 4)],
+)
+def test_pages_in_fp8_are_read_as_what_they_stand_for(
+    run, new: list[int], prefix: list[int], kv_heads: int, dim: int, page_size: int
+) -> None:
+    check(run, new, prefix, kv_heads, 2, dim, page_size, fp8=True)
+
+
+def check(
+    run, new: list[int], prefix: list[int], kv_heads: int, group: int, dim: int, page_size: int, *, fp8: bool = False
+) -> None:
     lengths = [a + b for a, b in zip(new, prefix, strict=True)]
     max_pages = -(-max(lengths) // page_size) + 1
     order = torch.randperm(len(new) * max_pages).view(len(new), max_pages)
@@ -34,7 +47,12 @@ def check(run, new: list[int], prefix: list[int], kv_heads: int, group: int, dim
     page_table[:, -1] = -1
     query_starts = torch.tensor([0, *new]).cumsum(0).int()
     q = torch.randn(sum(new), kv_heads * group, dim)
-    out = run(q, k_pages, v_pages, page_table, query_starts, torch.tensor(lengths).int(), scale=0.2)
+    given, options = (k_pages, v_pages), {}
+    if fp8:
+        scales = random_scales(kv_heads)
+        (stored_k, k_pages), (stored_v, v_pages) = quantised(k_pages, scales[0]), quantised(v_pages, scales[1])
+        given, options = (stored_k, stored_v), {"kv_scales": scales}
+    out = run(q, *given, page_table, query_starts, torch.tensor(lengths).int(), scale=0.2, **options)
     for user, count in enumerate(new):
         for token in range(count):
             seen = [divmod(t, page_size) for t in range(prefix[user] + token + 1)]
@@ -52,5 +70,8 @@ def test_bad_arguments_are_named() -> None:
     starts, lengths = torch.tensor([0, 1]).int(), torch.tensor([1]).int()
     with pytest.raises(ValueError, match="q must have a multiple of the 2 KV heads, not 3 heads"):
         append_attention(torch.zeros(1, 3, 8), pages, pages, torch.zeros(1, 1).int(), starts, lengths, scale=1.0)
+    table, scales = torch.zeros(1, 1).int(), torch.ones(2, 2)
+    with pytest.raises(ValueError, match=r"kv_scales must be None for pages of torch\.float32"):
+        append_attention(torch.zeros(1, 2, 8), pages, pages, table, starts, lengths, scale=1.0, kv_scales=scales)
     with pytest.raises(ValueError, match=r"query_starts must have shape \[3\], not \[2\]"):
         append_attention(torch.zeros(1, 2, 8), pages, pages, torch.zeros(2, 1).int(), starts, lengths, scale=1.0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.fp8_pages import FP8, random_scales
 from xgr_kernels import kv_write, plan_kv_write
 
 
@@ -91,6 +92,52 @@ def test_factors_come_first(device: str) -> None:
     wanted = kv_write(*scaled.split(split, 1), k_pages=want[0], v_pages=want[1], **options)
     torch.testing.assert_close(out, wanted)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("kv_heads", "dim", "page_size"), [(3, 16, 4), (2, 24, 1), (1, 64, 16)])
+def test_fp8_is_the_number_over_its_heads_scale(run, kv_heads: int, dim: int, page_size: int) -> None:
+    """Numbers that FP8 has, since Triton's interpreter rounds to it wrongly where the mantissa carries."""
+    tokens, slots = 5, torch.tensor([3, 0, -1, 7, 12])
+    scales = torch.exp2(torch.randint(-9, 3, (2, kv_heads)).float())
+    k, v = (
+        torch.randint(0, 127, (tokens, kv_heads, dim), dtype=torch.uint8).view(FP8).float() * own[:, None]
+        for own in scales
+    )
+    k[0, 0, :2], v[3, 0, :2] = torch.tensor([1e4, -1e4]) * scales[0, 0], torch.tensor([-1e4, 1e4]) * scales[1, 0]
+    pages = torch.zeros(2, 16 // page_size, kv_heads, page_size, dim).to(FP8)
+    written = {"positions": torch.zeros(tokens, dtype=torch.int64), "slots": slots, "kv_scales": scales}
+    turn = torch.cat([torch.ones(1, dim // 2), torch.zeros(1, dim // 2)], 1)  # by nothing
+    norms = {"q_norm": None, "k_norm": None, "eps": 1e-6}
+    run(torch.zeros(tokens, kv_heads, dim), k, v, cos_sin=turn, k_pages=pages[0], v_pages=pages[1], **written, **norms)
+    for kept, given, own in zip(pages.float(), (k, v), scales, strict=True):
+        by_slot = kept.transpose(1, 2).flatten(0, 1)  # [slots, kv_heads, dim]
+        want = torch.zeros_like(by_slot)
+        want[slots[slots >= 0]] = (given[slots >= 0] / own[:, None]).clamp(-448, 448)
+        torch.testing.assert_close(by_slot, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_fp8_is_the_nearest_of_any_number(page_size: int) -> None:
+    """On the GPU where there is one, as above."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokens, heads, kv_heads, dim = 7, 4, 2, 16
+    joined = torch.randn(tokens, heads + 2 * kv_heads, dim, device=device)
+    angles = torch.rand(30, dim // 2, device=device) * 6
+    options = {
+        "positions": torch.randint(0, 30, (tokens,), device=device),
+        "slots": torch.randperm(8, device=device)[:tokens],
+        "cos_sin": torch.cat([angles.cos(), angles.sin()], 1),
+        "k_norm": torch.rand(dim, device=device) + 0.5,
+    }
+    wide = torch.zeros(2, 8 // page_size, kv_heads, page_size, dim, device=device)
+    narrow, scales = wide.to(FP8), random_scales(kv_heads).to(device)
+    split = joined.split([heads, kv_heads, kv_heads], 1)
+    want = kv_write(*split, k_pages=wide[0], v_pages=wide[1], **options)
+    got = kv_write(*split, k_pages=narrow[0], v_pages=narrow[1], kv_scales=scales, **options)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    factor = scales[:, None, :, None, None]
+    # 3 bits of mantissa: half a step is a sixteenth; below 2^-6 steps are even.
+    assert ((narrow.float() * factor - wide).abs() <= wide.abs() / 16 * 1.0001 + factor * 2.0**-10).all()
 
 
 @pytest.mark.parametrize("page_size", [1, 4])

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from tests.kernels.fp8_pages import quantised, random_scales
 from xgr_kernels import staged_attention, whole_prefixes
 
 
@@ -21,9 +22,25 @@ def test_equals_one_head_at_a_time(run, seed: int) -> None:
     check(run, prefix, beams, kv_heads, group, dim, page_size, steps)
 
 
-def check(
-    run, prefix: list[int], beams: list[int], kv_heads: int, group: int, dim: int, page_size: int, steps: int
+@pytest.mark.parametrize(
+    ("prefix", "beams", "kv_heads", "dim", "page_size"),
+    [
+        ([80, 0, 9], [2, 1, 13], 3, 16, 16),
+        ([9], [13], 1, 64, 4),
+        ([5, 5], [2, 2], 2, 24, 1),
+        ([9, 80], [2, 1], 2, 8, 4),
+    ],
+)
+def test_pages_in_fp8_are_read_as_what_they_stand_for(
+    run, prefix: list[int], beams: list[int], kv_heads: int, dim: int, page_size: int
 ) -> None:
+    check(run, prefix, beams, kv_heads, 2, dim, page_size, steps=2, fp8=True)
+
+
+def check(
+    run, prefix: list[int], beams: list[int], kv_heads: int, group: int, dim: int, page_size: int, steps: int,
+    *, fp8: bool = False,
+) -> None:  # fmt: skip
     max_pages = -(-max(prefix) // page_size) + 1
     order = torch.randperm(len(prefix) * max_pages).view(len(prefix), max_pages)
     k_pages, v_pages = (torch.full((order.numel(), kv_heads, page_size, dim), torch.nan) for _ in range(2))
@@ -40,7 +57,12 @@ def check(
     ancestors[:, -1] = torch.arange(rows)
     q = torch.randn(rows, kv_heads * group, dim)
     lengths = torch.tensor(prefix).int()
-    out = run(q, k_pages, v_pages, page_table, lengths, row_starts, suffix_k, suffix_v, ancestors, scale=0.2)
+    given, options = (k_pages, v_pages), {}
+    if fp8:
+        scales = random_scales(kv_heads)
+        (stored_k, k_pages), (stored_v, v_pages) = quantised(k_pages, scales[0]), quantised(v_pages, scales[1])
+        given, options = (stored_k, stored_v), {"kv_scales": scales}
+    out = run(q, *given, page_table, lengths, row_starts, suffix_k, suffix_v, ancestors, scale=0.2, **options)
     step = torch.arange(steps)
     for request, length in enumerate(prefix):
         place = torch.arange(length)
@@ -55,8 +77,9 @@ def check(
                 torch.testing.assert_close(out[row, head], want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("beams", [(5, 5, 5), (1, 13, 5)])
-def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...]) -> None:
+def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...], fp8: bool) -> None:
     prefix, (kv_heads, page_size, dim) = (9, 12, 15), (2, 4, 16)
     layers = [torch.full((12, kv_heads, page_size, dim), torch.nan) for _ in range(4)]
     table = torch.randperm(12).view(3, 4).int()
@@ -68,11 +91,15 @@ def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...]) -> No
     rows = sum(beams)
     suffix_k, suffix_v = torch.randn(2, 2, rows, kv_heads, dim)
     ancestors, q = torch.randint(0, rows, (rows, 2)).int(), torch.randn(rows, kv_heads * 3, dim)
-    gathered = whole_prefixes(layers[:2], layers[2:], table, lengths)
+    scales = [random_scales(kv_heads) if fp8 else None for _ in range(2)]
+    if fp8:
+        layers = [quantised(pages, scales[i % 2][i // 2])[0] for i, pages in enumerate(layers)]
+    gathered = whole_prefixes(layers[:2], layers[2:], table, lengths, scales)
     assert gathered is not None
-    for k, v, whole_k, whole_v in zip(layers[:2], layers[2:], *gathered, strict=True):
-        want = staged_attention(q, k, v, table, lengths, starts, suffix_k, suffix_v, ancestors, scale=0.2)
-        got = staged_attention(q, whole_k, whole_v, None, lengths, starts, suffix_k, suffix_v, ancestors, scale=0.2)
+    own = (lengths, starts, suffix_k, suffix_v, ancestors)
+    for k, v, kv_scales, whole_k, whole_v in zip(layers[:2], layers[2:], scales, *gathered, strict=True):
+        want = staged_attention(q, k, v, table, *own, scale=0.2, kv_scales=kv_scales)
+        got = staged_attention(q, whole_k, whole_v, None, *own, scale=0.2)
         torch.testing.assert_close(got, want)
 
 
@@ -98,3 +125,13 @@ def test_bad_arguments_are_named() -> None:
         ancestors = torch.zeros(3, steps).int()
         with pytest.raises(ValueError, match=message):
             staged_attention(q, pages, pages, table, lengths, starts, suffix, suffix, ancestors, scale=1.0)
+    ancestors, fp8 = torch.zeros(3, 1).int(), pages.to(torch.float8_e4m3fn)
+    for scales, message in (
+        (None, "kv_scales must be given for pages in FP8, not None"),
+        (torch.ones(2, 3), r"kv_scales must have shape \[2, 2\], not \[2, 3\]"),
+        (torch.ones(2, 2).double(), r"kv_scales must be contiguous float32, not torch\.float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            staged_attention(
+                q, fp8, fp8, table, lengths, starts, suffix, suffix, ancestors, scale=1.0, kv_scales=scales
+            )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from xgr_stream.model import Decoder
 
+Kept = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-def reference_forward(decoder: Decoder, tokens: Tensor) -> Tensor:
-    """Logits [n, vocab] of the sequence `tokens` [n]."""
+
+def reference_forward(decoder: Decoder, tokens: Tensor, kept: Kept = lambda layer, k, v: (k, v)) -> Tensor:
+    """Logits [n, vocab] of the sequence `tokens` [n]. `kept`: what is attended to instead of a layer's keys and values,
+    [n, kv_heads, dim] each."""
     positions = torch.arange(len(tokens), device=tokens.device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = rotated(normed(q, decoder.q_norm(layer), decoder.rms_eps), decoder.cos_sin[positions])
         k = rotated(normed(k, decoder.k_norm(layer), decoder.rms_eps), decoder.cos_sin[positions])
-        return causal_attention(q, k, v)
+        return causal_attention(q, *kept(layer, k, v))
 
     return decoder.vocabulary_logits(decoder.forward(tokens, attend))
 

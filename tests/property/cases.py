@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.property.oracle import Oracle
+from tests.property.oracle import EPSILON, FP8_EPSILON, Oracle
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
@@ -18,6 +18,7 @@ from xgr_stream.testing.models import TAGS, tiny_checkpoint, tiny_items
 from xgr_stream.types import ItemFilter
 
 ACTIONS = ("view", "buy")
+KV_CACHE_DTYPES = ("auto", "auto", "fp8")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Case:
     max_batch_tokens: int
     max_events: int
     normalizer: str = "level"
+    kv_cache_dtype: str = "auto"
     model_config: dict[str, Any] = field(default_factory=dict)
     tail: tuple[int, ...] | None = None
     """Instead of the tail that `framed` brings."""
@@ -57,7 +59,12 @@ class Case:
 
     @cached_property
     def oracle(self) -> Oracle:
-        return Oracle(self.model, self.items, self._parts[2])
+        return Oracle(self.model, self.items, self._parts[2], fp8_cache=self.kv_cache_dtype == "fp8")
+
+    @property
+    def epsilon(self) -> float:
+        """How close scores must be to count as equal."""
+        return FP8_EPSILON if self.kv_cache_dtype == "fp8" else EPSILON
 
     @property
     def window(self) -> WindowConfig:
@@ -79,7 +86,8 @@ class Case:
             device=device,
             normalizer=self.normalizer,  # type: ignore[arg-type]
             window=self.window,
-            cache=cache or CacheConfig(budget_bytes=budget_bytes, page_size=self.page_size),
+            cache=cache
+            or CacheConfig(budget_bytes=budget_bytes, page_size=self.page_size, kv_cache_dtype=self.kv_cache_dtype),  # type: ignore[arg-type]
             max_batch_tokens=self.max_batch_tokens,
             **settings,
         )
@@ -111,7 +119,12 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, normalizers: tuple[str, ...] = ("level",), max_code: int = 6) -> Case:
+def cases(
+    draw: st.DrawFn,
+    normalizers: tuple[str, ...] = ("level",),
+    max_code: int = 6,
+    kv_cache_dtypes: tuple[str, ...] = ("auto",),
+) -> Case:
     heads, kv_heads = draw(st.sampled_from([(4, 2), (3, 1), (2, 2)]))
     return Case(
         codes=tuple(draw(st.lists(st.integers(1, max_code), min_size=1, max_size=4))),
@@ -122,5 +135,6 @@ def cases(draw: st.DrawFn, normalizers: tuple[str, ...] = ("level",), max_code: 
         max_batch_tokens=draw(st.sampled_from([1, 5, 16, 512])),
         max_events=draw(st.sampled_from([1, 3, 5, 16])),
         normalizer=draw(st.sampled_from(normalizers)),
+        kv_cache_dtype=draw(st.sampled_from(kv_cache_dtypes)),
         model_config={"num_attention_heads": heads, "num_key_value_heads": kv_heads},
     )

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tests.model.reference import reference_forward
+from tests.model.reference import Kept, reference_forward
+from xgr_kernels.fp8 import power_of_two_scales
 from xgr_stream.config import WindowConfig
 from xgr_stream.model import Model
 from xgr_stream.types import ItemFilter, Recommendation
 
 EPSILON = 1e-4
 """Scores this close count as equal (float32): matrix products of other row counts round differently."""
+FP8_EPSILON = 0.02
+"""The same with the KV cache in FP8: once in a thousand cases an element is rounded to the other side of a step."""
 
 Sid = tuple[int, ...]
 
@@ -22,8 +26,12 @@ class Oracle:
     """Answers from the item table's columns (as `tiny_items` makes them), the checkpoint's xgr.json and plain
     full-sequence forwards."""
 
-    def __init__(self, model: Model, items: Mapping[str, Sequence[Any]], xgr: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Model, items: Mapping[str, Sequence[Any]], xgr: Mapping[str, Any], *, fp8_cache: bool = False
+    ) -> None:
+        """`fp8_cache`: of the context, not of the beams' own tokens, keys and values are rounded to FP8."""
         self.model = model
+        self.fp8_cache = fp8_cache
         self.codes = xgr["codes"]
         self.offset = xgr["item_tokens"]["offset"]
         self.xgr = xgr
@@ -94,12 +102,25 @@ class Oracle:
         """Code → log-probability of the level after `beam`."""
         tokens = context + [self.token(level, code) for level, code in enumerate(beam)]
         with torch.inference_mode():
-            logits = reference_forward(self.model.decoder, torch.tensor(tokens))[-1].double()
+            kept = self._cached(len(context)) if self.fp8_cache else {}
+            logits = reference_forward(self.model.decoder, torch.tensor(tokens), **kept)[-1].double()
         level = len(beam)
         codes = sorted(_next_codes(beam, sids)) if normalizer == "legal" else list(range(self.codes[level]))
         own = logits[[self.token(level, code) for code in codes]]
         total = (logits if normalizer == "vocabulary" else own).logsumexp(0)
         return dict(zip(codes, (own - total).tolist(), strict=True))
+
+    def _cached(self, length: int) -> dict[str, Kept]:
+        """Of the first `length` tokens, keys and values as FP8 has them."""
+        scales = power_of_two_scales(self.model.decoder.kv_bounds)
+
+        def kept(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = k.clone(), v.clone()
+            for own, scale in zip((keys, values), scales[layer, :, :, None], strict=True):
+                own[:length] = (own[:length] / scale).to(torch.float8_e4m3fn).float() * scale
+            return keys, values
+
+        return {"kept": kept}
 
     def _ranked(self, items: Mapping[str, Sid], scores: Mapping[Sid, float]) -> list[Recommendation]:
         found = [Recommendation(item, scores[sid], sid) for item, sid in items.items()]
@@ -110,14 +131,16 @@ def _next_codes(beam: Sid, sids: set[Sid]) -> set[int]:
     return {sid[len(beam)] for sid in sids if sid[: len(beam)] == beam}
 
 
-def assert_same(got: Sequence[Recommendation], expected: Sequence[Recommendation], k: int) -> None:
-    """`got` is a best k of `expected` (at least the best k, best first): scores equal within `EPSILON`, and items too
+def assert_same(
+    got: Sequence[Recommendation], expected: Sequence[Recommendation], k: int, epsilon: float = EPSILON
+) -> None:
+    """`got` is a best k of `expected` (at least the best k, best first): scores equal within `epsilon`, and items too
     but for the order of those whose scores are that close."""
     assert len(got) == min(k, len(expected))
     assert len({r.item_id for r in got}) == len(got)
     by_item = {r.item_id: r for r in expected}
     for mine, theirs in zip(got, expected, strict=False):
-        assert abs(mine.score - theirs.score) < EPSILON
+        assert abs(mine.score - theirs.score) < epsilon
         same = by_item[mine.item_id]
-        assert abs(mine.score - same.score) < EPSILON
+        assert abs(mine.score - same.score) < epsilon
         assert mine.sid == same.sid

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.property.cases import cases
+from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.test_answers_do_not_depend_on_company import smallest_budget
 from tests.property.users import ask, record
 from xgr_stream.types import RecommendRequest
@@ -14,7 +14,7 @@ USERS = tuple(f"user-{i}" for i in range(6))
 @settings(max_examples=80)
 @given(st.data())
 def test_memory_balances(data):
-    case = data.draw(cases())
+    case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
     engine = case.engine(smallest_budget(case) * data.draw(st.integers(1, 4)))
     users = st.lists(st.sampled_from(USERS), min_size=1, max_size=4)
     items = st.lists(st.sampled_from(case.items["item_id"]), max_size=3)

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.property.cases import cases
+from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.oracle import assert_same
 from tests.property.users import ask, record
 from xgr_stream.types import Status
@@ -12,7 +12,7 @@ from xgr_stream.types import Status
 @settings(max_examples=200)
 @given(st.data())
 def test_narrow_beams_equal_plain_search(data):
-    case = data.draw(cases(normalizers=("level", "vocabulary", "legal")))
+    case = data.draw(cases(normalizers=("level", "vocabulary", "legal"), kv_cache_dtypes=KV_CACHE_DTYPES))
     histories = [data.draw(case.histories(max_events=4)) for _ in range(2)]
     item_filter = data.draw(case.filters())
     widths = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -25,4 +25,6 @@ def test_narrow_beams_equal_plain_search(data):
         if response.status is Status.OK:
             legal = case.oracle.legal(item_filter, seen=[item for item, _ in history])
             context = case.oracle.context([i for i, _ in history], [a for _, a in history], case.window)
-            assert_same(response.items, case.oracle.beam_search(context, legal, case.normalizer, width), width)
+            assert_same(
+                response.items, case.oracle.beam_search(context, legal, case.normalizer, width), width, case.epsilon
+            )

@@ -5,7 +5,7 @@ from xgr_stream.cache.arena import HostArena
 from xgr_stream.cache.file_tier import FileTier
 from xgr_stream.cache.host_tier import Demotion, HostCopy, HostTier
 from xgr_stream.cache.page_file import PageFile
-from xgr_stream.cache.pool import PagePool
+from xgr_stream.cache.pool import PagePool, as_words
 from xgr_stream.cache.prefix import Draft, UserPrefix, ahead_of
 from xgr_stream.cache.prefix_cache import PrefixCache
 from xgr_stream.cache.references import ReferenceCounts
@@ -28,4 +28,5 @@ __all__ = [
     "UserPrefix",
     "Worth",
     "ahead_of",
+    "as_words",
 ]

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from xgr_stream.cache.references import IntArray, ReferenceCounts
+from xgr_stream.errors import EngineError
 
 
 class PagePool:
@@ -16,6 +18,10 @@ class PagePool:
     `k`, `v`: [layers, num_pages, kv_heads, page_size, head_dim]. The pool owns the memory; whoever allocated or
     retained a page may write to it until they release it.
     """
+
+    scales: tuple[Tensor | None, ...]
+    """Of each layer: what a head's keys (first row) and values (second row) in FP8 are to be multiplied by,
+    [2, kv_heads] float32; None in any other dtype."""
 
     def __init__(
         self,
@@ -27,11 +33,16 @@ class PagePool:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        scales: Tensor | None = None,
     ) -> None:
+        """`scales` [layers, 2, kv_heads] float32: for pages in FP8 alone."""
+        if (scales is not None) != (dtype == torch.float8_e4m3fn):
+            raise EngineError(f"scales must be given for pages in FP8 alone, not {scales} for pages of {dtype}")
         shape = (layers, num_pages, kv_heads, page_size, head_dim)
         self.page_size = page_size
         self.k = _zeros(shape, dtype, device)
         self.v = _zeros(shape, dtype, device)
+        self.scales = (None,) * layers if scales is None else scales.to(device).contiguous().unbind()
         self._pages = ReferenceCounts("pages", num_pages)
 
     @staticmethod
@@ -70,17 +81,24 @@ class PagePool:
 
     def copy(self, source: int, target: int) -> None:
         """Make `target` hold what `source` holds. The caller must own `target` alone."""
-        self.k[:, target] = self.k[:, source]
-        self.v[:, target] = self.v[:, source]
+        for pages in (self.k, self.v):
+            words = as_words(pages)
+            words[:, target] = words[:, source]
 
     def check_integrity(self, expected_holders: IntArray | None = None) -> None:
         """Raise `EngineError` unless free and held pages balance. `expected_holders` [num_pages], if known."""
         self._pages.check_integrity(expected_holders)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def as_words(pages: Tensor) -> Tensor:
+    """The pages' memory as numbers that torch moves about in every way: FP8, of which it does not, two at a time as
+    integers (a head's size is even)."""
+    return pages.view(torch.int16) if pages.dtype == torch.float8_e4m3fn else pages
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, because an unwritten slot is read (and weighted by zero), and NaN × 0 is NaN."""
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=torch.uint8 if dtype.itemsize == 1 else dtype, device=device).view(dtype)
     # NumPy's zeros are calloc's: the memory of pages that no user needs yet is not touched, so not taken.
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

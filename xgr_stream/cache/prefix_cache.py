@@ -36,9 +36,11 @@ class PrefixCache:
         *,
         worth: Worth,
         restore_cost: Callable[[int, int], float],
+        hidden_dtype: torch.dtype | None = None,
     ) -> None:
         """`restore_cost(num_tokens, copied_tokens)`: what it costs to have a prefix of so many tokens again, of which
-        so many are in a lower tier; above 0, in any unit."""
+        so many are in a lower tier; above 0, in any unit. `hidden_dtype`: what the model computes in; None: what the
+        pages are in."""
         self.pool = pool
         self.host: HostTier | None = None
         """Where copies of prefixes are; to be set before there are any prefixes."""
@@ -47,7 +49,9 @@ class PrefixCache:
         self._slots = ReferenceCounts("hidden slots", 2 * pool.num_pages)
         self.unread_slot = 2 * pool.num_pages
         """A row of `hidden` that nobody reads: where an append's padding goes."""
-        self.hidden = torch.zeros(2 * pool.num_pages + 1, hidden_size, dtype=pool.k.dtype, device=pool.k.device)
+        self.hidden = torch.zeros(
+            2 * pool.num_pages + 1, hidden_size, dtype=hidden_dtype or pool.k.dtype, device=pool.k.device
+        )
         """Last hidden states, after the final norm. [slots + 1, hidden]"""
         self.num_evicted = 0
         self.settle: Callable[[], None] = lambda: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.kv_cache import kv_cache_dtype_option
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
     EngineConfig,
     HistoryConfig,
+    KvCacheDtype,
     Partitioner,
     TopicNames,
     TransactionConfig,
@@ -36,6 +39,7 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 @click.option("--catalog", type=click.Path(exists=True, dir_okay=False), help="Its catalog.")
 @click.option("--device", default="cpu", help="Where the model is to compute.")
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@kv_cache_dtype_option
 @click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="Host memory behind it (0: none).")
 @challenger_options
 @click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
@@ -52,6 +56,7 @@ def doctor(
     catalog: str | None,
     device: str,
     cache_mib: int,
+    kv_cache_dtype: KvCacheDtype,
     host_cache_mib: int,
     challenger: ChallengerConfig | None,
     users: int,
@@ -61,7 +66,10 @@ def doctor(
     """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
     findings = [_check_device(device)]
     if findings[0].grade == "ok" and model is not None and catalog is not None:
-        findings += _check_models(model, catalog, device, (cache_mib, host_cache_mib), challenger)
+        config = EngineConfig(
+            device=device, cache=CacheConfig(budget_bytes=cache_mib * MIB, kv_cache_dtype=kv_cache_dtype)
+        )
+        findings += _check_models(model, catalog, config, host_cache_mib, challenger)
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
@@ -99,14 +107,15 @@ def _check_device(name: str) -> Finding:
 
 
 def _check_models(
-    model: str, catalog: str, device: str, caches_mib: tuple[int, int], challenger: ChallengerConfig | None
+    model: str, catalog: str, config: EngineConfig, host_cache_mib: int, challenger: ChallengerConfig | None
 ) -> list[Finding]:
-    """The engine, and with it in memory the challenger's. `caches_mib`: on the device, and host memory behind it."""
-    engine, findings = _check_engine(model, catalog, device, *caches_mib)
+    """The engine, and with it in memory the challenger's. `host_cache_mib`: host memory behind the first's cache."""
+    engine, findings = _check_engine(model, catalog, config, host_cache_mib)
     if engine is None or challenger is None:
         return findings
     source = challenger.catalog or catalog
-    second, found = _check_engine(challenger.model, source, device, challenger.cache_bytes // MIB)
+    cache = replace(config.cache, budget_bytes=challenger.cache_bytes)
+    second, found = _check_engine(challenger.model, source, replace(config, cache=cache))
     findings += [Finding(f.grade, f"{challenger.role} {challenger.model}: {f.what}", f.remedy) for f in found]
     if second is None:
         return findings
@@ -119,12 +128,11 @@ def _check_models(
 
 
 def _check_engine(
-    model: str, catalog: str, device: str, cache_mib: int, host_cache_mib: int = 0
+    model: str, catalog: str, config: EngineConfig, host_cache_mib: int = 0
 ) -> tuple[Engine | None, list[Finding]]:
     """Whether the checkpoint and the catalog belong together, and how many users would be warm."""
     from xgr_stream.engine import Engine
 
-    config = EngineConfig(device=device, cache=CacheConfig(budget_bytes=cache_mib * MIB))
     try:
         engine = Engine.load(model, catalog, config=config)
     except XgrError as error:
@@ -139,10 +147,11 @@ def _check_engine(
     pages = pool.pages_for(tokens)
     user_bytes = pages * pool.bytes_per_page
     warm = pool.num_pages // pages
+    in_fp8 = " in FP8" if config.cache.kv_cache_dtype == "fp8" else ""
     plan = (
         f"{engine.catalog.num_items:,} items, {engine.catalog_bytes / MIB:,.1f} MiB on the device; a full window of "
-        f"{window.max_events} events is {tokens} tokens, {user_bytes / MIB:.2f} MiB; warm on the device in "
-        f"{cache_mib} MiB: {warm:,} users"
+        f"{window.max_events} events is {tokens} tokens, {user_bytes / MIB:.2f} MiB{in_fp8}; warm on the device in "
+        f"{config.cache.budget_bytes // MIB} MiB: {warm:,} users"
     )
     findings = [Finding("ok", plan)]
     if warm < 100:

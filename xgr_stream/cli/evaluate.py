@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
 from xgr_stream import __version__
-from xgr_stream.config import EngineConfig
+from xgr_stream.cli.kv_cache import kv_cache_dtype_option
+from xgr_stream.config import CacheConfig, EngineConfig, KvCacheDtype
 from xgr_stream.engine import Engine
-from xgr_stream.evaluation import Quality, read_sequences
-from xgr_stream.evaluation import evaluate as rank_targets
+from xgr_stream.evaluation import Quality, rank_of, read_sequences, recommend
+from xgr_stream.evaluation import overlap as share_of
 
 
 @click.command(context_settings={"show_default": True})
@@ -34,6 +36,17 @@ from xgr_stream.evaluation import evaluate as rank_targets
 )
 @click.option("--exclude-seen/--keep-seen", default=True, help="Whether items of the history may be recommended.")
 @click.option("--device", default="cpu")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="What the model computes in.  [default: bfloat16 on a GPU, else float32]",
+)
+@kv_cache_dtype_option
+@click.option(
+    "--overlap",
+    is_flag=True,
+    help="With --kv-cache-dtype fp8: recommend without it, too, and say how many of the best k are the same.",
+)
 def evaluate(
     model: Path,
     catalog: Path,
@@ -43,22 +56,44 @@ def evaluate(
     normalizer: str | None,
     exclude_seen: bool,
     device: str,
+    dtype: str | None,
+    kv_cache_dtype: KvCacheDtype,
+    overlap: bool,
 ) -> None:
     """Recall and NDCG of a checkpoint: recommend from each sequence's history, look for its last item.
 
     Prints a table, then one line of JSON with the same figures and what they were computed from.
     """
-    config = EngineConfig(beam_width=beam, normalizer=normalizer, device=device)  # type: ignore[arg-type]
+    config = EngineConfig(
+        beam_width=beam,
+        normalizer=normalizer,  # type: ignore[arg-type]
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        cache=CacheConfig(kv_cache_dtype=kv_cache_dtype),
+    )
+    if overlap and kv_cache_dtype == "auto":
+        raise click.UsageError("--overlap compares --kv-cache-dtype fp8 with auto, not auto with itself")
     engine = Engine.load(model, catalog, config=config)
     users = read_sequences(sequences)
     started = time.perf_counter()
-    with tqdm(total=len(users), desc="evaluating", unit="user", disable=None) as progress:
-        ranks = rank_targets(engine, users, k=k, beam_width=beam, exclude_seen=exclude_seen, on_batch=progress.update)
-    engine.check_integrity()
-    quality = Quality.of_ranks(ranks, k)
+
+    def lists(engine: Engine) -> list[list[str]]:
+        with tqdm(total=len(users), desc="evaluating", unit="user", disable=None) as progress:
+            found = recommend(engine, users, k=k, beam_width=beam, exclude_seen=exclude_seen, on_batch=progress.update)
+        engine.check_integrity()
+        return found
+
+    recommended = lists(engine)
+    quality = Quality.of_ranks([rank_of(own, user.target) for own, user in zip(recommended, users, strict=True)], k)
+    shared = None
+    if overlap:
+        whole = Engine.load(engine.model, engine.catalog, config=replace(config, cache=CacheConfig()))
+        shared = share_of(recommended, lists(whole))
     unknown = sum(engine.catalog.row(user.target) is None for user in users)
     click.echo(f"Recall@{k}   {quality.recall:.4f}  ± {quality.recall_error:.4f} (standard error)")
     click.echo(f"NDCG@{k}     {quality.ndcg:.4f}")
+    if shared is not None:
+        click.echo(f"overlap     {shared:.4f} of the best {k} are those without --kv-cache-dtype {kv_cache_dtype}")
     click.echo(f"users       {quality.users:,}, of which {unknown:,} with a target that the catalog does not hold")
     click.echo(f"scored by   beam {beam}, normalizer {engine.normalizer}, seen items {_kept(exclude_seen)}")
     figures = {
@@ -69,6 +104,9 @@ def evaluate(
         "beam_width": beam,
         "normalizer": engine.normalizer,
         "exclude_seen": exclude_seen,
+        "dtype": str(engine.model.decoder.dtype).removeprefix("torch."),
+        "kv_cache_dtype": kv_cache_dtype,
+        "overlap": shared,
         "users": quality.users,
         "unknown_targets": unknown,
         "max_events": engine.window.max_events,

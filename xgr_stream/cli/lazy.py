@@ -13,8 +13,8 @@ from xgr_stream.errors import XgrError
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and summary and loads one when it is called: the function of that name in the module
-    of that name in `package`."""
+    """Knows its commands by name and summary and loads one when it is called: the function of that name, with
+    underscores for its dashes, in the module of that name in `package`."""
 
     def __init__(self, *args: Any, package: str, summaries: Mapping[str, str], **options: Any) -> None:
         super().__init__(*args, **options)
@@ -27,10 +27,11 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._summaries:
             return None
-        home = f"{self._package}.{cmd_name}"
-        command = getattr(importlib.import_module(home), cmd_name)
+        name = cmd_name.replace("-", "_")
+        home = f"{self._package}.{name}"
+        command = getattr(importlib.import_module(home), name)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{home}.{cmd_name} must be a click command, not {command!r}")
+            raise TypeError(f"{home}.{name} must be a click command, not {command!r}")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

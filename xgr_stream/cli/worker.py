@@ -13,10 +13,12 @@ import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.kv_cache import kv_cache_dtype_option
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
     EngineConfig,
+    KvCacheDtype,
     SnapshotConfig,
     StreamConfig,
     TopicNames,
@@ -60,6 +62,7 @@ SESSION_TIMEOUT_S = 10.0
     "--beam-width", default=64, type=click.IntRange(1, MAX_BEAM_WIDTH), help="Beams of a request that names none."
 )
 @click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
+@kv_cache_dtype_option
 @click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="Host memory behind it (0: none).")
 @click.option("--file-cache-mib", default=0, type=click.IntRange(0), help="A local file behind that (0: none).")
 @click.option("--file-cache-dir", type=click.Path(exists=True, file_okay=False), help="Where that file is.")
@@ -94,6 +97,7 @@ def worker(
     device: str,
     beam_width: int,
     cache_mib: int,
+    kv_cache_dtype: KvCacheDtype,
     host_cache_mib: int,
     file_cache_mib: int,
     file_cache_dir: str | None,
@@ -133,6 +137,7 @@ def worker(
     )
     cache = CacheConfig(
         budget_bytes=cache_mib * MIB,
+        kv_cache_dtype=kv_cache_dtype,
         host_bytes=host_cache_mib * MIB,
         file_bytes=file_cache_mib * MIB,
         file_directory=file_cache_dir,

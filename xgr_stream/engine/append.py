@@ -181,7 +181,8 @@ class Appender:
             "kv_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
             "page_size": pool.page_size,
-            "dtype": pool.k.dtype,
+            "dtype": decoder.dtype,
+            "page_dtype": pool.k.dtype,
         }
         plan = plan_append_attention(query_starts, kv_lengths, tokens=len(positions), **sizes)
         write_plan = plan_kv_write(positions, slots, decoder.cos_sin)
@@ -189,7 +190,7 @@ class Appender:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
             self._lane.await_layer(layer)
-            k_pages, v_pages = pool.k[layer], pool.v[layer]
+            k_pages, v_pages, kv_scales = pool.k[layer], pool.v[layer], pool.scales[layer]
             q = kv_write(
                 q,
                 k,
@@ -202,6 +203,7 @@ class Appender:
                 q_norm=decoder.q_norm(layer),
                 k_norm=decoder.k_norm(layer),
                 eps=decoder.rms_eps,
+                kv_scales=kv_scales,
                 plan=write_plan,
                 **scaling,
             )
@@ -218,6 +220,7 @@ class Appender:
                 wanted_starts if last else query_starts,
                 kv_lengths,
                 scale=config.head_dim**-0.5,
+                kv_scales=kv_scales,
                 plan=last_plan if last else plan,
             )
 

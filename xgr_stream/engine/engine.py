@@ -118,7 +118,8 @@ class Engine:
         self.window = config.window or model.settings.window or default_window(model)
         self.normalizer = config.normalizer or model.settings.normalizer or "level"
         widths = (config.beam_width, config.widened_beam_width)
-        settings = (self.window, self.normalizer, widths, str(model.decoder.dtype), model.decoder.fp8)
+        dtypes = (str(model.decoder.dtype), model.decoder.fp8, config.cache.kv_cache_dtype)
+        settings = (self.window, self.normalizer, widths, *dtypes)
         self.version = f"{model.version}.{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
         """What responses name as their model: the checkpoint, and the settings that answers depend on."""
         if history is None:
@@ -132,7 +133,13 @@ class Engine:
             lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size
         )
         worth = DecayedRate(rate_half_life(model, pool, self.window))
-        self.cache = PrefixCache(pool, model.config.hidden_size, worth=worth, restore_cost=costs.restore)
+        self.cache = PrefixCache(
+            pool,
+            model.config.hidden_size,
+            worth=worth,
+            restore_cost=costs.restore,
+            hidden_dtype=model.decoder.dtype,
+        )
         self.cache.host = host_tier(model, config.cache, self.window, self.cache, costs.rebuild)
         self._costs = costs
         longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS

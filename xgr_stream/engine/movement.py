@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_stream.cache import Demotion, HostCopy, HostTier, PrefixCache, UserPrefix
+from xgr_stream.cache import Demotion, HostCopy, HostTier, PrefixCache, UserPrefix, as_words
 from xgr_stream.engine.lanes import Lane, Mark
 from xgr_stream.engine.restore_costs import RestoreCosts
 
@@ -41,7 +41,7 @@ class _Buffer:
 
     def __init__(self, pages: Tensor) -> None:
         self.pages = pages
-        """[pages, 2, kv_heads, page_size, head_dim]"""
+        """[pages, 2, kv_heads, page_size, head_dim], of FP8 half as many integers (`as_words`)"""
         self.read: Mark | None = None
 
 
@@ -63,6 +63,7 @@ class Mover:
         self._in = Lane(device, priority=-1)
         self._scatter = Lane(device, priority=-1)
         self._device = device
+        self._k, self._v = as_words(cache.pool.k), as_words(cache.pool.v)
         self._make_buffers(pages)
         self._coming: dict[str, list[Mark]] = {}
         self.demoted = Moved()
@@ -95,7 +96,7 @@ class Mover:
     def demote(self, demotion: Demotion, behind: Sequence[Lane]) -> Movement:
         """Start a copy to host memory, behind what these lanes have been given so far. Nobody may write to the prefix's
         pages before it is done, but for those who follow `out`."""
-        prefix, pool, arena, lane = demotion.prefix, self._cache.pool, self._host.arena, self._out
+        prefix, arena, lane = demotion.prefix, self._host.arena, self._out
         runs, pages = demotion.runs, prefix.pages[demotion.first_page :]
         try:
             self._fit(len(pages))
@@ -106,9 +107,9 @@ class Mover:
             with lane.current():
                 index = self._index(pages)
                 buffer = self._out_buffer.pages[: len(pages)]
-                for layer, host in enumerate(arena.pages):
-                    torch.index_select(pool.k[layer], 0, index, out=buffer[:, 0])
-                    torch.index_select(pool.v[layer], 0, index, out=buffer[:, 1])
+                for layer, host in enumerate(as_words(arena.pages)):
+                    torch.index_select(self._k[layer], 0, index, out=buffer[:, 0])
+                    torch.index_select(self._v[layer], 0, index, out=buffer[:, 1])
                     _each_run(runs, host, buffer, lambda host, device: host.copy_(device, non_blocking=True))
                 row = demotion.copy.runs[0][0]
                 arena.hidden[row].copy_(self._cache.hidden[int(prefix.hidden_slot[0])], non_blocking=True)
@@ -138,7 +139,7 @@ class Mover:
                 index = self._index(draft.pages)
                 slot, row = int(draft.hidden_slot[0]), copy.runs[0][0]
                 cache.hidden[slot].copy_(arena.hidden[row], non_blocking=True)
-            for layer, host in enumerate(arena.pages):
+            for layer, host in enumerate(as_words(arena.pages)):
                 buffer = self._in_buffers[layer % 2]
                 device = buffer.pages[:pages]
                 if buffer.read is not None and self._in.stream is not None:
@@ -148,8 +149,8 @@ class Mover:
                 if self._scatter.stream is not None:
                     self._in.mark().hold(self._scatter.stream)
                 with self._scatter.current():
-                    pool.k[layer].index_copy_(0, index, device[:, 0])
-                    pool.v[layer].index_copy_(0, index, device[:, 1])
+                    self._k[layer].index_copy_(0, index, device[:, 0])
+                    self._v[layer].index_copy_(0, index, device[:, 1])
                 buffer.read = self._scatter.mark()
                 layers.append(buffer.read)
         except BaseException:
@@ -189,10 +190,9 @@ class Mover:
             self._make_buffers(pages)
 
     def _make_buffers(self, pages: int) -> None:
-        pool = self._cache.pool
-        _, _, kv_heads, page_size, head_dim = pool.k.shape
-        shape = (pages, 2, kv_heads, page_size, head_dim)
-        buffers = [_Buffer(torch.empty(shape, dtype=pool.k.dtype, device=self._device)) for _ in range(3)]
+        _, _, kv_heads, page_size, width = self._k.shape
+        shape = (pages, 2, kv_heads, page_size, width)
+        buffers = [_Buffer(torch.empty(shape, dtype=self._k.dtype, device=self._device)) for _ in range(3)]
         self._out_buffer, *self._in_buffers = buffers
         if self._device.type == "cuda":
             torch.cuda.synchronize()  # their memory may have been somebody's on another lane

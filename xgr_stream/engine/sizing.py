@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from xgr_kernels.fp8 import FP8, power_of_two_scales
 from xgr_stream.cache import FileTier, HostArena, HostTier, PageFile, PagePool, PrefixCache
 from xgr_stream.config import CacheConfig, HistoryConfig, WindowConfig
 from xgr_stream.errors import ConfigError
@@ -17,6 +18,7 @@ FILE_RESERVE = 16
 HALF_LIFE, LEAST_HALF_LIFE = 128, 256
 """Times that anybody is seen, per user whose window the device holds, after which a time counts half: enough for rates
 to be known, and few enough for what is no longer so to be forgotten."""
+LEAST_FP8_CAPABILITY = (8, 9)
 
 _LARGEST_KEPT_BLOCK = (32 << 20) - 8192
 """Just below glibc's DEFAULT_MMAP_THRESHOLD_MAX, its header and alignment included."""
@@ -29,38 +31,55 @@ def default_window(model: Model) -> WindowConfig:
     return WindowConfig(max(1, fitting))
 
 
+def page_dtype(model: Model, cache: CacheConfig) -> torch.dtype:
+    """What keys and values are kept in. Raises `ConfigError` where the kernels can't read it."""
+    device = model.decoder.device
+    if cache.kv_cache_dtype == "auto":
+        return model.decoder.dtype
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_FP8_CAPABILITY:
+        raise ConfigError(f"cache.kv_cache_dtype must be 'auto' on {device}: fp8 needs compute capability 8.9 or more")
+    return FP8
+
+
+def page_bytes(model: Model, cache: CacheConfig) -> int:
+    """Bytes of one page."""
+    config = model.config
+    return PagePool.page_bytes(
+        layers=config.num_layers,
+        page_size=cache.page_size,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=page_dtype(model, cache),
+    )
+
+
 def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePool:
     """A pool of as many pages as the budget holds. Raises `ConfigError` if the window does not fit into it or into
     the model's positions."""
     config, tokens = model.config, model.tokens
-    dtype, device = model.decoder.dtype, model.decoder.device
+    dtype = page_dtype(model, cache)
     positions = tokens.context_tokens(window.max_events)
     if positions > config.max_positions:
         raise ConfigError(
             f"window.max_events of {window.max_events} takes up to {positions} positions, the model has "
             f"{config.max_positions}; make it smaller, in xgr.json's window or EngineConfig's"
         )
-    page_bytes = PagePool.page_bytes(
-        layers=config.num_layers,
-        page_size=cache.page_size,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        dtype=dtype,
-    )
+    each = page_bytes(model, cache)
     window_pages = -(-positions // cache.page_size)
-    if window_pages * page_bytes > cache.budget_bytes:
+    if window_pages * each > cache.budget_bytes:
         raise ConfigError(
-            f"cache.budget_bytes must hold one window: {window_pages * page_bytes} bytes for {window.max_events} "
-            f"events ({window_pages} pages of {page_bytes}), not {cache.budget_bytes}"
+            f"cache.budget_bytes must hold one window: {window_pages * each} bytes for {window.max_events} "
+            f"events ({window_pages} pages of {each}), not {cache.budget_bytes}"
         )
     return PagePool(
         layers=config.num_layers,
-        num_pages=cache.budget_bytes // page_bytes,
+        num_pages=cache.budget_bytes // each,
         page_size=cache.page_size,
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         dtype=dtype,
-        device=torch.device(device),
+        device=model.decoder.device,
+        scales=power_of_two_scales(model.decoder.kv_bounds) if dtype == FP8 else None,
     )
 
 

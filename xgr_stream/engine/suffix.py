@@ -15,7 +15,8 @@ from xgr_stream.model.decoder import Attend
 
 
 class Suffix:
-    """Keys and values [layers, steps, rows, kv_heads, head_dim]: a beam of step s keeps its token at [:, s, row]."""
+    """Keys and values [layers, steps, rows, kv_heads, head_dim] in the dtype computed in, whatever the cache's: a beam
+    of step s keeps its token at [:, s, row]."""
 
     def __init__(
         self, decoder: Decoder, pool: PagePool, inputs: Mapping[str, Tensor], *, steps: int, rows: int
@@ -26,8 +27,10 @@ class Suffix:
         self._pages, self._lengths = inputs["pages"], inputs["lengths"]
         self._pool_k, self._pool_v = pool.k.unbind(), pool.v.unbind()
         # Read by every step.
-        self._whole = whole_prefixes(self._pool_k, self._pool_v, self._pages, self._lengths) if steps > 1 else None
-        self._k = pool.k.new_empty(layers, steps, rows, kv_heads, head_dim)
+        self._whole = None
+        if steps > 1:
+            self._whole = whole_prefixes(self._pool_k, self._pool_v, self._pages, self._lengths, pool.scales)
+        self._k = pool.k.new_empty(layers, steps, rows, kv_heads, head_dim, dtype=decoder.dtype)
         self._v = torch.empty_like(self._k)
         # Each layer's, where a token is a page: views, of which each takes the host time again.
         self._k_pages, self._v_pages = (
@@ -44,7 +47,7 @@ class Suffix:
         k_pages: Sequence[Tensor] = self._pool_k
         v_pages: Sequence[Tensor] = self._pool_v
         pages: Tensor | None = self._pages
-        lengths = self._lengths
+        lengths, kv_scales = self._lengths, self._pool.scales
         if each_alone:
             owner = torch.searchsorted(
                 row_starts[1:].contiguous(), torch.arange(rows, device=row_starts.device), right=True
@@ -53,7 +56,7 @@ class Suffix:
             pages, lengths = self._pages[owner], lengths[owner]
             row_starts = torch.arange(rows + 1, dtype=torch.int32, device=row_starts.device)
         elif self._whole is not None:
-            (k_pages, v_pages), pages = self._whole, None
+            (k_pages, v_pages), pages, kv_scales = self._whole, None, (None,) * len(kv_scales)
         slots = torch.arange(number * self._k.shape[2], number * self._k.shape[2] + rows, device=positions.device)
         write_plan = plan_kv_write(positions, slots, self._decoder.cos_sin)
         suffix_k, suffix_v = self._k[:, : number + 1].unbind(), self._v[:, : number + 1].unbind()
@@ -67,6 +70,7 @@ class Suffix:
             head_dim=head_dim,
             page_size=self._pool.page_size,
             dtype=self._k.dtype,
+            page_dtype=self._pool.k.dtype,
         )
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
@@ -96,6 +100,7 @@ class Suffix:
                 suffix_v[layer],
                 ancestors,
                 scale=head_dim**-0.5,
+                kv_scales=kv_scales[layer],
                 plan=plan,
             )
 

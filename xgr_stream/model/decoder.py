@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_stream.model.config import ModelConfig
+from xgr_stream.model.kv_bounds import key_value_bounds
 from xgr_stream.model.layers import Layers, Style
 from xgr_stream.model.rope import cos_sin_table
 from xgr_stream.model.weights import DecoderWeights
@@ -32,6 +33,8 @@ class Decoder:
     """[max_positions, head_dim] float32: cosines, then sines, RoPE's scaling included."""
     level_tokens: tuple[Tensor, ...]
     """Per level [codes] int64: the token of each code."""
+    kv_bounds: Tensor
+    """[layers, 2, kv_heads] float32: the most that an element of a head's keys, and of its values, can be."""
 
     def __init__(
         self, config: ModelConfig, weights: DecoderWeights, token_ids: Sequence[NDArray[np.int64]], *, fp8: bool = False
@@ -48,6 +51,7 @@ class Decoder:
         self.level_tokens = tuple(torch.from_numpy(ids.copy()).to(weights.head.device) for ids in token_ids)
         table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
         self.cos_sin = table.to(weights.head.device)
+        self.kv_bounds = key_value_bounds(config, weights, self.cos_sin)
 
     @property
     def device(self) -> torch.device:

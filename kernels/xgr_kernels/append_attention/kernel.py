@@ -24,12 +24,13 @@ def append_attention(
     kv_lengths: Tensor,
     *,
     scale: float,
+    kv_scales: Tensor | None = None,
     plan: Plan | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
     if plan is None:
         plan = _plan(query_starts, kv_lengths, q, k_pages, tiling)
-    return attend(q, k_pages, v_pages, page_table, kv_lengths, plan, scale=scale, causal=True)
+    return attend(q, k_pages, v_pages, kv_scales, page_table, kv_lengths, plan, scale=scale, causal=True)
 
 
 def _plan(query_starts: Tensor, kv_lengths: Tensor, q: Tensor, k_pages: Tensor, tiling: Tiling | None) -> Plan:
@@ -37,7 +38,7 @@ def _plan(query_starts: Tensor, kv_lengths: Tensor, q: Tensor, k_pages: Tensor, 
     kv_heads, page_size = k_pages.shape[1:3]
     return plan(
         query_starts, kv_lengths, tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        page_size=page_size, dtype=q.dtype, tiling=tiling,
+        page_size=page_size, dtype=q.dtype, page_dtype=k_pages.dtype, tiling=tiling,
     )  # fmt: skip
 
 
@@ -51,12 +52,14 @@ def plan(
     head_dim: int,
     page_size: int,
     dtype: torch.dtype,
+    page_dtype: torch.dtype,
     tiling: Tiling | None = None,
 ) -> Plan:
     users = len(kv_lengths)
     if tiling is None:
         rows_of_head = tokens * (heads // kv_heads)
-        tiling = choose_tiling(rows_of_head, users, kv_heads, head_dim, page_size, dtype, query_starts.device)
+        device = query_starts.device
+        tiling = choose_tiling(rows_of_head, users, kv_heads, head_dim, page_size, dtype, page_dtype, device)
     return make_plan(
         query_starts, kv_lengths, tiling,
         rows=tokens, heads=heads, kv_heads=kv_heads, dim=head_dim, dtype=dtype, causal=True,
@@ -64,7 +67,8 @@ def plan(
 
 
 def choose_tiling(
-    rows: int, users: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype, device: torch.device
+    rows: int, users: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype, page_dtype: torch.dtype,
+    device: torch.device,
 ) -> Tiling:  # fmt: skip
     """Tiles as tall as a user's new rows (rows: tokens × group); the context in parts where tiles are few."""
     block_d = triton.next_power_of_2(dim)
@@ -76,7 +80,7 @@ def choose_tiling(
     if block_m > 16:
         enough = programs > ENOUGH_PROGRAMS
         splits = 1 if enough else 16
-        if block_m == 64 and enough and pipelines(device, page_size, dim, dtype):
+        if block_m == 64 and enough and pipelines(device, page_size, dim, page_dtype):
             return Tiling(64, 128, block_d, 4, 3, 2 * MULTIPROCESSORS, splits, True, pipelined=True)
         return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, splits, descriptors)
     if programs < MULTIPROCESSORS:

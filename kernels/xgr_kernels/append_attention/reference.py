@@ -21,6 +21,7 @@ def append_attention(
     kv_lengths: Tensor,
     *,
     scale: float,
+    kv_scales: Tensor | None = None,
     plan: None = None,
 ) -> Tensor:
     out = torch.empty_like(q)
@@ -32,7 +33,7 @@ def append_attention(
         part = torch.tensor(users, device=q.device)
         starts = query_starts.index_select(0, part)
         index, real = padded_index(starts, query_starts.index_select(0, part + 1) - starts)
-        keys, values = gather_pages((k_pages, v_pages), page_table.index_select(0, part), lengths)
+        keys, values = gather_pages(k_pages, v_pages, kv_scales, page_table.index_select(0, part), lengths)
         attended = _attend(in_float32(q[index]), keys, values, counts, lengths, scale)
         out[index[real]] = attended[real].to(out.dtype)
     return out

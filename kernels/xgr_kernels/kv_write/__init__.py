@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgr_kernels.checks import check_heads, check_pages, check_scales, check_shape
+from xgr_kernels.checks import check_heads, check_kv_scales, check_pages, check_scales, check_shape
 from xgr_kernels.dispatch import implementation
 
 __all__ = ["kv_write", "plan_kv_write"]
@@ -29,6 +29,7 @@ def kv_write(
     hidden: Tensor | None = None,
     row_scale: Tensor | None = None,
     column_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     plan: Any = None,
 ) -> Tensor:
     """Write `k` (normalised, rotated) and `v` into the pages IN PLACE; return `q` normalised and rotated.
@@ -36,7 +37,9 @@ def kv_write(
     q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim].
     positions: [tokens] int64, rows of cos_sin: [max_positions, dim], first half cosines, second half sines.
     slots: [tokens] int64, page · page_size + offset, each nonnegative one at most once; -1: do not write.
-    k_pages, v_pages: [pages, kv_heads, page_size, dim]; q_norm, k_norm: [dim] RMSNorm weights, or None for no norm.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; in FP8, kv_scales [2, kv_heads] float32 is what each head's
+    keys, then its values, are divided by when written, and what is then beyond FP8's range becomes its end.
+    q_norm, k_norm: [dim] RMSNorm weights, or None for no norm.
     hidden [tokens, hidden]: q, k and v are the product of these states before their RMSNorm, whose weight is folded
     into the projection (which has no bias): they are multiplied by rsqrt(mean(hidden²) + eps) first.
     row_scale [tokens, 1], column_scale [(heads + 2 · kv_heads) · dim] in the order q, k, v, float32: what they are
@@ -54,6 +57,7 @@ def kv_write(
         raise ValueError(f"positions and slots must be int64, not {positions.dtype} and {slots.dtype}")
     check_shape("cos_sin", cos_sin, (None, dim))
     check_pages(k_pages, v_pages, dim)
+    check_kv_scales(kv_scales, k_pages)
     if k_pages.shape[1] != k.shape[1]:
         raise ValueError(f"k_pages must have the {k.shape[1]} KV heads of k, not {k_pages.shape[1]}")
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
@@ -77,6 +81,7 @@ def kv_write(
         hidden=hidden,
         row_scale=row_scale,
         column_scale=column_scale,
+        kv_scales=kv_scales,
         plan=plan,
     )
 

@@ -51,9 +51,22 @@ def _store_halves(target, stride, first, second, heads, DIM: tl.constexpr, HEADS
 
 
 @triton.jit
+def _store_head(
+    target, stride, first, second, heads, scales, DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr
+):
+    """`_store_halves` into a page: over each head's scale, within what FP8 has, if there are `scales`."""
+    if scales is not None:
+        head = tl.arange(0, HEADS)[:, None]
+        scale = tl.load(scales + head, mask=head < heads, other=1.0)
+        first = tl.minimum(tl.maximum(first / scale, -448.0), 448.0)
+        second = tl.minimum(tl.maximum(second / scale, -448.0), 448.0)
+    _store_halves(target, stride, first, second, heads, DIM, HEADS, HALF)
+
+
+@triton.jit
 def _kernel(
     out, q, k, v, positions, slots, cos_sin, k_pages, v_pages, q_norm, k_norm, hidden, row_scale, q_scale, k_scale,
-    v_scale, heads, kv_heads, q_stride, k_stride, v_stride, hidden_size, hidden_stride, eps,
+    v_scale, key_scales, value_scales, heads, kv_heads, q_stride, k_stride, v_stride, hidden_size, hidden_stride, eps,
     PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     HIDDEN_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -90,11 +103,11 @@ def _kernel(
             k_first, k_second, kv_heads, factor, k_scale, k_norm, eps, DIM, KV_HEADS, HALF, k_norm is not None, SCALED
         )
         turned, turned_too = key * cos - key_too * sin, key_too * cos + key * sin
-        _store_halves(k_pages + place, stride, turned, turned_too, kv_heads, DIM, KV_HEADS, HALF)
+        _store_head(k_pages + place, stride, turned, turned_too, kv_heads, key_scales, DIM, KV_HEADS, HALF)
         value, value_too = _normalised(
             v_first, v_second, kv_heads, factor, v_scale, k_norm, eps, DIM, KV_HEADS, HALF, False, SCALED
         )
-        _store_halves(v_pages + place, stride, value, value_too, kv_heads, DIM, KV_HEADS, HALF)
+        _store_head(v_pages + place, stride, value, value_too, kv_heads, value_scales, DIM, KV_HEADS, HALF)
 
 
 def kv_write(
@@ -113,6 +126,7 @@ def kv_write(
     hidden: Tensor | None = None,
     row_scale: Tensor | None = None,
     column_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     plan: None = None,
 ) -> Tensor:
     tokens, heads, dim = q.shape
@@ -121,6 +135,7 @@ def kv_write(
     scales: list[Tensor | None] = [None, None, None]
     if column_scale is not None:
         scales = list(column_scale.split([heads * dim, kv_heads * dim, kv_heads * dim]))
+    page_scales = (None, None) if kv_scales is None else kv_scales.unbind()
     hidden_size = 0
     if hidden is not None:
         hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
@@ -130,7 +145,8 @@ def kv_write(
         pdl = dependent_launch(q)
         _kernel[(tokens,)](
             out, q, k, v, positions.contiguous(), slots.contiguous(), cos_sin.contiguous(), k_pages, v_pages, q_norm,
-            k_norm, hidden, row_scale, *scales, heads, kv_heads, q.stride(0), k.stride(0), v.stride(0), hidden_size,
+            k_norm, hidden, row_scale, *scales, *page_scales, heads, kv_heads, q.stride(0), k.stride(0), v.stride(0),
+            hidden_size,
             0 if hidden is None else hidden.stride(0), eps,
             PAGE_SIZE=page_size, DIM=dim, HALF=triton.next_power_of_2(dim // 2),
             HEADS=triton.next_power_of_2(heads), KV_HEADS=triton.next_power_of_2(kv_heads),

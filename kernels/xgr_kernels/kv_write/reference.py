@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xgr_kernels.fp8 import quantise
 from xgr_kernels.scales import in_float32, inverse_rms, normalised, scaled
 
 
@@ -40,6 +41,7 @@ def kv_write(
     hidden: Tensor | None = None,
     row_scale: Tensor | None = None,
     column_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     how = plan or _plan(positions, slots, cos_sin)
@@ -51,6 +53,10 @@ def kv_write(
     if how.written is not None:
         k, v = k.index_select(0, how.written), v.index_select(0, how.written)
     page_size = k_pages.shape[2]
+    if kv_scales is not None:
+        k_scale, v_scale = kv_scales.unsqueeze(-1)
+        k, v = quantise(in_float32(k), k_scale).view(torch.uint8), quantise(in_float32(v), v_scale).view(torch.uint8)
+        k_pages, v_pages = k_pages.view(torch.uint8), v_pages.view(torch.uint8)  # torch copies FP8 in few ways
     for pages, own in ((k_pages, k), (v_pages, v)):
         own = own if own.dtype is pages.dtype else own.to(pages.dtype)
         if page_size == 1:

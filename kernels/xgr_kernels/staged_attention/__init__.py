@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.attention_plan import Plan
-from xgr_kernels.checks import check_heads, check_pages, check_shape
+from xgr_kernels.checks import check_heads, check_kv_scales, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
 __all__ = ["plan_staged_attention", "staged_attention", "whole_prefixes"]
@@ -26,13 +26,15 @@ def staged_attention(
     ancestors: Tensor,
     *,
     scale: float,
+    kv_scales: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
 
     q: [rows, heads, dim], request i owning rows row_starts[i] : row_starts[i + 1].
-    k_pages, v_pages: [pages, kv_heads, page_size, dim]; page_table: [requests, max_pages], or None for
-    `whole_prefixes`, whose page i is all of request i's prefix;
+    k_pages, v_pages: [pages, kv_heads, page_size, dim]; in FP8, kv_scales [2, kv_heads] float32 is what each head's
+    keys, then its values, are multiplied by; page_table: [requests, max_pages], or None for `whole_prefixes`, whose
+    page i is all of request i's prefix;
     prefix_lengths: [requests], zero allowed; row_starts: [requests + 1].
     suffix_k, suffix_v: [steps, rows, kv_heads, dim], at least one step; ancestors: [rows, steps]: the token of row r
     at step s lies at suffix[s, ancestors[r, s]], so a beam's keys stay where its ancestor wrote them.
@@ -41,6 +43,7 @@ def staged_attention(
     check_shape("q", q, (None, None, None))
     rows, heads, dim = q.shape
     check_pages(k_pages, v_pages, dim)
+    check_kv_scales(kv_scales, k_pages)
     kv_heads = k_pages.shape[1]
     check_heads(heads, kv_heads)
     check_shape("prefix_lengths", prefix_lengths, (None,))
@@ -67,6 +70,7 @@ def staged_attention(
         suffix_v,
         ancestors,
         scale=scale,
+        kv_scales=kv_scales,
         plan=plan,
     )
 
@@ -81,11 +85,13 @@ def plan_staged_attention(
     head_dim: int,
     page_size: int,
     dtype: torch.dtype,
+    page_dtype: torch.dtype | None = None,
 ) -> Plan | None:
     """Which program does what in every layer of one forward, computed on the device without a synchronisation.
 
     row_starts: [requests + 1]; prefix_lengths: [requests]; rows: q's, of which those at or beyond
-    row_starts[-1] are padding. None where the implementation needs no plan (the CPU's).
+    row_starts[-1] are padding; dtype: q's; page_dtype: the pages', None for q's. None where the implementation needs
+    no plan (the CPU's).
     """
     check_heads(heads, kv_heads)
     check_shape("row_starts", row_starts, (prefix_lengths.shape[0] + 1,))
@@ -98,20 +104,25 @@ def plan_staged_attention(
         head_dim=head_dim,
         page_size=page_size,
         dtype=dtype,
+        page_dtype=page_dtype or dtype,
     )
     return plan
 
 
 def whole_prefixes(
-    k_pages: Sequence[Tensor], v_pages: Sequence[Tensor], page_table: Tensor, prefix_lengths: Tensor
+    k_pages: Sequence[Tensor],
+    v_pages: Sequence[Tensor],
+    page_table: Tensor,
+    prefix_lengths: Tensor,
+    kv_scales: Sequence[Tensor | None] | None = None,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
     """Keys and values of all layers for several calls over the same prefixes, a copy: each [requests, kv_heads,
     longest or more, dim] in float32, to be handed to `staged_attention` without a page table.
 
-    k_pages, v_pages: of each layer. None where that would not pay: they would take too much memory, or the
-    implementation reads pages where they are (the kernel).
+    k_pages, v_pages, kv_scales: of each layer; the copies have been multiplied by the scales. None where that would
+    not pay: they would take too much memory, or the implementation reads pages where they are (the kernel).
     """
     gathered: tuple[Sequence[Tensor], Sequence[Tensor]] | None = implementation(
         "staged_attention", page_table, "whole_prefixes"
-    )(k_pages, v_pages, page_table, prefix_lengths)
+    )(k_pages, v_pages, page_table, prefix_lengths, kv_scales or [None] * len(k_pages))
     return gathered

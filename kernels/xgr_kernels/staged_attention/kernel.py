@@ -28,6 +28,7 @@ def staged_attention(
     ancestors: Tensor,
     *,
     scale: float,
+    kv_scales: Tensor | None = None,
     plan: Plan | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
@@ -36,7 +37,9 @@ def staged_attention(
     if plan is None:
         plan = _plan(row_starts, prefix_lengths, q, k_pages, tiling)
     suffix = Suffix(suffix_k, suffix_v, ancestors)
-    return attend(q, k_pages, v_pages, page_table, prefix_lengths, plan, scale=scale, causal=False, suffix=suffix)
+    return attend(
+        q, k_pages, v_pages, kv_scales, page_table, prefix_lengths, plan, scale=scale, causal=False, suffix=suffix
+    )  # fmt: skip
 
 
 def _plan(row_starts: Tensor, prefix_lengths: Tensor, q: Tensor, k_pages: Tensor, tiling: Tiling | None) -> Plan:
@@ -44,7 +47,7 @@ def _plan(row_starts: Tensor, prefix_lengths: Tensor, q: Tensor, k_pages: Tensor
     kv_heads, page_size = k_pages.shape[1:3]
     return plan(
         row_starts, prefix_lengths, rows=rows, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        page_size=page_size, dtype=q.dtype, tiling=tiling,
+        page_size=page_size, dtype=q.dtype, page_dtype=k_pages.dtype, tiling=tiling,
     )  # fmt: skip
 
 
@@ -58,12 +61,14 @@ def plan(
     head_dim: int,
     page_size: int,
     dtype: torch.dtype,
+    page_dtype: torch.dtype,
     tiling: Tiling | None = None,
 ) -> Plan:
     requests = len(prefix_lengths)
     if tiling is None:
         rows_of_head = rows * (heads // kv_heads)
-        tiling = choose_tiling(rows_of_head, requests, kv_heads, head_dim, page_size, dtype, row_starts.device)
+        device = row_starts.device
+        tiling = choose_tiling(rows_of_head, requests, kv_heads, head_dim, page_size, dtype, page_dtype, device)
     return make_plan(
         row_starts, prefix_lengths, tiling,
         rows=rows, heads=heads, kv_heads=kv_heads, dim=head_dim, dtype=dtype, causal=False,
@@ -75,7 +80,8 @@ def whole_prefixes(*_: object) -> None:
 
 
 def choose_tiling(
-    rows: int, requests: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype, device: torch.device
+    rows: int, requests: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype, page_dtype: torch.dtype,
+    device: torch.device,
 ) -> Tiling:  # fmt: skip
     """Two programs to a multiprocessor, with the context in parts where there would be fewer; rows: beams × group."""
     block_d = triton.next_power_of_2(dim)
@@ -84,6 +90,6 @@ def choose_tiling(
         return Tiling(16, block_n, block_d, 4, 2, 2 * MULTIPROCESSORS, 8, descriptors)
     block_m = max(16, min(64, triton.next_power_of_2(triton.cdiv(rows, requests))))
     programs = triton.cdiv(rows, block_m) * kv_heads
-    if block_m == 64 and programs > ENOUGH_PROGRAMS and pipelines(device, page_size, dim, dtype):
+    if block_m == 64 and programs > ENOUGH_PROGRAMS and pipelines(device, page_size, dim, page_dtype):
         return Tiling(64, 128, block_d, 4, 3, 2 * MULTIPROCESSORS, 16, True, pipelined=True)
     return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, 16, descriptors)

@@ -26,6 +26,7 @@ def staged_attention(
     ancestors: Tensor,
     *,
     scale: float,
+    kv_scales: Tensor | None = None,
     plan: None = None,
 ) -> Tensor:
     kv_heads = k_pages.shape[1]
@@ -38,7 +39,7 @@ def staged_attention(
         if page_table is None:
             keys, values = k_pages[:, :, : max(lengths)], v_pages[:, :, : max(lengths)]
         else:
-            keys, values = gather_pages((k_pages, v_pages), page_table, lengths)
+            keys, values = gather_pages(k_pages, v_pages, kv_scales, page_table, lengths)
         shared = _attend_prefix(scaled.view(len(beams), -1, *scaled.shape[1:]), keys, values, lengths)
         merged = _merge([part.flatten(0, 1) for part in shared], own).reshape(q.shape)
         return merged if merged.dtype is q.dtype else merged.to(q.dtype)
@@ -53,7 +54,7 @@ def staged_attention(
             out[rows] = own[0][rows].flatten(1, 2).to(out.dtype)
             continue
         table = part[:, None] if page_table is None else page_table.index_select(0, part)
-        keys, values = gather_pages((k_pages, v_pages), table, own_lengths)
+        keys, values = gather_pages(k_pages, v_pages, kv_scales, table, own_lengths)
         shared = _attend_prefix(scaled[index], keys, values, own_lengths)
         merged = _merge([part[real] for part in shared], [part[rows] for part in own])
         out[rows] = merged.flatten(1, 2).to(out.dtype)
@@ -136,7 +137,11 @@ def _merge(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def whole_prefixes(
-    k_pages: Sequence[Tensor], v_pages: Sequence[Tensor], page_table: Tensor, prefix_lengths: Tensor
+    k_pages: Sequence[Tensor],
+    v_pages: Sequence[Tensor],
+    page_table: Tensor,
+    prefix_lengths: Tensor,
+    kv_scales: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
     lengths = prefix_lengths.tolist()
     kv_heads, page_size, dim = k_pages[0].shape[1:]
@@ -144,7 +149,9 @@ def whole_prefixes(
     size = 2 * len(k_pages) * len(lengths) * longest * kv_heads * dim * 4
     if not 0 < size <= MOST_KEPT_BYTES or len(size_classes(lengths)) > 1:
         return None
-    gathered = join_pages((*k_pages, *v_pages), page_table, lengths)
+    scales = [(None, None) if own is None else own.unbind() for own in kv_scales]
+    keys_then_values = [own[kind] for kind in (0, 1) for own in scales]
+    gathered = join_pages((*k_pages, *v_pages), keys_then_values, page_table, lengths)
     return gathered[: len(k_pages)], gathered[len(k_pages) :]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from xgr_stream.catalog import Catalog
-from xgr_stream.config import EngineConfig, WindowConfig
+from xgr_stream.config import CacheConfig, EngineConfig, KvCacheDtype, WindowConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.context import EVENTS_AHEAD
 from xgr_stream.errors import ConfigError
@@ -53,6 +53,7 @@ class Workload:
     seed: int
     device: str
     dtype: Literal["float32", "bfloat16", "float16"] | None
+    kv_cache_dtype: KvCacheDtype = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class EngineBench:
             window=WindowConfig(max_events=workload.events + EVENTS_AHEAD),  # no next window is computed besides
             device=workload.device,
             dtype=workload.dtype,
+            cache=CacheConfig(kv_cache_dtype=workload.kv_cache_dtype),
         )
         self._engine = Engine.load(model, Catalog.load(workload.catalog), config=config)
         if set(self._engine.catalog.available.tolist()) != {True}:
@@ -123,10 +125,11 @@ class EngineBench:
 
     def description(self) -> str:
         workload, model = self._workload, self._engine.model
+        in_fp8 = ", KV cache in FP8" if workload.kv_cache_dtype == "fp8" else ""
         return (
             f"{model.config.model_type}, {model.config.num_layers} layers, hidden size {model.config.hidden_size}, "
             f"{' × '.join(map(str, model.tokens.codes))} codes, {self._engine.catalog.num_items} items; beam "
-            f"{workload.beam}, {workload.events} events; {platform.machine()}, {workload.device}, "
+            f"{workload.beam}, {workload.events} events{in_fp8}; {platform.machine()}, {workload.device}, "
             f"{workload.threads} torch thread(s), "
             f"torch {torch.__version__}, seed {workload.seed}; medians (fastest to slowest)"
         )

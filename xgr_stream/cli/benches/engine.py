@@ -216,6 +216,7 @@ def _against(setting: Setting, batches: Sequence[int], output: Output, *, compar
             seed=setting.seed,
             device=setting.device or "cpu",
             dtype=setting.dtype,
+            kv_cache_dtype=setting.kv_cache_dtype or "auto",
             **numbers,
         )
         run = EngineBench(workload)

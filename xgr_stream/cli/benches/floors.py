@@ -67,15 +67,18 @@ class Floors:
         dtype: torch.dtype,
         device: torch.device,
         fp8: bool = False,
+        fp8_pages: bool = False,
     ) -> None:
         """`codes`, `nodes` per level: what the head's slice scores, and the semantic IDs that the catalog has, which
-        bound a level's beams."""
+        bound a level's beams. `fp8`: the layers' products are of FP8 factors; `fp8_pages`: prefixes are cached in
+        FP8."""
         self._config = config
         self._codes = tuple(codes)
         self._nodes = tuple(nodes)
         self._dtype = dtype
         self._device = device
         self._fp8 = fp8
+        self._page_dtype = FP8 if fp8_pages else dtype
         self._ms: dict[tuple[str, int, int], float] = {}
 
     @cached_property
@@ -112,7 +115,7 @@ class Floors:
 
     def _attention_ms(self, cell: Cell, rows: int) -> float:
         config = self._config
-        token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * self._dtype.itemsize
+        token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * self._page_dtype.itemsize
         operations = 4 * rows * config.num_heads * config.head_dim * cell.context * config.num_layers
         moved = cell.batch * cell.context * token_bytes
         return max(moved / self.copy_bytes_per_ms, operations / self.operations_per_ms)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
+from xgr_stream.config import KvCacheDtype
 from xgr_stream.testing.shapes import SHAPES
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -28,6 +29,8 @@ class Setting:
     device: str | None
     dtype: Literal["float32", "bfloat16", "float16"] | None
     fp8: bool
+    kv_cache_dtype: KvCacheDtype | None
+    """None: `auto`, or what the bench compares."""
     threads: int
     seed: int
 
@@ -68,6 +71,11 @@ _SETTING_OPTIONS = (
         "--dtype", type=click.Choice(DTYPES), help="What it computes in.  [default: bfloat16 on a GPU, else float32]"
     ),
     click.option("--fp8", is_flag=True, help="Weights of the products in FP8."),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(get_args(KvCacheDtype)),
+        help="What cached keys and values are kept in: what the model computes in, or FP8.  [default: auto]",
+    ),
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads on the CPU."),
     click.option("--seed", default=0, show_default=True, help="Of weights, catalog and histories."),
 )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from xgr_stream.cache import PagePool
 from xgr_stream.catalog import Catalog
 from xgr_stream.cli.benches.floors import Floors
 from xgr_stream.cli.benches.options import Setting
 from xgr_stream.cli.benches.report import environment
-from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
+from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, KvCacheDtype, WindowConfig
 from xgr_stream.engine import Engine, Switches
 from xgr_stream.engine.context import EVENTS_AHEAD
+from xgr_stream.engine.sizing import page_bytes
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
@@ -81,7 +81,8 @@ class Subject:
             "model": f"{name} ({weights}), {config.num_layers} layers, hidden size {config.hidden_size}, "
             f"{config.num_heads} heads and {config.num_kv_heads} KV heads of {config.head_dim}, vocabulary of "
             f"{config.vocab_size}, {str(self.model.decoder.dtype).removeprefix('torch.')}"
-            + (", products in FP8" if setting.fp8 else ""),
+            + (", products in FP8" if setting.fp8 else "")
+            + (", KV cache in FP8" if setting.kv_cache_dtype == "fp8" else ""),
             "catalog": f"{' x '.join(map(str, self.catalog.codes))} codes, {self.catalog.num_items} items, prefixes "
             f"per level {' / '.join(str(self.catalog.trie.num_nodes(d + 1)) for d in range(self.levels))}",
             "seed": setting.seed,
@@ -99,6 +100,7 @@ class Subject:
             dtype=decoder.dtype,
             device=self.device,
             fp8=self.setting.fp8,
+            fp8_pages=self.setting.kv_cache_dtype == "fp8",
         )
 
     def users(self, count: int, context: int, *, before: int = 0, after: int = 0) -> Users:
@@ -135,35 +137,30 @@ class Subject:
         rows: int | None = None,
         switches: Switches | None = None,
         host: bool = False,
+        kv_cache_dtype: KvCacheDtype | None = None,
     ) -> Engine:
         """An engine that keeps all these users warm, as far as the device's memory goes, and decodes up to `rows` beams
-        at once. `host`: with as much host memory behind."""
+        at once. `host`: with as much host memory behind. `kv_cache_dtype`: instead of the setting's."""
         # An earlier engine's memory and graphs go now: not while this one captures its own.
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        page_size = CacheConfig().page_size
-        config = users.model.config
+        cache = CacheConfig(kv_cache_dtype=kv_cache_dtype or self.setting.kv_cache_dtype or "auto")
+        each = page_bytes(users.model, cache)
         dtype = users.model.decoder.dtype
-        page_bytes = PagePool.page_bytes(
-            layers=config.num_layers,
-            page_size=page_size,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=dtype,
-        )
-        pages = int(SPARE * (len(users.steps[0]) + 1)) * -(-users.positions // page_size)
+        pages = int(SPARE * (len(users.steps[0]) + 1)) * -(-users.positions // cache.page_size)
         if self.device.type == "cuda":
             free, _total = torch.cuda.mem_get_info(self.device)
-            pages = min(pages, (free - KEPT_FREE) // page_bytes)
+            pages = min(pages, (free - KEPT_FREE) // each)
         engine_config = EngineConfig(
             beam_width=beam,
             device=str(self.device),
             dtype=cast(Any, str(dtype).removeprefix("torch.")),
             window=WindowConfig(max_events=users.max_events),
-            cache=CacheConfig(
-                budget_bytes=pages * page_bytes,
-                host_bytes=pages * (page_bytes + config.hidden_size * dtype.itemsize) if host else 0,
+            cache=replace(
+                cache,
+                budget_bytes=pages * each,
+                host_bytes=pages * (each + users.model.config.hidden_size * dtype.itemsize) if host else 0,
             ),
             max_batch_rows=max(EngineConfig().max_batch_rows, rows or 0),
         )

@@ -13,6 +13,8 @@ from xgr_stream.cache import DecayedRate, GreedyDual, LeastRecentlyUsed, Worth
 from xgr_stream.cli.benches.options import Output, output_options
 from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.cli.benches.tier_simulation import PAGE_TOKENS, Costs, Simulation, trace
+from xgr_stream.cli.kv_cache import kv_cache_dtype_option
+from xgr_stream.config import KvCacheDtype
 from xgr_stream.engine.sizing import HALF_LIFE, LEAST_HALF_LIFE
 
 GB = 1_000_000_000
@@ -30,7 +32,8 @@ PRESETS = {
     "qwen3-1.7b": Costs(5000, 114_688, warm_ms=5.5, cold_ms=36.0, copy_bytes_per_s=50e9),
     "small-0.1b": Costs(1000, 12 << 10, warm_ms=1.5, cold_ms=4.0, copy_bytes_per_s=50e9),
 }
-"""Of qwen3-1.7b: docs/performance.md. The times of small-0.1b are assumed, to be given by who has measured them."""
+"""In bfloat16. Of qwen3-1.7b: docs/performance.md. The times of small-0.1b are assumed, to be given by who has measured
+them."""
 
 
 @click.command()
@@ -56,6 +59,7 @@ PRESETS = {
     help="Sessions at once, of the events and then the request of one user; 0: each is of a user drawn anew.",
 )
 @click.option("--seed", default=0, show_default=True)
+@kv_cache_dtype_option
 @output_options
 def tiers(
     shape: str,
@@ -72,6 +76,7 @@ def tiers(
     zipf: float,
     sessions: int,
     seed: int,
+    kv_cache_dtype: KvCacheDtype,
     output: Output,
 ) -> None:
     """Simulate a cache that users outnumber: plain LRU, GreedyDual and the policy that serves, without lower tiers and
@@ -84,6 +89,7 @@ def tiers(
     costs = replace(
         preset,
         tokens=context or preset.tokens,
+        bytes_per_token=preset.bytes_per_token // (2 if kv_cache_dtype == "fp8" else 1),
         warm_ms=warm_ms or preset.warm_ms,
         cold_ms=cold_ms or preset.cold_ms,
         copy_bytes_per_s=copy_gb_per_s * GB,
@@ -95,7 +101,7 @@ def tiers(
         raise click.UsageError(f"--device-gb must hold one user, {own * page_bytes / GB:.3f}, not {device_gb}")
     half_life = max(LEAST_HALF_LIFE, HALF_LIFE * (pages // own))
     setting: dict[str, object] = {
-        "shape": f"{shape}, {costs.tokens} tokens of {costs.bytes_per_token} bytes",
+        "shape": f"{shape}, {costs.tokens} tokens of {costs.bytes_per_token} bytes ({kv_cache_dtype})",
         "costs": f"warm {costs.warm_ms} ms, cold {costs.cold_ms} ms, copy {costs.copy_ms:.2f} ms",
         "memory": f"{pages // own} users on the device, {host_pages // own} more in host memory",
         "trace": f"{users} users by Zipf {zipf}, {requests} requests after {warm_up}, {events} events each, "
