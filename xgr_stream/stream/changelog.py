@@ -71,11 +71,18 @@ def forget_entry(user_id: str, offset: int) -> Entry:
 
 def entry_of(event: UserEvent, offset: int, applied: Applied, history: HistoryStore) -> Entry:
     """What to write for an event that was just applied: its delta, or the segment that it completed."""
-    if applied.sealed is None:
-        key = delta_key(event.user_id, applied.number, applied.life)
-        return Entry(key, _pack((MAJOR, offset, event.item_id, event.action)))
-    segment = history.segment(event.user_id, applied.sealed)
-    return Entry(segment_key(event.user_id, applied.sealed, applied.life), _pack((MAJOR, *segment)))
+    return Entry(*written(event.user_id, event.item_id, event.action, offset, applied, history))
+
+
+def written(
+    user_id: str, item_id: str, action: str | None, offset: int, applied: Applied, history: HistoryStore
+) -> tuple[bytes, bytes]:
+    """`entry_of`, from an event's fields, as key and value."""
+    number, sealed, life = applied
+    if sealed is None:
+        key = _pack((_DELTA, user_id, number) if life == FIRST_LIFE else (_DELTA, user_id, number, life))
+        return key, _pack((MAJOR, offset, item_id, action))
+    return segment_key(user_id, sealed, life), _pack((MAJOR, *history.segment(user_id, sealed)))
 
 
 def superseded_by(user_id: str, sealed: int, config: HistoryConfig, life: int = FIRST_LIFE) -> list[Entry]:
