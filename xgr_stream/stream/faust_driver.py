@@ -47,6 +47,8 @@ class FaustDriver(Service):
         self._make_setup = make_setup
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
         self._early: list[Event] = []
+        self._gathered: list[Event] = []
+        """What the actors got in this turn of the loop."""
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
@@ -69,6 +71,7 @@ class FaustDriver(Service):
         """Raises `TopologyError` for topics that do not belong together: the app then does not start."""
         self._open.clear()
         self._early.clear()
+        self._gathered.clear()
         self._draining = None
         self.runtime = Runtime(
             self._make_setup(),
@@ -97,11 +100,13 @@ class FaustDriver(Service):
         await asyncio.shield(self._draining)
 
     async def _drained(self) -> None:
+        self._take_gathered()
         if self.runtime is not None:
             await self.runtime.drain(self._recommender.config.shutdown_timeout_s)
         # Faust keeps weak references to what it waits for.
         self._open.clear()
         self._early.clear()
+        self._gathered.clear()
         self._progress.set()
 
     def _end_offset(self, topic: str, partition: int) -> int | None:
@@ -119,13 +124,28 @@ class FaustDriver(Service):
 
     async def _consume(self, stream: Any) -> None:
         async for events in batches(stream):
-            self.take(events)
+            self._gather(events)
             tp = events[-1].message.tp
             while self._must_rest(tp.topic, tp.partition):
                 self._note_resting(tp.topic, tp.partition, rests=True)
                 self._progress.clear()
                 await self._progress.wait()
             self._note_resting(tp.topic, tp.partition, rests=False)
+
+    def _gather(self, events: list[Event]) -> None:
+        """Have these taken at the end of this turn of the loop, with what the other partitions' actors get in it: each
+        actor has a few events at a time, and to wake the device thread and the publisher takes longer than they do."""
+        if self._draining is not None and self._draining.done():
+            return  # let go: Faust would wait for what is kept
+        if not self._gathered:
+            asyncio.get_running_loop().call_soon(self._take_gathered)
+        self._gathered += events
+
+    def _take_gathered(self) -> None:
+        """Events before requests, so that a request sees what its user did before it."""
+        gathered, self._gathered = self._gathered, []
+        requests = self._recommender.config.topics.requests
+        self.take(sorted(gathered, key=lambda event: event.message.topic == requests))
 
     def take(self, events: Iterable[Event]) -> None:
         """Hand events to the processor, each partition's in offset order. Never raises."""
