@@ -42,10 +42,12 @@ class Durations(Collector):
     """A histogram of seconds with one label, observed on one thread and read on any. prometheus-client's own takes a
     lock or two and a walk through the buckets: 2 µs, and each request needs five."""
 
+    _type = "histogram"  # as prometheus-client's have it, for whoever asks all metrics what they are
+
     def __init__(
         self, name: str, description: str, label: str, buckets_s: Sequence[float], registry: CollectorRegistry
     ) -> None:
-        self._name, self._description, self._label = name, description, label
+        self._name, self._description, self._labelnames = name, description, (label,)
         self._bounds = tuple(buckets_s)
         self._counts: dict[str, list[int]] = {}
         """By label: observations in each bucket, and in a last one beyond the bounds."""
@@ -66,7 +68,7 @@ class Durations(Collector):
         self._sums[value] += seconds
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._description, labels=[self._label])
+        family = HistogramMetricFamily(self._name, self._description, labels=self._labelnames)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         for value, counts in list(self._counts.items()):
             family.add_metric([value], list(zip(names, accumulate(counts), strict=True)), self._sums[value])

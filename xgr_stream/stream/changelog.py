@@ -42,6 +42,9 @@ class Entry(NamedTuple):
     value: bytes | None
 
 
+_new = tuple.__new__
+"""Makes a named tuple in half the time that its own constructor takes."""
+
 _pack = msgpack.Packer(use_bin_type=True).pack
 
 
@@ -160,12 +163,12 @@ def _restore_plain(restoring: PartitionRestore, key: bytes | None, value: bytes 
     if kind == _DELTA:
         if type(items) is not str or (actions is not None and type(actions) is not str):
             return False
-        restoring.delta(user_id, number, Delta(offset, items, actions))
+        restoring.delta(user_id, number, _new(Delta, (offset, items, actions)))
         return True
     if kind != _SEGMENT or type(items) is not list or actions is not None:
         return False
     "".join(items)  # a TypeError unless all are strings
-    restoring.segment(user_id, number, Segment(offset, items, None))
+    restoring.segment(user_id, number, _new(Segment, (offset, items, None)))
     return True
 
 

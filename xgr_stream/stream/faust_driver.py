@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 Event = EventT[Any]
 
 MAX_BATCH = 100
+EVENTS_WAIT_S, REQUESTS_WAIT_S = 0.02, 0.001
+"""Between two times that records are taken, unless there are `MAX_BATCH`: while they come in a row."""
 APP_POLL_S = 3_600.0
 
 
@@ -48,7 +50,10 @@ class FaustDriver(Service):
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
         self._early: list[Event] = []
         self._gathered: list[Event] = []
-        """What the actors got in this turn of the loop."""
+        """What the actors got and nobody has taken yet."""
+        self._due: asyncio.TimerHandle | None = None
+        """When it is taken."""
+        self._taken_at = float("-inf")
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
@@ -133,16 +138,29 @@ class FaustDriver(Service):
             self._note_resting(tp.topic, tp.partition, rests=False)
 
     def _gather(self, events: list[Event]) -> None:
-        """Have these taken at the end of this turn of the loop, with what the other partitions' actors get in it: each
-        actor has a few events at a time, and to wake the device thread and the publisher takes longer than they do."""
+        """Have these taken together with what comes right after them: Faust hands out one record in a turn of its loop,
+        and to wake the device thread and the publisher for each takes longer than the record. Whatever comes after a
+        pause is taken at once, and events at the latest with the next request."""
         if self._draining is not None and self._draining.done():
             return  # let go: Faust would wait for what is kept
-        if not self._gathered:
-            asyncio.get_running_loop().call_soon(self._take_gathered)
         self._gathered += events
+        if len(self._gathered) >= MAX_BATCH:
+            self._take_gathered()
+            return
+        asked = events[0].message.topic == self._recommender.config.topics.requests
+        loop = asyncio.get_running_loop()
+        due = max(loop.time(), self._taken_at + (REQUESTS_WAIT_S if asked else EVENTS_WAIT_S))
+        if self._due is None or due < self._due.when():
+            if self._due is not None:
+                self._due.cancel()
+            self._due = loop.call_at(due, self._take_gathered)
 
     def _take_gathered(self) -> None:
         """Events before requests, so that a request sees what its user did before it."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        self._taken_at = asyncio.get_running_loop().time()
         gathered, self._gathered = self._gathered, []
         requests = self._recommender.config.topics.requests
         self.take(sorted(gathered, key=lambda event: event.message.topic == requests))
