@@ -32,7 +32,7 @@ from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.shadow import Shadow
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
-from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse
+from xgr_stream.types import CacheState, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
