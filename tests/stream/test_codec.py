@@ -116,3 +116,44 @@ def test_mistyped_fields_are_named(message: dict, key: bytes | None) -> None:
     for parse in (protocol.parse_event, protocol.parse_request):
         reason = refusal(parse, readable, key)
         assert not reason or any(name in reason for name in (*fields, *rare_fields))
+
+
+extensions = st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=8)) | st.builds(
+    msgpack.Timestamp, st.integers(0, 2**33)
+)
+events = st.dictionaries(st.sampled_from((*fields, "timestamp_ms", "x")), values | extensions, max_size=16).map(
+    lambda message: {"v": 1, "item_id": "item-1", **message}
+)
+
+
+@given(events, st.none() | st.sampled_from([b"u", b"", b"\xff", "ü".encode(), b"x" * 257]))
+@example({"v": True, "item_id": "i"}, b"u")
+@example({"v": 1, "item_id": "i", "user_id": "u", "action": "buy", "timestamp_ms": 5}, b"u")
+@example({"v": 1, "item_id": "i", "user_id": "other"}, b"u")
+@example({"v": 1, "item_id": "i", "timestamp_ms": -1}, b"u")
+@example({"v": 1, "item_id": "i", "action": ""}, b"u")
+@example({"v": 1, "item_id": "i", 5: "u"}, b"u")
+@example({"v": 1, "item_id": "i", "x": msgpack.Timestamp(5)}, b"u")
+@example({"v": 1, "item_id": "i", "x": "y" * 1_024}, b"u")
+def test_the_short_way_of_an_event_is_the_long_one(message: dict[str, object], key: bytes | None) -> None:
+    data: bytes = msgpack.packb(message)
+    short = codec.decode_short(data)
+    if short is None:
+        return
+    assert short == codec.decode(data, LIMIT)
+    plain = protocol.plain_event(short, key)
+    if plain is not None:
+        event = protocol.parse_event(short, key)
+        assert plain == (event.user_id, event.item_id, event.action)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"{}", b"\xc0", b"\x81\xa1a", b"\x81\xa1a\x01\x01"])
+def test_what_is_not_short_or_not_sound_is_for_the_long_way(data: bytes) -> None:
+    assert codec.decode_short(data) is None
+
+
+def test_a_plain_event_goes_the_short_way() -> None:
+    message = {"v": 1, "user_id": "u", "item_id": "item-1", "action": "buy", "timestamp_ms": 5, "unknown": [1]}
+    short = codec.decode_short(msgpack.packb(message))
+    assert short is not None
+    assert protocol.plain_event(short, b"u") == ("u", "item-1", "buy")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import faust
@@ -13,7 +13,7 @@ from faust.types import TP
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.metrics import Metrics
-from xgr_stream.stream import codec
+from xgr_stream.stream import codec, faust_driver
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
@@ -34,8 +34,11 @@ def app(tmp_path: Any) -> faust.App:
 
 
 @pytest.fixture
-async def driver(app: faust.App) -> AsyncIterator[FaustDriver]:
-    """A driver whose runtime was never started: nothing is sent, and the test plays the broker."""
+async def driver(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FaustDriver]:
+    """A driver whose runtime was never started: nothing is sent, and the test plays the broker. Records do not wait
+    for each other."""
+    monkeypatch.setattr(faust_driver, "EVENTS_WAIT_S", 0.0)
+    monkeypatch.setattr(faust_driver, "REQUESTS_WAIT_S", 0.0)
     config = StreamConfig(partitioner="any")
 
     def make_setup() -> Setup:
@@ -98,6 +101,40 @@ async def test_events_are_acknowledged_in_offset_order(driver: FaustDriver) -> N
         assert [event.acked for event in events] == [[0], [], [], []]
         acknowledge(driver, outputs[1:2])
         assert [event.acked for event in events] == [[0], [1], [2], [3]]
+
+
+async def test_records_that_come_in_a_row_are_taken_together(
+    driver: FaustDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first at once; events wait for each other, and go with the next request, before it."""
+    monkeypatch.setattr(faust_driver, "EVENTS_WAIT_S", 3_600.0)
+    took: list[list[str]] = []
+    take = driver.take
+
+    def watched(events: Iterable[Any]) -> None:
+        listed = list(events)
+        took.append([event.message.topic for event in listed])
+        take(listed)
+
+    monkeypatch.setattr(driver, "take", watched)
+    topics = driver._recommender.config.topics
+    request = codec.encode({"v": 1, "request_id": "one", "k": 2, "timeout_ms": 60_000}, "msgpack")
+    async with driver.events.test_context() as events, driver.requests.test_context() as requests:
+        await put(events, event_bytes())
+        assert [len(topics) for topics in took] == [1]
+        for _ in range(3):
+            await put(events, event_bytes())
+        assert len(took) == 1
+        await put(requests, request)
+        assert took[1:] == [[topics.events] * 3 + [topics.requests]]
+        for _ in range(faust_driver.MAX_BATCH):
+            await put(events, event_bytes())
+        assert took[2:] == [[topics.events] * faust_driver.MAX_BATCH]
+        await put(events, event_bytes())
+        await driver._drain()
+        assert took[3:] == [[topics.events]]
+        await put(events, event_bytes())
+        assert not driver._gathered
 
 
 async def test_a_worker_is_not_ready_from_when_it_begins_to_shut_down(driver: FaustDriver) -> None:

@@ -42,3 +42,17 @@ def test_committable_is_the_end_of_the_unbroken_run(offsets: set[int], seed: int
         run = [o for o in sorted(offsets) if all(o < other for other in still_open)]
         assert tracker.committable == (run[-1] + 1 if run else None)
         assert tracker.pending == len(offsets) - len(run)
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.lists(st.lists(st.integers(0, 60), max_size=8), max_size=8))
+def test_offsets_acknowledged_together_count_as_one_by_one(offsets: set[int], slices: list[list[int]]) -> None:
+    together, singly = OffsetTracker(), OffsetTracker()
+    for offset in sorted(offsets):
+        together.take(offset)
+        singly.take(offset)
+    for acknowledged in slices:
+        together.acknowledge_all(acknowledged)
+        for offset in acknowledged:
+            singly.acknowledge(offset)
+        assert (together.committable, together.pending) == (singly.committable, singly.pending)
+        assert together.progress() == singly.progress()

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 @click.option("--session-timeout", default=6.0, type=click.FloatRange(1), metavar="SECONDS", help="Of the workers.")
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="The workers' driver.")
 @click.option("--transactional", is_flag=True, help="Workers with transactions: no answer may be seen twice.")
+@click.option(
+    "--standby/--no-standby",
+    default=None,
+    help="Workers keep copies of each other's histories, or not.  [default: with every second seed]",
+)
 @click.option("--logs", type=click.Path(file_okay=False), help="Keep the workers' logs of runs with differences here.")
 def soak(
     kafka_home: str | None,
@@ -47,6 +52,7 @@ def soak(
     session_timeout: float,
     driver: Literal["kafka", "faust"],
     transactional: bool,
+    standby: bool | None,
     logs: str | None,
 ) -> None:
     """Run workers under load and faults, and audit what they did. Ends with 1 if anything is off.
@@ -78,10 +84,11 @@ def soak(
             session_timeout_s=session_timeout,
             driver=driver,
             transactional=transactional,
+            standby=seed % 2 == 1 if standby is None else standby,
             kinds=kinds,
             nodes=int(nodes),
         )
-        how = ", transactions" if transactional else ""
+        how = (", transactions" if transactional else "") + (", standby copies" if plan.standby else "")
         click.echo(f"seed {seed}: {minutes:g} min, {workers} workers ({driver} driver{how})")
         findings = asyncio.run(run(plan, kafka_home, broker, click.echo, None if logs is None else Path(logs)))
         _show(findings)

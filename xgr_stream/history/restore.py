@@ -68,7 +68,8 @@ class PartitionRestore:
         if delta is None:
             self._delete_delta(user_id, number, life)
             return
-        user = self._user(user_id)
+        held = self.users.get(user_id)
+        user = self._user(user_id) if isinstance(held, PackedUsers) else held
         if user is None or user.life != life:
             if not self._lives(user_id, life):
                 self._stale.deltas.add(numbered(user_id, number, life))
@@ -91,7 +92,8 @@ class PartitionRestore:
         if segment is None:
             self._delete_segment(user_id, number, life)
             return
-        user = self._user(user_id)
+        held = self.users.get(user_id)
+        user = self._user(user_id) if isinstance(held, PackedUsers) else held
         if user is None or user.life != life:
             if not self._lives(user_id, life):
                 self._stale.segments.add(numbered(user_id, number, life))

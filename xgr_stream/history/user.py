@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -128,8 +129,8 @@ class UserHistory:
     def extend(self, items: Sequence[int], actions: Sequence[int] | None) -> None:
         """Add several events; `actions` None: none has one. A buffer that has no room for them is filled exactly."""
         count = len(items)
-        item_bytes = struct.pack(f"={count}i", *items)
-        action_bytes = b"\xff\xff" * count if actions is None else struct.pack(f"={count}h", *actions)
+        item_bytes = array("i", items).tobytes()
+        action_bytes = b"\xff\xff" * count if actions is None else array("h", actions).tobytes()
         capacity = len(self.buffer) // EVENT_BYTES
         start, end = self.start, self.end
         if end + count <= capacity:

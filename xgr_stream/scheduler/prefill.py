@@ -125,4 +125,4 @@ class Prefills:
         return prefill.engine in self._versions.engines and (prefill.work is None or self._waits(prefill.work))
 
     def _waits(self, work: Work) -> bool:
-        return work.waits and not work.future.cancelled() and not work.expired(self._clock.now())
+        return work.waits and not work.promise.cancelled() and not work.expired(self._clock.now())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from itertools import islice
 
 from xgr_stream.errors import DeadlineExceeded, OverCapacity, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.policy import Queued, admit, batching_s, due_at, is_pressed, order_of
+from xgr_stream.scheduler.promise import Promise
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 LONG = 0.25
@@ -25,10 +25,10 @@ class Work:
         "due",
         "fell_back",
         "foreseen_s",
-        "future",
         "long",
         "partition",
         "prefilled",
+        "promise",
         "queued",
         "ready",
         "request",
@@ -63,16 +63,16 @@ class Work:
         self.waits = False
         """Whether it is in the queue."""
         self.running = False
-        """Whether its future was told so; it can't be withdrawn any more."""
-        self.future: Future[RecommendResponse] = Future()
+        """Whether it can't be withdrawn any more."""
+        self.promise = Promise()
 
     def fail(self, error: XgrError) -> None:
-        if self.running or self.future.set_running_or_notify_cancel():
-            self.future.set_result(RecommendResponse.failure(self.request.request_id, self.request.user_id, error))
+        if self.run():
+            self.promise.set_result(RecommendResponse.failure(self.request.request_id, self.request.user_id, error))
 
     def run(self) -> bool:
         """Note that it is being computed; False if it was withdrawn before."""
-        self.running = self.running or self.future.set_running_or_notify_cancel()
+        self.running = self.running or self.promise.start()
         return self.running
 
     def expired(self, now: float) -> bool:
@@ -153,7 +153,9 @@ class WorkQueue:
     def take_gone(self, now: float) -> list[Work]:
         """Take out those whose time is up and those that were withdrawn."""
         with self._lock:
-            gone = [work for work in self._works if work.expired(now) or (not work.running and work.future.cancelled())]
+            gone = [
+                work for work in self._works if work.expired(now) or (not work.running and work.promise.cancelled())
+            ]
             for work in gone:
                 self._remove(work)
             return gone

@@ -28,10 +28,11 @@ from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.policy import hold_s
 from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
 from xgr_stream.scheduler.prefill import Prefills
+from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.shadow import Shadow
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
-from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse
+from xgr_stream.types import CacheState, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,12 @@ class _Warming(NamedTuple):
 
 
 class DeviceWorker:
-    """Runs the engines of a device on a thread of its own. Every future it gives out is resolved, with a response.
+    """Runs the engines of a device on a thread of its own. Every promise it gives is kept, with a response.
 
     A batch is of one version of the model. What fails on a challenger is answered by the primary.
 
-    `submit`, `want_append`, `call` and `forget` may be called on any thread and never block. Futures are resolved on
-    the device thread, or inside `submit` for a request that is refused: their callbacks must be short and must not
+    `submit`, `want_append`, `call` and `forget` may be called on any thread and never block. Promises are kept
+    on the device thread, or inside `submit` for a request that is refused: their callbacks must be short and must not
     raise. `on_lost` is called once, on the device thread, when the device gives nothing but errors any more: all that
     waits has been answered then, and so is all that still comes.
     """
@@ -134,15 +135,15 @@ class DeviceWorker:
 
     def submit(
         self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
-    ) -> Future[RecommendResponse]:
+    ) -> Promise:
         """Answer a request from the user's history as `view` has it. `deadline` is on `Clock.now()`: a request that
         can't be answered by then, as far as step times are known, is refused at once with `over_capacity`, and one
         whose time is up before its decode starts is answered `deadline_exceeded`. Partitions that wait share the
-        device equally. Cancel the future to withdraw the request."""
+        device equally. Cancel the promise to withdraw the request."""
         rows = request.rows(self._config.beam_width)
         work = Work(request, view, deadline, rows, partition)
         self._intake.submit(work)
-        return work.future
+        return work.promise
 
     def want_append(self, view: HistoryView) -> None:
         """Bring the user's prefix up to `view` when there is time; a later view replaces it."""
@@ -381,7 +382,7 @@ class DeviceWorker:
                 response = replace(response, cache=CacheState.COLD)
             if work.foreseen_s:
                 self._pace.kept(work.foreseen_s, now - work.arrived)
-            work.future.set_result(response)
+            work.promise.set_result(response)
             if shadow is not None:
                 shadow.answered(work.request, work.view, response)
         self._metrics.count_model(

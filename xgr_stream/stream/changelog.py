@@ -42,6 +42,9 @@ class Entry(NamedTuple):
     value: bytes | None
 
 
+_new = tuple.__new__
+"""Makes a named tuple in half the time that its own constructor takes."""
+
 _pack = msgpack.Packer(use_bin_type=True).pack
 
 
@@ -71,11 +74,18 @@ def forget_entry(user_id: str, offset: int) -> Entry:
 
 def entry_of(event: UserEvent, offset: int, applied: Applied, history: HistoryStore) -> Entry:
     """What to write for an event that was just applied: its delta, or the segment that it completed."""
-    if applied.sealed is None:
-        key = delta_key(event.user_id, applied.number, applied.life)
-        return Entry(key, _pack((MAJOR, offset, event.item_id, event.action)))
-    segment = history.segment(event.user_id, applied.sealed)
-    return Entry(segment_key(event.user_id, applied.sealed, applied.life), _pack((MAJOR, *segment)))
+    return Entry(*written(event.user_id, event.item_id, event.action, offset, applied, history))
+
+
+def written(
+    user_id: str, item_id: str, action: str | None, offset: int, applied: Applied, history: HistoryStore
+) -> tuple[bytes, bytes]:
+    """`entry_of`, from an event's fields, as key and value."""
+    number, sealed, life = applied
+    if sealed is None:
+        key = _pack((_DELTA, user_id, number) if life == FIRST_LIFE else (_DELTA, user_id, number, life))
+        return key, _pack((MAJOR, offset, item_id, action))
+    return segment_key(user_id, sealed, life), _pack((MAJOR, *history.segment(user_id, sealed)))
 
 
 def superseded_by(user_id: str, sealed: int, config: HistoryConfig, life: int = FIRST_LIFE) -> list[Entry]:
@@ -153,12 +163,12 @@ def _restore_plain(restoring: PartitionRestore, key: bytes | None, value: bytes 
     if kind == _DELTA:
         if type(items) is not str or (actions is not None and type(actions) is not str):
             return False
-        restoring.delta(user_id, number, Delta(offset, items, actions))
+        restoring.delta(user_id, number, _new(Delta, (offset, items, actions)))
         return True
     if kind != _SEGMENT or type(items) is not list or actions is not None:
         return False
     "".join(items)  # a TypeError unless all are strings
-    restoring.segment(user_id, number, Segment(offset, items, None))
+    restoring.segment(user_id, number, _new(Segment, (offset, items, None)))
     return True
 
 

@@ -240,12 +240,6 @@ def membership(consumer: AIOKafkaConsumer) -> Membership:
 
 def record_of(message: Any) -> Record:
     """What an aiokafka consumer returned, as a record."""
-    return Record(
-        message.topic,
-        message.partition,
-        message.offset,
-        message.key,
-        message.value,
-        message.timestamp,
-        tuple(message.headers),
-    )
+    m = message
+    # Half the time of the named tuple's own constructor.
+    return tuple.__new__(Record, (m.topic, m.partition, m.offset, m.key, m.value, m.timestamp, tuple(m.headers)))

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 Event = EventT[Any]
 
 MAX_BATCH = 100
+EVENTS_WAIT_S, REQUESTS_WAIT_S = 0.02, 0.001
+"""Between two times that records are taken, unless there are `MAX_BATCH`: while they come in a row."""
 APP_POLL_S = 3_600.0
 
 
@@ -47,6 +49,11 @@ class FaustDriver(Service):
         self._make_setup = make_setup
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
         self._early: list[Event] = []
+        self._gathered: list[Event] = []
+        """What the actors got and nobody has taken yet."""
+        self._due: asyncio.TimerHandle | None = None
+        """When it is taken."""
+        self._taken_at = float("-inf")
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
@@ -69,6 +76,7 @@ class FaustDriver(Service):
         """Raises `TopologyError` for topics that do not belong together: the app then does not start."""
         self._open.clear()
         self._early.clear()
+        self._gathered.clear()
         self._draining = None
         self.runtime = Runtime(
             self._make_setup(),
@@ -97,11 +105,13 @@ class FaustDriver(Service):
         await asyncio.shield(self._draining)
 
     async def _drained(self) -> None:
+        self._take_gathered()
         if self.runtime is not None:
             await self.runtime.drain(self._recommender.config.shutdown_timeout_s)
         # Faust keeps weak references to what it waits for.
         self._open.clear()
         self._early.clear()
+        self._gathered.clear()
         self._progress.set()
 
     def _end_offset(self, topic: str, partition: int) -> int | None:
@@ -119,13 +129,41 @@ class FaustDriver(Service):
 
     async def _consume(self, stream: Any) -> None:
         async for events in batches(stream):
-            self.take(events)
+            self._gather(events)
             tp = events[-1].message.tp
             while self._must_rest(tp.topic, tp.partition):
                 self._note_resting(tp.topic, tp.partition, rests=True)
                 self._progress.clear()
                 await self._progress.wait()
             self._note_resting(tp.topic, tp.partition, rests=False)
+
+    def _gather(self, events: list[Event]) -> None:
+        """Have these taken together with what comes right after them: Faust hands out one record in a turn of its loop,
+        and to wake the device thread and the publisher for each takes longer than the record. Whatever comes after a
+        pause is taken at once, and events at the latest with the next request."""
+        if self._draining is not None and self._draining.done():
+            return  # let go: Faust would wait for what is kept
+        self._gathered += events
+        if len(self._gathered) >= MAX_BATCH:
+            self._take_gathered()
+            return
+        asked = events[0].message.topic == self._recommender.config.topics.requests
+        loop = asyncio.get_running_loop()
+        due = max(loop.time(), self._taken_at + (REQUESTS_WAIT_S if asked else EVENTS_WAIT_S))
+        if self._due is None or due < self._due.when():
+            if self._due is not None:
+                self._due.cancel()
+            self._due = loop.call_at(due, self._take_gathered)
+
+    def _take_gathered(self) -> None:
+        """Events before requests, so that a request sees what its user did before it."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        self._taken_at = asyncio.get_running_loop().time()
+        gathered, self._gathered = self._gathered, []
+        requests = self._recommender.config.topics.requests
+        self.take(sorted(gathered, key=lambda event: event.message.topic == requests))
 
     def take(self, events: Iterable[Event]) -> None:
         """Hand events to the processor, each partition's in offset order. Never raises."""

@@ -18,8 +18,14 @@ from xgr_stream.types import UserEvent, check_user_id
 
 logger = logging.getLogger(__name__)
 
+_new = tuple.__new__
+"""Makes a named tuple in half the time that its own constructor takes; each event makes several."""
+
 DecodeEvent = Callable[[Record], UserEvent | None]
 """None: the record is none of ours; it is passed over."""
+
+_Event = tuple[str, str, str | None]
+"""User, item and action."""
 
 MAX_LOGGED_ITEMS = 10_000
 """Unknown items that are named in the log, once each, before it falls silent about them."""
@@ -65,6 +71,7 @@ class Ingest:
         self._placement = placement
         self._knows_item = knows_item
         self._decode_event = decode_event or self._decode_ours
+        self._ours = decode_event is None
         self._on_forget = on_forget
         self._metrics = metrics
         self._logged_items: set[str] = set()
@@ -75,19 +82,23 @@ class Ingest:
         written = _Written(partition)
         added = replayed = 0
         changelog_topic, number = self._config.topics.changelog, partition.number
+        history, knows_item = self._history, self._knows_item
         for record in records:
+            _, _, offset, key, value, _, _ = record
+            partition.events_seen = offset
             try:
-                partition.events_seen = record.offset
-                if record.value is None:
+                if value is None:
                     self._put(written)
                     user_id = self._forget(partition, record)
                     grown.discard(user_id)
                     continue
-                event = self._read(record)
+                event = self._plain(key, value) or self._read(record)
                 if event is None:
-                    partition.events.acknowledge(record.offset)
+                    partition.events.acknowledge(offset)
                     continue
-                applied = self._history.apply(event, partition=record.partition, offset=record.offset)
+                user_id, item_id, action = event
+                self._placement.check(user_id, number)
+                applied = history.add(user_id, item_id, action, number, offset)
             except InvalidInput as error:
                 if isinstance(error, Misplaced):
                     self._metrics.misplaced_records.labels(record.topic).inc()
@@ -96,18 +107,18 @@ class Ingest:
             else:
                 if applied is None:
                     replayed += 1
-                    partition.events.acknowledge(record.offset)
+                    partition.events.acknowledge(offset)
                 else:
                     added += 1
-                    grown.add(event.user_id)
-                    if not self._knows_item(event.item_id):
-                        self._note_unknown(event.item_id)
-                    entry = changelog.entry_of(event, record.offset, applied, self._history)
+                    grown.add(user_id)
+                    if not knows_item(item_id):
+                        self._note_unknown(item_id)
                     if applied.sealed is not None:
-                        written.sealed.append((event.user_id, applied.sealed, applied.life))
+                        written.sealed.append((user_id, applied.sealed, applied.life))
+                    key, value = changelog.written(user_id, item_id, action, offset, applied, history)
                     written.last = record
-                    written.offsets.append(record.offset)
-                    written.produces.append(Produce(changelog_topic, number, entry.key, entry.value))
+                    written.offsets.append(offset)
+                    written.produces.append(_new(Produce, (changelog_topic, number, key, value, (), True)))
         self._put(written)
         self._metrics.events.inc(added)
         self._metrics.events_replayed.inc(replayed)
@@ -119,8 +130,15 @@ class Ingest:
         if produces:
             self._outbox.put(Output(partition, produces))
 
-    def _read(self, record: Record) -> UserEvent | None:
-        """The record's event, on its user's own partition; None for a record to pass over. Raises `InvalidInput`."""
+    def _plain(self, key: bytes | None, value: bytes) -> _Event | None:
+        """An event of our protocol as nearly all are; None: it is for `_read` to say what this is."""
+        if self._ours and len(value) <= self._config.max_message_bytes:
+            message = codec.decode_short(value)
+            return None if message is None else protocol.plain_event(message, key)
+        return None
+
+    def _read(self, record: Record) -> _Event | None:
+        """The record's event; None for a record to pass over. Raises `InvalidInput`."""
         value = record.value or b""
         if len(value) > self._config.max_message_bytes:
             raise MessageTooLarge(f"value must be at most {self._config.max_message_bytes} bytes, not {len(value)}")
@@ -131,9 +149,7 @@ class Ingest:
         except Exception as error:
             logger.debug("decode_event failed on %s-%d", record.topic, record.partition, exc_info=True)
             raise InvalidEvent(f"the record can't be read as an event: {type(error).__name__}") from error
-        if event is not None:
-            self._placement.check(event.user_id, record.partition)
-        return event
+        return None if event is None else (event.user_id, event.item_id, event.action)
 
     def _forget(self, partition: Partition, record: Record) -> str:
         """Forget the user whose key has a null value. Their records in the changelog go once it is durable that they

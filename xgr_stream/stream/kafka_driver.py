@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from xgr_stream.stream.connection import Membership, membership, record_of, stop_client
 from xgr_stream.stream.progress import Progress
+from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.setup import Setup
 
@@ -145,12 +146,14 @@ class KafkaDriver:
         """Events before requests, so that a request sees what its user did before it. What was fetched before a
         rebalance is let go: it comes again, from the committed offset on."""
         rebalances, seeks = self._rebalances, self._seeks.copy()
-        for tp in sorted(batches, key=lambda tp: tp.topic == self._topics[1]):
-            messages, size = batches[tp], REQUESTS if tp.topic == self._topics[1] else EVENTS
+        for topic, size in zip(self._topics, (EVENTS, REQUESTS), strict=True):
+            # Over all partitions: a slice of each by itself would have the device thread woken for a few records.
+            messages = [message for tp, fetched in batches.items() if tp.topic == topic for message in fetched]
             for first in range(0, len(messages), size):
-                if self._seeks[tp.partition] != seeks[tp.partition]:
-                    break
-                self.runtime.process(map(record_of, messages[first : first + size]))
+                records: Iterator[Record] = map(record_of, messages[first : first + size])
+                if self._seeks != seeks:
+                    records = filter(lambda record: self._seeks[record.partition] == seeks[record.partition], records)
+                self.runtime.process(records)
                 await asyncio.sleep(0)
                 if self._rebalances != rebalances:
                     return

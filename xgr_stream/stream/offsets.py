@@ -57,6 +57,16 @@ class OffsetTracker:
             acknowledged.discard(done)
             self._committable = done + 1
 
+    def acknowledge_all(self, offsets: Iterable[int]) -> None:
+        """`acknowledge` for each; nearly always they are the next ones that are open."""
+        waiting, popleft = self._open, self._open.popleft
+        for offset in offsets:
+            if waiting and waiting[0] == offset and not self._acknowledged:
+                popleft()
+                self._committable = offset + 1
+            else:
+                self.acknowledge(offset)
+
     def progress(self, written: Iterable[int] = ()) -> Progress | None:
         """How far everything would be done if the records at `written` were acknowledged too; None before anything was
         taken."""

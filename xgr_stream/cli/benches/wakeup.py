@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import Future
 from typing import NamedTuple
 
 import click
@@ -19,7 +18,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing.null_engine import NullEngine
-from xgr_stream.types import RecommendRequest, RecommendResponse
+from xgr_stream.types import RecommendRequest
 
 BUSY_S = 0.003
 COLUMNS = {
@@ -76,6 +75,7 @@ async def _delays(worker: DeviceWorker, engine: NullEngine, samples: int) -> lis
     loop_cpu = time.pthread_getcpuclockid(threading.get_ident())
     started: list[tuple[float, float]] = []
     engine.before_answer = lambda _: started.append((time.perf_counter(), time.clock_gettime(loop_cpu)))
+    answered = asyncio.Event()
     stopped = False
 
     def saturate() -> None:
@@ -89,8 +89,10 @@ async def _delays(worker: DeviceWorker, engine: NullEngine, samples: int) -> lis
     found: list[Delay] = []
     for number in range(samples):
         submitted, cpu = time.perf_counter(), time.clock_gettime(loop_cpu)
-        future: Future[RecommendResponse] = worker.submit(RecommendRequest(f"r{number}", "u"), None, None)
-        await asyncio.wrap_future(future)
+        answered.clear()
+        promise = worker.submit(RecommendRequest(f"r{number}", "u"), None, None)
+        promise.add_done_callback(lambda _: loop.call_soon_threadsafe(answered.set))
+        await answered.wait()
         found.append(Delay((started[-1][0] - submitted) * 1e3, (started[-1][1] - cpu) * 1e3))
     stopped = True
     return found

@@ -22,6 +22,8 @@ LOG_TAIL_BYTES = 1_500
 SERVING = "serving "
 """A worker says it when it has loaded; before that a SIGTERM simply ends it."""
 NO_BROKER = "Error: no broker at "
+COPY_TAKEN, COPY_REFUSED = "goes on from its standby copy", "standby copy of partition"
+"""What a worker says of a partition that it was given and kept a copy of. The latter is never to be seen."""
 
 Command = Callable[[int], Sequence[str]]
 """Web port → what to run."""
@@ -171,6 +173,14 @@ class Fleet:
                         return True
                     await asyncio.sleep(READY_POLL_S)
         return False
+
+    def copies_taken(self) -> int:
+        """Partitions that workers took on from their standby copies. A copy that did not hold is a difference."""
+        logs = [(worker, worker.log.read_text(errors="replace").splitlines()) for worker in self.workers]
+        self.differences += [
+            f"{worker} said: {line}" for worker, lines in logs for line in lines if COPY_REFUSED in line
+        ]
+        return sum(COPY_TAKEN in line for _, lines in logs for line in lines)
 
     @property
     def most_log_lines(self) -> int:

@@ -43,6 +43,8 @@ class Soak:
     kinds: tuple[Kind, ...] = KINDS
     transactional: bool = False
     """The workers commit transactions, and what is read with `read_committed` is held to: each answer once."""
+    standby: bool = False
+    """Each worker keeps copies of the others' histories, and takes a partition on from its copy."""
     nodes: int = 1
     """Brokers; with three, each record is on all and acknowledged by two at least, and one of them goes at a time."""
 

@@ -47,6 +47,7 @@ CHANGELOG = {
 XGR = {"window": {"max_events": 48, "stride": 24}, "tail": [1]}
 """The window moves on within a run, and a tail stands before the next item."""
 BEAM_WIDTH = 16
+STANDBY_MIB = 64
 CACHE_MIB = 8
 """Some users are evicted."""
 READY_TIMEOUT_S = 90.0
@@ -179,6 +180,8 @@ class _Run:
 
     def _audited(self, findings: Findings, held: Written) -> Findings:
         config, truth = StreamConfig().history, self._truth
+        if self._plan.standby:
+            findings.figures["partitions taken on from a standby copy"] = self._fleet.copies_taken()
         findings.differences += self._fleet.differences
         offsets = audit_events(truth, held, findings)
         audit_histories(truth, held, offsets, config, findings)
@@ -194,7 +197,8 @@ class _Run:
         return findings
 
     def _command(self, port: int) -> Sequence[str]:
-        program = "from xgr_stream.cli.main import main; main()"
+        told = "import logging; logging.getLogger('xgr_stream.stream.recovery').setLevel('INFO')"
+        program = f"{told}; from xgr_stream.cli.main import main; main()"
         options = {
             "broker": self._connection.bootstrap,
             "model": str(self._model),
@@ -209,6 +213,8 @@ class _Run:
         listed = [part for name, value in options.items() for part in (f"--{name}", value)]
         for role in TopicNames.__dataclass_fields__:
             listed += ["--topic", f"{role}={getattr(self._topics, role)}"]
+        if self._plan.standby:
+            listed += ["--standby-mib", str(STANDBY_MIB)]
         if self._plan.transactional:
             listed.append("--transactional")
         # One thread each: they share the machine's cores.
