@@ -267,6 +267,8 @@ def attend(
     rows, heads, dim = q.shape
     kv_heads, page_size = k_pages.shape[1:3]
     group, tiling = heads // kv_heads, plan.tiling
+    if tiling.pipelined and kv_scales is not None:
+        raise ValueError(f"plan must be made for pages of {k_pages.dtype} (page_dtype), not of {q.dtype}")
     q, page_table = q if q.stride(2) == 1 else q.contiguous(), dense(page_table, 1)
     if suffix is None:
         own, own_strides, steps = (q, q, page_table), (0, 0, 0), 0
@@ -287,8 +289,6 @@ def attend(
     )  # fmt: skip
     grid = (plan.items.shape[0] * kv_heads,)
     if tiling.pipelined:
-        if kv_scales is not None:
-            raise ValueError(f"plan must be made for pages of {k_pages.dtype} (page_dtype), not of {q.dtype}")
         hopper().attend_kernel[grid](
             *arguments,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim, ROWS=tiling.block_m,

@@ -138,7 +138,7 @@ class Pace:
     def begins(self, now: float, step: Step) -> None:
         """A batch is given to the device."""
         self.idle = False
-        self._free_at = max(now, self._free_at) + self._seconds(step)
+        self._free_at = max(now, self._free_at) + self.decode_s(step)
 
     def begun(self, began_at: float, now: float) -> None:
         """The device has the batch."""
@@ -155,7 +155,7 @@ class Pace:
 
     def left(self, rest: Sequence[Step]) -> None:
         """The device has these batches, and no others."""
-        self._free_at = self._clock.now() + sum(map(self._seconds, rest))
+        self._free_at = self._clock.now() + sum(map(self.decode_s, rest))
         self.idle = not rest
 
     def kept(self, foreseen_s: float, took_s: float) -> None:
@@ -165,8 +165,7 @@ class Pace:
 
     def appending(self, now: float, appends: Step) -> None:
         """The device was given appends; their rows are users."""
-        seconds = self._appends(appends.version).seconds(appends.rows, appends.tokens)
-        self._free_at = max(now, self._free_at) + seconds
+        self._free_at = max(now, self._free_at) + self.append_s(appends)
 
     def appended(self, appends: Step, seconds: float) -> None:
         """They took so long."""
@@ -178,6 +177,14 @@ class Pace:
         succeeds."""
         known = self._noted(version, self._clock.now())
         known.share = max(LEAST_SHARE, known.share / 2)
+
+    def decode_s(self, step: Step) -> float:
+        """That such a batch takes."""
+        return self._decodes(step.version).seconds(step.rows, step.tokens)
+
+    def append_s(self, appends: Step) -> float:
+        """That such appends take; their rows are users."""
+        return self._appends(appends.version).seconds(appends.rows, appends.tokens)
 
     # What is known of a version
 
@@ -194,9 +201,6 @@ class Pace:
         if known is not None and known.appends.known:
             return known.appends
         return _any_known(known.appends for known in list(self._known.values()))
-
-    def _seconds(self, step: Step) -> float:
-        return self._decodes(step.version).seconds(step.rows, step.tokens)
 
     def _noted(self, version: str, now: float) -> _Known:
         known = self._known.get(version)

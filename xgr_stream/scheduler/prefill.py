@@ -11,12 +11,19 @@ from typing import Any, NamedTuple
 from xgr_stream.config import EngineConfig
 from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.clock import Clock
+from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.policy import AGEING_S
 from xgr_stream.scheduler.ports import DeviceEngine, WarmReport
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work
 
 CHUNK_TOKENS = {"cpu": 0, "cuda": 512}
 """Where the configuration names no other, by kind of device."""
+SHARE = 0.5
+"""Of a batch's time, that the chunks behind it may take if they are more than one: batches of a busy device are long,
+and with a chunk of 3 ms behind each of 30 ms prefills would not keep up."""
+PATIENCE = 0.1
+"""Share of a request's time, or of `AGEING_S`, after which nobody goes before the rest of its prefill."""
 OTHERS_S = 1.0
 """So long after the last request whose prefix was at hand, prefills are in chunks; with nobody to wait they are whole,
 since chunks take a tenth longer."""
@@ -57,7 +64,20 @@ class Prefills:
     def look_at(self, work: Work) -> None:
         """See whether its prefix is to be computed in chunks; not before what came before it has been done."""
         if self._chunk_tokens and work.view is not None:
-            work.long = self._engine_of(work).pending_tokens(work.view) > self._chunk_tokens
+            work.long = self.is_long(self._engine_of(work), [work.view])
+
+    def chunks_s(self, work: Work | None, beside_s: float) -> float:
+        """How long the chunks behind a batch that takes `beside_s` may be: one of them always may."""
+        running = self._running
+        work = work if running is None else running.work
+        if work is None:
+            return 0.0
+        left_s = min(work.due - work.arrived, AGEING_S)
+        return float("inf") if self._clock.now() > work.arrived + PATIENCE * left_s else SHARE * beside_s
+
+    def chunk_s(self, version: str, pace: Pace) -> float:
+        """What one is thought to take."""
+        return pace.append_s(Step(version, 1, self._chunk_tokens))
 
     def split(self, waiting: Sequence[Work]) -> tuple[Sequence[Work], Work | None]:
         """The requests that may be decoded now, and the first one to be prefilled before it is."""
@@ -72,7 +92,7 @@ class Prefills:
         return ready, next((work for work in long if work.long), None)
 
     def is_long(self, engine: DeviceEngine, views: Sequence[HistoryView]) -> bool:
-        """Whether this append is a prefill to be done in chunks."""
+        """Whether bringing these up to date is a prefill to be done in chunks: of one user, who has no prefix."""
         (view, *others) = views
         if others or not self._chunk_tokens or engine.is_resident(view.user_id):
             return False

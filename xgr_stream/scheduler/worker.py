@@ -299,7 +299,7 @@ class DeviceWorker:
                 self._finish()
             # Behind each batch too, so that those whose prefix is at hand do not keep the others waiting for ever.
             if self._warming is None and (long is not None or not (works or waiting)):
-                self._prefill(long)
+                self._prefill(long, self._pace.decode_s(self._decoding[-1].step) if works and self._decoding else 0.0)
             if not (works or views or self._decoding or waiting or self._intake.inbox.qsize()):
                 self._spare()
         if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
@@ -454,17 +454,25 @@ class DeviceWorker:
             return
         self._appending(engine.version, report)
 
-    def _prefill(self, work: Work | None) -> None:
-        """Start the next chunk of what is under way, or else for this request."""
-        try:
-            step = self._prefills.step(work)
-        except Exception as error:
-            logger.exception("the engine failed to prefill a user in chunks; their request will")
-            version: str = self._versions.primary.version if work is None else self._choice.engine_of(work).version
-            self._failed_ahead(version, error)
-            return
-        if step is not None:
-            self._appending(*step)
+    def _prefill(self, work: Work | None, beside_s: float) -> None:
+        """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
+        left_s = self._prefills.chunks_s(work, beside_s)
+        while True:
+            try:
+                step = self._prefills.step(work)
+            except Exception as error:
+                logger.exception("the engine failed to prefill a user in chunks; their request will")
+                version: str = self._versions.primary.version if work is None else self._choice.engine_of(work).version
+                self._failed_ahead(version, error)
+                return
+            if step is None:
+                return
+            version, report = step
+            self._appending(version, report)
+            chunk_s = self._prefills.chunk_s(version, self._pace)
+            left_s -= chunk_s
+            if report.users or not chunk_s or left_s < chunk_s:
+                return
 
     def _appending(self, version: str, report: WarmReport) -> None:
         """The device was given appends."""
