@@ -56,6 +56,7 @@ class Prefills:
         self._clock = clock
         self._running: _Prefill | None = None
         self._others_at = float("-inf")
+        self._abandoned: _Prefill | None = None
 
     @property
     def under_way(self) -> bool:
@@ -69,7 +70,7 @@ class Prefills:
     def chunks_s(self, work: Work | None, beside_s: float) -> float:
         """How long the chunks behind a batch that takes `beside_s` may be: one of them always may."""
         running = self._running
-        work = work if running is None else running.work
+        work = work if running is None or running.work is None else running.work
         if work is None:
             return 0.0
         left_s = min(work.due - work.arrived, AGEING_S)
@@ -84,7 +85,7 @@ class Prefills:
         long = [work for work in waiting if work.long]
         if len(long) < len(waiting):
             self._others_at = self._clock.now()
-        if not long or self._clock.now() > self._others_at + OTHERS_S:
+        if not long or (self._running is None and self._clock.now() > self._others_at + OTHERS_S):
             return waiting, None
         for work in long:
             self.look_at(work)
@@ -105,10 +106,8 @@ class Prefills:
     def step(self, work: Work | None) -> tuple[str, WarmReport] | None:
         """Start the next chunk: of what is under way, else for `work`. Its version and what it is; None: there was
         none. What the engine raises is the prefill's end; the request is then computed as if there were no chunks."""
+        self.tidy()
         running = self._running
-        if running is not None and not self._is_wanted(running):
-            self.drop()
-            running = None
         if running is None:
             if work is None or work.view is None or not self._waits(work):
                 return None
@@ -131,6 +130,11 @@ class Prefills:
         if self._running is not None and self._running.user_id in user_ids:
             self.drop()
 
+    def tidy(self) -> None:
+        """Give up what is under way if nobody wants it any more."""
+        if self._running is not None and not self._is_wanted(self._running):
+            self.drop()
+
     def drop(self) -> None:
         """Give up what is under way."""
         running, self._running = self._running, None
@@ -138,8 +142,8 @@ class Prefills:
             running.chunks.close()
 
     def abandon(self) -> None:
-        """Give it up with the device, which can't be asked to end it."""
-        self._running = None
+        """Give it up with the device, which can't be asked to end it: it is held, so that nothing else asks either."""
+        self._abandoned, self._running = self._running, None
 
     def _is_wanted(self, prefill: _Prefill) -> bool:
         return prefill.engine in self._versions.engines and (prefill.work is None or self._waits(prefill.work))

@@ -179,9 +179,9 @@ class DeviceWorker:
 
         def drop() -> None:
             self._appends.remove(users)
-            self._prefills.forget(users)
             self._shadow.forget(users)
             self._versions.forget(users)
+            self._prefills.forget(users)
 
         self.call(drop)
 
@@ -283,6 +283,7 @@ class DeviceWorker:
             self._swept_at = now
             self._drop(self._queue.take_gone(now), now)
         self._learn()
+        self._prefills.tidy()
         waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
             overloaded, self._intake.overloaded = self._intake.overloaded, False
@@ -395,6 +396,7 @@ class DeviceWorker:
         """Have the primary answer what its challenger failed on."""
         for work in works:
             work.fell_back = True
+            work.prefilled = False
         self._queue.put_back(works)
 
     def _steps(self) -> list[Step]:
