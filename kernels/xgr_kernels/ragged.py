@@ -46,6 +46,11 @@ def padded_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return (starts.long()[:, None] + offsets).masked_fill_(~real, 0), real
 
 
+def keys_in_groups(group: Tensor, values: Tensor) -> Tensor:
+    """One int64 for each group and int32 value, ascending as the groups, then as the values."""
+    return group.long() * (1 << 31) + values
+
+
 def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
     """Which of `keys` [...] are among `sorted_keys` [n], of which there is one at least, both int64."""
     place = torch.searchsorted(sorted_keys, keys).clamp_(max=len(sorted_keys) - 1)

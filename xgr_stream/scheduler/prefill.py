@@ -47,11 +47,17 @@ class Prefills:
     """The prefill under way, one at a time. Used by the device thread."""
 
     def __init__(
-        self, versions: Versions[Any], config: EngineConfig, clock: Clock, engine_of: Callable[[Work], DeviceEngine]
+        self,
+        versions: Versions[Any],
+        config: EngineConfig,
+        pace: Pace,
+        clock: Clock,
+        engine_of: Callable[[Work], DeviceEngine],
     ) -> None:
         """`engine_of`: which one is to answer a request."""
         self._versions = versions
         self._engine_of = engine_of
+        self._pace = pace
         self._chunk_tokens = chunk_tokens(config)
         self._clock = clock
         self._running: _Prefill | None = None
@@ -76,9 +82,9 @@ class Prefills:
         left_s = min(work.due - work.arrived, AGEING_S)
         return float("inf") if self._clock.now() > work.arrived + PATIENCE * left_s else SHARE * beside_s
 
-    def chunk_s(self, version: str, pace: Pace) -> float:
+    def chunk_s(self, version: str) -> float:
         """What one is thought to take."""
-        return pace.append_s(Step(version, 1, self._chunk_tokens))
+        return self._pace.append_s(Step(version, 1, self._chunk_tokens))
 
     def split(self, waiting: Sequence[Work]) -> tuple[Sequence[Work], Work | None]:
         """The requests that may be decoded now, and the first one to be prefilled before it is."""

@@ -64,7 +64,7 @@ class _Running(NamedTuple):
 class _Warming(NamedTuple):
     """Appends that the device works on, as far as it is known."""
 
-    version: str
+    step: Step
     report: WarmReport
 
 
@@ -101,7 +101,7 @@ class DeviceWorker:
         self._pace = Pace(config, clock)
         self._intake = Intake(self._versions, self._queue, self._pace, clock)
         self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
-        self._prefills = Prefills(self._versions, config, clock, self._choice.engine_of)
+        self._prefills = Prefills(self._versions, config, self._pace, clock, self._choice.engine_of)
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
         self._stop_by: float | None = None
@@ -440,17 +440,19 @@ class DeviceWorker:
 
     def _append(self, views: Sequence[HistoryView]) -> None:
         engine: DeviceEngine = self._versions.of(views[0].user_id)
+        users = [view.user_id for view in views]
         try:
-            if self._prefills.is_long(engine, views):
-                if self._prefills.under_way:  # it is their turn then
-                    return
-                self._appends.remove(view.user_id for view in views)
+            long = self._prefills.is_long(engine, views)
+            if long and self._prefills.under_way:  # it is their turn then
+                return
+            self._appends.remove(users)
+            if long:
                 self._prefills.begin(engine, views[0])
                 return
-            self._appends.remove(view.user_id for view in views)
             report = engine.warm(views)
         except Exception as error:
             logger.exception("the engine failed to warm %d users; their next request will", len(views))
+            self._appends.remove(users)
             self._metrics.appends_shed.inc(len(views))
             self._failed_ahead(engine.version, error)
             return
@@ -471,7 +473,7 @@ class DeviceWorker:
                 return
             version, report = step
             self._appending(version, report)
-            chunk_s = self._prefills.chunk_s(version, self._pace)
+            chunk_s = self._prefills.chunk_s(version)
             left_s -= chunk_s
             if report.users or not chunk_s or left_s < chunk_s:
                 return
@@ -480,8 +482,9 @@ class DeviceWorker:
         """The device was given appends."""
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
-        self._pace.appending(self._clock.now(), Step(version, max(1, report.users), report.tokens))
-        self._warming = _Warming(version, report)
+        step = Step(version, max(1, report.users), report.tokens)
+        self._pace.appending(self._clock.now(), step)
+        self._warming = _Warming(step, report)
 
     def _failed_ahead(self, version: str, error: Exception) -> None:
         """The engine failed on what nobody was answered for yet."""
@@ -496,9 +499,8 @@ class DeviceWorker:
         that comes waits for one batch of them."""
         if self._warming is None:
             return
-        version, report = self._warming
-        if (seconds := report.seconds) is not None:
-            self._pace.appended(Step(version, max(1, report.users), report.tokens), seconds)
+        if (seconds := self._warming.report.seconds) is not None:
+            self._pace.appended(self._warming.step, seconds)
             self._warming = None
 
     def _refuse_all(self, error: XgrError) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgr_kernels.ragged import contains
+from xgr_kernels.ragged import contains, keys_in_groups
 
 
 def _int64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-ABOVE_ALL = 1 << 31
-"""More than any int32: what is emptied may be numbers that are no node's."""
 BLOCK = 1 << 20
 """Children at once: a dozen intermediates of 8 MB."""
 GOLDEN = 0x9E3779B97F4A7C15
@@ -104,9 +102,8 @@ def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor) ->
         return torch.zeros_like(child, dtype=torch.bool)
     place = torch.arange(len(emptied), device=child.device)
     owner = torch.searchsorted(starts[1:].long(), place, right=True)  # behind the last request: no request's
-    known = owner * ABOVE_ALL + emptied.masked_fill(place >= starts[-1], 0)
-    wanted = request[:, None] * ABOVE_ALL + child
-    return contains(known, wanted)
+    known = keys_in_groups(owner, emptied.masked_fill(place >= starts[-1], 0))
+    return contains(known, keys_in_groups(request[:, None], child))
 
 
 def _conditioned(noisy: Tensor, maximum: Tensor) -> Tensor:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xgr_kernels.ragged import contains, counts_of, owners, padded_index
+from xgr_kernels.ragged import contains, counts_of, keys_in_groups, owners, padded_index
 from xgr_kernels.scales import in_float32
 
-ABOVE_ALL = 1 << 31
-"""More than any int32: what is emptied may be numbers that are no node's."""
 FEW = 16
 """Up to as many children per beam asked for, all are scanned: bounds would cost more than they spare."""
 
@@ -91,8 +89,8 @@ def beam_select(
         if num_emptied:
             emptied, own = emptied_nodes[:num_emptied], node
             if request_of is not None:
-                own = request_of.index_select(0, row).long() * ABOVE_ALL + own
-                emptied = owners(emptied_starts).long() * ABOVE_ALL + emptied
+                own = keys_in_groups(request_of.index_select(0, row), own)
+                emptied = keys_in_groups(owners(emptied_starts), emptied)
             legal &= ~contains(emptied, own)
         if not legal.all():
             kept = legal.nonzero()[:, 0]
