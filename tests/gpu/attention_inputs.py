@@ -1,21 +1,34 @@
-"""What the GPU tests of both attentions draw from: paged keys and values, and how near a result must come."""
+"""What the GPU tests of both attentions draw from: shapes, paged keys and values."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-6}
-"""‖kernel − reference‖ / ‖reference‖: a few roundings of the output and of the softmax's weights."""
+
+def _shapes(*cases: tuple[torch.dtype, int, int, int]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("dtype", "kv_heads", "group", "dim"), cases, ids=str)
 
 
-def agree(got: Tensor, want: Tensor) -> None:
-    error = float((got.float() - want.float()).norm() / want.float().norm())
-    assert error < TOLERANCE[got.dtype]
-
-
-def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.float() if x.is_floating_point() else x for x in tensors)
+SHAPES = _shapes(
+    (torch.bfloat16, 8, 2, 128),
+    (torch.bfloat16, 2, 7, 64),
+    (torch.bfloat16, 3, 5, 96),
+    (torch.bfloat16, 1, 8, 256),
+    (torch.float16, 8, 2, 128),
+    (torch.float32, 2, 7, 64),
+    (torch.float32, 3, 5, 96),
+)
+FP8_SHAPES = _shapes(
+    (torch.bfloat16, 8, 2, 128),
+    (torch.bfloat16, 4, 3, 64),
+    (torch.bfloat16, 3, 5, 96),
+    (torch.bfloat16, 1, 8, 256),
+    (torch.float16, 2, 7, 64),
+    (torch.float32, 2, 7, 64),
+)
+"""Of the dtype computed in; the pages are in FP8."""
 
 
 def in_fp8(pages: Tensor, scales: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.attention_inputs import agree, in_fp8, pages, widened
+from tests.gpu.agreement import agree, widened
+from tests.gpu.attention_inputs import FP8_SHAPES, SHAPES, in_fp8, pages
 from xgr_kernels import append_attention, plan_append_attention
 from xgr_kernels.append_attention.reference import append_attention as reference
 
@@ -25,37 +26,14 @@ def arguments(
     return q, *pages(lengths, kv_heads, dim, dtype), starts, torch.tensor(lengths, device="cuda").int()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_heads", "group", "dim"),
-    [
-        (torch.bfloat16, 8, 2, 128),
-        (torch.bfloat16, 2, 7, 64),
-        (torch.bfloat16, 3, 5, 96),
-        (torch.bfloat16, 1, 8, 256),
-        (torch.float16, 8, 2, 128),
-        (torch.float32, 2, 7, 64),
-        (torch.float32, 3, 5, 96),
-    ],
-    ids=str,
-)
+@SHAPES
 def test_equals_the_reference(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
     for new, prefix in (([3] * 64, [200] * 64), ([3], [997]), ([700], [0]), ([1, 0, 65, 300], [0, 40, 999, 64])):
         given = arguments(new, prefix, kv_heads, group, dim, dtype)
         agree(append_attention(*given, scale=0.1), reference(*widened(given), scale=0.1))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_heads", "group", "dim"),
-    [
-        (torch.bfloat16, 8, 2, 128),
-        (torch.bfloat16, 4, 3, 64),
-        (torch.bfloat16, 3, 5, 96),
-        (torch.bfloat16, 1, 8, 256),
-        (torch.float16, 2, 7, 64),
-        (torch.float32, 2, 7, 64),
-    ],
-    ids=str,
-)
+@FP8_SHAPES
 def test_pages_in_fp8(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
     for new, prefix in (([3] * 64, [200] * 64), ([3], [997]), ([700], [0]), ([1, 0, 65, 300], [0, 40, 999, 64])):
         q, keys, values, *where = arguments(new, prefix, kv_heads, group, dim, dtype)

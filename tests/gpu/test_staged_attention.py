@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.attention_inputs import agree, in_fp8, pages, widened
+from tests.gpu.agreement import agree, widened
+from tests.gpu.attention_inputs import FP8_SHAPES, SHAPES, in_fp8, pages
 from xgr_kernels import plan_staged_attention, staged_attention
 from xgr_kernels.staged_attention.reference import staged_attention as reference
 
@@ -29,37 +30,14 @@ def arguments(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_heads", "group", "dim"),
-    [
-        (torch.bfloat16, 8, 2, 128),
-        (torch.bfloat16, 2, 7, 64),
-        (torch.bfloat16, 3, 5, 96),
-        (torch.bfloat16, 1, 8, 256),
-        (torch.float16, 8, 2, 128),
-        (torch.float32, 2, 7, 64),
-        (torch.float32, 3, 5, 96),
-    ],
-    ids=str,
-)
+@SHAPES
 def test_equals_the_reference(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
     for lengths, beams in (([1000], [256]), ([0, 77, 1300], [50, 1, 129]), ([640] * 7 + [2050], [256] * 8)):
         given = arguments(lengths, beams, kv_heads, group, dim, dtype)
         agree(staged_attention(*given, scale=0.1), reference(*widened(given), scale=0.1))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_heads", "group", "dim"),
-    [
-        (torch.bfloat16, 8, 2, 128),
-        (torch.bfloat16, 4, 3, 64),
-        (torch.bfloat16, 3, 5, 96),
-        (torch.bfloat16, 1, 8, 256),
-        (torch.float16, 2, 7, 64),
-        (torch.float32, 2, 7, 64),
-    ],
-    ids=str,
-)
+@FP8_SHAPES
 def test_pages_in_fp8(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
     for lengths, beams in (([1000], [256]), ([0, 77, 1300], [50, 1, 129]), ([640] * 7 + [2050], [256] * 8)):
         q, keys, values, *where = arguments(lengths, beams, kv_heads, group, dim, dtype)
