@@ -20,7 +20,7 @@ from xgr_stream.config import Normalizer
 from xgr_stream.engine.ablation import select_masking_last
 from xgr_stream.engine.exploring import Exploration
 from xgr_stream.engine.graphs import Graphs
-from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.lanes import Gates, Lane
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.results import ResultBuffers, Results
 from xgr_stream.engine.shapes import DecodeShape
@@ -85,7 +85,11 @@ class BeamDecoder:
         self._switches = switches
         self._device = cache.hidden.device
         self._cuda = self._device.type == "cuda"
-        self._graphs = Graphs(lane) if self._cuda and switches.graphs else None
+        self._graphs = None
+        if self._cuda and switches.graphs:
+            # A captured decode goes on with each layer of a prefix that comes back from host memory once it is there.
+            gates = None if cache.host is None else Gates(self._device, model.config.num_layers)
+            self._graphs = Graphs(lane, gates)
         self._generation = -1
         self._staging: dict[tuple[int, int], Staging] = {}
         self._results = ResultBuffers(self._device)

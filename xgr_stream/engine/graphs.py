@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.lanes import Gates, Lane
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,11 @@ class Graphs:
     """Graphs of one lane. They never run at the same time, so they share one memory pool; what must outlive a replay
     is to be written to memory of its own."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, gates: Gates | None = None) -> None:
+        """With `gates`, graphs begin before what the lane expects is there, and wait for each layer where they need it;
+        else they wait for all of it before."""
         self._lane = lane
+        self._gates = gates
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._pool: Any = None
 
@@ -35,10 +39,11 @@ class Graphs:
         """Do what each of `variants` does, by replaying a graph: captured from the fastest of them when the key is
         new. They must not depend on anything but the key and the content of memory that they read at fixed addresses,
         and may run more than once."""
-        self._lane.await_layers()
+        gates = self._opened()
+        key = key, gates is not None
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[key] = self._fastest(key, variants)
+            graph = self._graphs[key] = self._fastest(key, variants, gates)
             if len(self._graphs) > MAX_GRAPHS:
                 torch.cuda.synchronize()  # the dropped one may still be running
                 self._graphs.popitem(last=False)
@@ -46,6 +51,8 @@ class Graphs:
             self._graphs.move_to_end(key)
         with self._lane.current():
             graph.replay()
+        if gates is not None:
+            gates.close_behind(self._lane.mark())
 
     def clear(self) -> None:
         """Forget all graphs: memory that they read has moved."""
@@ -53,9 +60,20 @@ class Graphs:
             torch.cuda.synchronize()
             self._graphs.clear()
 
-    def _fastest(self, key: Hashable, variants: Sequence[Callable[[], None]]) -> torch.cuda.CUDAGraph:
+    def _opened(self) -> Gates | None:
+        """The gates, if there is something to wait for at them."""
+        gates, lane = self._gates, self._lane
+        if gates is None or not lane.expects or not gates.are_passed:
+            lane.await_layers()
+            return None
+        gates.open_with(lane.take_expected())
+        return gates
+
+    def _fastest(
+        self, key: Hashable, variants: Sequence[Callable[[], None]], gates: Gates | None
+    ) -> torch.cuda.CUDAGraph:
         started = perf_counter()
-        graphs = [self._capture(variant) for variant in variants]
+        graphs = [self._capture(variant, gates) for variant in variants]
         times = self._times_ms(graphs) if len(graphs) > 1 else [0.0]
         best = times.index(min(times))
         logger.info(
@@ -67,12 +85,13 @@ class Graphs:
         )
         return graphs[best]
 
-    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Callable[[], None], gates: Gates | None) -> torch.cuda.CUDAGraph:
         with self._lane.current():
             step()  # compiles kernels and lets libraries set themselves up, which a capture forbids
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._lane.stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._lane.stream, capture_error_mode="thread_local")
+        with capture, nullcontext() if gates is None else self._lane.through(gates):
             step()
         self._pool = self._pool or graph.pool()
         return graph

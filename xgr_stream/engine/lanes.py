@@ -49,6 +49,32 @@ class _InFlight:
     release: Callable[[], None]
 
 
+class Gates:
+    """Where a captured graph waits, layer by layer, for prefixes on their way to the device: events that its nodes wait
+    for, recorded anew before each replay."""
+
+    def __init__(self, device: torch.device, layers: int) -> None:
+        self.events = [torch.cuda.Event(external=True) for _ in range(layers)]
+        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._passed: Mark | None = None
+
+    def open_with(self, layers: Sequence[Sequence[Mark]]) -> None:
+        """Each opens, on the device, when this layer of each of these is there. Not before `are_passed`."""
+        for layer, event in enumerate(self.events):
+            for own in layers:
+                own[layer].hold(self._stream)
+            event.record(self._stream)
+
+    def close_behind(self, mark: Mark) -> None:
+        """The graph that waits at them is done with this mark."""
+        self._passed = mark
+
+    @property
+    def are_passed(self) -> bool:
+        """Whether no graph waits at them any more."""
+        return self._passed is None or self._passed.done()
+
+
 class Lane:
     """One CUDA stream: its work is done in order, and beside that of other lanes.
 
@@ -61,6 +87,7 @@ class Lane:
         self._is_current = False
         self._in_flight: deque[_InFlight] = deque()
         self._expected: list[Sequence[Mark]] = []
+        self._gates: dict[int, torch.cuda.Event] = {}
 
     @property
     def stream(self) -> torch.cuda.Stream | None:
@@ -111,20 +138,43 @@ class Lane:
 
     def await_layer(self, layer: int) -> None:
         """Further work here waits, on the device, for this layer of what is expected, and those before it."""
-        if self._stream is None or not self._expected:
+        if self._stream is None:
+            return
+        if layer in self._gates:
+            self._stream.wait_event(self._gates.pop(layer))
+        if not self._expected:
             return
         for layers in self._expected:
             layers[layer].hold(self._stream)
         self._expected = [layers for layers in self._expected if layer < len(layers) - 1]
 
     def await_layers(self) -> None:
-        """Further work here waits, on the device, for all of what is expected. A captured graph, which can't wait for
-        marks made after it, does so before it begins; one of some layers would wait for these."""
+        """Further work here waits, on the device, for all of what is expected: also a captured graph without gates,
+        which can't wait for marks made after it."""
         if self._stream is None or not self._expected:
             return
         for layers in self._expected:
             layers[-1].hold(self._stream)
         self._expected = []
+
+    @property
+    def expects(self) -> bool:
+        """Whether anything that `expect` was told of is still to be waited for."""
+        return bool(self._expected)
+
+    def take_expected(self) -> list[Sequence[Mark]]:
+        """What is expected, which nothing here waits for from now on."""
+        expected, self._expected = self._expected, []
+        return expected
+
+    @contextmanager
+    def through(self, gates: Gates) -> Iterator[None]:
+        """Work captured within waits at these gates, once for each layer."""
+        self._gates = dict(enumerate(gates.events))
+        try:
+            yield
+        finally:
+            self._gates = {}
 
     @property
     def num_in_flight(self) -> int:

@@ -39,13 +39,16 @@ def prepare_appends(
 
 
 def prepare_decodes(
+    work: Work,
     decoder: BeamDecoder,
     cache: PrefixCache,
     config: EngineConfig,
     unfiltered: ResolvedFilter,
     legality: LegalityTables,
 ) -> Iterator[None]:
-    """Capture a decode of every number of requests of the default beam width."""
+    """Capture a decode of every number of requests of the default beam width; where prefixes may come back from host
+    memory, another that waits for their layers."""
+    lane, layers = work.decode_lane, len(cache.pool.k)
     draft = cache.draft(None, 1)
     prefix = UserPrefix(
         user_id="",
@@ -65,7 +68,9 @@ def prepare_decodes(
     try:
         for requests in range(1, config.max_batch_rows // config.beam_width + 1):
             widths = [config.beam_width] * requests
-            decoder.begin([prefix] * requests, widths, [unfiltered] * requests, legality).wait()
-            yield
+            for expected in ([], [[lane.mark()] * layers])[: 1 if cache.host is None else 2]:
+                lane.expect(expected)
+                decoder.begin([prefix] * requests, widths, [unfiltered] * requests, legality).wait()
+                yield
     finally:
         cache.abandon(draft)
