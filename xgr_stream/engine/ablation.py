@@ -28,34 +28,45 @@ def select_masking_last(
     """`beam_select` as an engine without a trie does it: all codes of all beams are scored, the illegal ones masked,
     and the whole table is sorted.
 
-    For requests of as many beams each, without exclusions, whose scores are normalised over the level or the
-    vocabulary. Arguments and result are `beam_select`'s. No host synchronisation.
+    For a power of two of requests, of as many beams each, without exclusions, whose scores are normalised over the
+    level or the vocabulary; rows behind them are padding. Arguments and result are `beam_select`'s. No host
+    synchronisation.
     """
     rows, codes = logits.shape
     requests = len(mask_index)
-    beams = rows // requests
-    request = torch.arange(rows, device=logits.device) // beams
     if log_normalizer is None:
         log_normalizer = logits.logsumexp(-1)
-    at = nodes.clamp(min=0).long()
-    place = child_starts[at].long()[:, None] + torch.arange(codes, device=logits.device)  # [rows, codes]
-    is_child = (place < child_starts[at + 1].long()[:, None]) & (scores > -torch.inf)[:, None]
+    # Each request's rows side by side, [requests, beams], with what padding there is behind them.
+    row = row_starts[:-1, None].long() + torch.arange(rows // requests, device=logits.device)
+    real = row < row_starts[1:, None]
+    row = torch.where(real, row, 0)
+    at = nodes[row].clamp(min=0).long()
+    place = child_starts[at].long()[..., None] + torch.arange(codes, device=logits.device)  # [requests, beams, codes]
+    is_child = place < child_starts[at + 1].long()[..., None]
+    is_child &= (real & (scores[row] > -torch.inf))[..., None]
     child = place.clamp_(max=len(child_codes) - 1)
-    legal = is_child & node_masks[mask_index[request].long()[:, None], child]
-    node_of = torch.full((rows, codes + 1), -1, dtype=torch.int32, device=logits.device)
-    node_of.scatter_(1, torch.where(legal, child_codes[child].long(), codes), child.int())
-    node_of = node_of[:, :codes].reshape(requests, -1)
-    masked = (logits + (scores - log_normalizer)[:, None]).view(requests, -1).masked_fill(node_of < 0, -torch.inf)
-    best = masked.sort(dim=1, descending=True, stable=True)
-    kept = num_out // requests
-    chosen, order = best.values[:, :kept], best.indices[:, :kept]
-    dead = ~(chosen > -torch.inf)
-    parents = order // codes + row_starts[:-1, None]
-    scanned = torch.full_like(row_starts[:-1], beams)
+    legal = is_child & node_masks[mask_index.long()[:, None, None], child]
+    node_of = torch.full((*row.shape, codes + 1), -1, dtype=torch.int32, device=logits.device)
+    node_of.scatter_(2, torch.where(legal, child_codes[child].long(), codes), child.int())
+    node_of = node_of[..., :codes].flatten(1)
+    scored = (logits + (scores - log_normalizer)[:, None])[row].flatten(1)
+    best = scored.masked_fill(node_of < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+    # Output by output: whose it is, and which of that request's best.
+    out = torch.arange(num_out, device=logits.device)
+    request = torch.searchsorted(out_starts[1:].contiguous(), out, right=True)
+    padding = request == requests
+    request = request.clamp_(max=requests - 1)
+    rank = out - out_starts[request]
+    dead = padding | (rank >= best.values.shape[1])
+    rank = rank.masked_fill(dead, 0)
+    score, order = best.values[request, rank], best.indices[request, rank]
+    dead |= ~(score > -torch.inf)
+    first = torch.where(padding, 0, row_starts[request])
+    scanned = row_starts.diff()
     return BeamSelection(
-        chosen.flatten(),
-        torch.where(dead, row_starts[:-1, None], parents).int().flatten(),
-        node_of.gather(1, order).masked_fill(dead, -1).flatten(),
+        score.masked_fill(dead, -torch.inf),
+        torch.where(dead, first, row_starts[request] + order // codes).int(),
+        node_of[request, order].masked_fill(dead, -1),
         scanned,
         scanned * codes,
     )
