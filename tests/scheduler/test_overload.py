@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.faults import Fault, fault
+from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.policy import APPEND_AGEING_S, APPEND_SHARE
 from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.testing.clock import ManualClock
 from xgr_stream.testing.null_engine import NullEngine
 from xgr_stream.testing.paced_engine import PacedEngine, StepTimes
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status, UserEvent
@@ -247,12 +251,30 @@ def test_appends_wait_one_per_user_the_resident_first_and_never_too_many() -> No
         return found
 
     queue = AppendQueue(max_users=3)
-    assert queue.put(view("cold"), resident=False) == 0
-    queue.put(view("a"), resident=True)
-    queue.put(view("b"), resident=True)
-    queue.put(view("a"), resident=True)
+    assert queue.put(view("cold"), resident=False, now=1) == 0
+    assert queue.since == math.inf
+    queue.put(view("a"), resident=True, now=2)
+    queue.put(view("b"), resident=True, now=3)
+    queue.put(view("a"), resident=True, now=4)
+    assert queue.since == 2
     assert [(v.user_id, v.event_count) for v in queue.first(10)] == [("a", 2), ("b", 1)]
-    assert queue.put(view("c"), resident=True) == 1  # the cold one is let go
+    assert queue.put(view("c"), resident=True, now=5) == 1  # the cold one is let go
     assert len(queue) == 3
+    queue.remove(["a"])
+    assert queue.since == 3
     queue.remove(["a", "b", "c"])
     assert queue.first(10) == []
+
+
+def test_appends_that_are_due_leave_requests_most_of_the_time() -> None:
+    clock = ManualClock()
+    pace = Pace(EngineConfig(), clock)
+    since = clock.now()
+    assert not pace.are_due(since, since + 0.9 * APPEND_AGEING_S)
+    assert pace.are_due(since, since + 1.1 * APPEND_AGEING_S)
+    clock.advance(1.0)
+    pace.appended(Step("", 4, 12), 0.01)
+    most = 0.01 / APPEND_SHARE
+    assert not pace.are_due(since, clock.now() + 0.8 * most)
+    assert pace.are_due(since, clock.now() + most)
+    assert not pace.are_due(math.inf, clock.now() + most)

@@ -98,11 +98,19 @@ def test_under_pressure_all_appends_are_left_to_the_next_request() -> None:
     assert choose([WaitingRequest(1, 0)], waiting, replace(BUDGET, pressed=True)) == Batch(requests=(0,), lazy=(0, 1))
 
 
-@given(requests, appends, st.booleans(), st.booleans())
+def test_appends_that_are_due_go_before_requests_unless_these_need_all_of_the_time() -> None:
+    asked, waiting = [WaitingRequest(1, 0)], [WaitingAppend(15, False), WaitingAppend(5, True), WaitingAppend(16, True)]
+    due = replace(BUDGET, appends_due=True)
+    assert choose(asked, waiting, due) == Batch(appends=(1,))
+    assert choose(asked, waiting[:1], due) == Batch(requests=(0,))  # a prefill is not what is due
+    assert choose(asked, waiting, replace(due, pressed=True)) == Batch(requests=(0,), lazy=(0, 1, 2))
+
+
+@given(requests, appends, st.booleans(), st.booleans(), st.booleans())
 def test_whatever_waits_something_is_done_within_the_budget(
-    requests: list[WaitingRequest], appends: list[WaitingAppend], room: bool, pressed: bool
+    requests: list[WaitingRequest], appends: list[WaitingAppend], room: bool, pressed: bool, due: bool
 ) -> None:
-    batch = choose(requests, appends, replace(BUDGET, room=room, pressed=pressed))
+    batch = choose(requests, appends, replace(BUDGET, room=room, pressed=pressed, appends_due=due))
     assert bool(batch.requests or batch.appends or batch.lazy) == bool(requests or appends)
     assert not (batch.requests and batch.appends)
     assert len(batch.requests) <= 1 or sum(requests[i].rows for i in batch.requests) <= BUDGET.rows

@@ -12,6 +12,7 @@ from xgr_stream.config import EngineConfig
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.policy import APPEND_AGEING_S
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S, DeviceWorker
 from xgr_stream.testing.clock import ManualClock
 from xgr_stream.testing.null_engine import NullEngine, NullPendingAnswers, NullWarmReport
@@ -114,6 +115,34 @@ def test_appends_are_coalesced_per_user_and_wait_for_requests() -> None:
         device.settle()
     assert warmed == [[], [3]]
     assert device.worker.stop(5)
+
+
+def test_an_event_does_not_wait_for_requests_for_ever() -> None:
+    """Requests without end: an append goes before them once it is due."""
+    device = Device()
+    device.engine.warm([device.view("u")])
+    behind: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def another(requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> None:
+        """On the device thread, in the middle of each batch: the next request, so that there always is one."""
+        device.clock.advance(APPEND_AGEING_S / 4)
+        behind.append((len(requests), device.engine.pending_tokens(device.history.view("u"))))  # type: ignore[arg-type]
+        if len(behind) == 2:
+            device.worker.want_append(device.view("u"))
+        if len(behind) < 12:
+            device.worker.submit(RecommendRequest(f"r{len(behind)}", "w"), None, None)
+        else:
+            done.set()
+
+    device.engine.before_answer = another
+    device.worker.start()
+    device.worker.submit(RecommendRequest("r", "w"), None, None)
+    assert done.wait(10)
+    assert device.worker.stop(5)
+    waiting = [tokens > 0 for _, tokens in behind]
+    assert waiting[:5] == [False, False, True, True, True]
+    assert not any(waiting[8:])
 
 
 def test_a_full_cache_is_not_filled_ahead() -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import NamedTuple
 
 from xgr_stream.history import HistoryView
 
 MAX_USERS = 50_000
 """Users who wait at most; beyond it those who have waited longest are left to their next request."""
+
+
+class _Waiting(NamedTuple):
+    view: HistoryView
+    since: float
 
 
 class AppendQueue:
@@ -19,17 +25,17 @@ class AppendQueue:
 
     def __init__(self, max_users: int = MAX_USERS) -> None:
         self._max_users = max_users
-        self._resident: dict[str, HistoryView] = {}
-        self._cold: dict[str, HistoryView] = {}
+        self._resident: dict[str, _Waiting] = {}
+        self._cold: dict[str, _Waiting] = {}
 
     def __len__(self) -> int:
         return len(self._resident) + len(self._cold)
 
-    def put(self, view: HistoryView, resident: bool) -> int:
+    def put(self, view: HistoryView, resident: bool, now: float) -> int:
         """Have the user brought up to this view, at the place that they had. Returns how many users were let go."""
         mine, other = (self._resident, self._cold) if resident else (self._cold, self._resident)
-        other.pop(view.user_id, None)
-        mine[view.user_id] = view
+        waited = other.pop(view.user_id, None) or mine.get(view.user_id)
+        mine[view.user_id] = _Waiting(view, now if waited is None else waited.since)
         shed = len(self) - self._max_users
         for _ in range(shed):
             users = self._cold or self._resident
@@ -38,7 +44,12 @@ class AppendQueue:
 
     def first(self, count: int) -> list[HistoryView]:
         """The next users, of one group."""
-        return list(islice((self._resident or self._cold).values(), count))
+        return [waiting.view for waiting in islice((self._resident or self._cold).values(), count)]
+
+    @property
+    def since(self) -> float:
+        """Since when the next user who has a prefix waits; infinite if there is none."""
+        return next((waiting.since for waiting in self._resident.values()), float("inf"))
 
     def remove(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:

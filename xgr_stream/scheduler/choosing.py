@@ -56,13 +56,17 @@ class Choice:
             engine = self.engine_of(waiting[0])
             waiting = [work for work in waiting if self.engine_of(work) is engine]
         pressed = overloaded or self._queue.pressed(now, self._pace.starts_at(now, engine.version))
+        due = appends and not pressed and self._pace.are_due(self._appends.since, now)
         views: list[HistoryView] = []
         behind: list[WaitingAppend] = []
-        if pressed or (appends and not waiting):
+        if pressed or due or (appends and not waiting):
             theirs, views, behind = self._behind()
-            engine = engine if waiting else theirs
+            due = due and any(append.resident for append in behind)
+            engine = theirs if due or not waiting else engine
         stats = engine.stats()
-        budget = self._pace.budget_for(engine.version, behind, stats.bytes_used, stats.bytes_budget, pressed=pressed)
+        budget = self._pace.budget_for(
+            engine.version, behind, stats.bytes_used, stats.bytes_budget, pressed=pressed, appends_due=due
+        )
         starts_at = now + self._pace.busy_s(now)
         batch = choose([self._waiting(engine, work, starts_at) for work in waiting], behind, budget)
         if batch.lazy:

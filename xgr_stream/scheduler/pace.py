@@ -10,7 +10,7 @@ from typing import NamedTuple
 from xgr_stream.config import EngineConfig
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.costs import StepCosts
-from xgr_stream.scheduler.policy import Budget, WaitingAppend
+from xgr_stream.scheduler.policy import APPEND_AGEING_S, APPEND_SHARE, Budget, WaitingAppend
 
 APPEND_PIECE_MS = {"cpu": 20.0, "cuda": 1.3}
 """How long one batch of appends should take, by kind of device."""
@@ -66,6 +66,7 @@ class Pace:
         self._free_at = float("-inf")
         self._ended_at = float("-inf")
         self._probed_at = float("-inf")
+        self._due_again_at = float("-inf")
         self.idle = True
         """Whether the device has no batch of requests."""
         self._preparing_s: deque[float] = deque(maxlen=9)
@@ -113,7 +114,14 @@ class Pace:
         return LEAD_S + (median(self._preparing_s) if self._preparing_s else 0.0)
 
     def budget_for(
-        self, version: str, appends: Sequence[WaitingAppend], bytes_used: int, bytes_budget: int, *, pressed: bool
+        self,
+        version: str,
+        appends: Sequence[WaitingAppend],
+        bytes_used: int,
+        bytes_budget: int,
+        *,
+        pressed: bool,
+        appends_due: bool = False,
     ) -> Budget:
         """What the next batch, of this version, may hold. An append piece is as many tokens as `append_piece_ms` are
         enough for, or as take as long as its fixed cost, if that is more."""
@@ -132,8 +140,13 @@ class Pace:
             room=bytes_used < FULL * bytes_budget,
             fixed_s=self._decodes(version).fixed_s,
             pressed=pressed,
+            appends_due=appends_due,
         )
         return self.budget
+
+    def are_due(self, since: float, now: float) -> bool:
+        """Whether appends of which one waits since then are to go before requests."""
+        return now >= max(since + APPEND_AGEING_S, self._due_again_at)
 
     def begins(self, now: float, step: Step) -> None:
         """A batch is given to the device."""
@@ -169,6 +182,7 @@ class Pace:
 
     def appended(self, appends: Step, seconds: float) -> None:
         """They took so long."""
+        self._due_again_at = self._clock.now() + seconds * (1 / APPEND_SHARE - 1)
         if appends.tokens:
             self._noted(appends.version, self._clock.now()).appends.note(appends.rows, appends.tokens, seconds)
 

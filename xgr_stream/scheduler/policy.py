@@ -12,6 +12,9 @@ RESERVED_SHARE, RESERVED_S = 0.1, 0.02
 """How much of the time that a request has left is kept for what comes after its decode, and the most of it."""
 ROUNDING_S = 1e-9
 """A request is not late by less: its end is a sum, from which others were taken off again."""
+APPEND_AGEING_S, APPEND_SHARE = 0.03, 0.1
+"""Events that have waited so long for their part in their user's prefix go before requests, for at most this share of
+the device's time: else a busy device would leave all of them to the users' next requests."""
 PRESSED = 0.5
 """Share of their time that the waiting requests may take before appends are left to the users' next requests."""
 
@@ -51,6 +54,8 @@ class Budget:
     """That a batch takes whatever it holds."""
     pressed: bool = False
     """Whether the requests need all of the device's time."""
+    appends_due: bool = False
+    """Whether an append has waited long enough to go before requests."""
 
 
 class Batch(NamedTuple):
@@ -63,16 +68,18 @@ class Batch(NamedTuple):
 
 
 def choose(requests: Sequence[WaitingRequest], appends: Sequence[WaitingAppend], budget: Budget) -> Batch:
-    """Requests first, in the order in which they are given; appends only while no request waits.
+    """Requests first, in the order in which they are given; appends while no request waits, or when they are due.
 
     Among the appends, users with a prefix come first: little is missing, and the next request gains all of it. Users
     without one are prefilled with what time is left, while there is room; otherwise they wait until they ask.
     """
+    resident = [(i, append.tokens) for i, append in enumerate(appends) if append.resident]
+    if resident and budget.appends_due and not budget.pressed:
+        return Batch(appends=_within(resident, budget.append_tokens))
     lazy = tuple(range(len(appends))) if budget.pressed else ()
     decode = _share(requests, budget)
     if decode or lazy:
         return Batch(requests=decode, lazy=lazy)
-    resident = [(i, append.tokens) for i, append in enumerate(appends) if append.resident]
     cold = [(i, append.tokens) for i, append in enumerate(appends) if not append.resident]
     if not budget.room:
         return Batch(appends=_within(resident, budget.append_tokens), lazy=tuple(i for i, _ in cold))

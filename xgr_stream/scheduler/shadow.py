@@ -55,7 +55,7 @@ class Shadow:
         """The user did something: bring the shadow's prefix up to this view too, if they are one of its users."""
         engine = self._engine_for(view.user_id)
         if engine is not None:
-            self._appends.put(view, engine.is_resident(view.user_id))
+            self._appends.put(view, engine.is_resident(view.user_id), 0.0)  # nobody asks since when
 
     def answered(self, request: RecommendRequest, view: HistoryView | None, response: RecommendResponse) -> None:
         """The primary's answer; it is compared later. Only the best items from one's history are compared."""

@@ -254,7 +254,10 @@ class DeviceWorker:
         elif isinstance(item, list):
             self._expect(item)
             versions = self._versions
-            shed = sum(self._appends.put(view, versions.of(view.user_id).is_resident(view.user_id)) for view in item)
+            now = self._clock.now()
+            shed = sum(
+                self._appends.put(view, versions.of(view.user_id).is_resident(view.user_id), now) for view in item
+            )
             self._metrics.appends_shed.inc(shed)
             if versions.shadow is not None:
                 for view in item:
