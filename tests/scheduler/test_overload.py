@@ -278,3 +278,20 @@ def test_appends_that_are_due_leave_requests_most_of_the_time() -> None:
     assert not pace.are_due(since, clock.now() + 0.8 * most)
     assert pace.are_due(since, clock.now() + most)
     assert not pace.are_due(math.inf, clock.now() + most)
+
+
+def test_a_prefill_in_chunks_is_foreseen_from_chunks_not_from_the_few_tokens_of_decodes() -> None:
+    """A decode with 3 tokens to append takes 2 ms more; 5,000 of them do not take 3 s."""
+    clock = ManualClock()
+    pace = Pace(EngineConfig(prefill_chunk_tokens=512), clock)
+    for tokens, seconds in [(0, 0.006), (3, 0.008)] * 5:
+        begun = clock.now()
+        clock.advance(seconds)
+        pace.ended(begun, Step("", 256, tokens), ())
+    cold = Step("", 256, 5_000)
+    assert pace.share_s(cold) > 1.0  # nothing better is known
+    for _ in range(5):
+        pace.appended(Step("", 1, 512), 0.003)
+        pace.appended(Step("", 1, 3), 0.002)
+    assert 0.02 < pace.share_s(cold) < 0.05
+    assert pace.share_s(Step("", 256, 512)) > 0.1  # it is not in chunks

@@ -14,6 +14,8 @@ from xgr_stream.scheduler.policy import APPEND_AGEING_S, APPEND_SHARE, Budget, W
 
 APPEND_PIECE_MS = {"cpu": 20.0, "cuda": 1.3}
 """How long one batch of appends should take, by kind of device."""
+CHUNK_TOKENS = {"cpu": 0, "cuda": 512}
+"""Of one chunk of a prefill, by kind of device; 0: prefills are whole."""
 FULL = 0.9
 """Share of the cache's budget above which users without a prefix are no longer prefilled ahead."""
 PROBE_S = 1.0
@@ -61,7 +63,10 @@ class Pace:
         self._known: dict[str, _Known] = {}
         self._config = config
         self._clock = clock
-        piece_ms = config.append_piece_ms or APPEND_PIECE_MS[config.device.partition(":")[0]]
+        device, chunk = config.device.partition(":")[0], config.prefill_chunk_tokens
+        self.chunk_tokens = CHUNK_TOKENS[device] if chunk is None else chunk
+        """Of one chunk of a prefill; 0: there are none."""
+        piece_ms = config.append_piece_ms or APPEND_PIECE_MS[device]
         self._piece_s = piece_ms / 1e3
         self._free_at = float("-inf")
         self._ended_at = float("-inf")
@@ -78,14 +83,22 @@ class Pace:
 
     def added_s(self, request: Step) -> float:
         """That a request adds to a batch."""
-        costs = self._decodes(request.version)
-        return request.rows * costs.row_s + request.tokens * costs.token_s
+        return request.rows * self._decodes(request.version).row_s + self._tokens_s(request)
 
     def share_s(self, request: Step) -> float:
         """Of the device's time that a request takes in full batches."""
         config, costs = self._config, self._decodes(request.version)
         part = max(request.rows / config.max_batch_rows, request.tokens / config.max_batch_tokens)
-        return part * costs.fixed_s + request.rows * costs.row_s + request.tokens * costs.token_s
+        return part * costs.fixed_s + request.rows * costs.row_s + self._tokens_s(request)
+
+    def _tokens_s(self, request: Step) -> float:
+        """That its tokens to append take. A long prefill is appends of its own, in chunks: what few tokens take in a
+        decode, where reading the weights once more is most of it, says nothing of thousands."""
+        appends, chunk = self._appends(request.version), self.chunk_tokens
+        if not chunk or request.tokens <= chunk or not appends.known:
+            return request.tokens * self._decodes(request.version).token_s
+        chunks = -(-request.tokens // chunk)
+        return chunks * (appends.fixed_s + appends.row_s) + request.tokens * appends.token_s
 
     def batch_s(self, version: str) -> float:
         """That a full batch of warm requests takes."""

@@ -17,8 +17,6 @@ from xgr_stream.scheduler.ports import DeviceEngine, WarmReport
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work
 
-CHUNK_TOKENS = {"cpu": 0, "cuda": 512}
-"""Where the configuration names no other, by kind of device."""
 SHARE = 0.5
 """Of a batch's time, that the chunks behind it may take if they are more than one: batches of a busy device are long,
 and with a chunk of 3 ms behind each of 30 ms prefills would not keep up."""
@@ -27,12 +25,6 @@ PATIENCE = 0.1
 OTHERS_S = 1.0
 """So long after the last request whose prefix was at hand, prefills are in chunks; with nobody to wait they are whole,
 since chunks take a tenth longer."""
-
-
-def chunk_tokens(config: EngineConfig) -> int:
-    """Tokens of a chunk; 0: there are none."""
-    own = config.prefill_chunk_tokens
-    return CHUNK_TOKENS[config.device.partition(":")[0]] if own is None else own
 
 
 class _Prefill(NamedTuple):
@@ -58,7 +50,7 @@ class Prefills:
         self._versions = versions
         self._engine_of = engine_of
         self._pace = pace
-        self._chunk_tokens = chunk_tokens(config)
+        self._chunk_tokens = pace.chunk_tokens
         self._clock = clock
         self._running: _Prefill | None = None
         self._others_at = float("-inf")
