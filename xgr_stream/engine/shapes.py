@@ -39,7 +39,7 @@ FEW_USERS, MANY_USERS, MOST_USERS = 4, 64, 512
 """Users of an append, of those captured ahead."""
 APPEND_SIZES = (
     *((min(tokens, MANY_USERS), tokens) for tokens in (4, 16, 64, 128, 192, 256, 384)),
-    *((FEW_USERS, tokens) for tokens in (*range(512, 1024, 64), *range(1024, 2049, 128))),
+    *((FEW_USERS, tokens) for tokens in (*range(384, 1024, 64), *range(1024, 2049, 128))),
     *((users, tokens) for users in (MANY_USERS, MOST_USERS) for tokens in (768, 1024, 1536, 2048)),
 )
 """(users, tokens) of the appends that are captured ahead. Few users' many tokens are prefills, where each row counts;

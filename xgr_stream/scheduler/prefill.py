@@ -20,7 +20,7 @@ from xgr_stream.scheduler.work import Work
 SHARE = 0.5
 """Of a batch's time, that the chunks behind it may take if they are more than one: batches of a busy device are long,
 and with a chunk of 3 ms behind each of 30 ms prefills would not keep up."""
-PATIENCE = 0.1
+PATIENCE = 0.3
 """Share of a request's time, or of `AGEING_S`, after which nobody goes before the rest of its prefill."""
 OTHERS_S = 1.0
 """So long after the last request whose prefix was at hand, prefills are in chunks; with nobody to wait they are whole,
