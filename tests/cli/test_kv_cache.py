@@ -96,6 +96,24 @@ def test_the_doctor_plans_with_it(shop: tuple[str, ...]) -> None:
     assert users[1] // users[0] in (4, 5)  # a part of a page is no user's
 
 
+def test_the_doctor_plans_the_tiers_behind_it(shop: tuple[str, ...], tmp_path: Path) -> None:
+    on_disk = ("--file-cache-mib", "100", "--file-cache-dir", str(tmp_path))
+    said = run("doctor", *shop, "--broker", "127.0.0.1:1", "--host-cache-mib", "10", *on_disk, code=1).output
+    host, file = (int(line.split()[-2].replace(",", "")) for line in said.splitlines() if "behind it in" in line)
+    assert 9 * host <= file <= 11 * host
+    most = str(1 << 40)
+    too_much = ("--host-cache-mib", most, "--file-cache-mib", most, "--file-cache-dir", str(tmp_path))
+    said = run("doctor", *shop, "--broker", "127.0.0.1:1", *too_much, code=1).output
+    assert said.count("MiB are available") == 2
+    assert "less --host-cache-mib" in said
+    assert "less --file-cache-mib" in said
+
+
+def test_a_file_needs_a_directory_and_host_memory(shop: tuple[str, ...]) -> None:
+    said = run("doctor", *shop, "--host-cache-mib", "10", "--file-cache-mib", "10", code=1).output
+    assert "file_bytes and file_directory must be given together" in said
+
+
 def test_the_worker_takes_it(monkeypatch: pytest.MonkeyPatch, shop: tuple[str, ...]) -> None:
     taken: list[EngineConfig] = []
 

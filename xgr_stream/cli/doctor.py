@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
+from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
-from xgr_stream.cli.kv_cache import kv_cache_dtype_option
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
     EngineConfig,
     HistoryConfig,
-    KvCacheDtype,
     Partitioner,
     TopicNames,
     TransactionConfig,
@@ -38,9 +39,7 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 @click.option("--model", type=click.Path(exists=True, file_okay=False), help="Checkpoint, for the memory plan.")
 @click.option("--catalog", type=click.Path(exists=True, dir_okay=False), help="Its catalog.")
 @click.option("--device", default="cpu", help="Where the model is to compute.")
-@click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
-@kv_cache_dtype_option
-@click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="Host memory behind it (0: none).")
+@cache_options
 @challenger_options
 @click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
 @click.option("--partitioner", type=click.Choice(["murmur2", "crc32", "any"]), default="murmur2")
@@ -55,9 +54,7 @@ def doctor(
     model: str | None,
     catalog: str | None,
     device: str,
-    cache_mib: int,
-    kv_cache_dtype: KvCacheDtype,
-    host_cache_mib: int,
+    cache: CacheConfig,
     challenger: ChallengerConfig | None,
     users: int,
     transactional: bool,
@@ -66,10 +63,7 @@ def doctor(
     """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
     findings = [_check_device(device)]
     if findings[0].grade == "ok" and model is not None and catalog is not None:
-        config = EngineConfig(
-            device=device, cache=CacheConfig(budget_bytes=cache_mib * MIB, kv_cache_dtype=kv_cache_dtype)
-        )
-        findings += _check_models(model, catalog, config, host_cache_mib, challenger)
+        findings += _check_models(model, catalog, EngineConfig(device=device, cache=cache), challenger)
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
@@ -106,15 +100,13 @@ def _check_device(name: str) -> Finding:
     return Finding("ok", f"device {name}: {properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
-def _check_models(
-    model: str, catalog: str, config: EngineConfig, host_cache_mib: int, challenger: ChallengerConfig | None
-) -> list[Finding]:
-    """The engine, and with it in memory the challenger's. `host_cache_mib`: host memory behind the first's cache."""
-    engine, findings = _check_engine(model, catalog, config, host_cache_mib)
+def _check_models(model: str, catalog: str, config: EngineConfig, challenger: ChallengerConfig | None) -> list[Finding]:
+    """The engine, and with it in memory the challenger's."""
+    engine, findings = _check_engine(model, catalog, config)
     if engine is None or challenger is None:
         return findings
     source = challenger.catalog or catalog
-    cache = replace(config.cache, budget_bytes=challenger.cache_bytes)
+    cache = CacheConfig(budget_bytes=challenger.cache_bytes, kv_cache_dtype=config.cache.kv_cache_dtype)
     second, found = _check_engine(challenger.model, source, replace(config, cache=cache))
     findings += [Finding(f.grade, f"{challenger.role} {challenger.model}: {f.what}", f.remedy) for f in found]
     if second is None:
@@ -127,14 +119,13 @@ def _check_models(
     return findings
 
 
-def _check_engine(
-    model: str, catalog: str, config: EngineConfig, host_cache_mib: int = 0
-) -> tuple[Engine | None, list[Finding]]:
+def _check_engine(model: str, catalog: str, config: EngineConfig) -> tuple[Engine | None, list[Finding]]:
     """Whether the checkpoint and the catalog belong together, and how many users would be warm."""
     from xgr_stream.engine import Engine
 
+    on_device = replace(config.cache, host_bytes=0, file_bytes=0, file_directory=None)  # else all of it would be taken
     try:
-        engine = Engine.load(model, catalog, config=config)
+        engine = Engine.load(model, catalog, config=replace(config, cache=on_device))
     except XgrError as error:
         return None, [Finding("error", f"the engine can't be loaded: {error}", "mend what it names")]
     except Exception as error:
@@ -158,19 +149,25 @@ def _check_engine(
         findings.append(
             Finding("warning", f"only {warm} users fit into the cache", "a larger cache, or a smaller window")
         )
-    if host_cache_mib:
-        hidden_bytes = engine.cache.hidden.shape[1] * engine.cache.hidden.dtype.itemsize
-        findings.append(_host_plan(user_bytes + pages * hidden_bytes, host_cache_mib))
+    hidden_bytes = engine.cache.hidden.shape[1] * engine.cache.hidden.dtype.itemsize
+    findings += _lower_tiers(user_bytes + pages * hidden_bytes, config.cache)
     return engine, findings
 
 
-def _host_plan(user_bytes: int, host_cache_mib: int) -> Finding:
-    """Users in host memory, against what the machine has."""
-    users = host_cache_mib * MIB // user_bytes
-    what = f"behind it in {host_cache_mib} MiB of host memory, pinned with CUDA: {users:,} users"
-    available = _available_bytes() // MIB
-    if available and host_cache_mib > available:
-        return Finding("error", f"{what}; {available} MiB are available", "less --host-cache-mib")
+def _lower_tiers(user_bytes: int, cache: CacheConfig) -> Iterator[Finding]:
+    """Users in host memory and in the file behind it, against what the machine and the disk have."""
+    if cache.host_bytes:
+        what, option = f"{cache.host_bytes // MIB} MiB of host memory, pinned with CUDA", "--host-cache-mib"
+        yield _tier(cache.host_bytes, user_bytes, what, _available_bytes(), option)
+    if cache.file_directory is not None:
+        what, option = f"a file of {cache.file_bytes // MIB} MiB in {cache.file_directory}", "--file-cache-mib"
+        yield _tier(cache.file_bytes, user_bytes, what, shutil.disk_usage(cache.file_directory).free, option)
+
+
+def _tier(size: int, user_bytes: int, what: str, available: int, option: str) -> Finding:
+    what = f"behind it in {what}: {size // user_bytes:,} users"
+    if available and size > available:
+        return Finding("error", f"{what}; {available // MIB} MiB are available", f"less {option}")
     return Finding("ok", what)
 
 

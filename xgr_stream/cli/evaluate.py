@@ -11,7 +11,7 @@ import click
 from tqdm import tqdm
 
 from xgr_stream import __version__
-from xgr_stream.cli.kv_cache import kv_cache_dtype_option
+from xgr_stream.cli.cache import kv_cache_dtype_option
 from xgr_stream.config import CacheConfig, EngineConfig, KvCacheDtype
 from xgr_stream.engine import Engine
 from xgr_stream.evaluation import Quality, rank_of, read_sequences, recommend

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
+from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
-from xgr_stream.cli.kv_cache import kv_cache_dtype_option
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
     EngineConfig,
-    KvCacheDtype,
     SnapshotConfig,
     StreamConfig,
     TopicNames,
@@ -61,11 +60,7 @@ SESSION_TIMEOUT_S = 10.0
 @click.option(
     "--beam-width", default=64, type=click.IntRange(1, MAX_BEAM_WIDTH), help="Beams of a request that names none."
 )
-@click.option("--cache-mib", default=512, type=click.IntRange(1), help="Memory for users' prefixes.")
-@kv_cache_dtype_option
-@click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="Host memory behind it (0: none).")
-@click.option("--file-cache-mib", default=0, type=click.IntRange(0), help="A local file behind that (0: none).")
-@click.option("--file-cache-dir", type=click.Path(exists=True, file_okay=False), help="Where that file is.")
+@cache_options
 @challenger_options
 @click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz, /readyz and /models.")
 @click.option("--web-port", default=9464, type=click.IntRange(1, 65_535), help="Its port.")
@@ -96,11 +91,7 @@ def worker(
     session_timeout: float,
     device: str,
     beam_width: int,
-    cache_mib: int,
-    kv_cache_dtype: KvCacheDtype,
-    host_cache_mib: int,
-    file_cache_mib: int,
-    file_cache_dir: str | None,
+    cache: CacheConfig,
     challenger: ChallengerConfig | None,
     web_host: str,
     web_port: int,
@@ -134,13 +125,6 @@ def worker(
         snapshots=None if snapshots is None else SnapshotConfig(snapshots),
         standby_bytes=standby_mib * MIB,
         transactions=TransactionConfig(commit_interval_ms=commit_interval) if transactional else None,
-    )
-    cache = CacheConfig(
-        budget_bytes=cache_mib * MIB,
-        kv_cache_dtype=kv_cache_dtype,
-        host_bytes=host_cache_mib * MIB,
-        file_bytes=file_cache_mib * MIB,
-        file_directory=file_cache_dir,
     )
     engine_config = EngineConfig(device=device, beam_width=beam_width, cache=cache)
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))

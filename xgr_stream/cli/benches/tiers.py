@@ -13,7 +13,7 @@ from xgr_stream.cache import DecayedRate, GreedyDual, LeastRecentlyUsed, Worth
 from xgr_stream.cli.benches.options import Output, output_options
 from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.cli.benches.tier_simulation import PAGE_TOKENS, Costs, Simulation, trace
-from xgr_stream.cli.kv_cache import kv_cache_dtype_option
+from xgr_stream.cli.cache import kv_cache_dtype_option
 from xgr_stream.config import KvCacheDtype
 from xgr_stream.engine.sizing import HALF_LIFE, LEAST_HALF_LIFE
 
