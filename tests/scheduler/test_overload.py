@@ -272,11 +272,14 @@ def test_appends_that_are_due_leave_requests_most_of_the_time() -> None:
     since = clock.now()
     assert not pace.are_due(since, since + 0.9 * APPEND_AGEING_S)
     assert pace.are_due(since, since + 1.1 * APPEND_AGEING_S)
+    step, most = Step("", 4, 12), 0.01 / APPEND_SHARE
+    pace.appended(step, 0.01)
     clock.advance(1.0)
-    pace.appended(Step("", 4, 12), 0.01)
-    most = 0.01 / APPEND_SHARE
-    assert not pace.are_due(since, clock.now() + 0.8 * most)
-    assert pace.are_due(since, clock.now() + most)
+    pace.appending(clock.now(), step, ahead=False)  # a chunk of a prefill
+    assert pace.are_due(since, clock.now())
+    pace.appending(clock.now(), step, ahead=True)
+    assert not pace.are_due(since, clock.now() + 0.9 * most)
+    assert pace.are_due(since, clock.now() + 1.1 * most)
     assert not pace.are_due(math.inf, clock.now() + most)
 
 

@@ -47,9 +47,12 @@ class Choice:
         engine: DeviceEngine = self._versions.primary if work.fell_back else self._versions.of(work.request.user_id)
         return engine
 
-    def next(self, waiting: Sequence[Work], *, overloaded: bool, appends: bool) -> tuple[list[Work], list[HistoryView]]:
+    def next(
+        self, waiting: Sequence[Work], *, overloaded: bool, appends: bool, prefill: bool
+    ) -> tuple[list[Work], list[HistoryView]]:
         """What the policy picks: requests, or users to append to if there is to be such a batch (`appends`).
-        `overloaded`: requests were refused since the last time."""
+        `overloaded`: requests were refused since the last time. `prefill`: somebody waits for theirs, so that only
+        appends that are due go before it."""
         now = self._clock.now()
         engine: DeviceEngine = self._versions.primary
         if waiting and self._versions.challenger is not None:
@@ -59,7 +62,7 @@ class Choice:
         due = appends and not pressed and self._pace.are_due(self._appends.since, now)
         views: list[HistoryView] = []
         behind: list[WaitingAppend] = []
-        if pressed or due or (appends and not waiting):
+        if pressed or due or (appends and not prefill and not waiting):
             theirs, views, behind = self._behind()
             due = due and any(append.resident for append in behind)
             engine = theirs if due or not waiting else engine

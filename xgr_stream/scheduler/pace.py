@@ -189,13 +189,15 @@ class Pace:
         late = took_s > foreseen_s * self.margin
         self.margin = min(MOST_MARGIN, max(1.0, self.margin + GAIN * (KEPT if late else KEPT - 1.0)))
 
-    def appending(self, now: float, appends: Step) -> None:
-        """The device was given appends; their rows are users."""
-        self._free_at = max(now, self._free_at) + self.append_s(appends)
+    def appending(self, now: float, appends: Step, *, ahead: bool) -> None:
+        """The device was given appends; their rows are users. `ahead`: nobody asks for them."""
+        seconds = self.append_s(appends)
+        self._free_at = max(now, self._free_at) + seconds
+        if ahead:
+            self._due_again_at = now + seconds / APPEND_SHARE
 
     def appended(self, appends: Step, seconds: float) -> None:
         """They took so long."""
-        self._due_again_at = self._clock.now() + seconds * (1 / APPEND_SHARE - 1)
         if appends.tokens:
             self._noted(appends.version, self._clock.now()).appends.note(appends.rows, appends.tokens, seconds)
 

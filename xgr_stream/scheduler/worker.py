@@ -290,8 +290,9 @@ class DeviceWorker:
         waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
             overloaded, self._intake.overloaded = self._intake.overloaded, False
-            appends = self._warming is None and long is None
-            works, views = self._choice.next(waiting, overloaded=overloaded, appends=appends)
+            works, views = self._choice.next(
+                waiting, overloaded=overloaded, appends=self._warming is None, prefill=long is not None
+            )
             if works:
                 self._queue.remove(works)
                 taken = set(works)
@@ -459,7 +460,7 @@ class DeviceWorker:
             self._metrics.appends_shed.inc(len(views))
             self._failed_ahead(engine.version, error)
             return
-        self._appending(engine.version, report)
+        self._appending(engine.version, report, ahead=True)
 
     def _prefill(self, work: Work | None, beside_s: float) -> None:
         """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
@@ -475,18 +476,18 @@ class DeviceWorker:
             if step is None:
                 return
             version, report = step
-            self._appending(version, report)
+            self._appending(version, report, ahead=False)
             chunk_s = self._prefills.chunk_s(version)
             left_s -= chunk_s
             if report.users or not chunk_s or left_s < chunk_s:
                 return
 
-    def _appending(self, version: str, report: WarmReport) -> None:
-        """The device was given appends."""
+    def _appending(self, version: str, report: WarmReport, *, ahead: bool) -> None:
+        """The device was given appends; `ahead`: nobody asks for them."""
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
         step = Step(version, max(1, report.users), report.tokens)
-        self._pace.appending(self._clock.now(), step)
+        self._pace.appending(self._clock.now(), step, ahead=ahead)
         self._warming = _Warming(step, report)
 
     def _failed_ahead(self, version: str, error: Exception) -> None:
