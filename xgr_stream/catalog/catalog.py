@@ -53,9 +53,8 @@ class Catalog:
         """[rows, levels]; a row of -1 has no place in the catalog."""
         order = np.arange(len(columns.sids), dtype=np.int32) if order is None else order
         self.num_items = len(order)
-        sorted_sids = columns.sids if origin is None else columns.sids[order]
         rows = len(columns.sids)
-        self.trie: Trie = Trie.from_sids(sorted_sids, columns.codes, order, rows) if twin is None else twin.trie
+        self.trie: Trie = Trie.from_sids(columns.sids, columns.codes, order) if twin is None else twin.trie
         self._origin = origin
         self.names: ItemNames
         if twin is not None:
@@ -153,6 +152,15 @@ class Catalog:
     def available(self) -> BoolArray:
         """[rows]; do not write to it."""
         return self._live.items
+
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """What is large of it; some of it may be another catalog's too."""
+        trie, tags = self.trie, self.columns.tags
+        arrays = [self.sids, self.columns.available, self.available, tags.rows, *tags.by_row]
+        arrays += [trie.items, trie.item_starts, trie.leaves, *trie.node_codes, *trie.child_starts, *trie.parents]
+        ranks = (self.columns.popularity, self._by_popularity, self._popularity_rank)
+        return arrays + [array for array in ranks if array is not None]
 
     def live_counts(self) -> tuple[Int32Array, ...]:
         """[d]: live items below each node of depth d, [nodes of depth d], counted anew."""
