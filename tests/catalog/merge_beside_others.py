@@ -76,7 +76,10 @@ def merges(items: int, new: int, times: int, codes: int = 8192) -> list[tuple[fl
 def main(items: int = 20_000_000, new: int = 100_000) -> None:
     found = merges(items, new, 3)
     figures = {"items": items, "new": new, "merge_s": [round(seconds, 2) for seconds, _ in found]}
-    longest = {"clock_ms": [round(own.clock_ms, 1) for _, own in found], "cpu_ms": [round(own.cpu_ms, 1) for _, own in found]}
+    longest = {
+        "clock_ms": [round(own.clock_ms, 1) for _, own in found],
+        "cpu_ms": [round(own.cpu_ms, 1) for _, own in found],
+    }
     print(json.dumps(figures | longest))
 
 

@@ -49,10 +49,16 @@ class Merge:
         self._old = catalog
 
     def run(self) -> None:
-        # Not as it was when the merge began: what has come or gone since is said once more by what `follow` and `finish`
-        # apply. To copy 20 million is 4 ms, which is here and not between two batches.
+        # Not as it was when the merge began: what has come or gone since is said once more by what `follow` and
+        # `finish` apply. To copy 20 million is 4 ms, which is here and not between two batches.
         self.merged = merge(self._old, self._old.available.copy(), self.changes)
-        self.retokenised = [i for i in self.changes if self._old.sid(i) != self.merged.sid(i)]
+        item_ids = list(self.changes)
+        rows = self.merged.names.rows(item_ids)
+        before = np.full((len(rows), self.merged.levels), -1, np.int32)
+        old = rows < len(self._old.sids)
+        before[old] = self._old.sids[rows[old]]
+        others = (before != self.merged.sids[rows]).any(axis=1)
+        self.retokenised = [item_ids[place] for place in np.flatnonzero(others).tolist()]
 
     def follow(self, updates: Updates) -> None:
         """These came since it began, or since the last call."""
@@ -61,8 +67,8 @@ class Merge:
             _apply(self._base, self.merged, self.waiting, step)
 
     def discard(self) -> None:
-        """Let go of what it holds, on any thread, after `finish`, little by little: 100,000 items that go at once hold up
-        all threads for 8 to 15 ms, the arrays of 10 million for 20. It is not to be used any more."""
+        """Let go of what it holds, on any thread, after `finish`, little by little: 100,000 items that go at once hold
+        up all threads for 8 to 15 ms, the arrays of 10 million for 20. It is not to be used any more."""
         for held in (self.waiting, self.changes):
             while held:
                 for _ in range(min(STEP, len(held))):

@@ -1,8 +1,8 @@
 """A catalog and changed items → another catalog, made on a thread of its own while the first one serves.
 
-Nearly all of it is NumPy on whole arrays, in calls that let go of the GIL (`np.repeat`, `np.cumsum` and `np.bincount` do
-not). What is Python takes small steps: a single call that makes 100,000 strings into an array would hold up the device
-thread for as long.
+Nearly all of it is NumPy on whole arrays, in calls that let go of the GIL (`np.repeat`, `np.cumsum` and `np.bincount`
+do not). What is Python takes small steps: a single call that makes 100,000 strings into an array would hold up the
+device thread for as long.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     """The catalog with these changes, and `available` [rows] for the other items. Reads `catalog`'s unchanging parts
     alone and adds to its names."""
     names = catalog.names
-    changed = np.fromiter((names.add(item_id) for item_id in changes), np.int32, len(changes))
+    changed = names.add(list(changes))
     num_rows = max(len(names), len(catalog.sids))
     placed = [place for place in changes.values() if place is not None]
     rows = changed[np.fromiter((place is not None for place in changes.values()), np.bool_, len(changes))]

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 PIECE = 1 << 17
-"""Summed in one call: 0.2 ms. np.cumsum holds the GIL as long as it takes, which of 20 million is 20 ms; so do np.repeat
-(100 ms and more) and np.bincount."""
+"""Summed in one call: 0.2 ms. np.cumsum holds the GIL as long as it takes, which of 20 million is 20 ms; so do
+np.repeat (100 ms and more) and np.bincount."""
 
 
 def run_sum(values: npt.NDArray[np.integer[Any]]) -> None:

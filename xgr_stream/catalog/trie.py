@@ -40,8 +40,8 @@ class Trie:
     def from_sids(cls, sids: Int32Array, codes: tuple[int, ...], items: Int32Array) -> Trie:
         """Build from the SIDs [rows, levels] and `items`, the rows that have one, in SID order."""
         (num_rows, levels), num_items = sids.shape, len(items)
-        first_rows = np.zeros(1, np.int32)  # of a depth: the first item of each node
-        node_of = np.zeros(num_items, np.int32)  # of a depth: the node above each item
+        first_rows: Int32Array = np.zeros(1, np.int32)  # of a depth: the first item of each node
+        node_of: Int32Array = np.zeros(num_items, np.int32)  # of a depth: the node above each item
         begins_node = np.zeros(num_items, np.bool_)
         begins_node[0] = True
         node_codes, child_starts, parents = [], [], []
