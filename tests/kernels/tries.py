@@ -60,8 +60,9 @@ def random_case(rng: random.Random, device: str, *, items: int = 60, room: int =
     placed = rng.sample(range(num_rows), rng.randint(1, num_rows))
     sids = {row: tuple(rng.randrange(most) for most in codes) for row in placed}
     order = np.array(sorted(placed, key=lambda row: (sids[row], rng.random())), np.int32)
-    table = np.array([sids[row] for row in order.tolist()], np.int32)
-    trie = Trie.from_sids(table, tuple(codes), order, num_rows)
+    table = np.full((num_rows, len(codes)), -1, np.int32)
+    table[placed] = [sids[row] for row in placed]
+    trie = Trie.from_sids(table, tuple(codes), order)
     masks = rng.randint(1, 4)
 
     def bits(*shape: int) -> torch.Tensor:

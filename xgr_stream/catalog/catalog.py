@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from xgr_stream.catalog.filters import FilterResolver, ResolvedFilter
 from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
 from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.quantize import residual_kmeans
+from xgr_stream.catalog.strings import PackedStrings
 from xgr_stream.catalog.table import Columns, read_table
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.errors import CatalogError
@@ -53,16 +55,16 @@ class Catalog:
         """[rows, levels]; a row of -1 has no place in the catalog."""
         order = np.arange(len(columns.sids), dtype=np.int32) if order is None else order
         self.num_items = len(order)
-        sorted_sids = columns.sids if origin is None else columns.sids[order]
         rows = len(columns.sids)
-        self.trie: Trie = Trie.from_sids(sorted_sids, columns.codes, order, rows) if twin is None else twin.trie
+        self.trie: Trie = Trie.from_sids(columns.sids, columns.codes, order) if twin is None else twin.trie
         self._origin = origin
         self.names: ItemNames
+        """Shared by all catalogs of a table."""
         if twin is not None:
             self.names = twin.names.of_table()
         else:
-            self.names = ItemNames(columns.item_ids) if origin is None else origin.names
-        self.item_ids = columns.item_ids
+            self.names = origin.names if origin is not None else ItemNames(columns.item_ids)
+        self.item_ids: PackedStrings | ItemNames = columns.item_ids
         known = origin or twin
         self.base_version: str = storage.content_hash(columns) if known is None else known.base_version
         """Hash of all but the availability; of one that updates were merged into, its origin's. Catalogs of tables that
@@ -154,6 +156,15 @@ class Catalog:
         """[rows]; do not write to it."""
         return self._live.items
 
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """What is large of it; some of it may be another catalog's too."""
+        trie, tags = self.trie, self.columns.tags
+        arrays = [self.sids, self.columns.available, self.available, tags.rows, *tags.by_row]
+        arrays += [trie.items, trie.item_starts, trie.leaves, *trie.node_codes, *trie.child_starts, *trie.parents]
+        ranks = (self.columns.popularity, self._by_popularity, self._popularity_rank)
+        return arrays + [array for array in ranks if array is not None]
+
     def live_counts(self) -> tuple[Int32Array, ...]:
         """[d]: live items below each node of depth d, [nodes of depth d], counted anew."""
         return counts_below(self.trie, self._live.items)
@@ -164,7 +175,7 @@ class Catalog:
 
     def rows(self, item_ids: Collection[str]) -> Int32Array:
         """The row of each item, -1 where the catalog does not know it, [items asked for]."""
-        rows = np.fromiter(self.names.rows(item_ids), np.int32, len(item_ids))
+        rows = self.names.rows(item_ids if isinstance(item_ids, Sequence) else list(item_ids))
         if self._origin is not None or len(self.names) > len(self.sids):
             rows[rows >= len(self.sids)] = -1
             rows[self.sids[rows, 0] < 0] = -1
@@ -221,8 +232,18 @@ class Catalog:
 
     def resolve(self, item_filter: ItemFilter) -> ResolvedFilter:
         """What the filter means here."""
-        rows = self.rows(item_filter.exclude) if item_filter.exclude else _NO_ROWS
-        return self.filters.resolve(item_filter, rows[rows >= 0])
+        return self.resolve_all((item_filter,))[0]
+
+    def resolve_all(self, item_filters: Sequence[ItemFilter]) -> list[ResolvedFilter]:
+        """The same of each: in half the time, where all of them exclude items, since these are looked up together."""
+        excluded = list(chain.from_iterable(item_filter.exclude for item_filter in item_filters))
+        rows = self.rows(excluded) if excluded else _NO_ROWS
+        resolved, end = [], 0
+        for item_filter in item_filters:
+            begin, end = end, end + len(item_filter.exclude)
+            own = rows[begin:end]
+            resolved.append(self.filters.resolve(item_filter, own[own >= 0]))
+        return resolved
 
     def items_at(self, leaves: Int32Array) -> tuple[Int32Array, Int32Array]:
         """The items at these leaves, whether they may be returned or not: (position in `leaves`, item row), both

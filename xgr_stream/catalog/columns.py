@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xgr_stream.catalog.names import ItemNames
+from xgr_stream.catalog.strings import PackedStrings
 from xgr_stream.catalog.tags import BoolArray, TagIndex
 from xgr_stream.catalog.trie import Int32Array
 from xgr_stream.errors import CatalogError
@@ -24,7 +26,7 @@ MAX_CODES = 1 << 20
 class ItemColumns:
     """Items by row. A table's are sorted by SID, those that share one by item id; updates put rows behind them."""
 
-    item_ids: Sequence[str]
+    item_ids: PackedStrings | ItemNames
     sids: Int32Array
     """[items, levels]; a row of -1: the item has no place in the catalog."""
     codes: tuple[int, ...]
@@ -49,7 +51,7 @@ class ItemColumns:
         rows = order.to_numpy()
         popularity = _popularity(table, ids)
         return cls(
-            item_ids=tuple(ids.take(order).to_pylist()),
+            item_ids=PackedStrings(ids.take(order)),
             sids=sids[rows].astype(np.int32),
             codes=checked_codes,
             tags=_tags(table, order, ids),

@@ -1,7 +1,8 @@
 """A catalog and changed items → another catalog, made on a thread of its own while the first one serves.
 
-Nearly all of it is NumPy on whole arrays, which lets go of the GIL. What is Python takes small steps: a single call
-that makes 100,000 strings into an array would hold up the device thread for as long.
+Nearly all of it is NumPy on whole arrays, in calls that let go of the GIL (`np.repeat`, `np.cumsum` and `np.bincount`
+do not). What is Python takes small steps: a single call that makes 100,000 strings into an array would hold up the
+device thread for as long.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from xgr_stream.catalog.catalog import Catalog
 from xgr_stream.catalog.columns import ItemColumns
+from xgr_stream.catalog.running import run_sum
 from xgr_stream.catalog.tags import BoolArray, TagIndex
 from xgr_stream.catalog.trie import Int32Array
 
@@ -39,7 +41,7 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     """The catalog with these changes, and `available` [rows] for the other items. Reads `catalog`'s unchanging parts
     alone and adds to its names."""
     names = catalog.names
-    changed = np.fromiter((names.add(item_id) for item_id in changes), np.int32, len(changes))
+    changed = names.add(list(changes))
     num_rows = max(len(names), len(catalog.sids))
     placed = [place for place in changes.values() if place is not None]
     rows = changed[np.fromiter((place is not None for place in changes.values()), np.bool_, len(changes))]
@@ -47,8 +49,11 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     sids = np.full((num_rows, catalog.levels), -1, np.int32)
     sids[: len(catalog.sids)] = catalog.sids
     sids[changed] = -1
+    codes = np.array(catalog.codes)
     for at, part in _steps(placed):
-        sids[rows[at : at + len(part)]] = [place.sid for place in part]
+        own = np.array([place.sid for place in part], np.int32)
+        sids[rows[at : at + len(part)]] = own
+        np.maximum(codes, own.max(axis=0) + 1, out=codes)
     now_available = np.zeros(num_rows, np.bool_)
     now_available[: len(available)] = available
     now_available[changed] = False
@@ -56,11 +61,11 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
 
     touched = np.zeros(num_rows, np.bool_)
     touched[changed] = True
-    stay = catalog.trie.items[~touched[catalog.trie.items]]
+    stay = catalog.trie.items[~touched.take(catalog.trie.items)]
     columns = ItemColumns(
         item_ids=names,
         sids=sids,
-        codes=tuple(np.maximum(catalog.codes, sids.max(axis=0) + 1).tolist()),
+        codes=tuple(codes.tolist()),
         tags=_tags(catalog.columns.tags, touched, placed, rows, num_rows),
         popularity=_popularity(catalog.columns, num_rows),
         available=now_available,
@@ -69,42 +74,38 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
 
 
 def _order(columns: ItemColumns, stay: Int32Array, come: Int32Array) -> Int32Array:
-    """All rows in SID order, then in order of their item ids. `stay` are so already; `come` in any order."""
-    sids = columns.sids
-    rows = np.concatenate((stay, come))
-    order = rows[_sorted_by_sid(sids[rows], columns.codes)]
+    """All rows in SID order, then in order of their item ids. `stay` are so already; `come`, few, in any order."""
+    keys = _keys(columns, np.concatenate((stay, come)))
+    old, new = keys[: len(stay)], keys[len(stay) :]
+    ascending = np.argsort(new, kind="stable")
+    new = new[ascending]
+    places = old.searchsorted(new, side="right")
+    order = np.insert(stay, places, come[ascending])
+    keys = np.insert(old, places, new)
     # Only where an item that comes shares its SID with another is there something left to put in order.
-    comes = np.zeros(len(sids), np.bool_)
-    comes[come] = True
-    same = (sids[order[1:]] == sids[order[:-1]]).all(axis=1)
-    unsure = np.flatnonzero(same & (comes[order[1:]] | comes[order[:-1]]))
-    done = 0
-    for at in unsure.tolist():
-        if at < done:
-            continue
-        first, last = at, at + 2
-        while first > 0 and same[first - 1]:
-            first -= 1
-        while last < len(order) and same[last - 1]:
-            last += 1
-        order[first:last] = sorted(order[first:last].tolist(), key=columns.item_ids.__getitem__)
-        done = last - 1
+    new = np.unique(new)
+    first, last = keys.searchsorted(new), keys.searchsorted(new, side="right")
+    shared = last - first > 1
+    for begin, end in zip(first[shared].tolist(), last[shared].tolist(), strict=True):
+        order[begin:end] = sorted(order[begin:end].tolist(), key=columns.item_ids.__getitem__)
     return order
 
 
-def _sorted_by_sid(sids: Int32Array, codes: Sequence[int]) -> npt.NDArray[np.intp]:
-    """What sorts them, [items]; stable. Of what is sorted but for its end, this is a merge."""
+def _keys(columns: ItemColumns, rows: Int32Array) -> npt.NDArray[np.int64]:
+    """Of each row a number that stands for its SID, in SID order."""
+    keys = np.zeros(len(rows), np.int64)
     combinations = 1
-    for level in codes:
-        combinations *= level
-    if combinations > 1 << 62:
-        order: npt.NDArray[np.intp] = np.lexsort(sids.T[::-1])
-        return order
-    keys = np.zeros(len(sids), np.int64)
-    for level, num_codes in enumerate(codes):
-        keys *= num_codes
-        keys += sids[:, level]
-    return np.argsort(keys, kind="stable")
+    for level, codes in enumerate(columns.codes):
+        combinations *= codes
+        if combinations > 1 << 62:  # number the distinct prefixes so far, which are at most as many as the rows
+            ascending = np.argsort(keys, kind="stable")
+            begins = np.diff(keys[ascending], prepend=-1).astype(np.bool_).astype(np.int64)
+            run_sum(begins)
+            keys[ascending] = begins
+            combinations = (len(rows) + 1) * codes
+        keys *= codes
+        keys += columns.sids[:, level].take(rows)
+    return keys
 
 
 def _tags(old: TagIndex, touched: BoolArray, placed: Sequence[Place], rows: Int32Array, num_rows: int) -> TagIndex:

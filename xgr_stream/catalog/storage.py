@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from xgr_stream.catalog.columns import ItemColumns
@@ -35,10 +36,12 @@ def content_hash(columns: ItemColumns) -> str:
     """16 hex digits over all but the availability; independent of the order of the table it was read from."""
     digest = hashlib.blake2b(digest_size=8)
     popularity = columns.popularity if columns.popularity is not None else np.zeros(0)
+    item_ids = columns.item_ids.to_arrow()
     parts = (
         np.asarray(columns.codes, "<i8"),
         columns.sids.astype("<i4", copy=False),
-        *_string_arrays(columns.item_ids),
+        pc.utf8_length(item_ids).to_numpy().astype("<i4"),
+        np.frombuffer(item_ids.buffers()[2], np.uint8),
         *_string_arrays(columns.tags.names),
         columns.tags.starts.astype("<i8", copy=False),
         columns.tags.rows.astype("<i4", copy=False),
@@ -106,8 +109,9 @@ def read_header(table: pa.Table) -> Header | None:
 
 def as_table(columns: ItemColumns, available: BoolArray) -> pa.Table:
     """As `Catalog.from_table` takes it."""
+    item_ids = columns.item_ids.to_arrow()
     arrays = {
-        "item_id": pa.array(list(columns.item_ids), pa.string()),
+        "item_id": item_ids if item_ids.nbytes >= 1 << 31 else item_ids.cast(pa.string()),
         "sid": pa.FixedSizeListArray.from_arrays(columns.sids.reshape(-1), columns.sids.shape[1]),
         "available": pa.array(available),
     }

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from xgr_stream.catalog.running import run_sum
+
 Int32Array = npt.NDArray[np.int32]
 
 
@@ -35,29 +37,34 @@ class Trie:
     """The leaf of each item row, -1 for a row without a SID, [rows]."""
 
     @classmethod
-    def from_sids(cls, sids: Int32Array, codes: tuple[int, ...], items: Int32Array, num_rows: int) -> Trie:
-        """Build from the SIDs of `items` (item rows, of which there are `num_rows`), `[items, levels]`, sorted
-        lexicographically."""
-        num_items, levels = sids.shape
-        first_rows: list[Int32Array] = [np.zeros(1, np.int32)]  # per depth: the first item row of each node
+    def from_sids(cls, sids: Int32Array, codes: tuple[int, ...], items: Int32Array) -> Trie:
+        """Build from the SIDs [rows, levels] and `items`, the rows that have one, in SID order."""
+        (num_rows, levels), num_items = sids.shape, len(items)
+        first_rows: Int32Array = np.zeros(1, np.int32)  # of a depth: the first item of each node
+        node_of: Int32Array = np.zeros(num_items, np.int32)  # of a depth: the node above each item
         begins_node = np.zeros(num_items, np.bool_)
         begins_node[0] = True
+        node_codes, child_starts, parents = [], [], []
+        # All of it in calls that let go of the GIL, or short ones: a merge makes a trie beside the batches.
         for level in range(levels):
-            begins_node[1:] |= sids[1:, level] != sids[:-1, level]
-            first_rows.append(np.flatnonzero(begins_node).astype(np.int32))
-        leaf_rows = first_rows[-1]
-        item_starts = np.append(leaf_rows, np.int32(num_items))
+            own = sids[:, level].take(items)
+            begins_node[1:] |= own[1:] != own[:-1]
+            first_of_children = np.flatnonzero(begins_node).astype(np.int32)
+            parents.append(node_of.take(first_of_children))
+            node_of = begins_node.astype(np.int32)
+            run_sum(node_of)
+            node_of -= 1
+            node_codes.append(own.take(first_of_children))
+            child_starts.append(np.append(node_of.take(first_rows), np.int32(len(first_of_children))))
+            first_rows = first_of_children
         leaves = np.full(num_rows, -1, np.int32)
-        leaves[items] = np.repeat(np.arange(len(leaf_rows), dtype=np.int32), np.diff(item_starts))
-        child_starts = tuple(_starts(first_rows[d], first_rows[d + 1]) for d in range(levels))
+        leaves[items] = node_of
         return cls(
             codes=codes,
-            node_codes=tuple(sids[first_rows[level + 1], level] for level in range(levels)),
-            child_starts=child_starts,
-            parents=tuple(
-                np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts)) for starts in child_starts
-            ),
-            item_starts=item_starts,
+            node_codes=tuple(node_codes),
+            child_starts=tuple(child_starts),
+            parents=tuple(parents),
+            item_starts=np.append(first_rows, np.int32(num_items)),
             items=items,
             leaves=leaves,
         )
@@ -87,9 +94,3 @@ class Trie:
         for starts in reversed(self.child_starts[depth:]):
             bounds = bounds[starts]
         return bounds
-
-
-def _starts(parent_rows: Int32Array, child_rows: Int32Array) -> Int32Array:
-    """Where each parent's run of children begins, and where the last one ends: [parents + 1]."""
-    starts = np.searchsorted(child_rows, parent_rows)
-    return np.append(starts, len(child_rows)).astype(np.int32)

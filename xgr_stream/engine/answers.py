@@ -241,8 +241,8 @@ class Answers:
         )
 
     def _items(self, rows: NDArray[np.int32], scores: NDArray[np.float32]) -> tuple[Recommendation, ...]:
-        ids, sids = self._catalog.item_ids, self._catalog.sids[rows].tolist()
-        named = zip([ids[row] for row in rows.tolist()], scores.tolist(), map(tuple, sids), strict=True)
+        ids, sids = self._catalog.item_ids.take(rows), self._catalog.sids[rows].tolist()
+        named = zip(ids, scores.tolist(), map(tuple, sids), strict=True)
         return tuple(map(Recommendation._make, named))
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from xgr_stream.cache import PrefixCache, UserPrefix
-from xgr_stream.catalog import Catalog
+from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine.answers import NOTHING_LEFT, Answers, Counters, Job
 from xgr_stream.engine.context import ContextReader, TokenArray
@@ -27,6 +27,8 @@ from xgr_stream.engine.work import Work
 from xgr_stream.errors import NothingLegal, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.types import NO_FILTER, RecommendRequest, RecommendResponse
+
+_NOTHING: NDArray[np.int32] = np.empty(0, np.int32)
 
 
 class Batches:
@@ -71,10 +73,11 @@ class Batches:
         jobs: deque[Job] = deque()
         exploring: deque[Job] = deque()
         scoring: deque[Job] = deque()
-        for index, (request, view) in enumerate(requests):
+        filters = self._catalog.resolve_all([request.filter for request, _ in requests])
+        for index, ((request, view), resolved) in enumerate(zip(requests, filters, strict=True)):
             try:
                 if request.candidates is None:
-                    job = self._job(index, request)
+                    job = self._job(index, request, resolved)
                     (jobs if request.temperature is None else exploring).append(job)
                     continue
                 job = self._scoring_job(index, request, request.candidates)
@@ -93,9 +96,8 @@ class Batches:
         self._work.tend()
         return pending
 
-    def _job(self, index: int, request: RecommendRequest) -> Job:
-        resolved = self._catalog.resolve(request.filter)
-        if resolved.leaves_any() is False:
+    def _job(self, index: int, request: RecommendRequest, resolved: ResolvedFilter) -> Job:
+        if not request.filter.seen and resolved.leaves_any() is False:
             raise NothingLegal(NOTHING_LEFT)
         width = request.rows(self._config.beam_width)
         tail = self._tails.check(request.tail)
@@ -123,9 +125,10 @@ class Batches:
             user_id = job.request.user_id
             view = views.get(user_id)
             plan = group.plans.get(user_id) or (None if view is None else self._prefixes.plan(view))
-            if job.request.filter.seen and view is not None:
+            if job.request.filter.seen:
+                seen = _NOTHING if view is None else view.items if plan is None else plan.kept_items
                 try:
-                    job = self._unseen(job, view.items if plan is None else plan.kept_items)
+                    job = self._unseen(job, seen)
                 except NothingLegal as error:
                     pending.fail(job.index, job.request, error)
                     jobs.popleft()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ EVENTS_AHEAD = 16
 class SeenItems(NamedTuple):
     """Items, and those of them that are interned: all that were when there were `interned` items, others perhaps."""
 
-    item_ids: frozenset[str]
+    item_ids: Collection[str]
     numbers: list[int]
     interned: int
 
@@ -53,7 +53,8 @@ class ContextReader:
         """Which of these items anybody has seen, on any thread: 100,000 of them take a while."""
         interned = len(self._item_names)
         numbers = [number for item_id in item_ids if (number := self._item_names.get(item_id)) is not None]
-        return SeenItems(frozenset(item_ids), numbers, interned)
+        # One by one: a set of 100,000 made in one call holds up all threads for 10 ms.
+        return SeenItems({item_id for item_id in item_ids}, numbers, interned)  # noqa: C416
 
     def retokenise(self, catalog: Catalog, seen: SeenItems) -> None:
         """These items have another semantic ID in `catalog`, or one for the first time, or none any more; all others

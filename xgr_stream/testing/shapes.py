@@ -6,11 +6,13 @@ import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from xgr_stream.catalog import Catalog
 from xgr_stream.catalog.columns import ItemColumns
+from xgr_stream.catalog.strings import PackedStrings
 from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.errors import ConfigError
 from xgr_stream.model import Model, ModelConfig, build_model
@@ -95,7 +97,7 @@ def random_catalog(codes: tuple[int, ...], items: int, *, tags: int = 0, seed: i
     tagged = np.random.default_rng((seed, 1)).permutation(items if tags else 0).astype(np.int32)
     first = 10 ** len(str(items))  # ids of one length: their order is the rows'
     columns = ItemColumns(
-        item_ids=tuple(map(str, range(first, first + items))),
+        item_ids=PackedStrings(pa.array(np.arange(first, first + items)).cast(pa.large_string())),
         sids=sids,
         codes=codes,
         tags=TagIndex.from_pairs(

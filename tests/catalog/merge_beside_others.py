@@ -1,0 +1,87 @@
+"""How long a merge keeps all other threads from running: `python tests/catalog/merge_beside_others.py [items] [new]`.
+
+Merges new semantic IDs into a random catalog (20 million and 100,000 by default) beside a thread that wakes up every
+0.2 ms, and prints one line of JSON: what the merge took, and the longest times between two wake-ups, on the clock and
+of the merging thread's CPU. The latter is what counts on a machine that is shared: while another program has the core,
+the merge holds nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from xgr_stream.catalog import LiveCatalog, Merge
+from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
+from xgr_stream.testing.shapes import random_catalog
+from xgr_stream.types import CatalogUpdate
+
+APART_S = 2e-4
+
+
+@dataclass
+class Longest:
+    """Between two wake-ups, in milliseconds."""
+
+    clock_ms: float = 0.0
+    cpu_ms: float = 0.0
+
+
+def watch(thread: int, longest: Longest, ended: threading.Event) -> None:
+    """Wake up again and again, until `ended`."""
+    cpu = time.pthread_getcpuclockid(thread)
+    before = time.perf_counter(), time.clock_gettime(cpu)
+    while not ended.is_set():
+        time.sleep(APART_S)
+        now = time.perf_counter(), time.clock_gettime(cpu)
+        longest.clock_ms = max(longest.clock_ms, (now[0] - before[0]) * 1e3)
+        longest.cpu_ms = max(longest.cpu_ms, (now[1] - before[1]) * 1e3)
+        before = now
+
+
+def merges(items: int, new: int, times: int, codes: int = 8192) -> list[tuple[float, Longest]]:
+    """Seconds of each of so many merges of the same into the same, and what it was to others."""
+    live = LiveCatalog(random_catalog((codes,) * 3, items, tags=100))
+    sids = np.random.default_rng(1).integers(0, codes, (new, 3)).tolist()
+    live.apply([CatalogUpdate(f"new-{i}", tuple(sid), ("tag-3",)) for i, sid in enumerate(sids)], new)
+    begun = live.begin()
+    assert begun is not None
+    switched, found = sys.getswitchinterval(), []
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        for _ in range(times):
+            merge = Merge(live.base, live.catalog, begun.changes, begun.position)
+            longest, ended = Longest(), threading.Event()
+            watching = threading.Thread(target=watch, args=(threading.get_ident(), longest, ended))
+            watching.start()
+            started = time.perf_counter()
+            merge.run()
+            found.append((time.perf_counter() - started, longest))
+            ended.set()
+            watching.join()
+    finally:
+        sys.setswitchinterval(switched)
+        gc.unfreeze()
+    return found
+
+
+def main(items: int = 20_000_000, new: int = 100_000) -> None:
+    found = merges(items, new, 3)
+    figures = {"items": items, "new": new, "merge_s": [round(seconds, 2) for seconds, _ in found]}
+    longest = {
+        "clock_ms": [round(own.clock_ms, 1) for _, own in found],
+        "cpu_ms": [round(own.cpu_ms, 1) for _, own in found],
+    }
+    print(json.dumps(figures | longest))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

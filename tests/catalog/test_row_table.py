@@ -1,0 +1,88 @@
+"""Rows by item id equal a dictionary's, whatever the ids are and however they collide."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xgr_stream.catalog import row_table
+from xgr_stream.catalog.names import ItemNames
+from xgr_stream.catalog.row_table import BUCKET, FEW, RowTable
+from xgr_stream.catalog.strings import PackedStrings, Strings
+
+texts = st.text(max_size=20) | st.text("ab", max_size=40) | st.text("\0a", max_size=9)
+
+
+def packed(strings: list[str]) -> PackedStrings:
+    return PackedStrings(pa.array(strings, pa.string()))
+
+
+def encodable(string: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in string)
+
+
+def check(table: RowTable, known: list[str], asked: list[str]) -> None:
+    row_of = {item_id: row for row, item_id in enumerate(known)}
+    expected = [row_of.get(item_id, -1) for item_id in asked]
+    assert [table.row(item_id) for item_id in asked] == expected
+    assert table.rows(asked).tolist() == expected
+    many = asked * (FEW + 1)
+    assert table.rows(many).tolist() == expected * (FEW + 1)
+
+
+@given(st.lists(texts.filter(encodable), unique=True, max_size=60), st.lists(texts, max_size=20))
+def test_rows_are_a_dictionary_s(known: list[str], others: list[str]) -> None:
+    check(RowTable(packed(known)), known, known + others)
+
+
+@given(st.lists(texts.filter(encodable), max_size=60), st.data())
+def test_strings_are_what_they_were(strings: list[str], data: st.DataObject) -> None:
+    kept = packed(strings)
+    assert kept == strings
+    assert kept != [*strings, "more"]
+    assert kept.to_arrow().to_pylist() == strings
+    assert list(kept[1:7:2]) == strings[1:7:2]
+    places = data.draw(st.lists(st.integers(0, len(strings) - 1), max_size=9)) if strings else []
+    assert kept.take(np.array(places, np.int32)) == [strings[place] for place in places]
+    other = data.draw(st.permutations(strings))
+    assert Strings.of(strings).equal(Strings.of(other)).tolist() == [
+        a == b for a, b in zip(strings, other, strict=True)
+    ]
+    begin = data.draw(st.integers(0, len(strings)))
+    assert PackedStrings(pa.array(strings, pa.string())[begin:]) == strings[begin:]
+
+
+@pytest.mark.parametrize("kept", [0, 0b11, 0xFF << 61 & (1 << 64) - 1, 0xFFFFFFFF00000000, 0xFFFFFFFF])
+def test_hashes_that_are_the_same_change_nothing(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full buckets, upper halves that are equal, and both."""
+    one, many = RowTable._hash, RowTable._hashes
+    monkeypatch.setattr(RowTable, "_hash", lambda self, encoded: one(self, encoded) & kept)
+    monkeypatch.setattr(RowTable, "_hashes", lambda self, strings: many(self, strings) & np.uint64(kept))
+    monkeypatch.setattr(row_table, "PIECE", 50)
+    monkeypatch.setattr(row_table, "AT_ONCE", 70)
+    ids = [f"item-{number}" for number in range(40 * BUCKET)]
+    Random(0).shuffle(ids)
+    known, others = ids[: 23 * BUCKET], ids[23 * BUCKET :]
+    table = RowTable(packed(known))
+    assert np.count_nonzero(table._slots) == len(known)
+    check(table, known, ids + others)
+
+
+def test_ids_that_updates_bring_are_behind_the_table_s() -> None:
+    names = ItemNames(packed(["a", "b"]))
+    assert names.add(["c", "a", "d"]).tolist() == [2, 0, 3]
+    assert names.add(["d", "e", "c"]).tolist() == [3, 4, 2]
+    assert names.rows(["e", "x", "b", "c"]).tolist() == [4, -1, 1, 2]
+    assert [names.row("x"), names.row("d"), names.row("b")] == [None, 3, 1]
+    assert names.take(np.array([4, 0, 2])) == ["e", "a", "c"]
+    assert (names[3], names[0], list(names)) == ("d", "a", ["a", "b", "c", "d", "e"])
+    assert names.to_arrow().to_pylist() == list(names)
+    table = names.of_table()
+    assert (table.row("c"), list(table)) == (None, ["a", "b"])
+    assert table.add(["z"]).tolist() == [2]
+    assert names.row("z") is None

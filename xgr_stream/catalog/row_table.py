@@ -1,0 +1,150 @@
+"""Rows by item id, of millions: a hash table in one array.
+
+A dictionary of 20 million takes four cache misses for an id, one after the other, and 127 bytes of memory, the string
+and the number included. Here all ids that are asked for are looked for together, so that their misses overlap, and an
+item takes 14 bytes besides its id's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from secrets import randbits
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from xgr_stream.catalog.strings import WORD, PackedStrings, Strings, UInt64Array
+
+Int32Array = npt.NDArray[np.int32]
+BUCKET = 8
+"""Slots: a cache line of them."""
+FULL = 0.75
+"""Share of the slots in use, at most."""
+PIECE = 1 << 18
+"""Ids that are put in together."""
+AT_ONCE = 1 << 13
+"""Ids that are looked for together: so few that no single call holds up other threads."""
+FEW = 16
+"""Ids that are looked for sooner one by one."""
+from_bytes = int.from_bytes
+_SPREAD = 0xBF58476D1CE4E5B9
+_BITS = (1 << 64) - 1
+_LOW = (1 << 32) - 1
+
+
+class RowTable:
+    """Never changes once built; safe on any thread."""
+
+    def __init__(self, ids: PackedStrings) -> None:
+        """`ids`: each once; an id's row is its place."""
+        self._ids = ids
+        pieces = range(0, len(ids), PIECE)
+        longest = max((int(ids.part(first, first + PIECE).lengths.max()) for first in pieces), default=0)
+        self._seeds = [randbits(64) | 1 for _ in range(2 + -(-longest // WORD))]
+        """So that nobody can choose ids that collide."""
+        buckets = 1
+        while buckets * BUCKET * FULL < len(ids):
+            buckets *= 2
+        self._slots = np.zeros((buckets, BUCKET), np.uint64)
+        """An id's slot is in the bucket that its hash names or, if that is full, in the next one. It holds the hash's
+        upper half and, as the lower, the row + 1; 0: nothing."""
+        for first in pieces:
+            self._put(first, self._hashes(ids.part(first, first + PIECE)))
+        self._slot = memoryview(cast(Any, self._slots.reshape(-1)))
+
+    def row(self, item_id: str) -> int:
+        """-1: there is none."""
+        encoded = item_id.encode("utf-8", "surrogatepass")
+        hashed = self._hash(encoded)
+        upper = hashed & ~_LOW
+        at = (hashed & len(self._slots) - 1) * BUCKET
+        row = ((self._slot[at + (hashed >> 61)]) ^ upper) - 1  # there, in three of four cases
+        if 0 <= row < _LOW and self._ids.encoded(row) == encoded:
+            return row
+        while True:
+            bucket = self._slot[at : at + BUCKET].tolist()
+            for slot in bucket:
+                row = (slot ^ upper) - 1
+                if 0 <= row < _LOW and self._ids.encoded(row) == encoded:
+                    return row
+            if 0 in bucket:
+                return -1
+            at = (at + BUCKET) % len(self._slot)
+
+    def rows(self, item_ids: Sequence[str]) -> Int32Array:
+        """The row of each, -1: there is none. [item_ids]"""
+        if len(item_ids) <= FEW:
+            return np.fromiter(map(self.row, item_ids), np.int32, len(item_ids))
+        parts = [self._rows(item_ids[first : first + AT_ONCE]) for first in range(0, len(item_ids), AT_ONCE)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _rows(self, item_ids: Sequence[str]) -> Int32Array:
+        wanted = Strings.of(item_ids)
+        hashes = self._hashes(wanted)
+        rows = np.full(len(wanted.lengths), -1, np.int32)
+        upper = hashes & np.uint64(_BITS - _LOW)
+        bucket = (hashes & np.uint64(len(self._slots) - 1)).astype(np.int64)
+        open_: npt.NDArray[np.intp] = np.arange(len(rows))
+        while len(open_):
+            slots = self._slots.take(bucket, axis=0)
+            # Row + 1 where the upper halves are the same and the slot is not empty; anything else is larger, or 0.
+            found = (slots ^ upper[:, None]).reshape(-1)
+            hits = np.flatnonzero(found - np.uint64(1) < np.uint64(_LOW))
+            hit = hits // BUCKET
+            rows[open_[hit]] = found[hits].astype(np.int64) - 1
+            missed = np.ones(len(open_), np.bool_)
+            missed[hit] = False
+            go_on = np.flatnonzero(missed)
+            go_on = go_on[slots[go_on].all(axis=1)]
+            open_, upper, bucket = open_[go_on], upper[go_on], (bucket[go_on] + 1) % len(self._slots)
+        known = np.flatnonzero(rows >= 0)
+        if len(known) < len(rows):
+            wanted = wanted.at(known)
+        same = wanted.equal(self._ids.at(rows[known]))
+        for other in known[~same].tolist():  # of equal upper halves, once in many millions
+            rows[other] = self.row(item_ids[other])
+        return rows
+
+    def _hash(self, encoded: bytes) -> int:
+        """What `_hashes` makes of one."""
+        seeds = self._seeds
+        hashed = len(encoded) * seeds[0] + seeds[1]
+        for place, seed in zip(range(0, len(encoded), WORD), seeds[2:], strict=False):
+            hashed += from_bytes(encoded[place : place + WORD], "little") * seed
+        hashed &= _BITS
+        hashed = (hashed ^ hashed >> 32) * _SPREAD & _BITS
+        return hashed ^ hashed >> 29
+
+    def _hashes(self, strings: Strings) -> UInt64Array:
+        """A sum of each one's words, times a random number each, mixed. Of an id that is longer than all of the table's
+        the rest does not count: it is not there, whatever its hash."""
+        hashes = strings.lengths.astype(np.uint64)
+        hashes *= np.uint64(self._seeds[0])
+        hashes += np.uint64(self._seeds[1])
+        for seed, (which, words) in zip(self._seeds[2:], strings.words(), strict=False):
+            words *= np.uint64(seed)
+            hashes[which] += words
+        hashes ^= hashes >> np.uint64(32)
+        hashes *= np.uint64(_SPREAD)
+        hashes ^= hashes >> np.uint64(29)
+        return hashes
+
+    def _put(self, first: int, hashes: UInt64Array) -> None:
+        """Those of the rows from `first` on."""
+        slots, buckets = self._slots.reshape(-1), len(self._slots)
+        entries = hashes & np.uint64(_BITS - _LOW)
+        entries |= np.arange(first + 1, first + 1 + len(hashes), dtype=np.uint64)
+        bucket = (hashes & np.uint64(buckets - 1)).astype(np.int64)
+        begin = (hashes >> np.uint64(61)).astype(np.int64)  # which of a bucket's slots is tried first: most get it
+        tried = 0
+        while len(entries):
+            at = bucket * BUCKET
+            at += (begin + tried) % BUCKET
+            free = np.flatnonzero(slots.take(at) == 0)
+            slots[at[free]] = entries[free]  # of several for one slot, one stays
+            out = np.flatnonzero(slots.take(at) != entries)
+            entries, bucket, begin = entries[out], bucket[out], begin[out]
+            tried += 1
+            if tried % BUCKET == 0:
+                bucket = (bucket + 1) % buckets
