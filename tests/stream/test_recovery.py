@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +10,6 @@ import pytest
 from aiokafka import TopicPartition
 
 from xgr_stream.config import StreamConfig
-from xgr_stream.stream.records import Record
 from xgr_stream.stream.recovery import Recovery
 from xgr_stream.testing import ManualClock
 
@@ -42,6 +41,7 @@ class Consumer:
 
     def __init__(self, polls: Iterable[Callable[[], Batches] | int], begin: int, end: int) -> None:
         self._client = SimpleNamespace(_metadata_update=None)
+        self._fetcher = None
         self._polls, self._begin, self._end = iter(polls), begin, end
         self._position = 0
 
@@ -94,18 +94,36 @@ class Consumer:
 class Processor:
     def __init__(self) -> None:
         self.end: int | None = None
+        self.unsettled = 0
+        self.done: list[str] = []
 
-    def restore(self, number: int, records: Iterable[Record]) -> None:
+    def restore(self, number: int, records: Iterable[Any]) -> None:
+        records = list(records)
         assert all(record.topic == LOG.topic for record in records)
+        self.unsettled += len(records)
+        self.done.append(f"{len(records)} read")
+
+    def must_settle(self, number: int) -> bool:
+        return self.unsettled > 2
+
+    def settle(self, number: int) -> Iterator[None]:
+        self.unsettled = 0
+        yield
+        self.done.append("settled")
 
     def restored(self, number: int, *, position: int | None, end: int) -> None:
         self.end = end
 
 
 async def end_found(polls: Iterable[str | int], *, begin: int, end: int) -> int | None:
+    return (await restored(polls, begin=begin, end=end)).end
+
+
+async def restored(polls: Iterable[str | int], *, begin: int, end: int) -> Processor:
     producer, processor = Producer(), Processor()
     found: dict[str, Callable[[], Batches]] = {
         "nothing": dict,
+        "two records": lambda: {LOG: [message(LOG, 0), message(LOG, 1)]},
         "fence": lambda: {LOG: [producer.fence]},
         "last events": lambda: {EVENTS: [message(EVENTS, offset) for offset in (6712, 6713)]},
     }
@@ -113,7 +131,7 @@ async def end_found(polls: Iterable[str | int], *, begin: int, end: int) -> int 
     connection: Any = SimpleNamespace(consumer=lambda **_: consumer)
     recovery = Recovery(connection, producer, processor, CONFIG, group_id="group", clock=ManualClock())  # type: ignore[arg-type]
     await recovery.run(NUMBER)
-    return processor.end
+    return processor
 
 
 @pytest.mark.parametrize("late", [0, 1, 5])
@@ -128,3 +146,9 @@ async def test_an_end_without_a_record_is_where_the_reader_has_come_to() -> None
 
 async def test_a_topic_without_records_is_not_waited_for() -> None:
     assert await end_found(["fence"], begin=8, end=8) == 8
+
+
+async def test_what_was_read_is_settled_when_it_is_much_and_at_the_end() -> None:
+    polls = ["two records", "two records", "two records", "fence"]
+    processor = await restored(polls, begin=8, end=8)
+    assert processor.done == ["2 read", "2 read", "settled", "2 read", "1 read", "settled", "settled"]

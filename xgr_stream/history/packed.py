@@ -1,7 +1,7 @@
-"""Users as a snapshot holds them: arrays of a few hundred, unpacked when the first of them is needed.
+"""Users as a snapshot, or a changelog just read, holds them: arrays of a few hundred, unpacked when one is needed.
 
-To make a million histories takes seconds; to have them at hand takes one dictionary of their ids. So a snapshot's users
-are there at once, and become histories of their own a chunk at a time, while the worker serves.
+To make a million histories takes seconds; to have them at hand takes one dictionary of their ids. So they are there at
+once, and become histories of their own a chunk at a time, while the worker serves.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class PackedUsers:
     last_offsets: NDArray[np.int64]
     lives: NDArray[np.int64]
     items: NDArray[np.int32]
-    """In the snapshot's numbers."""
     actions: NDArray[np.int16] | None
     """None: no event has one."""
-    numbering: Numbering
+    numbering: Numbering | None
+    """None: items and actions have the numbers of this process."""
 
     @property
     def num_events(self) -> int:
@@ -53,12 +53,12 @@ class PackedUsers:
 
     def unpacked(self) -> Iterator[tuple[str, UserHistory]]:
         """Each user with a history of their own."""
-        items: NDArray[np.int32] = self.numbering.items.take(self.items)
-        actions: NDArray[np.int16]
-        if self.actions is None:
+        items, actions = self.items, self.actions
+        if self.numbering is not None:
+            items = self.numbering.items.take(items)
+            actions = None if actions is None else self.numbering.actions.take(actions)
+        if actions is None:
             actions = np.full(len(items), -1, dtype=np.int16)
-        else:
-            actions = self.numbering.actions.take(self.actions)
         item_bytes, action_bytes = items.data.cast("B"), actions.data.cast("B")
         join, partition = bytearray().join, self.partition
         columns = (self.kept, self.first_numbers, self.last_offsets, self.lives)

@@ -5,24 +5,29 @@ its deltas. Compaction keeps the last record of each key, so a record that a lat
 Every record is a pure function of the event log, therefore order can't matter: what continues a history goes straight
 into its buffer (nearly everything does), what does not is laid aside until the end. Of a user who was forgotten, the
 records of the latest life count, and none of a life before the last thing that made them forgotten.
+
+Many records at a time come as rows (`add`), which wait until they are settled: a user has rows or is known otherwise,
+never both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import repeat
 
 import numpy as np
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError
+from xgr_stream.history.gaps import ranges_of, refuse_gaps
 from xgr_stream.history.interner import Interner
 from xgr_stream.history.packed import PackedUsers
-from xgr_stream.history.records import FIRST_LIFE, Delta, Numbered, Segment, Stale, numbered, user_digest, user_hash
+from xgr_stream.history.records import FIRST_LIFE, Delta, Numbered, Segment, Stale, numbered, user_digest
+from xgr_stream.history.rows import Records, Row, Rows
 from xgr_stream.history.user import UserHistory
 
-MAX_NAMED = 5
-"""Users and ranges that an error about gaps names."""
+REPLAYED_AT_ONCE = 500
+"""Records gone through one by one in a step of `settle`, some 5 ms."""
 
 
 class _Aside:
@@ -37,11 +42,16 @@ class _Aside:
 
 
 class PartitionRestore:
-    """Rebuilds one partition's histories. Feed `delta`, `segment` and `forget`, then `finish`, then take `users` and
-    `forgotten`. Both may be given something to begin with, as a snapshot held it."""
+    """Rebuilds one partition's histories. Feed `delta`, `segment`, `forget` and `add`, then `finish`, then take `users`
+    and `forgotten`. Both may be given something to begin with, as a snapshot held it."""
 
     def __init__(
-        self, partition: int, config: HistoryConfig, item_names: Interner, add_action: Callable[[str], int]
+        self,
+        partition: int,
+        config: HistoryConfig,
+        item_names: Interner,
+        action_names: Interner,
+        add_action: Callable[[str], int],
     ) -> None:
         self.users: dict[str, UserHistory | PackedUsers] = {}
         self.forgotten: dict[bytes, int] = {}
@@ -49,7 +59,9 @@ class PartitionRestore:
         self._partition = partition
         self._config = config
         self._item_names = item_names
+        self._action_names = action_names
         self._add_action = add_action
+        self._rows = Rows(partition, config)
         self._aside: dict[str, _Aside] = {}
         self._stale = Stale()
         self._packed: list[PackedUsers] = []
@@ -64,7 +76,46 @@ class PartitionRestore:
             self.users.update(dict.fromkeys(users.ids, users))
         self.forgotten = forgotten
 
+    def row_users(self, user_ids: Sequence[str], *, but: Set[str] = frozenset()) -> list[int]:
+        """For each user the number by which `add` takes rows of them; -1: `delta` and `segment` take their records.
+        Those of `but` have none."""
+        for user_id in but:
+            self._take_out(user_id)
+        numbers = list(map(self._rows.index.get, user_ids, repeat(-1)))
+        if -1 in numbers:
+            for i, number in enumerate(numbers):
+                if number < 0 and user_ids[i] not in but and not self._knows(user_ids[i]):
+                    numbers[i] = self._rows.number(user_ids[i])
+        return numbers
+
+    def add(self, segments: Records, deltas: Records, *, read: int) -> None:
+        """Add records of users whom `row_users` numbers, out of the next `read` ones."""
+        self._rows.add(segments, deltas, read=read)
+
+    @property
+    def full(self) -> bool:
+        """Whether rows should be settled before more are added, for their memory."""
+        return self._rows.full
+
+    def settle(self) -> Iterator[None]:
+        """Make histories of all rows, in steps of some milliseconds. Nothing may be fed in between."""
+        rows, self._rows = self._rows, Rows(self._partition, self._config)
+        for packed, others in rows.chunks():
+            if packed is not None:
+                self._packed.append(packed)
+                self.users.update(dict.fromkeys(packed.ids, packed))
+            replayed = 0
+            for user_id, of_user in others.items():
+                for row in of_user:
+                    self._replay(user_id, row)
+                    replayed += 1
+                    if replayed % REPLAYED_AT_ONCE == 0:
+                        yield
+            yield
+
     def delta(self, user_id: str, number: int, delta: Delta | None, life: int = FIRST_LIFE) -> None:
+        if self._rows.index:
+            self._take_out(user_id)
         if delta is None:
             self._delete_delta(user_id, number, life)
             return
@@ -87,6 +138,8 @@ class PartitionRestore:
             self._stale.deltas.add(numbered(user_id, number, life))
 
     def segment(self, user_id: str, number: int, segment: Segment | None, life: int = FIRST_LIFE) -> None:
+        if self._rows.index:
+            self._take_out(user_id)
         size = self._config.segment_events
         first = number * size
         if segment is None:
@@ -127,6 +180,7 @@ class PartitionRestore:
 
     def recent(self, limit: int) -> list[str]:
         """The users most recently active so far, the latest first."""
+        self._settle_all()
         ids, offsets = [], []
         for user_id, user in self.users.items():
             if isinstance(user, UserHistory):
@@ -142,11 +196,12 @@ class PartitionRestore:
         return [ids[i] for i in latest[np.argsort(-joined[latest])].tolist()]
 
     def still_packed(self) -> list[PackedUsers]:
-        """What of a snapshot nothing has touched."""
+        """What of a snapshot, or of settled rows, nothing has touched."""
         return [packed for packed in self._packed if self.users.get(packed.ids[0]) is packed]
 
     def finish(self) -> Stale:
-        """Merge what was laid aside, check that nothing is missing, and return the keys to tombstone."""
+        """Settle, merge what was laid aside, check that nothing is missing, and return the keys to tombstone."""
+        self._settle_all()
         if self.forgotten:
             for user_id in {**self.users, **self._aside}:
                 at = self.forgotten.get(user_digest(user_id))
@@ -158,12 +213,42 @@ class PartitionRestore:
         gaps = [
             (user_id, [(self._config.first_kept(user.event_count), user.first_number - 1)])
             for user_id, user in self.users.items()
-            if isinstance(user, UserHistory)  # a snapshot's are whole
+            if isinstance(user, UserHistory)  # those still packed are whole
             and (user.shift or user.start)
             and user.first_number > self._config.first_kept(user.event_count)
         ]
-        self._refuse(gaps)
+        refuse_gaps(self._partition, gaps)
         return self._stale
+
+    # Rows
+
+    def _settle_all(self) -> None:
+        for _ in self.settle():
+            """Whoever wants it in steps has done it before."""
+
+    def _take_out(self, user_id: str) -> None:
+        """Go through the user's rows now, because a record comes that is to be gone through by itself."""
+        for row in self._rows.take(user_id):
+            self._replay(user_id, row)
+
+    def _knows(self, user_id: str) -> bool:
+        return user_id in self.users or user_id in self._aside
+
+    def _replay(self, user_id: str, row: Row) -> None:
+        if row.is_segment:
+            segment = None if row.items is None else Segment(row.offset, *self._names(row.items, row.actions))
+            self.segment(user_id, row.number, segment)
+        elif row.items is None:
+            self.delta(user_id, row.number, None)
+        else:
+            (item,), actions = self._names(row.items, row.actions)
+            self.delta(user_id, row.number, Delta(row.offset, item, None if actions is None else actions[0]))
+
+    def _names(self, items: list[int], actions: list[int] | None) -> tuple[list[str], list[str | None] | None]:
+        names = [self._item_names[item] for item in items]
+        if actions is None or max(actions) < 0:
+            return names, None
+        return names, [None if action < 0 else self._action_names[action] for action in actions]
 
     # Lives
 
@@ -296,7 +381,9 @@ class PartitionRestore:
             return
         count = last_number + 1
         kept_from = self._config.first_kept(count)
-        self._refuse([(user_id, list(_ranges(n for n in range(kept_from, count) if n not in events)))])
+        refuse_gaps(
+            self._partition, [(user_id, list(ranges_of(n for n in range(kept_from, count) if n not in events)))]
+        )
         buffered = range(max(self._sealed(user), user.first_number), user.event_count)
         self._stale.deltas.update(
             numbered(user_id, n, life) for n in (*buffered, *aside.deltas) if n < count // size * size
@@ -314,29 +401,3 @@ class PartitionRestore:
     def _events(self, user_id: str, user: UserHistory) -> Iterator[tuple[int, int]]:
         view = user.view(user_id)
         return zip(view.items.tolist(), view.actions.tolist(), strict=True)
-
-    def _refuse(self, gaps: list[tuple[str, list[tuple[int, int]]]]) -> None:
-        """Raise `HistoryError` if any user lacks any number."""
-        gaps = [(user_id, ranges) for user_id, ranges in gaps if ranges]
-        if not gaps:
-            return
-        named = "; ".join(
-            f"user {user_hash(user_id)}: " + ", ".join(f"{a} to {b}" for a, b in ranges[:MAX_NAMED])
-            for user_id, ranges in gaps[:MAX_NAMED]
-        )
-        more = "" if len(gaps) <= MAX_NAMED else f" and {len(gaps) - MAX_NAMED} users more"
-        raise HistoryError(
-            f"the changelog of partition {self._partition} lacks events ({named}{more}): records were deleted or "
-            "written without order (restore the topic from a copy, or reset the history and replay the events topic), "
-            "or keep_events was raised after events had been let go (set it back)"
-        )
-
-
-def _ranges(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
-    """Consecutive runs of rising numbers, as (first, last)."""
-    listed = list(numbers)
-    if not listed:
-        return
-    breaks = [i for i, (a, b) in enumerate(pairwise(listed), start=1) if b != a + 1]
-    for start, end in pairwise([0, *breaks, len(listed)]):
-        yield listed[start], listed[end - 1]

@@ -230,7 +230,7 @@ class HistoryStore:
         restore = self._restoring.get(partition)
         if restore is None:
             restore = self._restoring[partition] = PartitionRestore(
-                partition, self.config, self.item_names, self.add_action
+                partition, self.config, self.item_names, self.action_names, self.add_action
             )
         return restore
 

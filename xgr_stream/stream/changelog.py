@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -16,7 +16,6 @@ from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history import FIRST_LIFE, Applied, Delta, HistoryStore, Segment, Stale, user_digest
 from xgr_stream.history.restore import PartitionRestore
-from xgr_stream.stream.records import Record
 from xgr_stream.types import UserEvent
 
 MAJOR = 1
@@ -109,7 +108,7 @@ def stale_entries(stale: Stale) -> list[Entry]:
 
 
 def fence(nonce: bytes) -> Entry:
-    """A record that marks how far a reader must read: it writes one and reads until `is_fence` knows it again.
+    """A record that marks how far a reader must read: it writes one and reads until it comes.
 
     All fences share a key, so that compaction leaves one of them.
     """
@@ -120,11 +119,6 @@ def anchor(name: bytes) -> Entry:
     """A record that proves, by standing where a snapshot says it does, that the snapshot is of this very topic. A fence
     with a name, so that each has a key of its own and compaction leaves it where it is."""
     return Entry(_pack((Kind.FENCE.value, name)), _pack((MAJOR, name)))
-
-
-def is_fence(key: bytes | None, value: bytes | None, nonce: bytes) -> bool:
-    """Whether this record is the fence that was written with `nonce`."""
-    return (key, value) == fence(nonce)
 
 
 def concerns(key: bytes | None, user_id: str) -> bool:
@@ -138,7 +132,17 @@ def concerns(key: bytes | None, user_id: str) -> bool:
     return kind in (Kind.DELTA, Kind.SEGMENT) and rest[:1] == [user_id]
 
 
-def restore_all(history: HistoryStore, partition: int, records: Iterable[Record]) -> None:
+class KeyValue(Protocol):
+    """What there is to a changelog record."""
+
+    @property
+    def key(self) -> bytes | None: ...
+
+    @property
+    def value(self) -> bytes | None: ...
+
+
+def restore_all(history: HistoryStore, partition: int, records: Iterable[KeyValue]) -> None:
     """Feed changelog records to the history, as `restore` does: what nearly all of them are in a third of the time."""
     restoring = history.restoring(partition)
     for record in records:
@@ -195,16 +199,17 @@ def _restore(history: HistoryStore, partition: int, key: bytes | None, value: by
     kind, *rest = _unpacked(key)
     if kind == Kind.FENCE:
         return
-    fields = None if value is None else _fields(value)
     if kind == Kind.DELTA:
-        history.restore_delta(partition, *_numbered(rest), None if fields is None else _delta(fields), _life(rest))
+        history.restore_delta(partition, *_numbered(rest), None if value is None else delta_of(value), _life(rest))
     elif kind == Kind.SEGMENT:
-        history.restore_segment(partition, *_numbered(rest), None if fields is None else _segment(fields), _life(rest))
+        history.restore_segment(partition, *_numbered(rest), None if value is None else segment_of(value), _life(rest))
     elif kind == Kind.FORGET:
         digest, offset = rest[:2]
         _check(digest, bytes, "digest")
         _check(offset, int, "offset")
-        history.restoring(partition).forget(digest, offset, deleted=fields is None)
+        if value is not None:
+            _fields(value)
+        history.restoring(partition).forget(digest, offset, deleted=value is None)
     else:
         raise ValueError(f"kind must be 0, 1, 2 or 3, not {kind!r}")
 
@@ -231,8 +236,9 @@ def _fields(value: bytes) -> list[Any]:
     return fields
 
 
-def _delta(fields: list[Any]) -> Delta:
-    offset, item_id, action = fields[:3]
+def delta_of(value: bytes) -> Delta:
+    """What a delta's value holds. Raises `ValueError` or `TypeError`."""
+    offset, item_id, action = _fields(value)[:3]
     _check(offset, int, "offset")
     _check(item_id, str, "item")
     if action is not None:
@@ -240,8 +246,9 @@ def _delta(fields: list[Any]) -> Delta:
     return Delta(offset, item_id, action)
 
 
-def _segment(fields: list[Any]) -> Segment:
-    last_offset, items, actions = fields[:3]
+def segment_of(value: bytes) -> Segment:
+    """What a segment's value holds. Raises `ValueError` or `TypeError`."""
+    last_offset, items, actions = _fields(value)[:3]
     _check(last_offset, int, "last_offset")
     _check(items, list, "items")
     if not set(map(type, items)) <= {str}:

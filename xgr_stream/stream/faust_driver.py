@@ -23,6 +23,7 @@ from faust import Topic
 from faust.types import TP, EventT
 from mode import Service
 
+from xgr_stream.stream.faust_delivery import deliver_at_once
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
@@ -215,6 +216,7 @@ class FaustDriver(Service):
     async def _on_assigned(self, _: object, assigned: Iterable[TP], **__: object) -> None:
         if self.runtime is None:
             return
+        deliver_at_once(self._app)
         try:
             self.runtime.assign(assigned)
         except Exception as error:  # noqa: BLE001  Faust would kill the worker after a minute, without the reason

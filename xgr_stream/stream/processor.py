@@ -35,7 +35,7 @@ What a driver must hold to:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -45,6 +45,8 @@ from xgr_stream.history import HistoryStore, PackedUsers
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
+from xgr_stream.stream.changelog import KeyValue
+from xgr_stream.stream.changelog_batch import BatchReader
 from xgr_stream.stream.ingest import DecodeEvent, Ingest
 from xgr_stream.stream.offsets import OffsetTracker
 from xgr_stream.stream.outbox import Outbox, Output
@@ -89,6 +91,7 @@ class Processor:
         the application's own event records; it raises `InvalidInput` for one that it refuses (None: our protocol)."""
         self._worker = worker
         self._history = history
+        self._log = BatchReader(history)
         self._topics = config.topics
         self._warm_users = config.warm_users
         self._metrics = metrics
@@ -139,6 +142,7 @@ class Processor:
             self._requests.drop(partition)
             self._replies.forget(partition)
             self._worker.forget(self._history.drop(number))
+        self._rest()
         self._report()
 
     @property
@@ -151,13 +155,23 @@ class Processor:
         """The partitions whose history is still to be restored."""
         return frozenset(number for number, partition in self._partitions.items() if not partition.restored)
 
-    def restore(self, partition: int, records: Iterable[Record]) -> None:
+    def restore(self, partition: int, records: Iterable[KeyValue]) -> None:
         """Feed records of the partition's changelog, in their order. Fence records may be among them.
 
         Raises `HistoryError` on a record that is not ours or of a newer major version.
         """
         if partition in self.restoring:
-            changelog.restore_all(self._history, partition, records)
+            self._log.feed(partition, records)
+
+    def settle(self, partition: int) -> Iterator[None]:
+        """Make histories of what was fed, in steps of some milliseconds. Nothing may be fed in between; what is fed
+        later takes longer. Optional: `restored` does it otherwise, at once."""
+        if partition in self.restoring:
+            yield from self._history.restoring(partition).settle()
+
+    def must_settle(self, partition: int) -> bool:
+        """Whether so much was fed that it should be settled before more is, for its memory."""
+        return partition in self.restoring and self._history.restoring(partition).full
 
     def begin_restore(self, partition: int, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
         """Begin with what a snapshot held. To `restore` is then what the changelog got after it."""
@@ -168,6 +182,10 @@ class Processor:
         """Drop what was restored of a partition whose restore failed; it is to be fed from the start."""
         if partition in self.restoring:
             self._history.drop(partition)
+
+    def _rest(self) -> None:
+        if not self.restoring:
+            self._log.rest()
 
     def restore_answers(self, partition: int, records: Iterable[Record]) -> None:
         """Feed recent records of the responses topic, so that a request redelivered to the partition's new owner is
@@ -196,6 +214,7 @@ class Processor:
                 "topic was recreated or truncated; name a new changelog topic, or delete the old one's records"
             )
         state.restored = True
+        self._rest()
         state.events_seen = max(last_offset, -1 if position is None else position - 1)
         self._ingest.tombstones(state, changelog.stale_entries(stale))
         self._want_appends(recent)

@@ -16,7 +16,7 @@ from xgr_stream.config import StreamConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of, stop_client
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, read_plainly, record_of, stop_client
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.standby import Standby
@@ -26,8 +26,10 @@ logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 8
 """Partitions read at the same time, each by a reader of its own."""
 POLL_MS = 500
-MAX_RECORDS = 500
-"""Records fed at a time, some 10 ms; the event loop is another's in between."""
+MAX_RECORDS = 2_000
+"""Changelog records fed at a time, some 10 ms; the event loop is another's in between."""
+MAX_ANSWERS = 500
+"""Answers read back at a time."""
 
 
 _resting = 0
@@ -111,6 +113,7 @@ class Recovery:
         )
         try:
             await consumer.start()
+            read_plainly(consumer, self._topics.changelog)
             await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
             if copied is None or not await self._go_on(consumer, number, copied):
                 await self._restore_history(consumer, number)
@@ -146,7 +149,7 @@ class Recovery:
         """The changelog from an offset on, or all of it."""
         log = TopicPartition(self._topics.changelog, number)
         events = TopicPartition(self._topics.events, number)
-        nonce = await self._write_fence(number)
+        fence = await self._write_fence(number)
         begin, end = [(await of([events]))[events] for of in (consumer.beginning_offsets, consumer.end_offsets)]
         consumer.assign([log, events])
         if start is None:
@@ -162,17 +165,23 @@ class Recovery:
                 end = last[-1].offset + 1
                 consumer.pause(events)
             records = batches.get(log, [])
-            self._processor.restore(number, map(record_of, records))
-            fenced = fenced or any(changelog.is_fence(record.key, record.value, nonce) for record in records)
+            self._processor.restore(number, records)
+            fenced = fenced or fence in [(record.key, record.value) for record in records]
+            if self._processor.must_settle(number):
+                await self._settle(number)
             # Not a record but a marker may stand there, or it may have expired: the reader is behind it then, too.
             looked = looked or bool(last) or await consumer.position(events) >= end
+        await self._settle(number)
         self._processor.restored(number, position=await consumer.committed(events), end=end)
 
-    async def _write_fence(self, number: int) -> bytes:
-        nonce = uuid.uuid4().bytes
-        key, value = changelog.fence(nonce)
-        await self._producer.send_and_wait(self._topics.changelog, value, key, partition=number)
-        return nonce
+    async def _settle(self, number: int) -> None:
+        for _ in self._processor.settle(number):
+            await asyncio.sleep(0)
+
+    async def _write_fence(self, number: int) -> changelog.Entry:
+        fence = changelog.fence(uuid.uuid4().bytes)
+        await self._producer.send_and_wait(self._topics.changelog, fence.value, fence.key, partition=number)
+        return fence
 
     async def _restore_answers(self, consumer: AIOKafkaConsumer, responses: TopicPartition) -> None:
         """The answers of the last `dedup_window_ms`, so that a request delivered again is not computed again."""
@@ -185,5 +194,5 @@ class Recovery:
         consumer.assign([responses])
         consumer.seek(responses, since.offset)
         while await consumer.position(responses) < end:
-            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
+            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_ANSWERS)
             self._processor.restore_answers(responses.partition, map(record_of, batches.get(responses, [])))

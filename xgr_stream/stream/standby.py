@@ -20,7 +20,7 @@ from xgr_stream.history.store import USER_BYTES
 from xgr_stream.history.user import UserHistory
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of, stop_client
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, read_plainly, stop_client
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Standby:
         consumer = self._connection.consumer(auto_offset_reset="none", isolation_level=self._isolation_level)
         try:
             await consumer.start()
+            read_plainly(consumer, self._topic)
             read: Set[int] = set()
             while True:
                 wanted = self._wanted()
@@ -145,7 +146,7 @@ class Standby:
             if number not in self._positions:  # handed over while this was fetched
                 continue
             try:
-                changelog.restore_all(self._history, number, map(record_of, records))
+                changelog.restore_all(self._history, number, records)
             except HistoryError as error:  # who is given the partition will say so, and stop
                 logger.warning("no copy of partition %d is kept: %s", number, error)
                 self._refuse(number)
