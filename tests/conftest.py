@@ -7,26 +7,16 @@ import os
 import random
 import warnings
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
 
+import tests.profiles  # noqa: F401  loads hypothesis's profile
+from tests.brokers import broker, pytest_configure_node  # noqa: F401  a fixture and a hook
+
 # Read when triton is imported, which no test module has done yet: the kernels run in its interpreter without a GPU.
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# The machines that run these tests are shared: a slow example is no failure, nor are examples that are slow to draw
-# (the first strings of a fresh checkout wait for hypothesis's tables of characters). On CI a failure must be one that
-# the next run shows again.
-hypothesis.settings.register_profile(
-    "xgr",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    derandomize=bool(os.environ.get("CI")),
-    print_blob=True,
-)
-hypothesis.settings.load_profile("xgr")
 
 torch.set_num_threads(1)  # the tests run in as many processes as there are cores
 
@@ -42,9 +32,10 @@ def _seeded() -> None:
 def _poisoned_memory() -> None:
     """`torch.empty` returns NaN and huge integers, so that a kernel that leaves part of its output unwritten fails.
 
-    torch does this only together with its deterministic algorithms; operations that have none merely warn."""
+    torch does this only together with its deterministic algorithms; operations that have none merely warn. Its
+    `use_deterministic_algorithms` says so to the compiler too, whose import takes every process 4 s."""
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 

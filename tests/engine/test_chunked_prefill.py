@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.users import ask, record
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
@@ -39,7 +40,7 @@ def assert_same(engine: Engine, user_id: str) -> None:
     assert [item.score for item in found.items] == pytest.approx([item.score for item in anew.items], abs=1e-4)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     events=st.integers(1, 90),
     chunk=st.integers(1, 150),

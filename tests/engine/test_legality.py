@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.live import updates
 from tests.property.masks import assert_same_nodes, counted, legal_nodes
 from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
@@ -21,6 +22,7 @@ from xgr_stream.types import CatalogUpdate, ItemFilter
 CPU = torch.device("cpu")
 
 
+@examples(100)
 @given(st.data())
 def test_masks_follow_batches_flips_and_merges(data: st.DataObject) -> None:
     items = data.draw(item_lists())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.users import ask, record
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
@@ -45,7 +46,7 @@ def test_a_request_right_behind_the_event_that_moves_the_window_computes_that_ev
     assert engine.cache.get("user").window_start == 4
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     max_events=st.integers(1, 9),
     stride=st.none() | st.integers(1, 9),

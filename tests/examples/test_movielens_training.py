@@ -130,42 +130,39 @@ def test_baselines_leave_out_what_was_seen(data: MovieLens) -> None:
     assert knn.recall > 1.5 * popular.recall
 
 
-def test_training_writes_a_checkpoint_a_card_and_the_test_sequences(data: MovieLens, tmp_path: Path) -> None:
+def test_training_writes_a_checkpoint_a_card_and_the_test_sequences_and_then_trains_sasrec(
+    data: MovieLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model"
     assert not is_trained(path, TINY)
-    qualities = train(data, TINY, path, "python -m examples.movielens.train", sasrec=False)
+    before: list[tuple[str, dict[str, object]]] = []
+
+    def card_and_quality() -> tuple[str, dict[str, object]]:
+        return (path / "README.md").read_text(), json.loads((path / "training.json").read_text())["quality"]
+
+    def popularity_for_sasrec(data: MovieLens, seed: int) -> Scorer:
+        assert is_trained(path, TINY)
+        assert seed == TINY.seed
+        before.append(card_and_quality())
+        return popularity(data)
+
+    monkeypatch.setattr(training, "train_sasrec", popularity_for_sasrec)
+    qualities = train(data, TINY, path, "python -m examples.movielens.train", sasrec=True)
     assert is_trained(path, TINY)
     assert not is_trained(path, FULL)
-    assert list(qualities) == ["**this model**", "popularity", "item-kNN"]
 
     sequences = read_sequences(path / "test.jsonl")
     assert sequences == [UserSequence(user.user_id, tuple(data.item_ids(user.items))) for user in data.users]
     engine = Engine.load(path, path / "catalog.parquet")
     assert engine.window.max_events == TINY.window_events
     assert len(evaluate(engine, sequences[:3])) == 3
+    assert json.loads((path / "config.json").read_text())["model_type"] == "qwen3"
 
-    card = (path / "README.md").read_text()
+    ((card, methods),) = before
     assert "python -m examples.movielens.train" in card
     assert f"| **this model** | {qualities['**this model**'].recall:.4f} |" in card
     assert "| SASRec | not trained; added by `python -m examples.movielens.train` | |" in card
-    assert json.loads((path / "config.json").read_text())["model_type"] == "qwen3"
-
-
-def test_sasrec_completes_the_card_of_a_checkpoint_that_is_written_already(
-    data: MovieLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "model"
-
-    def popularity_for_sasrec(data: MovieLens, seed: int) -> Scorer:
-        assert is_trained(path, TINY)
-        assert seed == TINY.seed
-        return popularity(data)
-
-    monkeypatch.setattr(training, "train_sasrec", popularity_for_sasrec)
-    qualities = train(data, TINY, path, "python -m examples.movielens.train", sasrec=True)
-    assert list(qualities) == ["**this model**", "popularity", "item-kNN", "SASRec"]
-    assert (
-        f"| SASRec | {qualities['SASRec'].recall:.4f} | {qualities['SASRec'].ndcg:.4f} |"
-        in (path / "README.md").read_text()
-    )
-    assert json.loads((path / "training.json").read_text())["quality"].keys() == qualities.keys()
+    assert list(methods) == ["**this model**", "popularity", "item-kNN"]
+    card, methods = card_and_quality()
+    assert f"| SASRec | {qualities['SASRec'].recall:.4f} | {qualities['SASRec'].ndcg:.4f} |" in card
+    assert list(methods) == list(qualities) == ["**this model**", "popularity", "item-kNN", "SASRec"]

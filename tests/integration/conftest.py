@@ -1,13 +1,9 @@
-"""The broker that these tests talk to, and topics of each test's own.
-
-XGR_TEST_KAFKA_HOME=dir: Apache Kafka from there; XGR_TEST_BROKER=host:port: one that runs already; else the embedded.
-"""
+"""Topics of each test's own, and one worker for those that need no life of it for themselves."""
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -23,9 +19,7 @@ from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
 from xgr_stream.testing import tiny_catalog, tiny_model
-from xgr_stream.testing.broker import ApacheKafka, Broker, EmbeddedBroker, OutsideBroker
-
-LARGE_MESSAGES = "message.max.bytes=20000000"
+from xgr_stream.testing.broker import Broker
 
 HERE = Path(__file__).parent
 
@@ -35,19 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
             item.add_marker(pytest.mark.timeout(240))  # for one that hangs: no test says how fast anything is
-
-
-@pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    chosen: Broker
-    if address := os.environ.get("XGR_TEST_BROKER"):
-        chosen = OutsideBroker(address)
-    elif home := os.environ.get("XGR_TEST_KAFKA_HOME"):
-        chosen = ApacheKafka(home, properties=LARGE_MESSAGES)
-    else:
-        chosen = EmbeddedBroker()
-    with chosen:
-        yield chosen
 
 
 def own_topics() -> TopicNames:

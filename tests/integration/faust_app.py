@@ -14,7 +14,7 @@ import faust
 
 import xgr_stream as xgr
 from xgr_stream.stream.faust_driver import FaustDriver
-from xgr_stream.testing import NullEngine, tiny_catalog, tiny_model
+from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import EmbeddedBroker
 
 
@@ -30,11 +30,13 @@ def slow_engine() -> NullEngine:
     return engine
 
 
-ENGINES = {
-    "null": NullEngine,
-    "slow": slow_engine,
-    "tiny": lambda: xgr.Engine.load(tiny_model(), tiny_catalog()),
-}
+def tiny_engine() -> xgr.Engine:
+    from xgr_stream.testing import tiny_catalog, tiny_model  # with torch, which takes a process 3 s of CPU time
+
+    return xgr.Engine.load(tiny_model(), tiny_catalog())
+
+
+ENGINES = {"null": NullEngine, "slow": slow_engine, "tiny": tiny_engine}
 
 
 def to_event(view: dict[str, str]) -> xgr.UserEvent:

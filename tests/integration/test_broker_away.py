@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -22,7 +23,10 @@ from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker, EmbeddedBroker
 
+embedded_alone = pytest.mark.skipif("XGR_TEST_KAFKA_HOME" in os.environ, reason="with the embedded broker alone")
 
+
+@embedded_alone
 async def test_clients_do_not_ask_for_it_as_fast_as_they_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     with EmbeddedBroker() as broker:
         topics = StreamConfig().topics
@@ -41,6 +45,7 @@ async def test_clients_do_not_ask_for_it_as_fast_as_they_are_refused(caplog: pyt
         await producer.client.close()
 
 
+@embedded_alone
 async def test_a_worker_ends_within_its_time_without_a_broker() -> None:
     config = StreamConfig(shutdown_timeout_s=0.5)
     with EmbeddedBroker() as broker:
@@ -53,6 +58,7 @@ async def test_a_worker_ends_within_its_time_without_a_broker() -> None:
         assert time.monotonic() - stopped_at < 12
 
 
+@embedded_alone
 async def test_a_worker_that_is_told_to_stop_while_its_broker_goes_away_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its producer then waits for an id of its own, for ever."""
 

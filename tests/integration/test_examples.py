@@ -1,4 +1,5 @@
-"""The worker command and the examples, each run as its documentation says."""
+"""The worker command, the examples and the README's programs that need a broker, each run as documented but for its
+address. They take the default topics, so they are of one file: one process runs them, one after the other."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiokafka.admin import NewTopic
 
 from tests.integration.workers import ROOT
+from tests.readme import program
 from xgr_stream.client import RecommendClient
-from xgr_stream.errors import XgrError
+from xgr_stream.errors import DeadlineExceeded, XgrError
 from xgr_stream.stream import codec
 from xgr_stream.testing import save_tiny_model, tiny_catalog
 from xgr_stream.testing.broker import Broker, EmbeddedBroker, free_port
@@ -90,8 +93,8 @@ async def test_worker_command_and_client_example(broker: Broker, shop: Path, dri
         "--shadow": str(save_tiny_model(tmp_path / "other", seed=9)),
         "--fraction": "0.5",
     }
-    program = RUN_WORKER.format(embedded=isinstance(broker, EmbeddedBroker))
-    async with process("-c", program, "worker", *(part for option in options.items() for part in option)):
+    command = RUN_WORKER.format(embedded=isinstance(broker, EmbeddedBroker))
+    async with process("-c", command, "worker", *(part for option in options.items() for part in option)):
         await until_answering(broker)
         async with process("-m", "examples.client", "--broker", broker.bootstrap) as client:
             output, _ = await asyncio.wait_for(client.communicate(), 120)
@@ -132,14 +135,12 @@ async def test_worker_command_refuses_topics_that_do_not_belong_together(broker:
     options += [part for role, name in own.items() for part in ("--topic", f"{role}={name}")]
 
     async def run(driver: str) -> None:
-        program = RUN_WORKER.format(embedded=False)
-        worker = await _started("-c", program, "worker", *options, "--driver", driver)
+        worker = await _started("-c", RUN_WORKER.format(embedded=False), "worker", *options, "--driver", driver)
         output, _ = await asyncio.wait_for(worker.communicate(), 120)
         assert f"Error: topology: partition counts must be equal, but {own['events']} has 4" in output.decode()
         assert worker.returncode == 1
 
-    for driver in ("kafka", "faust"):
-        await run(driver)
+    await asyncio.gather(run("kafka"), run("faust"))
 
 
 async def until_answering(broker: Broker) -> None:
@@ -207,3 +208,55 @@ async def test_example_that_embeds_in_faust(broker: Broker, shop: Path, tmp_path
     finally:
         await consumer.stop()
         await producer.stop()
+
+
+RUN_SHOP = """
+import os
+os.chdir({directory!r})
+{program}
+if {embedded}:
+    from xgr_stream.testing.broker import EmbeddedBroker
+    EmbeddedBroker().tune(app)
+app.main()
+"""
+
+
+async def test_the_faust_app_and_the_client(broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_model(tmp_path / "models" / "shop")
+    tiny_catalog().save(tmp_path / "models" / "shop" / "catalog.parquet")
+    admin = broker.connection.admin()
+    await admin.start()
+    await admin.create_topics([NewTopic("page-views", 4, 1)])
+    await admin.close()
+    shop = RUN_SHOP.format(
+        directory=str(tmp_path),
+        program=program("xgr.attach").replace("localhost:9092", broker.bootstrap),
+        embedded=isinstance(broker, EmbeddedBroker),
+    )
+    arguments = ("worker", "-l", "warn", "--web-port", str(free_port()))
+    async with process("-c", shop, *arguments, F_DATADIR=str(tmp_path), PYTHONUNBUFFERED="1") as running:
+        await until_answering(broker)
+        await _run_client(program("RecommendClient").replace("localhost:9092", broker.bootstrap))
+        assert capsys.readouterr().out.startswith(("warm [", "appended [", "cold ["))
+
+        producer = await broker.connection.start_producer()
+        view = json.dumps({"user_id": "user-7", "cart": ["item-3"]}).encode()
+        await producer.send_and_wait("page-views", view, b"user-7")
+        await producer.stop()
+        assert running.stdout is not None
+        async with asyncio.timeout(30):
+            while "['item-" not in (line := (await running.stdout.readline()).decode()):  # Faust logs what is printed
+                assert line
+        assert "'item-3'" not in line
+
+
+async def _run_client(source: str) -> None:
+    """Its half second is meant for a machine that does nothing else."""
+    names: dict[str, Any] = {}
+    exec(compile(source, "README.md", "exec"), names)
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await names["main"]()
+            except DeadlineExceeded:
+                await asyncio.sleep(0.5)

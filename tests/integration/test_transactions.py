@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,18 +25,12 @@ from xgr_stream.stream.checks import check_transactions
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.stream.transactions import start_producer, transactional_id
-from xgr_stream.testing.broker import ApacheKafka
+from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendRequest
 
-HOME = os.environ.get("XGR_TEST_KAFKA_HOME")
-pytestmark = pytest.mark.skipif(HOME is None, reason="needs Apache Kafka: XGR_TEST_KAFKA_HOME")
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[ApacheKafka]:
-    assert HOME is not None
-    with ApacheKafka(HOME) as kafka:
-        yield kafka
+pytestmark = pytest.mark.skipif(
+    "XGR_TEST_KAFKA_HOME" not in os.environ, reason="needs Apache Kafka: XGR_TEST_KAFKA_HOME"
+)
 
 
 @pytest.fixture
@@ -50,9 +44,9 @@ def config() -> StreamConfig:
 
 
 @pytest_asyncio.fixture
-async def client(kafka: ApacheKafka, config: StreamConfig) -> AsyncIterator[RecommendClient]:
-    await ensure_topics(kafka.connection, config.topics, 4)
-    async with RecommendClient(kafka.connection, topics=config.topics, read_committed=True) as client:
+async def client(broker: Broker, config: StreamConfig) -> AsyncIterator[RecommendClient]:
+    await ensure_topics(broker.connection, config.topics, 4)
+    async with RecommendClient(broker.connection, topics=config.topics, read_committed=True) as client:
         yield client
 
 
@@ -80,24 +74,24 @@ async def answers(connection: Connection, config: StreamConfig, isolation: str =
 
 
 async def test_events_answers_and_offsets_are_committed(
-    kafka: ApacheKafka, config: StreamConfig, client: RecommendClient
+    broker: Broker, config: StreamConfig, client: RecommendClient
 ) -> None:
     group = f"group-{config.topics.events}"
-    async with kafka_worker(kafka, config, group=group) as driver:
+    async with kafka_worker(broker, config, group=group) as driver:
         for number in range(40):
             position = await client.send_event("user-1", f"item-{number}")
         response = await client.recommend("user-1", timeout=20, after=position)
         assert response.event_count == 40
         assert driver.runtime.setup.metrics.transactions.labels("committed")._value.get() >= 2
-    async with kafka_worker(kafka, config, group=group) as driver:
+    async with kafka_worker(broker, config, group=group) as driver:
         assert (await client.recommend("user-1", timeout=20, after=position)).event_count == 40
         assert driver.runtime.setup.metrics.events_replayed._value.get() == 0  # the offsets were committed
-    assert set((await answers(kafka.connection, config)).values()) == {1}
+    assert set((await answers(broker.connection, config)).values()) == {1}
     assert client.duplicates == 0
 
 
 async def test_an_aborted_transaction_leaves_nothing_visible_and_nothing_in_memory(
-    kafka: ApacheKafka, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything of it is written, and then it is not committed."""
     commit, failed = AIOKafkaProducer.commit_transaction, []
@@ -108,7 +102,7 @@ async def test_an_aborted_transaction_leaves_nothing_visible_and_nothing_in_memo
             raise KafkaConnectionError("it is away")
         await commit(self)
 
-    async with kafka_worker(kafka, config) as driver:
+    async with kafka_worker(broker, config) as driver:
         await client.send_event("user-1", "item-1")
         await client.recommend("user-1", timeout=20)
         monkeypatch.setattr(AIOKafkaProducer, "commit_transaction", fails_once)
@@ -119,23 +113,23 @@ async def test_an_aborted_transaction_leaves_nothing_visible_and_nothing_in_memo
         assert failed
         assert driver.runtime.setup.metrics.transactions.labels("aborted")._value.get() == 1
         driver.runtime.setup.engine.history.check_integrity()
-    assert set((await answers(kafka.connection, config)).values()) == {1}
-    changelog = Counter(record.key for record in await records_of(kafka.connection, config.topics.changelog))
+    assert set((await answers(broker.connection, config)).values()) == {1}
+    changelog = Counter(record.key for record in await records_of(broker.connection, config.topics.changelog))
     written = Counter(
-        record.key for record in await records_of(kafka.connection, config.topics.changelog, "read_uncommitted")
+        record.key for record in await records_of(broker.connection, config.topics.changelog, "read_uncommitted")
     )
     assert sum(written.values()) > sum(changelog.values())  # the aborted ones are there
 
 
 async def test_a_zombie_is_fenced_and_joins_again(
-    kafka: ApacheKafka, config: StreamConfig, client: RecommendClient
+    broker: Broker, config: StreamConfig, client: RecommendClient
 ) -> None:
     group = f"group-{config.topics.events}"
-    async with kafka_worker(kafka, config, group=group) as driver:
+    async with kafka_worker(broker, config, group=group) as driver:
         position = await client.send_event("user-1", "item-1")
         await client.recommend("user-1", timeout=20, after=position)
         name = transactional_id(group, config.topics.events, position.partition)
-        usurper = await start_producer(kafka.connection, name, 10)
+        usurper = await start_producer(broker.connection, name, 10)
         position = await client.send_event("user-1", "item-2")
         response = await client.recommend("user-1", timeout=20, after=position)
         assert response.event_count == 2
@@ -144,22 +138,22 @@ async def test_a_zombie_is_fenced_and_joins_again(
             async with usurper.transaction():
                 await usurper.send_and_wait(config.topics.changelog, b"late", b"late", partition=position.partition)
         await stop_client(usurper)
-    assert set((await answers(kafka.connection, config)).values()) == {1}
-    assert b"late" not in {record.value for record in await records_of(kafka.connection, config.topics.changelog)}
+    assert set((await answers(broker.connection, config)).values()) == {1}
+    assert b"late" not in {record.value for record in await records_of(broker.connection, config.topics.changelog)}
 
 
 async def test_a_worker_that_is_fenced_again_and_again_says_so(
-    kafka: ApacheKafka, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xgr_stream.stream.transactions.MAX_FAILURES", 1)
     group = f"group-{config.topics.events}"
 
     async def fenced() -> None:
-        async with kafka_worker(kafka, config, group=group) as driver:
+        async with kafka_worker(broker, config, group=group) as driver:
             position = await client.send_event("user-1", "item-1")
             await client.recommend("user-1", timeout=20, after=position)
             name = transactional_id(group, config.topics.events, position.partition)
-            await stop_client(await start_producer(kafka.connection, name, 10))
+            await stop_client(await start_producer(broker.connection, name, 10))
             await client.send_event("user-1", "item-2")
             await until(lambda: driver.runtime.failure)
 
@@ -168,12 +162,12 @@ async def test_a_worker_that_is_fenced_again_and_again_says_so(
 
 
 async def test_answers_ahead_of_a_slow_request_are_not_given_again_by_the_next_owner(
-    kafka: ApacheKafka, config: StreamConfig, client: RecommendClient
+    broker: Broker, config: StreamConfig, client: RecommendClient
 ) -> None:
     """The first request waits for an event to come; the second is answered; then the worker is gone."""
     group = f"group-{config.topics.events}"
     first = await client.send_event("user-1", "item-1")
-    async with kafka_worker(kafka, config, group=group) as driver:
+    async with kafka_worker(broker, config, group=group) as driver:
         await client.recommend("user-1", timeout=20, after=first)
         slow = RecommendRequest("slow", "user-1", timeout_ms=60_000, min_offset=first.offset + 1)
         waiting = asyncio.create_task(client.respond(slow))
@@ -182,10 +176,10 @@ async def test_answers_ahead_of_a_slow_request_are_not_given_again_by_the_next_o
             await client.recommend("user-1", timeout=20)
         driver.runtime.processor.close()  # what waits is not answered on the way down
         driver.runtime.drain = _at_once  # type: ignore[method-assign]
-    async with kafka_worker(kafka, replace(config, dedup_window_ms=0), group=group):
+    async with kafka_worker(broker, replace(config, dedup_window_ms=0), group=group):
         await client.send_event("user-1", "item-2")
         assert (await waiting).event_count == 2
-    counts = await answers(kafka.connection, config)
+    counts = await answers(broker.connection, config)
     assert (len(counts), set(counts.values())) == (5, {1})
     assert client.duplicates == 0
 
@@ -195,24 +189,24 @@ async def _at_once(timeout_s: float) -> None:
 
 
 async def test_copies_are_in_the_transaction_and_a_topic_that_is_not_there_holds_nothing_up(
-    kafka: ApacheKafka, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xgr_stream.stream.copies.LOOK_UP_TIMEOUT_S", 0.5)
     copies = f"copies-{config.topics.events}"
-    admin = kafka.connection.admin()
+    admin = broker.connection.admin()
     await admin.start()
     await admin.create_topics([NewTopic(copies, 4, 1)])
     await admin.close()
-    async with kafka_worker(kafka, config) as driver:
+    async with kafka_worker(broker, config) as driver:
         for reply_to in (copies, "nobody-has-this", copies):
             await client.respond(RecommendRequest(f"to-{reply_to}", "user-1", reply_to=reply_to, timeout_ms=20_000))
         assert driver.runtime.setup.metrics.reply_copies_failed._value.get() == 1
         assert driver.runtime.setup.metrics.transactions.labels("aborted")._value.get() == 0
-    assert len(await records_of(kafka.connection, copies)) == 2
+    assert len(await records_of(broker.connection, copies)) == 2
 
 
-async def test_the_doctor_looks_at_transactions(kafka: ApacheKafka) -> None:
-    assert (await check_transactions(kafka.connection, TransactionConfig(), "shop")).grade == "ok"
-    finding = await check_transactions(kafka.connection, TransactionConfig(timeout_s=10_000), "shop")
+async def test_the_doctor_looks_at_transactions(broker: Broker) -> None:
+    assert (await check_transactions(broker.connection, TransactionConfig(), "shop")).grade == "ok"
+    finding = await check_transactions(broker.connection, TransactionConfig(timeout_s=10_000), "shop")
     assert finding.grade == "error"
     assert "transaction.max.timeout.ms" in finding.what

@@ -1,8 +1,9 @@
 """A response does not depend on its batch-mates, nor on whether its user was warm, cold or evicted meanwhile."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, Case, cases
 from tests.property.oracle import assert_same
 from tests.property.users import append, ask, record
@@ -25,7 +26,7 @@ def make(case: Case, histories: dict, budget_bytes: int, *, warm: bool, **settin
     return engine
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.data())
 def test_answers_do_not_depend_on_company(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))

@@ -1,9 +1,10 @@
 """N appends equal one prefill; any interleaving over users equals each user alone."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.oracle import assert_same
 from tests.property.users import append, ask, record
@@ -16,7 +17,7 @@ def last_hidden(engine: Engine, user_id: str) -> np.ndarray:
     return engine.cache.hidden[prefix.hidden_slot].numpy()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.data())
 def test_n_appends_equal_one_prefill(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -40,7 +41,7 @@ def test_n_appends_equal_one_prefill(data):
     at_once.check_integrity()
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_the_last_hidden_state_is_that_of_a_plain_forward(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -58,7 +59,7 @@ def test_the_last_hidden_state_is_that_of_a_plain_forward(data):
         assert_same(response.items, expected, 10, case.epsilon)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.data())
 def test_interleaved_users_equal_each_user_alone(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))

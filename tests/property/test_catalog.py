@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.masks import assert_same_nodes, legal_nodes
 from xgr_stream.catalog import Catalog, Trie
 from xgr_stream.engine.legality import LegalityTables
@@ -90,6 +91,7 @@ def walk(
             yield from walk(trie, depth + 1, child, (*prefix, int(trie.node_codes[depth][child])))
 
 
+@examples(100)
 @given(item_lists())
 def test_the_trie_holds_every_sid_and_no_other(items: list[Item]) -> None:
     catalog = catalog_of(items)
@@ -101,6 +103,7 @@ def test_the_trie_holds_every_sid_and_no_other(items: list[Item]) -> None:
         assert [node for at, node, _ in walk(catalog.trie) if at == depth] == list(range(catalog.trie.num_nodes(depth)))
 
 
+@examples(100)
 @given(item_lists())
 def test_the_leaves_and_items_below_a_node_are_those_with_its_prefix(items: list[Item]) -> None:
     catalog = catalog_of(items)
@@ -112,6 +115,7 @@ def test_the_leaves_and_items_below_a_node_are_those_with_its_prefix(items: list
         assert rows[below] == [item for item in rows if item.sid[:depth] == prefix]
 
 
+@examples(100)
 @given(st.data())
 def test_a_filter_equals_brute_force(data: st.DataObject) -> None:
     items = data.draw(item_lists())
@@ -129,6 +133,7 @@ def test_a_filter_equals_brute_force(data: st.DataObject) -> None:
             assert depth == 0 or nodes[depth - 1][node] == expected
 
 
+@examples(100)
 @given(st.data())
 def test_items_at_leaves_are_those_that_pass_in_order(data: st.DataObject) -> None:
     items = data.draw(item_lists())
@@ -148,6 +153,7 @@ def test_items_at_leaves_are_those_that_pass_in_order(data: st.DataObject) -> No
     assert [(position, catalog.item_ids[row]) for position, row in found] == expected
 
 
+@examples(100)
 @given(st.data())
 def test_popular_items_are_the_most_popular_that_pass(data: st.DataObject) -> None:
     items = data.draw(item_lists())
@@ -161,6 +167,7 @@ def test_popular_items_are_the_most_popular_that_pass(data: st.DataObject) -> No
     assert [catalog.item_ids[row] for row in found] == [item.item_id for item in expected]
 
 
+@examples(100)
 @given(st.data())
 def test_any_sequence_of_flips_equals_a_rebuild(data: st.DataObject) -> None:
     items = data.draw(item_lists())
@@ -192,6 +199,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("catalog") / "catalog.parquet"
 
 
+@examples(100)
 @given(data=st.data())
 def test_a_saved_catalog_loads_as_it_was(path: Path, data: st.DataObject) -> None:
     items = data.draw(item_lists())
@@ -205,6 +213,7 @@ def test_a_saved_catalog_loads_as_it_was(path: Path, data: st.DataObject) -> Non
     assert list(loaded.popular(5, loaded.resolve(NO_FILTER))) == list(catalog.popular(5, catalog.resolve(NO_FILTER)))
 
 
+@examples(100)
 @given(st.data())
 def test_the_order_of_the_table_does_not_matter(data: st.DataObject) -> None:
     items = data.draw(item_lists())

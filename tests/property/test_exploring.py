@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import Case, cases
 from tests.property.oracle import EPSILON, Oracle, Sid, _next_codes
 from tests.property.users import record
@@ -24,7 +25,7 @@ def answer(engine: Engine, *requests: RecommendRequest) -> list[RecommendRespons
     return engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(st.data())
 def test_all_that_is_legal_is_drawn_once_with_its_own_score(data: st.DataObject) -> None:
     case = data.draw(cases(normalizers=NORMALIZERS))

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.stream.harness import DEAD, EVENTS, REQUESTS, RESPONSES, Stream, message
 from xgr_stream.catalog import Catalog
 from xgr_stream.errors import InvalidInput, MalformedMessage, XgrError
@@ -76,7 +77,7 @@ keys = st.none() | st.just(b"u") | st.binary(max_size=8)
 
 
 @given(st.lists(st.tuples(st.booleans(), keys, record_values()), max_size=8))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_every_record_ends_in_something_and_every_offset_goes_on(
     records: list[tuple[bool, bytes | None, bytes | None]],
 ) -> None:
@@ -103,7 +104,7 @@ def test_every_record_ends_in_something_and_every_offset_goes_on(
 
 
 @given(record_values())
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_a_client_reads_a_response_or_says_that_it_is_none(value: bytes | None) -> None:
     with contextlib.suppress(InvalidInput):
         protocol.parse_response(codec.decode(value or b"", 1 << 20))
@@ -115,7 +116,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@examples(150)
 def test_any_xgr_json_is_read_or_refused_by_name(checkpoint: Path, data: st.DataObject) -> None:
     path = checkpoint / "xgr.json"
     original = path.read_text()
@@ -143,7 +144,7 @@ def _is_json(value: object) -> bool:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@examples(150)
 def test_any_catalog_file_is_read_or_refused_by_name(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.live import Base, Place, content, updates
 from tests.property.test_catalog import TAGS, Item, catalog_of, filters, item_lists
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
@@ -46,6 +47,7 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
     assert popular == set(passing)
 
 
+@examples(100)
 @given(st.data())
 def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
     items = data.draw(item_lists())
@@ -77,6 +79,7 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
     assert ("~" in live.catalog.version) == (waiting > 0)
 
 
+@examples(100)
 @given(st.data())
 def test_a_worker_that_starts_later_serves_the_same(data: st.DataObject) -> None:
     """From all updates, or from what compaction leaves of them, one by one or together."""

@@ -1,8 +1,9 @@
 """Pages, hidden slots and node masks balance after any sequence of operations, and are free when all is forgotten."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.test_answers_do_not_depend_on_company import smallest_budget
 from tests.property.users import ask, record
@@ -11,7 +12,7 @@ from xgr_stream.types import RecommendRequest
 USERS = tuple(f"user-{i}" for i in range(6))
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(st.data())
 def test_memory_balances(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))

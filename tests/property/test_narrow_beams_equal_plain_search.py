@@ -1,15 +1,16 @@
 """Narrow beams equal a plain, obvious beam search that uses full log-softmax and a full sort."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.oracle import assert_same
 from tests.property.users import ask, record
 from xgr_stream.types import Status
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.data())
 def test_narrow_beams_equal_plain_search(data):
     case = data.draw(cases(normalizers=("level", "vocabulary", "legal"), kv_cache_dtypes=KV_CACHE_DTYPES))

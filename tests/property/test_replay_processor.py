@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.stream.harness import CHANGELOG, DEAD, EVENTS, REQUESTS, RESPONSES, HandWorker
 from xgr_stream.config import HistoryConfig, StreamConfig
 from xgr_stream.history import HistoryStore
@@ -159,7 +160,7 @@ def contents(store: HistoryStore) -> dict[str, tuple[int, int, int, list[str]]]:
 
 
 @given(st.integers(0, 2**32), st.integers(0, 60), st.lists(st.integers(0, 40), max_size=5))
-@settings(deadline=None, max_examples=150)
+@examples(150)
 def test_whenever_workers_die_or_freeze_every_event_counts_once_and_every_request_is_answered(
     seed: int, num_records: int, lives: list[int]
 ) -> None:

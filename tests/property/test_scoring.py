@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, Case, cases
 from tests.property.oracle import EPSILON, assert_same
 from tests.property.test_answers_do_not_depend_on_company import smallest_budget
@@ -24,7 +25,7 @@ def answer(engine: Engine, *requests: RecommendRequest) -> list[RecommendRespons
     return responses
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_candidates_have_the_scores_of_an_exhaustive_search(data: st.DataObject) -> None:
     case = data.draw(cases(normalizers=NORMALIZERS, kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -63,7 +64,7 @@ def test_candidates_have_the_scores_of_an_exhaustive_search(data: st.DataObject)
         assert_same(response.items, [item for item in everything if item.item_id in scored], len(scored), case.epsilon)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.data())
 def test_they_are_the_scores_of_recommend(data: st.DataObject) -> None:
     case = data.draw(cases(normalizers=NORMALIZERS, kv_cache_dtypes=KV_CACHE_DTYPES))

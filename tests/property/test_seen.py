@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import Case, cases
 from tests.property.oracle import assert_same
 from tests.property.users import record
@@ -17,7 +18,7 @@ from xgr_stream.testing import tiny_model
 from xgr_stream.types import MAX_EXCLUDE_ITEMS, ItemFilter, RecommendRequest, RecommendResponse, Status, UserEvent
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_what_the_history_keeps_at_the_event_that_the_answer_names(data: st.DataObject) -> None:
     case = data.draw(cases(normalizers=("level", "legal")))

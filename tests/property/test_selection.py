@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import Case, cases
 from tests.property.oracle import EPSILON, assert_same
 from tests.property.users import record
@@ -65,7 +66,7 @@ def ask(engine: Engine, user: str, k: int, **fields: object) -> RecommendRespons
     return response
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_caps_and_thresholds_equal_a_greedy_choice_of_the_beams(data: st.DataObject) -> None:
     case = data.draw(cases(normalizers=("level", "legal")))
@@ -119,7 +120,7 @@ def test_caps_and_thresholds_equal_a_greedy_choice_of_the_beams(data: st.DataObj
     assert response.shortfall is (short if len(expected) < k else None)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_plain_answers_say_that_they_fall_short(data: st.DataObject) -> None:
     case = data.draw(cases())

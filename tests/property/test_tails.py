@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.oracle import assert_same
 from tests.property.test_answers_do_not_depend_on_company import smallest_budget
@@ -25,7 +26,7 @@ def content(engine: Engine, prefix: UserPrefix) -> list[np.ndarray]:
     return [*pages, engine.cache.hidden[prefix.hidden_slot]]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.data())
 def test_a_tail_equals_that_of_the_checkpoint(data):
     case = data.draw(cases(normalizers=("level", "vocabulary", "legal"), kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -55,7 +56,7 @@ def test_a_tail_equals_that_of_the_checkpoint(data):
         assert answer.tail_computed == (answer.status is Status.OK and request.tail not in (None, own))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.data())
 def test_a_tail_leaves_the_users_prefix_as_it_is(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))

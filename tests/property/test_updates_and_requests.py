@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import Case, cases
 from tests.property.live import Base, Place, content, updates
 from tests.property.oracle import Oracle, assert_same
@@ -47,7 +48,7 @@ def check(case: Case, engine: Engine, user: str, history: list[str], places: dic
     assert_same(response.items, expected, 1000)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.data())
 def test_answers_are_those_of_the_version_that_they_name(data: st.DataObject) -> None:
     case = data.draw(cases(normalizers=("level", "legal")))

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import ACTIONS, Case, cases
 from tests.property.oracle import assert_same
 from xgr_stream.config import EngineConfig
@@ -77,7 +78,7 @@ def stage_of(case: Case) -> Iterator[Stage]:
             engine.check_integrity()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.data())
 def test_an_answer_is_its_version_s_own(data: st.DataObject) -> None:
     case = data.draw(cases())
@@ -120,7 +121,7 @@ def test_an_answer_is_its_version_s_own(data: st.DataObject) -> None:
             change.result(30)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.data())
 def test_a_shadow_changes_no_answer(data: st.DataObject) -> None:
     """Item for item and score for score what the same worker answers without one."""

@@ -1,8 +1,9 @@
 """With a beam at least as wide as the legal catalog, the result is complete and sound, with every filter."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, cases
 from tests.property.oracle import assert_same
 from tests.property.users import ask, record
@@ -11,7 +12,7 @@ from xgr_stream.types import Status
 NORMALIZERS = ("level", "vocabulary", "legal")
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_wide_beams_equal_exhaustive_search(data):
     case = data.draw(cases(normalizers=NORMALIZERS, kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -36,7 +37,7 @@ def test_wide_beams_equal_exhaustive_search(data):
     engine.check_integrity()
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_filters_of_one_batch_do_not_mix(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
