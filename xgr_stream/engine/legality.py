@@ -28,6 +28,9 @@ MAX_MASKS = 16
 EMPTIED_NODES = 1 << 16
 """Exclusions of a batch before the device's buffers grow: 256 KB a level."""
 
+MORE_THAN_FEW = 16
+"""Flips for which `mask_flip` is compiled once more than for one alone."""
+
 STAGED_BYTES = 1 << 16
 """CUDA itself stages copies of so many from pageable memory, and waits for nothing: 4 µs less than pinning them."""
 
@@ -239,9 +242,10 @@ class LegalityTables:
 
     def _compile(self) -> None:
         """Have the kernels at hand, by work that changes nothing: a second that no batch is to wait for."""
-        some = self._catalog.trie.items[:1]
-        self._flip(some)
-        self._exclude([self._catalog.filters.without(self._catalog.resolve(NO_FILTER), some)])
+        items = self._catalog.trie.items
+        for rows in (items[:1], items[:MORE_THAN_FEW]):
+            self._flip(rows)
+        self._exclude([self._catalog.filters.without(self._catalog.resolve(NO_FILTER), items[:1])])
 
     def _write_mask(self, key: TagsKey | None, row: int) -> None:
         """Make a mask of what is live."""
