@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from xgr_stream.testing.broker import ApacheKafka, Broker, EmbeddedBroker, OutsideBroker
+if TYPE_CHECKING:
+    from xgr_stream.testing.broker import Broker
 
 HOME = os.environ.get("XGR_TEST_KAFKA_HOME")
 ADDRESS = os.environ.get("XGR_TEST_BROKER")
@@ -19,7 +20,8 @@ ADDRESS = os.environ.get("XGR_TEST_BROKER")
 # Large messages, and compaction while a test runs.
 PROPERTIES = "message.max.bytes=20000000\nlog.cleaner.backoff.ms=500"
 
-_shared = pytest.StashKey[ApacheKafka]()
+_shared = pytest.StashKey[Any]()
+"""The node."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -27,6 +29,8 @@ def pytest_configure_node(node: Any) -> None:
     """Told to each process that pytest-xdist starts. A node of one's own takes each 10 to 20 s of CPU time."""
     if HOME is None or ADDRESS is not None:
         return
+    from xgr_stream.testing.broker import ApacheKafka
+
     stash = node.config.stash
     if _shared not in stash:
         stash[_shared] = ApacheKafka(HOME, properties=PROPERTIES)
@@ -38,6 +42,9 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.fixture(scope="session")
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """Others use it at the same time: topics and groups must have names of their test's own."""
+    # Not before: the tests on a card run where there are no clients of Kafka.
+    from xgr_stream.testing.broker import ApacheKafka, EmbeddedBroker, OutsideBroker
+
     shared = getattr(request.config, "workerinput", {}).get("kafka")
     chosen: Broker
     if ADDRESS or shared:

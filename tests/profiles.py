@@ -7,8 +7,7 @@ import os
 import hypothesis
 
 CI_SHARE, LEAST = 0.4, 12
-"""Of the examples of a test that is dear: two thirds of all CPU time were theirs. What each of them finds was looked at
-by breaking what it is for (docs/log.md, 2026-11-28): so many still find it."""
+"""Of the examples of a test that is dear: two thirds of all CPU time were theirs."""
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "developer")
 

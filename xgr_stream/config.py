@@ -107,7 +107,7 @@ class EngineConfig:
     CPU, 1.3 on CUDA."""
     prefill_chunk_tokens: int | None = None
     """Longer prefills are computed in chunks of so many tokens while other requests come, which wait for one chunk
-    then, not for all of it. None: 512 on CUDA, whole on the CPU; 0: whole."""
+    then, not for all of it. None: 384 on CUDA, whole on the CPU; 0: whole."""
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "widened_beam_width"):

@@ -14,7 +14,7 @@ from xgr_stream.scheduler.policy import APPEND_AGEING_S, APPEND_SHARE, Budget, W
 
 APPEND_PIECE_MS = {"cpu": 20.0, "cuda": 1.3}
 """How long one batch of appends should take, by kind of device."""
-CHUNK_TOKENS = {"cpu": 0, "cuda": 512}
+CHUNK_TOKENS = {"cpu": 0, "cuda": 384}
 """Of one chunk of a prefill, by kind of device; 0: prefills are whole."""
 FULL = 0.9
 """Share of the cache's budget above which users without a prefix are no longer prefilled ahead."""
