@@ -11,6 +11,7 @@ from tests.property.cases import Case
 from tests.property.users import append, ask
 from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
+from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.errors import ConfigError
 from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.types import CacheState
@@ -42,7 +43,9 @@ def test_answers_differ_a_little_and_their_version_says_so() -> None:
     assert 1e-4 < max(differences) < 0.5
 
 
-def test_bytes_of_every_tier_are_those_of_fp8(tmp_path) -> None:
+def test_bytes_of_every_tier_are_those_of_fp8(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By what was measured, computing seems the faster where the machine was busy while something was copied.
+    monkeypatch.setattr(RestoreCosts, "prefers_copy", lambda *_: True)
     pages = CASE.engine().cache.pool.pages_for(CASE.model.tokens.context_tokens(CASE.max_events)) + 2
     page = CASE.engine().cache.pool.bytes_per_page
     with_hidden = page + 4 * CASE.model.config.hidden_size
