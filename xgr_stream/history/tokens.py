@@ -7,6 +7,7 @@ decode it. An open-addressed table of the strings' bytes, looked up by array ope
 from __future__ import annotations
 
 from collections.abc import Callable
+from secrets import randbits
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,8 @@ MAX_SLOTS = 1 << 20
 
 _MASKS = np.array([(1 << 8 * bytes_) - 1 for bytes_ in range(9)], dtype=np.uint64)
 """Of a word, the bytes that belong to a token with so many left."""
-_FACTORS = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
-    dtype=np.uint64,
-)
+_FACTORS = np.array([randbits(64) | 1 for _ in range(WORDS)], dtype=np.uint64)
+"""Other ones in each process: item ids come from whoever may write events, and nobody is to choose some that collide."""
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 _HALF = np.uint64(32)
 
