@@ -25,7 +25,7 @@ MAX_SLOTS = 1 << 20
 _MASKS = np.array([(1 << 8 * bytes_) - 1 for bytes_ in range(9)], dtype=np.uint64)
 """Of a word, the bytes that belong to a token with so many left."""
 _FACTORS = np.array([randbits(64) | 1 for _ in range(WORDS)], dtype=np.uint64)
-"""Other ones in each process: item ids come from whoever may write events, and nobody is to choose some that collide."""
+"""Other ones in each process: item ids come from whoever may write events, who is not to choose some that collide."""
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 _HALF = np.uint64(32)
 
