@@ -5,10 +5,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.profiles import examples
 from tests.property.cases import KV_CACHE_DTYPES, Case, cases
 from tests.property.oracle import assert_same
 from tests.property.users import append, ask, record
@@ -36,7 +35,7 @@ def tiered(case: Case, directory: str, *, device: int, host: int, file: int) -> 
     return case.engine(cache=cache)
 
 
-@examples(40)
+@settings(max_examples=40)
 @given(st.data())
 def test_an_answer_from_host_memory_is_bit_for_bit_the_warm_one(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -60,7 +59,7 @@ def test_an_answer_from_host_memory_is_bit_for_bit_the_warm_one(data):
     assert engine.stats().tiers.promoted == 2
 
 
-@examples(40)
+@settings(max_examples=40)
 @given(st.data())
 def test_what_is_appended_behind_a_copy_is_what_is_appended_behind_the_prefix(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
@@ -77,7 +76,7 @@ def test_what_is_appended_behind_a_copy_is_what_is_appended_behind_the_prefix(da
     engines[0].check_integrity()
 
 
-@examples(50)
+@settings(max_examples=50)
 @given(st.data())
 def test_all_tiers_balance_and_answer_as_a_cache_that_holds_all(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
