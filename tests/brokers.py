@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 HOME = os.environ.get("XGR_TEST_KAFKA_HOME")
 ADDRESS = os.environ.get("XGR_TEST_BROKER")
 
-# Large messages, and compaction while a test runs.
-PROPERTIES = "message.max.bytes=20000000\nlog.cleaner.backoff.ms=500"
+# Large messages, and compaction while a test runs. A node whose heartbeat is late on a busy machine is not fenced: it
+# would leave itself out of its metadata, upon which aiokafka's coordinator fails an assertion.
+PROPERTIES = "message.max.bytes=20000000\nlog.cleaner.backoff.ms=500\nbroker.session.timeout.ms=60000"
 
 _shared = pytest.StashKey[Any]()
 """The node."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
@@ -100,7 +101,7 @@ async def test_the_worker_command_of_each_driver(
         *(sys.executable, "-c", MAIN, "worker", "--driver", driver, "--broker", kafka.bootstrap),
         *("--model", str(tmp_path / "model"), "--catalog", str(catalog), "--group", config.topics.events),
         *("--tls-ca", str(certificate), "--sasl-mechanism", "PLAIN", "--sasl-username", "shop"),
-        *("--sasl-password-file", str(tmp_path / "password"), "--web-port", str(free_port())),
+        *("--sasl-password-file", str(tmp_path / "password"), "--web-port", str(port := free_port())),
         *("--instance", "worker-1", "--snapshots", str(tmp_path / "snapshots")),
         *(part for role in roles for part in ("--topic", f"{role}={getattr(config.topics, role)}")),
     ]
@@ -115,6 +116,9 @@ async def test_the_worker_command_of_each_driver(
                 except TopologyError:
                     assert worker.returncode is None
                     await asyncio.sleep(0.5)
+            async with aiohttp.ClientSession() as session:  # partitions that are not restored yet have no snapshot
+                while (await session.get(f"http://127.0.0.1:{port}/readyz")).status != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
         worker.terminate()
         assert await worker.wait() == 0
     finally:
