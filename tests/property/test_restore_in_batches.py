@@ -121,6 +121,8 @@ def test_what_a_steady_worker_leaves_is_put_together_without_going_through_it(
     for _ in restoring.settle():
         """To the end."""
     assert sum(len(packed.ids) for packed in restoring.still_packed()) == len({event.user_id for _, event in events})
+    offsets = [offset for packed in restoring.still_packed() for offset in packed.last_offsets.tolist()]
+    assert offsets == sorted(offsets, reverse=True)
     assert store.finish_restore(PARTITION) == Stale()
     assert contents(store) == contents(apply_all(HistoryStore(config), events))
 

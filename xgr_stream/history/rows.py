@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +175,7 @@ class Rows:
     def chunks(self) -> Iterator[tuple[PackedUsers | None, dict[str, list[Row]]]]:
         """All users, a chunk at a time: those who could be put together, and of each of the others the rows in the
         order in which they were read."""
+        self._put_latest_first()
         count = -(-len(self._ids) // CHUNK_USERS)
         for chunk, rows in enumerate(zip(self.segments.by_chunk(count), self.deltas.by_chunk(count), strict=True)):
             first_user = chunk * CHUNK_USERS
@@ -188,6 +190,20 @@ class Rows:
                 for i in np.flatnonzero(~whole & (segments.counts + deltas.counts > 0)).tolist()
             }
             yield self._put_together(ids, segments, deltas, whole, first, ends), others
+
+    def _put_latest_first(self) -> None:
+        """Number the users anew: those who are wanted first, to be warmed, share chunks. Else all would be unpacked."""
+        latest = np.full(len(self._ids), -1, dtype=np.int64)
+        for table in (self.segments, self.deltas):
+            here = table.users[: table.count] >= 0
+            np.maximum.at(latest, table.users[: table.count][here], table.offsets[: table.count][here])
+        order = np.argsort(-latest, kind="stable")
+        numbers = np.empty(len(order) + 1, dtype=np.int32)
+        numbers[order] = np.arange(len(order))
+        numbers[-1] = -1  # of what was taken out
+        for table in (self.segments, self.deltas):
+            table.users[: table.count] = numbers[table.users[: table.count]]
+        self._ids = [self._ids[i] for i in order.tolist()]
 
     def _whole(self, segments: _OfUsers, deltas: _OfUsers) -> tuple[Flags, Index, Index]:
         """Which users' records are consecutive, begin with the first event kept, and are nothing else; and of which
@@ -210,7 +226,8 @@ class Rows:
         kept = np.where(whole, ends - first, 0)
         origin = np.cumsum(kept) - kept - first
         """Where the user's event of number 0 would be."""
-        items = np.empty(int(kept.sum()), dtype=np.int32)
+        # Memory of its own, which goes when the chunk is unpacked: freed blocks among what stays would stay, too.
+        items = np.frombuffer(mmap(-1, 4 * int(kept.sum())), dtype=np.int32)
         actions = np.full(len(items), -1, dtype=np.int16)
         for of in (segments, deltas):
             table = of.table
