@@ -16,7 +16,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -192,6 +192,17 @@ def report(args: argparse.Namespace, source: str, history: HistoryStore, started
     )
 
 
+def each_apart(jobs: Sequence[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
+    """Each job in a process of its own, one after the other. Exits as the first one that fails does."""
+    context = multiprocessing.get_context("spawn")
+    for target, arguments in jobs:
+        process = context.Process(target=target, args=arguments)
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
+
+
 def _resting(target: Callable[..., None], arguments: tuple[object, ...]) -> None:
     with collector_resting():
         target(*arguments)
@@ -211,12 +222,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
         print(json.dumps({"snapshots_gb": round(size / 1e9, 3), "written_cpu_s": round(spent, 2)}), flush=True)
         jobs = [(from_snapshots, (args, directory))] + ([(from_changelog, (args,))] if args.without else [])
-        for target, arguments in jobs:
-            process = context.Process(target=_resting, args=(target, arguments))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(process.exitcode)
+        each_apart([(_resting, job) for job in jobs])
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 
 import msgpack
 import numpy as np
 from aiokafka import AIOKafkaProducer, TopicPartition
-from recover_at_scale import CONFIG, ITEMS, processor, report, resident_bytes, users_of
+from recover_at_scale import CONFIG, ITEMS, each_apart, processor, report, resident_bytes, users_of
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.stream import changelog
@@ -109,18 +108,13 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--partitions", type=int, default=4)
     args = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     with ApacheKafka(args.kafka_home) as broker:
         asyncio.run(ensure_topics(broker.connection, TOPICS, args.partitions))
         jobs: list[tuple[Callable[..., object], tuple[object, ...]]] = [
             (write, (args, broker.bootstrap, number)) for number in range(args.partitions)
         ]
-        for job, arguments in [*jobs, (read, (args, broker.bootstrap)), (restore, (args, broker.bootstrap))]:
-            process = context.Process(target=_run, args=(job, *arguments))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(process.exitcode)
+        jobs += [(read, (args, broker.bootstrap)), (restore, (args, broker.bootstrap))]
+        each_apart([(_run, (job, *arguments)) for job, arguments in jobs])
 
 
 if __name__ == "__main__":
