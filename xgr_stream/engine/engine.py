@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from secrets import randbits
@@ -18,14 +15,13 @@ import torch
 from xgr_stream.cache import DecayedRate, PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.config import EngineConfig, HistoryConfig
-from xgr_stream.engine.batches import Batches, newest
+from xgr_stream.engine.batches import Batches
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.engine.context import ContextReader, SeenItems
 from xgr_stream.engine.decode import BeamDecoder
-from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers
-from xgr_stream.engine.prefixes import Plan, PrefixBuilder
+from xgr_stream.engine.prefixes import PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
 from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.engine.scoring import CandidateScorer
@@ -41,8 +37,9 @@ from xgr_stream.engine.sizing import (
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
+from xgr_stream.engine.warming import Warming, WarmReport
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, OutOfMemory, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -58,26 +55,7 @@ from xgr_stream.types import (
     UserEvent,
 )
 
-logger = logging.getLogger(__name__)
-
 _retokenised = count()
-
-
-@dataclass(frozen=True, slots=True)
-class WarmReport:
-    """What `Engine.warm` did."""
-
-    users: int
-    """Users whose prefix is now up to their view."""
-    tokens: int
-    """Tokens computed for them."""
-    begun: Mark
-    ended: Mark
-
-    @property
-    def seconds(self) -> float | None:
-        """That the device took; None while it is still at it."""
-        return self.ended.ms_since(self.begun) / 1e3 if self.ended.done() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +134,7 @@ class Engine:
             decoder=self._decoder,
             scorer=CandidateScorer(model, self.cache, self.normalizer, lane),
         )
+        self._warming = Warming(self.cache, self._work)
         self._retokenised = False
         self.use_catalog(catalog)
 
@@ -199,6 +178,7 @@ class Engine:
             key += f"/{next(_retokenised)}"
         self._prefixes = PrefixBuilder(self.cache, self._reader, key, self._costs)
         self._batches.use(catalog, self._prefixes, self._reader, self._legality)
+        self._warming.use(self._prefixes)
         if self.cache.hidden.is_cuda:
             # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
             # would spoil the graph that another engine may be capturing.
@@ -346,93 +326,26 @@ class Engine:
         self._batches.counters.requests += len(requests)
         return pending
 
-    @torch.inference_mode()
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
         """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
         it returns while the last of them is under way."""
-        self._work.reap()
-        before = self._work.tokens_appended
-        host = self.cache.host
-        # Whose copy is being read from the file is served sooner with it than computed anew.
-        waiting = deque(v for v in newest(views).values() if host is None or not host.is_coming(v.user_id))
-        users = 0
-        ahead: list[Plan] = []
-        work = self._work
-        begun = work.append_lane.mark()
-        while waiting:
-            plans: dict[str, Plan] = {}
-            pages = 0
-            while waiting:
-                plan = self._prefixes.plan(waiting[0])
-                if plan is not None:
-                    more = self._prefixes.pages(plan)
-                    if pages + more > self.cache.pool.num_pages:
-                        break
-                    pages += more
-                    plans[plan.user_id] = plan
-                waiting.popleft()
-            if plans:
-                self._append(plans)
-            users += len(plans)
-            ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
-        for plan in ahead:
-            try:
-                self._append({plan.user_id: plan})
-            except OutOfMemory:  # the users themselves have theirs
-                logger.info("no memory for a user's next window: it is computed when it is needed")
-                break
-        work.tend()
-        tokens = work.tokens_appended - before
-        return WarmReport(users, tokens, begun, work.append_lane.mark())
+        return self._warming.warm(views)
 
-    @torch.inference_mode()
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
         """`warm` of one user who has nothing to go on from, in forwards of at most so many tokens: one for each step,
         with `users` 1 for the last, when the prefix is there. Between two steps anything may be asked of the engine.
         Another user's has no steps: they are warmed at once."""
-        self._work.reap()
-        plan = self._prefixes.plan(view)
-        if plan is None or plan.base is not None:
-            return
-        for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
-            yield WarmReport(int(not left), tokens, begun, ended)
+        return self._warming.prefilling(view, chunk_tokens)
 
-    def _append(self, plans: Mapping[str, Plan]) -> None:
-        """Start to carry out these plans, beside the decodes."""
-        work = self._work
-        prefixes = work.run(self._prefixes, plans, work.appender)
-        work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
-
-    @torch.inference_mode()
     def expect(self, views: Sequence[HistoryView]) -> None:
         """These users have had events, so their requests may be near, whether or not they are warmed before: start to
         bring back those who are in a lower tier and are worth it. Without lower tiers it does nothing."""
-        cache, host = self.cache, self.cache.host
-        if host is None:
-            return
-        self._work.reap()
-        for user_id, view in newest(views).items():
-            if user_id in cache:
-                continue
-            cache.worth.seen(user_id)
-            host.touch(user_id)
-            copy = self._prefixes.copy_of(view)
-            if copy is None:
-                host.fetch(user_id, partial(self._prefixes.is_of_use, view=view))
-                continue
-            prefix = copy.prefix
-            if self._work.may_promote and cache.would_keep(user_id, prefix.num_tokens, prefix.kv_tokens):
-                self._work.promote(copy)
-        self._work.tend()
+        self._warming.expect(views)
 
-    @torch.inference_mode()
     def demote(self, user_ids: Iterable[str]) -> None:
         """Turn these users out of the device now, to host memory if that is there and has room for them. For tests and
         measurements: otherwise it happens by itself."""
-        self._work.settle()
-        for user_id in user_ids:
-            if user_id in self.cache:
-                self._work.demote(user_id)
+        self._warming.demote(user_ids)
 
     def prepare(self) -> None:
         """On CUDA, capture the graphs of the usual sizes, which would otherwise be captured when first needed and hold

@@ -1,0 +1,129 @@
+"""Bringing users to the device ahead of their requests, and turning them out again."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from xgr_stream.cache import PrefixCache
+from xgr_stream.engine.batches import newest
+from xgr_stream.engine.lanes import Mark
+from xgr_stream.engine.prefixes import Plan, PrefixBuilder
+from xgr_stream.engine.work import Work
+from xgr_stream.errors import OutOfMemory
+from xgr_stream.history import HistoryView
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReport:
+    """What `Engine.warm` did."""
+
+    users: int
+    """Users whose prefix is now up to their view."""
+    tokens: int
+    """Tokens computed for them."""
+    begun: Mark
+    ended: Mark
+
+    @property
+    def seconds(self) -> float | None:
+        """That the device took; None while it is still at it."""
+        return self.ended.ms_since(self.begun) / 1e3 if self.ended.done() else None
+
+
+class Warming:
+    """What nobody waits for yet, as `Engine` has it: see there for what each call does."""
+
+    def __init__(self, cache: PrefixCache, work: Work) -> None:
+        self._cache = cache
+        self._work = work
+
+    def use(self, prefixes: PrefixBuilder) -> None:
+        """Plan and run with this from now on."""
+        self._prefixes = prefixes
+
+    @torch.inference_mode()
+    def warm(self, views: Sequence[HistoryView]) -> WarmReport:
+        self._work.reap()
+        before = self._work.tokens_appended
+        host = self._cache.host
+        # Whose copy is being read from the file is served sooner with it than computed anew.
+        waiting = deque(v for v in newest(views).values() if host is None or not host.is_coming(v.user_id))
+        users = 0
+        ahead: list[Plan] = []
+        work = self._work
+        begun = work.append_lane.mark()
+        while waiting:
+            plans: dict[str, Plan] = {}
+            pages = 0
+            while waiting:
+                plan = self._prefixes.plan(waiting[0])
+                if plan is not None:
+                    more = self._prefixes.pages(plan)
+                    if pages + more > self._cache.pool.num_pages:
+                        break
+                    pages += more
+                    plans[plan.user_id] = plan
+                waiting.popleft()
+            if plans:
+                self._append(plans)
+            users += len(plans)
+            ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
+        for plan in ahead:
+            try:
+                self._append({plan.user_id: plan})
+            except OutOfMemory:  # the users themselves have theirs
+                logger.info("no memory for a user's next window: it is computed when it is needed")
+                break
+        work.tend()
+        tokens = work.tokens_appended - before
+        return WarmReport(users, tokens, begun, work.append_lane.mark())
+
+    @torch.inference_mode()
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
+        self._work.reap()
+        plan = self._prefixes.plan(view)
+        if plan is None or plan.base is not None:
+            return
+        for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
+            yield WarmReport(int(not left), tokens, begun, ended)
+
+    @torch.inference_mode()
+    def expect(self, views: Sequence[HistoryView]) -> None:
+        cache, host = self._cache, self._cache.host
+        if host is None:
+            return
+        self._work.reap()
+        for user_id, view in newest(views).items():
+            if user_id in cache:
+                continue
+            cache.worth.seen(user_id)
+            host.touch(user_id)
+            copy = self._prefixes.copy_of(view)
+            if copy is None:
+                host.fetch(user_id, partial(self._prefixes.is_of_use, view=view))
+                continue
+            prefix = copy.prefix
+            if self._work.may_promote and cache.would_keep(user_id, prefix.num_tokens, prefix.kv_tokens):
+                self._work.promote(copy)
+        self._work.tend()
+
+    @torch.inference_mode()
+    def demote(self, user_ids: Iterable[str]) -> None:
+        self._work.settle()
+        for user_id in user_ids:
+            if user_id in self._cache:
+                self._work.demote(user_id)
+
+    def _append(self, plans: Mapping[str, Plan]) -> None:
+        """Start to carry out these plans, beside the decodes."""
+        work = self._work
+        prefixes = work.run(self._prefixes, plans, work.appender)
+        work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
