@@ -14,6 +14,7 @@ from xgr_stream.errors import OutOfMemory
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers, NullWarmReport
 from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
@@ -26,8 +27,8 @@ LONG, SHORT = 100, 3
 class Stepwise(NullEngine):
     """Each chunk waits for a permit; notes what it did."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, version: str = "null") -> None:
+        super().__init__(version=version)
         self.permits = threading.Semaphore(0)
         self.did: list[str] = []
         self.open = 0
@@ -51,11 +52,15 @@ class Stepwise(NullEngine):
 
 
 class Device:
-    def __init__(self, **config: int) -> None:
+    def __init__(self, challenger: Stepwise | None = None, **config: int) -> None:
+        """`challenger`: a second version, which has half of the users."""
         self.engine = Stepwise()
         self.metrics = Metrics()
+        self.versions: Versions[Stepwise] = Versions(self.engine)
+        if challenger is not None:
+            self.versions.challenge(challenger, "canary", 0.5)
         own = EngineConfig(prefill_chunk_tokens=CHUNK, **config)
-        self.worker = DeviceWorker(self.engine, own, SystemClock(), self.metrics)
+        self.worker = DeviceWorker(self.versions, own, SystemClock(), self.metrics)
         self.history = HistoryStore()
 
     def view(self, user: str, events: int) -> HistoryView:
@@ -182,6 +187,35 @@ def test_a_chunk_that_fails_leaves_the_request_to_the_usual_way(device: Device, 
     device.engine.permits.release(1_000)
     assert device.ask("long", LONG).result(10).status is Status.OK
     assert device.engine.did[-1] == "answer long"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_chunk_that_fails_is_charged_to_the_version_whose_it_is(asked: bool) -> None:
+    """Not to the primary, nor to the version of a request that has come meanwhile."""
+    device = Device(Stepwise("challenger"))
+    challenger = device.versions.engines[1]
+    theirs, primarys = (
+        next(user for user in map(str, range(100)) if device.versions.of(user) is engine)
+        for engine in (challenger, device.engine)
+    )
+    device.worker.start()
+    device.worker.want_append(device.view(theirs, LONG))
+    challenger.permits.release(1)
+    until(lambda: challenger.did)
+    if asked:
+        device.ask("warm", SHORT)
+        device.ask(primarys, LONG)
+        challenger.permits.release(1)
+        until(lambda: len(challenger.did) == 2 + challenger.did.count("answer warm"))
+    challenger.fails = OutOfMemory("full")
+    challenger.permits.release(1)
+    until(lambda: device.metrics.registry.get_sample_value("xgr_out_of_memory_total"))
+    device.engine.permits.release(1_000)
+    assert device.worker.stop(5)
+    pace, whole = device.worker._pace, EngineConfig().max_batch_rows
+    versions = [each.version for each in device.versions.engines]
+    rows = [pace.budget_for(version, (), 0, 1, pressed=False).rows for version in versions]
+    assert dict(zip(versions, rows, strict=True)) == {"null": whole, "challenger": whole // 2}
 
 
 def test_stopping_with_a_prefill_under_way() -> None:

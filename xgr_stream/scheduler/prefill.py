@@ -101,17 +101,21 @@ class Prefills:
         """Take on a user for whom nobody has asked yet; nothing else is under way."""
         self._running = _Prefill(engine, view.user_id, None, engine.prefilling(view, self._chunk_tokens))
 
-    def step(self, work: Work | None) -> tuple[str, WarmReport] | None:
-        """Start the next chunk: of what is under way, else for `work`. Its version and what it is; None: there was
-        none. What the engine raises is the prefill's end; the request is then computed as if there were no chunks."""
+    def take(self, work: Work | None) -> DeviceEngine | None:
+        """Whose chunk is next: that of what is under way, else `work` is taken on. None: there is nothing to do."""
         self.tidy()
-        running = self._running
-        if running is None:
-            if work is None or work.view is None or not self._waits(work):
-                return None
+        if self._running is None and work is not None and work.view is not None and self._waits(work):
             engine = self._engine_of(work)
             chunks = engine.prefilling(work.view, self._chunk_tokens)
-            running = self._running = _Prefill(engine, work.request.user_id, work, chunks)
+            self._running = _Prefill(engine, work.request.user_id, work, chunks)
+        return None if self._running is None else self._running.engine
+
+    def step(self) -> WarmReport | None:
+        """Start the next chunk of what is under way; None: there was none. What the engine raises is the prefill's end;
+        the request is then computed as if there were no chunks."""
+        running = self._running
+        if running is None:
+            return None
         report = None
         try:
             report = next(running.chunks, None)
@@ -121,7 +125,7 @@ class Prefills:
                 if running.work is not None:
                     running.work.long = False
                     running.work.prefilled = report is not None
-        return None if report is None else (running.engine.version, report)
+        return report
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Give up what is under way for one of these."""

@@ -465,19 +465,17 @@ class DeviceWorker:
     def _prefill(self, work: Work | None, beside_s: float) -> None:
         """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
         left_s = self._prefills.chunks_s(work, beside_s)
-        while True:
+        while (engine := self._prefills.take(work)) is not None:
             try:
-                step = self._prefills.step(work)
+                report = self._prefills.step()
             except Exception as error:
                 logger.exception("the engine failed to prefill a user in chunks; their request will")
-                version: str = self._versions.primary.version if work is None else self._choice.engine_of(work).version
-                self._failed_ahead(version, error)
+                self._failed_ahead(engine.version, error)
                 return
-            if step is None:
+            if report is None:
                 return
-            version, report = step
-            self._appending(version, report, ahead=False)
-            chunk_s = self._prefills.chunk_s(version)
+            self._appending(engine.version, report, ahead=False)
+            chunk_s = self._prefills.chunk_s(engine.version)
             left_s -= chunk_s
             if report.users or not chunk_s or left_s < chunk_s:
                 return
