@@ -26,11 +26,12 @@ from xgr_stream.scheduler.gauges import REPORT_S, Gauges
 from xgr_stream.scheduler.intake import Intake, Item
 from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.policy import hold_s
-from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers, WarmReport
+from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers
 from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.shadow import Shadow
 from xgr_stream.scheduler.versions import Versions
+from xgr_stream.scheduler.warming import Warming
 from xgr_stream.scheduler.work import Work, WorkQueue
 from xgr_stream.types import CacheState, RecommendRequest
 
@@ -59,13 +60,6 @@ class _Running(NamedTuple):
     pending: PendingAnswers
     step: Step
     begun_at: float
-
-
-class _Warming(NamedTuple):
-    """Appends that the device works on, as far as it is known."""
-
-    step: Step
-    report: WarmReport
 
 
 class DeviceWorker:
@@ -97,11 +91,13 @@ class DeviceWorker:
         self._queue = WorkQueue()
         self._appends = AppendQueue()
         self._decoding: deque[_Running] = deque()
-        self._warming: _Warming | None = None
         self._pace = Pace(config, clock)
         self._intake = Intake(self._versions, self._queue, self._pace, clock)
         self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
         self._prefills = Prefills(self._versions, config, self._pace, clock, self._choice.engine_of)
+        self._warming = Warming(
+            self._versions, self._appends, self._prefills, self._pace, clock, metrics, lose=self._lose
+        )
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
         self._stop_by: float | None = None
@@ -252,32 +248,12 @@ class DeviceWorker:
             self._prefills.look_at(item)
             self._queue.mark_ready(item)
         elif isinstance(item, list):
-            self._expect(item)
-            versions = self._versions
-            now = self._clock.now()
-            shed = sum(
-                self._appends.put(view, versions.of(view.user_id).is_resident(view.user_id), now) for view in item
-            )
-            self._metrics.appends_shed.inc(shed)
-            if versions.shadow is not None:
+            self._warming.want(item)
+            if self._versions.shadow is not None:
                 for view in item:
                     self._shadow.want(view)
         else:
             item()
-
-    def _expect(self, views: Sequence[HistoryView]) -> None:
-        """Let the engines know who may ask soon. If one can't do anything for them, their requests will be slower."""
-        versions = self._versions
-        engines = versions.engines
-        for engine in engines:
-            own = views if len(engines) == 1 else [view for view in views if versions.of(view.user_id) is engine]
-            try:
-                engine.expect(own)
-            except Exception as error:
-                logger.exception("the engine failed to bring back %d users", len(own))
-                if fault(error) is Fault.DEVICE:
-                    self._lose(error)
-                    return
 
     def _turn(self) -> None:
         """Start the next batch, or finish the oldest one."""
@@ -285,13 +261,13 @@ class DeviceWorker:
         if now >= self._swept_at + SWEEP_S:
             self._swept_at = now
             self._drop(self._queue.take_gone(now), now)
-        self._learn()
+        self._warming.learn()
         self._prefills.tidy()
         waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
             overloaded, self._intake.overloaded = self._intake.overloaded, False
             works, views = self._choice.next(
-                waiting, overloaded=overloaded, appends=self._warming is None, prefill=long is not None
+                waiting, overloaded=overloaded, appends=not self._warming.under_way, prefill=long is not None
             )
             if works:
                 self._queue.remove(works)
@@ -299,12 +275,13 @@ class DeviceWorker:
                 waiting = [work for work in waiting if work not in taken]
                 self._decode(works)
             elif views:
-                self._append(views)
+                self._warming.append(views)
             if self._decoding and self._decoding[0].pending.done():  # as of an engine that has computed it already
                 self._finish()
             # Behind each batch too, so that those whose prefix is at hand do not keep the others waiting for ever.
-            if self._warming is None and (long is not None or not (works or waiting)):
-                self._prefill(long, self._pace.decode_s(self._decoding[-1].step) if works and self._decoding else 0.0)
+            if not self._warming.under_way and (long is not None or not (works or waiting)):
+                beside_s = self._pace.decode_s(self._decoding[-1].step) if works and self._decoding else 0.0
+                self._warming.prefill(long, beside_s)
             if not (works or views or self._decoding or waiting or self._intake.inbox.qsize()):
                 self._spare()
         if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
@@ -320,7 +297,7 @@ class DeviceWorker:
 
     def _spare(self) -> None:
         """Nothing can be given to the device now: the shadow may have it, for one step, if nobody needs it."""
-        if self._warming is not None:
+        if self._warming.under_way:
             time.sleep(POLL_S)
         elif self._shadow.waits:
             self._shadow.step()
@@ -436,74 +413,9 @@ class DeviceWorker:
         while self._decoding:
             for work in self._decoding.popleft().works:
                 work.fail(failure)
-        self._appends.clear()
-        self._warming = None
-        self._prefills.abandon()
+        self._warming.abandon()
         if first:
             self._on_lost(failure)
-
-    def _append(self, views: Sequence[HistoryView]) -> None:
-        engine: DeviceEngine = self._versions.of(views[0].user_id)
-        users = [view.user_id for view in views]
-        try:
-            long = self._prefills.is_long(engine, views)
-            if long and self._prefills.under_way:  # it is their turn then
-                return
-            self._appends.remove(users)
-            if long:
-                self._prefills.begin(engine, views[0])
-                return
-            report = engine.warm(views)
-        except Exception as error:
-            logger.exception("the engine failed to warm %d users; their next request will", len(views))
-            self._appends.remove(users)
-            self._metrics.appends_shed.inc(len(views))
-            self._failed_ahead(engine.version, error)
-            return
-        self._appending(engine.version, report, ahead=True)
-
-    def _prefill(self, work: Work | None, beside_s: float) -> None:
-        """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
-        left_s = self._prefills.chunks_s(work, beside_s)
-        while (engine := self._prefills.take(work)) is not None:
-            try:
-                report = self._prefills.step()
-            except Exception as error:
-                logger.exception("the engine failed to prefill a user in chunks; their request will")
-                self._failed_ahead(engine.version, error)
-                return
-            if report is None:
-                return
-            self._appending(engine.version, report, ahead=False)
-            chunk_s = self._prefills.chunk_s(engine.version)
-            left_s -= chunk_s
-            if report.users or not chunk_s or left_s < chunk_s:
-                return
-
-    def _appending(self, version: str, report: WarmReport, *, ahead: bool) -> None:
-        """The device was given appends; `ahead`: nobody asks for them."""
-        self._metrics.appends.inc(report.users)
-        self._metrics.append_tokens.inc(report.tokens)
-        step = Step(version, max(1, report.users), report.tokens)
-        self._pace.appending(self._clock.now(), step, ahead=ahead)
-        self._warming = _Warming(step, report)
-
-    def _failed_ahead(self, version: str, error: Exception) -> None:
-        """The engine failed on what nobody was answered for yet."""
-        if fault(error) is Fault.MEMORY:
-            self._metrics.out_of_memory.inc()
-            self._pace.cut(version)
-        elif fault(error) is Fault.DEVICE:
-            self._lose(error)
-
-    def _learn(self) -> None:
-        """Take note of how long the last appends took, once they are done. Others are not started before: a request
-        that comes waits for one batch of them."""
-        if self._warming is None:
-            return
-        if (seconds := self._warming.report.seconds) is not None:
-            self._pace.appended(self._warming.step, seconds)
-            self._warming = None
 
     def _refuse_all(self, error: XgrError) -> None:
         for work in self._queue.take_all():

@@ -1,0 +1,148 @@
+"""What the device is given that nobody has been answered for yet: appends, and chunks of prefills."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from xgr_stream.history import HistoryView
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.appends import AppendQueue
+from xgr_stream.scheduler.clock import Clock
+from xgr_stream.scheduler.faults import Fault, fault
+from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.ports import DeviceEngine, WarmReport
+from xgr_stream.scheduler.prefill import Prefills
+from xgr_stream.scheduler.versions import Versions
+from xgr_stream.scheduler.work import Work
+
+logger = logging.getLogger(__name__)
+
+
+class _Running(NamedTuple):
+    """Appends that the device works on, as far as it is known."""
+
+    step: Step
+    report: WarmReport
+
+
+class Warming:
+    """Gives it to the device, one batch of it at a time, and learns what it takes. Used by the device thread."""
+
+    def __init__(
+        self,
+        versions: Versions[Any],
+        appends: AppendQueue,
+        prefills: Prefills,
+        pace: Pace,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        lose: Callable[[Exception], None],
+    ) -> None:
+        """`lose`: called with what says that the device is lost."""
+        self._versions = versions
+        self._appends = appends
+        self._prefills = prefills
+        self._pace = pace
+        self._clock = clock
+        self._metrics = metrics
+        self._lose = lose
+        self._running: _Running | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the device is still at it, as far as it is known (`learn`). Others are not started before: a request
+        that comes waits for one batch of them."""
+        return self._running is not None
+
+    def want(self, views: Sequence[HistoryView]) -> None:
+        """These users have had events: bring them up to date when there is time."""
+        self._expect(views)
+        versions, now = self._versions, self._clock.now()
+        shed = sum(self._appends.put(view, versions.of(view.user_id).is_resident(view.user_id), now) for view in views)
+        self._metrics.appends_shed.inc(shed)
+
+    def append(self, views: Sequence[HistoryView]) -> None:
+        """Bring these up to date now; they are of one version."""
+        engine: DeviceEngine = self._versions.of(views[0].user_id)
+        users = [view.user_id for view in views]
+        try:
+            long = self._prefills.is_long(engine, views)
+            if long and self._prefills.under_way:  # it is their turn then
+                return
+            self._appends.remove(users)
+            if long:
+                self._prefills.begin(engine, views[0])
+                return
+            report = engine.warm(views)
+        except Exception as error:
+            logger.exception("the engine failed to warm %d users; their next request will", len(views))
+            self._appends.remove(users)
+            self._metrics.appends_shed.inc(len(views))
+            self._failed(engine.version, error)
+            return
+        self._begun(engine.version, report, ahead=True)
+
+    def prefill(self, work: Work | None, beside_s: float) -> None:
+        """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
+        left_s = self._prefills.chunks_s(work, beside_s)
+        while (engine := self._prefills.take(work)) is not None:
+            try:
+                report = self._prefills.step()
+            except Exception as error:
+                logger.exception("the engine failed to prefill a user in chunks; their request will")
+                self._failed(engine.version, error)
+                return
+            if report is None:
+                return
+            self._begun(engine.version, report, ahead=False)
+            chunk_s = self._prefills.chunk_s(engine.version)
+            left_s -= chunk_s
+            if report.users or not chunk_s or left_s < chunk_s:
+                return
+
+    def learn(self) -> None:
+        """Take note of how long the last appends took, once they are done."""
+        if self._running is None:
+            return
+        if (seconds := self._running.report.seconds) is not None:
+            self._pace.appended(self._running.step, seconds)
+            self._running = None
+
+    def abandon(self) -> None:
+        """Give up all of it with the device, which can't be asked any more."""
+        self._appends.clear()
+        self._running = None
+        self._prefills.abandon()
+
+    def _begun(self, version: str, report: WarmReport, *, ahead: bool) -> None:
+        """The device was given appends; `ahead`: nobody asks for them."""
+        self._metrics.appends.inc(report.users)
+        self._metrics.append_tokens.inc(report.tokens)
+        step = Step(version, max(1, report.users), report.tokens)
+        self._pace.appending(self._clock.now(), step, ahead=ahead)
+        self._running = _Running(step, report)
+
+    def _failed(self, version: str, error: Exception) -> None:
+        """The engine failed on what nobody was answered for yet."""
+        if fault(error) is Fault.MEMORY:
+            self._metrics.out_of_memory.inc()
+            self._pace.cut(version)
+        elif fault(error) is Fault.DEVICE:
+            self._lose(error)
+
+    def _expect(self, views: Sequence[HistoryView]) -> None:
+        """Let the engines know who may ask soon. If one can't do anything for them, their requests will be slower."""
+        versions = self._versions
+        engines = versions.engines
+        for engine in engines:
+            own = views if len(engines) == 1 else [view for view in views if versions.of(view.user_id) is engine]
+            try:
+                engine.expect(own)
+            except Exception as error:
+                logger.exception("the engine failed to bring back %d users", len(own))
+                if fault(error) is Fault.DEVICE:
+                    self._lose(error)
+                    return
