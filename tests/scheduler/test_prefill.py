@@ -9,16 +9,20 @@ from concurrent.futures import Future
 
 import pytest
 
-from xgr_stream.config import EngineConfig
+from tests.property.users import record
+from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
+from xgr_stream.engine import Engine, WarmReport
 from xgr_stream.errors import OutOfMemory
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers, NullWarmReport
 from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
 
+MODEL = tiny_model()
 CHUNK = 10 * TOKENS_PER_EVENT
 LONG, SHORT = 100, 3
 """Events."""
@@ -156,6 +160,23 @@ def test_a_user_nobody_asked_for_yet_is_prefilled_in_chunks_too(device: Device) 
     assert device.ask("long", 0).result(10).cache is CacheState.WARM
 
 
+def test_a_second_user_to_be_prefilled_ahead_keeps_no_append_behind_them() -> None:
+    """Nobody is in a hurry, but the short ones need not wait for the chunks of two."""
+    device = Device(max_batch_tokens=CHUNK)
+    device.worker.start()
+    device.worker.want_appends([device.view("long", LONG)])
+    device.engine.permits.release(1)
+    until(lambda: device.engine.did)
+    device.worker.want_appends([device.view("longer", 2 * LONG), device.view("short", SHORT)])
+    device.engine.permits.release(2)
+    until(lambda: device.engine.is_resident("short"))
+    assert not device.engine.is_resident("long")
+    device.engine.permits.release(1_000)
+    until(lambda: device.engine.is_resident("longer"))
+    assert [did.split()[-1] for did in device.engine.did] == ["long"] * 10 + ["longer"] * 20
+    assert device.worker.stop(5)
+
+
 @pytest.mark.parametrize("how", ["expired", "withdrawn", "forgotten"])
 def test_what_nobody_waits_for_any_more_is_given_up(device: Device, how: str) -> None:
     device.warm()
@@ -216,6 +237,41 @@ def test_a_chunk_that_fails_is_charged_to_the_version_whose_it_is(asked: bool) -
     versions = [each.version for each in device.versions.engines]
     rows = [pace.budget_for(version, (), 0, 1, pressed=False).rows for version in versions]
     assert dict(zip(versions, rows, strict=True)) == {"null": whole, "challenger": whole // 2}
+
+
+def test_a_request_that_needs_the_memory_of_another_s_prefill_gets_it() -> None:
+    """Pages of what is being prefilled can't be had otherwise."""
+    window = WindowConfig(40, 20)
+    needed = Engine.load(MODEL, tiny_catalog(), config=EngineConfig(window=window, cache=CacheConfig(1 << 20, 4)))
+    page_bytes = needed.cache.pool.bytes_per_page
+    pages = needed.cache.pool.pages_for(MODEL.tokens.context_tokens(window.max_events))
+    config = EngineConfig(window=window, cache=CacheConfig(page_bytes * pages, 4), prefill_chunk_tokens=16)
+    engine = Engine.load(MODEL, tiny_catalog(), config=config)
+    for user, events in (("ahead", 40), ("asks", 4)):
+        record(engine, user, [(f"item-{number % 31}", None) for number in range(events)])
+    metrics = Metrics()
+    worker = DeviceWorker(engine, config, SystemClock(), metrics)
+    asked: list[Future[RecommendResponse]] = []
+    prefilling = engine.prefilling
+
+    def prefilling_until_asked(view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
+        """The request comes behind the first chunk."""
+        for report in prefilling(view, chunk_tokens):
+            if not asked:
+                asked.append(worker.submit(RecommendRequest("r", "asks"), engine.history.view("asks"), None))
+            yield report
+
+    engine.prefilling = prefilling_until_asked  # type: ignore[method-assign]
+    worker.start()
+    worker.want_append(engine.history.view("ahead"))
+    until(lambda: asked)
+    assert asked[0].result(30).error is None
+    assert not engine.is_resident("ahead")
+    later = worker.submit(RecommendRequest("r", "ahead"), engine.history.view("ahead"), None)
+    assert later.result(30).error is None
+    assert metrics.registry.get_sample_value("xgr_appends_shed_total") == 1
+    assert worker.stop(5)
+    engine.check_integrity()
 
 
 def test_stopping_with_a_prefill_under_way() -> None:

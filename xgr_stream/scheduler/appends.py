@@ -46,6 +46,13 @@ class AppendQueue:
         """The next users, of one group."""
         return [waiting.view for waiting in islice((self._resident or self._cold).values(), count)]
 
+    def turned_out(self, user_ids: Iterable[str]) -> None:
+        """These users have no prefix any more: they go behind those who never had one."""
+        for user_id in user_ids:
+            waiting = self._resident.pop(user_id, None)
+            if waiting is not None:
+                self._cold[user_id] = waiting
+
     @property
     def since(self) -> float:
         """Since when the next user who has a prefix waits; infinite if there is none."""

@@ -48,11 +48,17 @@ class Choice:
         return engine
 
     def next(
-        self, waiting: Sequence[Work], *, overloaded: bool, appends: bool, prefill: bool
+        self,
+        waiting: Sequence[Work],
+        *,
+        overloaded: bool,
+        appends: bool,
+        prefill: bool,
+        most_ahead: float = float("inf"),
     ) -> tuple[list[Work], list[HistoryView]]:
         """What the policy picks: requests, or users to append to if there is to be such a batch (`appends`).
         `overloaded`: requests were refused since the last time. `prefill`: somebody waits for theirs, so that only
-        appends that are due go before it."""
+        appends that are due go before it. `most_ahead`: tokens that a user without a prefix may lack for one."""
         now = self._clock.now()
         engine: DeviceEngine = self._versions.primary
         if waiting and self._versions.challenger is not None:
@@ -63,7 +69,7 @@ class Choice:
         views: list[HistoryView] = []
         behind: list[WaitingAppend] = []
         if pressed or due or (appends and not prefill and not waiting):
-            theirs, views, behind = self._behind()
+            theirs, views, behind = self._behind(most_ahead)
             due = due and any(append.resident for append in behind)
             engine = theirs if due or not waiting else engine
         stats = engine.stats()
@@ -87,14 +93,17 @@ class Choice:
         added_s = self._pace.added_s(Step(engine.version, work.rows, tokens))
         return WaitingRequest(work.rows, tokens, work.partition, added_s, work.due - starts_at)
 
-    def _behind(self) -> tuple[DeviceEngine, list[HistoryView], list[WaitingAppend]]:
+    def _behind(self, most_ahead: float) -> tuple[DeviceEngine, list[HistoryView], list[WaitingAppend]]:
         """Users of one engine to append to. One that it can't say anything of harms no request."""
         views = self._appends.first(CONSIDERED)
         engine: DeviceEngine = self._versions.of(views[0].user_id) if views else self._versions.primary
         if self._versions.challenger is not None:
             views = [view for view in views if self._versions.of(view.user_id) is engine]
         try:
-            waiting = [WaitingAppend(engine.pending_tokens(view), engine.is_resident(view.user_id)) for view in views]
+            waiting = []
+            for view in views:
+                tokens, resident = engine.pending_tokens(view), engine.is_resident(view.user_id)
+                waiting.append(WaitingAppend(tokens, resident, not resident and tokens > most_ahead))
         except Exception as error:
             if fault(error) is Fault.DEVICE:
                 raise
@@ -102,4 +111,8 @@ class Choice:
             self._appends.remove(view.user_id for view in views)
             self._metrics.appends_shed.inc(len(views))
             return engine, [], []
+        # Or each turn would look at them again before it comes to those whose appends they are.
+        self._appends.turned_out(
+            view.user_id for view, append in zip(views, waiting, strict=True) if not append.resident
+        )
         return engine, views, waiting

@@ -38,6 +38,8 @@ class WaitingAppend(NamedTuple):
 
     tokens: int
     resident: bool
+    held: bool = False
+    """Whether it is a prefill in chunks, and another one is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def choose(requests: Sequence[WaitingRequest], appends: Sequence[WaitingAppend],
     """Requests first, in the order in which they are given; appends while no request waits, or when they are due.
 
     Among the appends, users with a prefix come first: little is missing, and the next request gains all of it. Users
-    without one are prefilled with what time is left, while there is room; otherwise they wait until they ask.
+    without one are prefilled with what time is left, while there is room; otherwise they wait until they ask. One that
+    is held keeps nobody behind it from theirs.
     """
     resident = [(i, append.tokens) for i, append in enumerate(appends) if append.resident]
     if resident and budget.appends_due and not budget.pressed:
@@ -83,7 +86,8 @@ def choose(requests: Sequence[WaitingRequest], appends: Sequence[WaitingAppend],
     cold = [(i, append.tokens) for i, append in enumerate(appends) if not append.resident]
     if not budget.room:
         return Batch(appends=_within(resident, budget.append_tokens), lazy=tuple(i for i, _ in cold))
-    return Batch(appends=_within(resident or cold, budget.append_tokens))
+    begins = [(i, tokens) for i, tokens in cold if not appends[i].held]
+    return Batch(appends=_within(resident or begins, budget.append_tokens))
 
 
 def _share(requests: Sequence[WaitingRequest], budget: Budget) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, NamedTuple
 
-from xgr_stream.config import EngineConfig
 from xgr_stream.history import HistoryView
+from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.policy import AGEING_S
@@ -41,9 +41,9 @@ class Prefills:
     def __init__(
         self,
         versions: Versions[Any],
-        config: EngineConfig,
         pace: Pace,
         clock: Clock,
+        metrics: Metrics,
         engine_of: Callable[[Work], DeviceEngine],
     ) -> None:
         """`engine_of`: which one is to answer a request."""
@@ -52,6 +52,7 @@ class Prefills:
         self._pace = pace
         self._chunk_tokens = pace.chunk_tokens
         self._clock = clock
+        self._metrics = metrics
         self._running: _Prefill | None = None
         self._others_at = float("-inf")
         self._abandoned: _Prefill | None = None
@@ -59,6 +60,11 @@ class Prefills:
     @property
     def under_way(self) -> bool:
         return self._running is not None
+
+    @property
+    def most_ahead(self) -> float:
+        """Tokens that a user without a prefix may lack to be brought up to date now: there is one prefill at a time."""
+        return self._chunk_tokens if self.under_way else float("inf")
 
     def look_at(self, work: Work) -> None:
         """See whether its prefix is to be computed in chunks; not before what came before it has been done."""
@@ -131,6 +137,16 @@ class Prefills:
         """Give up what is under way for one of these."""
         if self._running is not None and self._running.user_id in user_ids:
             self.drop()
+
+    def give_way(self, engine: DeviceEngine) -> bool:
+        """Give up what is under way if this engine computes it: its memory is needed for a request. False: there is
+        nothing to give up. A request's prefill begins again behind it."""
+        running = self._running
+        if running is None or running.engine is not engine:
+            return False
+        self._metrics.appends_shed.inc(running.work is None)
+        self.drop()
+        return True
 
     def tidy(self) -> None:
         """Give up what is under way if nobody wants it any more."""

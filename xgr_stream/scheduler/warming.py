@@ -70,8 +70,6 @@ class Warming:
         users = [view.user_id for view in views]
         try:
             long = self._prefills.is_long(engine, views)
-            if long and self._prefills.under_way:  # it is their turn then
-                return
             self._appends.remove(users)
             if long:
                 self._prefills.begin(engine, views[0])

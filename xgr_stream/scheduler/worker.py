@@ -94,7 +94,7 @@ class DeviceWorker:
         self._pace = Pace(config, clock)
         self._intake = Intake(self._versions, self._queue, self._pace, clock)
         self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
-        self._prefills = Prefills(self._versions, config, self._pace, clock, self._choice.engine_of)
+        self._prefills = Prefills(self._versions, self._pace, clock, metrics, self._choice.engine_of)
         self._warming = Warming(
             self._versions, self._appends, self._prefills, self._pace, clock, metrics, lose=self._lose
         )
@@ -267,7 +267,11 @@ class DeviceWorker:
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
             overloaded, self._intake.overloaded = self._intake.overloaded, False
             works, views = self._choice.next(
-                waiting, overloaded=overloaded, appends=not self._warming.under_way, prefill=long is not None
+                waiting,
+                overloaded=overloaded,
+                appends=not self._warming.under_way,
+                prefill=long is not None,
+                most_ahead=self._prefills.most_ahead,
             )
             if works:
                 self._queue.remove(works)
@@ -384,14 +388,15 @@ class DeviceWorker:
         return [running.step for running in self._decoding]
 
     def _fail(self, engine: DeviceEngine, batch: Sequence[Work], error: Exception) -> None:
-        """Answer a batch that failed; one that was too large for the memory is tried again in parts."""
+        """Answer a batch that failed; one that was too large for the memory is tried again in parts, and a single
+        request once it has the memory of what is being prefilled."""
         logger.error("the engine failed on a batch of %d requests", len(batch), exc_info=error)
         what = fault(error)
         self._pace.left(self._steps())
         if what is Fault.MEMORY:
             self._metrics.out_of_memory.inc()
             self._pace.cut(engine.version)
-            if len(batch) > 1:
+            if len(batch) > 1 or self._prefills.give_way(engine):
                 self._queue.put_back(batch)
                 return
         if what is not Fault.DEVICE and engine is not self._versions.primary:
