@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from tests.profiles import examples
 from tests.property.users import ask, record
+from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
 from xgr_stream.errors import EngineError
-from xgr_stream.testing import tiny_catalog, tiny_model
+from xgr_stream.testing import tiny_catalog, tiny_items, tiny_model
 from xgr_stream.types import CacheState, CatalogUpdate
 
 MODEL = tiny_model()
@@ -114,17 +115,42 @@ def test_a_newer_prefix_stays() -> None:
 
 
 def test_a_catalog_that_changed_meanwhile() -> None:
-    """An item in the context has another semantic ID: what was computed before is not used."""
+    """An item in the context has another semantic ID: what was computed is not used, and the rest is not computed."""
     engine = engine_of()
     happen(engine, "user", 30)
     chunks = engine.prefilling(engine.history.view("user"), 16)
     next(chunks)
     codes = tuple(int(code) for code in engine.catalog.sids[engine.catalog.row("item-0")])
     engine.apply_updates([CatalogUpdate("item-0", sid=(*codes[:-1], (codes[-1] + 1) % engine.codes[-1]))])
-    *_, last = chunks
-    assert last.users == 1
+    whole = engine.pending_tokens(engine.history.view("user"))
+    reports = list(chunks)
+    assert (reports[-1].users, sum(report.tokens for report in reports)) == (1, whole)
     engine.check_integrity()
-    assert answer(engine, "user").cache is CacheState.COLD
+    assert answer(engine, "user").cache is CacheState.WARM
+    assert_same(engine, "user")
+
+
+@pytest.mark.parametrize("same_tokens", [True, False])
+def test_another_catalog_is_used_meanwhile(same_tokens: bool) -> None:
+    """What was computed is used if the context has the same tokens; otherwise it begins again at once, in chunks."""
+    engine = engine_of()
+    happen(engine, "user", 30)
+    view = engine.history.view("user")
+    chunks = engine.prefilling(view, 16)
+    done = next(chunks).tokens
+    columns = tiny_items()
+    whole = engine.pending_tokens(view)
+    seen = {engine.history.item_names[item] for item in view.items.tolist()}
+    unseen = columns["item_id"].index(next(item for item in columns["item_id"] if item not in seen))
+    changed = unseen if same_tokens else columns["item_id"].index("item-0")
+    columns["sid"][changed] = [(code + 1) % 8 for code in columns["sid"][changed]]
+    engine.use_catalog(Catalog.from_table(columns, codes=(8, 8, 8)))
+    reports = list(chunks)
+    assert sum(report.tokens for report in reports) == (whole - done if same_tokens else whole)
+    assert max(report.tokens for report in reports) <= 16
+    assert [report.users for report in reports] == [0] * (len(reports) - 1) + [1]
+    engine.check_integrity()
+    assert answer(engine, "user").cache is CacheState.WARM
     assert_same(engine, "user")
 
 

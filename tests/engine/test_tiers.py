@@ -131,8 +131,8 @@ def test_what_is_computed_faster_than_copied_is_computed_until_that_is_doubted(e
     prefix = engine.cache.host.get("user").prefix
     one = prefix.num_tokens * engine.cache.pool.bytes_per_page // 4
     for _ in range(99):
-        engine._costs.computed([prefix.num_tokens], 1e-3)
-        engine._costs.copied(one, 1.1e-3)
+        engine._work._costs.computed([prefix.num_tokens], 1e-3)
+        engine._work._costs.copied(one, 1.1e-3)
     view = engine.history.view("user")
     everything = engine.pending_tokens(view)
     engine.expect([view])
@@ -141,8 +141,8 @@ def test_what_is_computed_faster_than_copied_is_computed_until_that_is_doubted(e
     assert engine.stats().tiers.recomputed == 1
     assert everything >= prefix.num_tokens
     for _ in range(3):
-        engine._costs.preferred_computing()
-    assert engine._costs.prefers_copy(prefix.num_tokens)
+        engine._work._costs.preferred_computing()
+    assert engine._work._costs.prefers_copy(prefix.num_tokens)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Batches:
         config: EngineConfig,
         cache: PrefixCache,
         work: Work,
+        prefixes: PrefixBuilder,
         *,
         tails: TailForks,
         decoder: BeamDecoder,
@@ -51,13 +52,14 @@ class Batches:
         self._config = config
         self._cache = cache
         self._work = work
+        self._prefixes = prefixes
         self._tails = tails
         self._decoder = decoder
         self._scorer = scorer
 
-    def use(self, catalog: Catalog, prefixes: PrefixBuilder, reader: ContextReader, legality: LegalityTables) -> None:
-        """Answer from this catalog, and from what reads and holds it, from now on."""
-        self._catalog, self._prefixes, self._reader, self._legality = catalog, prefixes, reader, legality
+    def use(self, catalog: Catalog, reader: ContextReader, legality: LegalityTables) -> None:
+        """Answer from this catalog, and with what reads and holds it, from now on."""
+        self._catalog, self._reader, self._legality = catalog, reader, legality
 
     @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:

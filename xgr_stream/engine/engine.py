@@ -119,22 +119,23 @@ class Engine:
             hidden_dtype=model.decoder.dtype,
         )
         self.cache.host = host_tier(model, config.cache, self.window, self.cache, costs.rebuild)
-        self._costs = costs
         longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS
         page_columns = self.cache.pool.pages_for(longest)
         self._work = Work(model, self.cache, config, switches, costs, page_columns=page_columns)
         lane = self._work.decode_lane
         self._decoder = BeamDecoder(model, self.cache, self.normalizer, lane, switches, page_columns=page_columns)
+        self._prefixes = PrefixBuilder(self.cache, costs)
+        self._warming = Warming(self.cache, self._work, self._prefixes)
         self._batches = Batches(
             self.version,
             config,
             self.cache,
             self._work,
+            self._prefixes,
             tails=TailForks(model, self.cache, self._work.request_appender, self.window),
             decoder=self._decoder,
             scorer=CandidateScorer(model, self.cache, self.normalizer, lane),
         )
-        self._warming = Warming(self.cache, self._work)
         self._retokenised = False
         self.use_catalog(catalog)
 
@@ -176,9 +177,8 @@ class Engine:
         key = f"{self.model.version}/{catalog.base_version}"
         if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
             key += f"/{next(_retokenised)}"
-        self._prefixes = PrefixBuilder(self.cache, self._reader, key, self._costs)
-        self._batches.use(catalog, self._prefixes, self._reader, self._legality)
-        self._warming.use(self._prefixes)
+        self._prefixes.use(self._reader, key)
+        self._batches.use(catalog, self._reader, self._legality)
         if self.cache.hidden.is_cuda:
             # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
             # would spoil the graph that another engine may be capturing.
@@ -233,7 +233,7 @@ class Engine:
         with self._work.decode_lane.current():
             self._legality.replace(legality)
         self._reader.retokenise(self._catalog, seen)
-        self._batches.use(self._catalog, self._prefixes, self._reader, self._legality)
+        self._batches.use(self._catalog, self._reader, self._legality)
         self._retokenised |= bool(merge.retokenised)
 
     # The facade: one user at a time, out of this engine's own history.

@@ -60,16 +60,21 @@ class Plan:
         return base.items if base is not None and base.event_count > view.event_count else view.items
 
 
-class PrefixBuilder:
-    """Plans and runs appends and prefills for users whose contexts it reads with one tokeniser."""
+class _OtherTokens(Exception):
+    """What is being computed is no longer the user's context."""
 
-    def __init__(self, cache: PrefixCache, reader: ContextReader, key: str, costs: RestoreCosts) -> None:
-        """`key` names what tokenises and computes; prefixes under another key are computed anew, and so are those
-        that hold an item whose semantic ID has changed."""
+
+class PrefixBuilder:
+    """Plans and runs appends and prefills for users whose contexts it reads with one tokeniser at a time."""
+
+    def __init__(self, cache: PrefixCache, costs: RestoreCosts) -> None:
         self._cache = cache
-        self._reader = reader
-        self._key = key
         self._costs = costs
+
+    def use(self, reader: ContextReader, key: str) -> None:
+        """Read contexts with this from now on. `key` names what tokenises and computes; prefixes under another key are
+        computed anew, and so are those that hold an item whose semantic ID has changed."""
+        self._reader, self._key = reader, key
 
     def plan(self, view: HistoryView) -> Plan | None:
         """How to bring a user up to `view`; None if nothing in their context is known to the catalog. A prefix that
@@ -179,8 +184,9 @@ class PrefixBuilder:
     ) -> Generator[tuple[int, int], None, None]:
         """Carry out the plan of one user who has nothing to go on from, in forwards of at most so many tokens, one for
         each step: how many it has, and how many are left. The prefix is there with the last. Anything may happen in
-        between, and who closes the generator gives up what was computed."""
-        revision = self._reader.revision
+        between, and who closes the generator gives up what was computed; so does a catalog that gives the context
+        other tokens, with which the steps end."""
+        read_by = self._key, self._reader.revision
         draft = self._cache.draft(None, plan.num_tokens + len(self._reader.tail))
         append = self._append(plan, draft)
         left = len(append.tokens)
@@ -189,18 +195,29 @@ class PrefixBuilder:
                 left -= tokens
                 if left:
                     yield tokens, left
-        except BaseException:
+                    if (self._key, self._reader.revision) != read_by:
+                        if not self._still_gives(plan):
+                            raise _OtherTokens
+                        read_by = self._key, self._reader.revision
+        except BaseException as error:
             appender.lane.mark().wait()  # what was begun writes to the draft until it is done
             self._cache.abandon(draft)
+            if isinstance(error, _OtherTokens):
+                return
             raise
         other = self._cache.get(plan.user_id)
         if other is not None and other.event_count >= plan.view.event_count and self._is_usable(other, plan.view):
             appender.lane.mark().wait()
             self._cache.abandon(draft)
         else:
-            self._publish(plan, draft, revision)
+            self._publish(plan, draft, self._reader.revision)
         self._cache.touch(plan.user_id)
         yield tokens, 0
+
+    def _still_gives(self, plan: Plan) -> bool:
+        """Whether the plan, which begins with nothing, would have these tokens now."""
+        now = self._anew(plan.view, plan.window_start)
+        return now is not None and np.array_equal(now.tokens, plan.tokens)
 
     def _found(self, view: HistoryView) -> tuple[UserPrefix | None, HostCopy | None]:
         """The user's prefix, if it can be gone on from: the one on the device, or that of the copy. A prefix that is on

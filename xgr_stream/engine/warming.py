@@ -41,12 +41,9 @@ class WarmReport:
 class Warming:
     """What nobody waits for yet, as `Engine` has it: see there for what each call does."""
 
-    def __init__(self, cache: PrefixCache, work: Work) -> None:
+    def __init__(self, cache: PrefixCache, work: Work, prefixes: PrefixBuilder) -> None:
         self._cache = cache
         self._work = work
-
-    def use(self, prefixes: PrefixBuilder) -> None:
-        """Plan and run with this from now on."""
         self._prefixes = prefixes
 
     @torch.inference_mode()
@@ -89,11 +86,13 @@ class Warming:
     @torch.inference_mode()
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
         self._work.reap()
-        plan = self._prefixes.plan(view)
-        if plan is None or plan.base is not None:
-            return
-        for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
-            yield WarmReport(int(not left), tokens, begun, ended)
+        left = 1
+        while left:  # more than once if another catalog gives them other tokens meanwhile
+            plan = self._prefixes.plan(view)
+            if plan is None or plan.base is not None:
+                return
+            for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
+                yield WarmReport(int(not left), tokens, begun, ended)
 
     @torch.inference_mode()
     def expect(self, views: Sequence[HistoryView]) -> None:
