@@ -64,6 +64,38 @@ def test_an_event_brings_a_user_back_before_the_request(engine):
     assert state(engine) is CacheState.APPENDED
 
 
+@pytest.mark.parametrize("chunk_tokens", [0, 4])
+@pytest.mark.parametrize("where", ["device", "host", "nowhere"])
+def test_an_event_counts_once_in_its_user_s_rate(engine, where: str, chunk_tokens: int):
+    """Wherever the user is when it comes, and however it is appended."""
+    append(engine, "user", events(1, 2))
+    if where == "host":
+        engine.demote(["user"])
+    elif where == "nowhere":
+        engine.forget(["user"])
+    seen: list[str] = []
+    engine.cache.worth.seen = seen.append
+    for number in (3, 4):
+        record(engine, "user", events(number))
+        view = engine.history.view("user")
+        engine.expect([view])
+        if not chunk_tokens or not list(engine.prefilling(view, chunk_tokens)):
+            engine.warm([view])
+    assert seen == ["user"] * 2
+
+
+def test_events_of_users_who_are_not_warmed_count_too(engine):
+    append(engine, "user", events(1, 2))
+    engine.forget(["user"])
+    seen: list[str] = []
+    engine.cache.worth.seen = seen.append
+    for number in (1, 2, 3):
+        record(engine, "user", events(number))
+        engine.expect([engine.history.view("user")])
+    assert ask(engine, ("user", 3, 8))[0].items
+    assert seen == ["user"] * 4
+
+
 def test_without_lower_tiers_an_event_does_nothing():
     engine = engine_with()
     append(engine, "user", events(1, 2))

@@ -49,6 +49,15 @@ def test_a_request_finds_what_came_from_the_file_though_nothing_happened_in_betw
     assert ask(engine, ("user", 3, 8))[0].cache is CacheState.HOST
 
 
+def test_figures_say_what_the_file_has_done_though_nothing_happened_since(engine):
+    in_file(engine, 1, 2)
+    record(engine, "user", events(3))
+    engine.expect([engine.history.view("user")])
+    assert engine.stats().tiers.file_read == 0
+    let_the_file_work(engine)
+    assert engine.stats().tiers.file_read == 1
+
+
 def test_so_does_an_append(engine):
     in_file(engine, 1, 2)
     record(engine, "user", events(3))

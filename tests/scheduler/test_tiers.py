@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,9 +15,10 @@ from xgr_stream.errors import DeviceLost
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.gauges import IDLE_REPORT_S, REPORT_S
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing import tiny_catalog, tiny_model
-from xgr_stream.testing.null_engine import NullEngine
+from xgr_stream.testing.null_engine import NullEngine, NullStats
 from xgr_stream.types import CacheState, RecommendRequest, UserEvent
 
 
@@ -64,6 +67,46 @@ def test_an_engine_that_can_not_bring_users_back_still_answers_or_says_why(error
     response = worker.submit(RecommendRequest("r", "a"), view_of("a"), None).result(10)
     worker.stop(5)
     assert response.error == ("device_lost" if isinstance(error, DeviceLost) else None)
+
+
+def test_gauges_follow_what_happens_while_nobody_asks_for_anything() -> None:
+    """Copies end, files are written: the device thread may have nothing to do for hours then."""
+    engine, metrics = NullEngine(), Metrics()
+    worker = worker_of(engine, metrics)
+    worker.call(lambda: None).result(10)
+    time.sleep(3 * REPORT_S)
+    stats = replace(engine.stats(), users_warm=17)
+    engine.stats = lambda: stats  # type: ignore[method-assign]
+    end = time.monotonic() + 20 * IDLE_REPORT_S
+    while metrics.registry.get_sample_value("xgr_users_warm") != 17:
+        assert time.monotonic() < end
+        time.sleep(REPORT_S)
+    assert worker.stop(5)
+
+
+@pytest.mark.parametrize("error", [ValueError("of no consequence"), DeviceLost("gone")])
+def test_figures_that_can_not_be_had_end_no_thread(error: Exception) -> None:
+    engine, metrics = NullEngine(), Metrics()
+    stats, asked = engine.stats, []
+
+    def fails_at_first() -> NullStats:
+        asked.append(None)
+        if len(asked) == 1:
+            raise error
+        return stats()
+
+    engine.stats = fails_at_first  # type: ignore[method-assign]
+    worker = worker_of(engine, metrics)
+    end = time.monotonic() + 20 * IDLE_REPORT_S
+    while not asked:
+        assert time.monotonic() < end
+        time.sleep(REPORT_S)
+    lost = isinstance(error, DeviceLost)
+    response = worker.submit(RecommendRequest("r", "a"), view_of("a"), None).result(10)
+    assert response.error == ("device_lost" if lost else None)
+    assert worker.alive
+    assert (worker.lost is not None) == lost
+    worker.stop(5)
 
 
 def test_what_the_tiers_do_is_in_the_metrics() -> None:

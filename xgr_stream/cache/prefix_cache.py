@@ -87,9 +87,9 @@ class PrefixCache:
     def get(self, user_id: str) -> UserPrefix | None:
         return self._prefixes.get(user_id)
 
-    def touch(self, user_id: str) -> UserPrefix:
-        """The user's prefix; they were seen, so their worth counts from now."""
-        if not user_id.endswith(AHEAD):
+    def touch(self, user_id: str, *, counted: bool = False) -> UserPrefix:
+        """The user's prefix; they were seen, so their worth counts from now. `counted`: `worth` knows of it."""
+        if not (counted or user_id.endswith(AHEAD)):
             self.worth.seen(user_id)
         self._stay(user_id)
         return self._prefixes[user_id]

@@ -384,9 +384,12 @@ class Engine:
         """Drop these users' prefixes, in lower tiers too; their history is left alone."""
         if isinstance(user_ids, str):
             raise InvalidRequest(f"user_ids must be a collection of user ids, not {user_ids!r}")
-        self.cache.drop(user_ids)
+        users = list(user_ids)
+        self._warming.forget(users)
+        self.cache.drop(users)
 
     def stats(self) -> EngineStats:
+        self._work.reap()  # copies may have ended since anything was asked
         counters = self._batches.counters
         return EngineStats(
             users_warm=len(self.cache),

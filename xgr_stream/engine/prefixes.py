@@ -40,6 +40,8 @@ class Plan:
     """Whether there was a copy and computing is thought to be faster."""
     ahead: bool = False
     """It is the user's next window that is computed."""
+    counted: bool = False
+    """Whether the user's rate has the event already that brought them up to here."""
 
     @property
     def user_id(self) -> str:
@@ -211,7 +213,7 @@ class PrefixBuilder:
             self._cache.abandon(draft)
         else:
             self._publish(plan, draft, self._reader.revision)
-        self._cache.touch(plan.user_id)
+        self._cache.touch(plan.user_id, counted=plan.counted)
         yield tokens, 0
 
     def _still_gives(self, plan: Plan) -> bool:
@@ -266,7 +268,7 @@ class PrefixBuilder:
 
     def _settled(self, plan: Plan) -> UserPrefix:
         """The user's prefix after the run, seen just now."""
-        prefix = self._cache.touch(plan.user_id)
+        prefix = self._cache.touch(plan.user_id, counted=plan.counted)
         if prefix.event_count < plan.view.event_count:
             view = plan.view
             return self._cache.renumber(plan.user_id, view.event_count, view.last_offset, view.items)

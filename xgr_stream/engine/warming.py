@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,9 @@ from xgr_stream.errors import OutOfMemory
 from xgr_stream.history import HistoryView
 
 logger = logging.getLogger(__name__)
+
+REMEMBERED = 1 << 16
+"""Users whose last event is known to be in their rate, at most; of another it may count twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Warming:
         self._cache = cache
         self._work = work
         self._prefixes = prefixes
+        self._counted: OrderedDict[str, int] = OrderedDict()
+        """Of users who were off the device when it came: the event that is in their rate, and was not appended yet."""
 
     @torch.inference_mode()
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
@@ -61,14 +66,14 @@ class Warming:
             plans: dict[str, Plan] = {}
             pages = 0
             while waiting:
-                plan = self._prefixes.plan(waiting[0])
+                plan = self._plan(waiting[0])
                 if plan is not None:
                     more = self._prefixes.pages(plan)
                     if pages + more > self._cache.pool.num_pages:
                         break
                     pages += more
                     plans[plan.user_id] = plan
-                waiting.popleft()
+                self._counted.pop(waiting.popleft().user_id, None)
             if plans:
                 self._append(plans)
             users += len(plans)
@@ -88,10 +93,12 @@ class Warming:
         self._work.reap()
         left = 1
         while left:  # more than once if another catalog gives them other tokens meanwhile
-            plan = self._prefixes.plan(view)
+            plan = self._plan(view)
             if plan is None or plan.base is not None:
                 return
             for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
+                if not left:
+                    self._counted.pop(view.user_id, None)
                 yield WarmReport(int(not left), tokens, begun, ended)
 
     @torch.inference_mode()
@@ -104,6 +111,7 @@ class Warming:
             if user_id in cache:
                 continue
             cache.worth.seen(user_id)
+            self._count(view)
             host.touch(user_id)
             copy = self._prefixes.copy_of(view)
             if copy is None:
@@ -120,6 +128,24 @@ class Warming:
         for user_id in user_ids:
             if user_id in self._cache:
                 self._work.demote(user_id)
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Nothing of these users is to be remembered."""
+        for user_id in user_ids:
+            self._counted.pop(user_id, None)
+
+    def _plan(self, view: HistoryView) -> Plan | None:
+        plan = self._prefixes.plan(view)
+        if plan is None or self._counted.get(view.user_id) != view.event_count:
+            return plan
+        return replace(plan, counted=True)
+
+    def _count(self, view: HistoryView) -> None:
+        """The view's last event is in its user's rate."""
+        self._counted[view.user_id] = view.event_count
+        self._counted.move_to_end(view.user_id)
+        if len(self._counted) > REMEMBERED:
+            self._counted.popitem(last=False)
 
     def _append(self, plans: Mapping[str, Plan]) -> None:
         """Start to carry out these plans, beside the decodes."""

@@ -111,8 +111,9 @@ class Work:
                 tokens, left = step
                 self.tokens_appended += tokens
                 ended = lane.mark()
-                if not left:
-                    self.keep(self.pin([self._cache.touch(plan.user_id)]), lane, ended, plan.touches)
+                prefix = None if left else self._cache.get(plan.user_id)
+                if prefix is not None:
+                    self.keep(self.pin([prefix]), lane, ended, plan.touches)
                 yield tokens, left, begun, ended
 
     def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:

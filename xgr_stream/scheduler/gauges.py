@@ -15,6 +15,9 @@ from xgr_stream.scheduler.versions import Versions
 REPORT_S = 0.05
 """How often they are set: it takes as long as beginning a batch."""
 
+IDLE_REPORT_S = 0.5
+"""How often they are set while there is nothing to do: copies between the tiers end meanwhile."""
+
 
 class Gauges:
     """What the engines' state is, in the metrics."""
@@ -24,14 +27,19 @@ class Gauges:
         self._set_at = float("-inf")
         self._counted: dict[tuple[str, str], float] = {}
         """By version and name, of the engines that are there."""
-        self.behind = False
+        self._behind = False
         """Whether something happened since they were set."""
 
     @property
     def due(self) -> bool:
         """Whether it is time to set them."""
-        self.behind = time.monotonic() < self._set_at + REPORT_S
-        return not self.behind
+        self._behind = time.monotonic() < self._set_at + REPORT_S
+        return not self._behind
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait for something to happen before they are set once more."""
+        return REPORT_S if self._behind else IDLE_REPORT_S
 
     def set(self, versions: Versions[Any], depths: Mapping[str, int]) -> None:
         self._set_at = time.monotonic()

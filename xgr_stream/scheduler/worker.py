@@ -22,7 +22,7 @@ from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.choosing import CONSIDERED, Choice
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.scheduler.faults import Fault, answer_to, fault
-from xgr_stream.scheduler.gauges import REPORT_S, Gauges
+from xgr_stream.scheduler.gauges import Gauges
 from xgr_stream.scheduler.intake import Intake, Item
 from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.policy import hold_s
@@ -222,7 +222,7 @@ class DeviceWorker:
         while True:
             waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding or self._others)
             try:
-                items = self._intake.inbox.get(block=waits, timeout=REPORT_S if waits and self._gauges.behind else None)
+                items = self._intake.inbox.get(block=waits, timeout=self._gauges.wait_s if waits else None)
             except Empty:
                 if not waits:
                     break
@@ -427,5 +427,11 @@ class DeviceWorker:
             work.fail(error)
 
     def _report(self) -> None:
-        if self._gauges.due:
+        if self.lost is not None or not self._gauges.due:
+            return
+        try:
             self._gauges.set(self._versions, self.queue_depths())
+        except Exception as error:
+            logger.exception("the engines' figures could not be had")
+            if fault(error) is Fault.DEVICE:
+                self._lose(error)
