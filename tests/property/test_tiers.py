@@ -62,8 +62,11 @@ def test_an_answer_from_host_memory_is_bit_for_bit_the_warm_one(data):
 @settings(max_examples=40)
 @given(st.data())
 def test_what_is_appended_behind_a_copy_is_what_is_appended_behind_the_prefix(data):
+    """Bit for bit, since both compute the same forwards: no room for a next window ahead, and the copy is always used
+    (by what was measured, a slow one is not, and a context that is computed at once rounds otherwise)."""
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))
-    engines = tiered(case, "", device=2, host=3, file=0), case.engine()
+    engines = [tiered(case, "", device=2, host=host, file=0) for host in (3, 0)]
+    engines[0]._work._costs.prefers_copy = lambda num_tokens: True
     steps = data.draw(st.lists(case.histories(max_events=4), min_size=1, max_size=4))
     for step in steps:
         for engine in engines:
@@ -72,7 +75,7 @@ def test_what_is_appended_behind_a_copy_is_what_is_appended_behind_the_prefix(da
         if data.draw(st.booleans()):
             engines[0].expect([view] if (view := engines[0].history.view("user")) else [])
     behind_copy, behind_prefix = (ask(engine, ("user", 5, 9))[0].items for engine in engines)
-    assert_same(behind_copy, behind_prefix, 5, case.epsilon)  # of two engines: sums of other forwards round otherwise
+    assert behind_copy == behind_prefix
     engines[0].check_integrity()
 
 
