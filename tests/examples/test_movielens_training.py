@@ -21,7 +21,7 @@ from examples.movielens.recipes import FULL, QUICK
 from examples.movielens.sids import build_catalog, tags
 from examples.movielens.train import is_trained, train
 from examples.movielens.windows import batches, epoch_windows
-from xgr_stream import Engine
+from xgr_stream import Catalog, Engine
 from xgr_stream.evaluation import UserSequence, evaluate, read_sequences
 from xgr_stream.model import save_checkpoint
 
@@ -31,6 +31,11 @@ TINY = dataclasses.replace(QUICK, shape=Shape(hidden=32, layers=1, heads=2, head
 @pytest.fixture(scope="module")
 def data() -> MovieLens:
     return movielens.load()
+
+
+@pytest.fixture(scope="module")
+def catalog(data: MovieLens) -> Catalog:
+    return build_catalog(data)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +65,9 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
         movielens.load()
 
 
-def test_every_movie_has_its_own_semantic_id_tags_and_popularity(data: MovieLens) -> None:
-    catalog = build_catalog(data)
+def test_every_movie_has_its_own_semantic_id_tags_and_popularity(data: MovieLens, catalog: Catalog) -> None:
     assert catalog.codes == (64, 64, 64)
     assert len({tuple(sid) for sid in catalog.sids.tolist()}) == data.num_items
-    assert catalog.version == build_catalog(data).version
     assert tags(data.movies[0]) == ["genre:Animation", "genre:Children's", "genre:Comedy", "decade:1990"]
 
 
@@ -131,7 +134,7 @@ def test_baselines_leave_out_what_was_seen(data: MovieLens) -> None:
 
 
 def test_training_writes_a_checkpoint_a_card_and_the_test_sequences_and_then_trains_sasrec(
-    data: MovieLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: MovieLens, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model"
     assert not is_trained(path, TINY)
@@ -154,6 +157,7 @@ def test_training_writes_a_checkpoint_a_card_and_the_test_sequences_and_then_tra
     sequences = read_sequences(path / "test.jsonl")
     assert sequences == [UserSequence(user.user_id, tuple(data.item_ids(user.items))) for user in data.users]
     engine = Engine.load(path, path / "catalog.parquet")
+    assert engine.catalog.version == catalog.version  # the same data give the same catalog each time
     assert engine.window.max_events == TINY.window_events
     assert len(evaluate(engine, sequences[:3])) == 3
     assert json.loads((path / "config.json").read_text())["model_type"] == "qwen3"
