@@ -25,7 +25,7 @@ from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model, with
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status, UserEvent
 
 MAX_ITEMS = 1_500_000
-KEPT_FREE = 10 << 30
+KEPT_FREE = 9 << 30
 """Bytes of a card that no pages take: for graphs, activations and the catalog."""
 SPARE = 1.25
 """The cache's budget over what its users need, so that no prefix is evicted and a released page may wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ import numpy as np
 
 from xgr_stream.cli.benches.samples import measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
+from xgr_stream.cli.worker import COLLECTOR
 from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
@@ -25,7 +27,7 @@ from xgr_stream.types import CacheState, RecommendResponse
 CALIBRATION = 12
 """Timed appends and requests that give the rates."""
 LEAST_REQUESTS = 20
-UNTIMED_ROUNDS, CALM = 5, 20
+UNTIMED_ROUNDS, CALM = 5, 5
 """Rounds before those that are timed: until no request takes longer than so many alone, as while a kernel is compiled
 or a graph captured, but not more than so many rounds."""
 NAP_S = 1e-4
@@ -72,6 +74,9 @@ class Traffic:
         self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
 
     def __enter__(self) -> Traffic:
+        gc.set_threshold(*COLLECTOR)  # as a worker does, which has what it has read out of the collector's sight, too
+        gc.collect()
+        gc.freeze()
         self._worker.start()
         self._rewind()
         self._on_device(self._run_every_size)
