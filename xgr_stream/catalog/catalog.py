@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from xgr_stream.catalog import storage
 from xgr_stream.catalog.columns import ItemColumns
-from xgr_stream.catalog.filters import FilterResolver, ResolvedFilter
+from xgr_stream.catalog.filters import FilterResolver, Int64Array, ResolvedFilter
 from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
 from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.quantize import residual_kmeans
@@ -29,6 +29,7 @@ FLIPS_REMEMBERED = 1 << 16
 FEW = 1 << 16
 """Popular items are chosen from all that a filter leaves, if they are so few and not among as many popular ones."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
+_NO_KEYS: Int64Array = np.zeros(0, dtype=np.int64)
 
 
 class Catalog:
@@ -237,12 +238,11 @@ class Catalog:
     def resolve_all(self, item_filters: Sequence[ItemFilter]) -> list[ResolvedFilter]:
         """The same of each: in half the time, where all of them exclude items, since these are looked up together."""
         excluded = list(chain.from_iterable(item_filter.exclude for item_filter in item_filters))
-        rows = self.rows(excluded) if excluded else _NO_ROWS
+        keys = self.filters.keys(self.rows(excluded)) if excluded else _NO_KEYS
         resolved, end = [], 0
         for item_filter in item_filters:
             begin, end = end, end + len(item_filter.exclude)
-            own = rows[begin:end]
-            resolved.append(self.filters.resolve(item_filter, own[own >= 0]))
+            resolved.append(self.filters.resolve(item_filter, keys[begin:end]))
         return resolved
 
     def items_at(self, leaves: Int32Array) -> tuple[Int32Array, Int32Array]:

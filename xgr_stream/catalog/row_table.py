@@ -7,14 +7,14 @@ item takes 14 bytes besides its id's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from secrets import randbits
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from xgr_stream.catalog.strings import WORD, PackedStrings, Strings, UInt64Array
+from xgr_stream.catalog.strings import WORD, Int64Array, PackedStrings, Strings, UInt64Array, Words
 
 Int32Array = npt.NDArray[np.int32]
 BUCKET = 8
@@ -50,7 +50,8 @@ class RowTable:
         """An id's slot is in the bucket that its hash names or, if that is full, in the next one. It holds the hash's
         upper half and, as the lower, the row + 1; 0: nothing."""
         for first in pieces:
-            self._put(first, self._hashes(ids.part(first, first + PIECE)))
+            part = ids.part(first, first + PIECE)
+            self._put(first, self._hashes(part.lengths, part.words()))
         self._slot = memoryview(cast(Any, self._slots.reshape(-1)))
 
     def row(self, item_id: str) -> int:
@@ -74,6 +75,8 @@ class RowTable:
 
     def rows(self, item_ids: Sequence[str]) -> Int32Array:
         """The row of each, -1: there is none. [item_ids]"""
+        if not len(self._ids):
+            return np.full(len(item_ids), -1, np.int32)
         if len(item_ids) <= FEW:
             return np.fromiter(map(self.row, item_ids), np.int32, len(item_ids))
         parts = [self._rows(item_ids[first : first + AT_ONCE]) for first in range(0, len(item_ids), AT_ONCE)]
@@ -81,14 +84,29 @@ class RowTable:
 
     def _rows(self, item_ids: Sequence[str]) -> Int32Array:
         wanted = Strings.of(item_ids)
-        hashes = self._hashes(wanted)
-        rows = np.full(len(wanted.lengths), -1, np.int32)
+        words = list(wanted.words())
+        hashes = self._hashes(wanted.lengths, words)
         upper = hashes & np.uint64(_BITS - _LOW)
-        bucket = (hashes & np.uint64(len(self._slots) - 1)).astype(np.int64)
+        at = (hashes & np.uint64(len(self._slots) - 1)).astype(np.int64) * BUCKET
+        # In the slot that is tried first there are three of four, so one slot each is looked at before whole buckets.
+        found = self._slots.reshape(-1).take(at + (hashes >> np.uint64(61)).astype(np.int64)) ^ upper
+        # Row + 1 where the upper halves are the same and the slot is not empty; anything else is larger, or 0.
+        found -= np.uint64(1)
+        elsewhere = np.flatnonzero(found >= np.uint64(_LOW))
+        rows = found.astype(np.int32)
+        if len(elsewhere):
+            rows[elsewhere] = self._in_buckets(at[elsewhere] // BUCKET, upper[elsewhere])
+        same = self._ids.equal(np.maximum(rows, 0), wanted.lengths, words)
+        for other in np.flatnonzero(~same & (rows >= 0)).tolist():  # of equal upper halves, once in many millions
+            rows[other] = self.row(item_ids[other])
+        return rows
+
+    def _in_buckets(self, bucket: Int64Array, upper: UInt64Array) -> Int32Array:
+        """The row whose hash has this upper half, in this bucket or those behind it; -1: there is none."""
+        rows = np.full(len(bucket), -1, np.int32)
         open_: npt.NDArray[np.intp] = np.arange(len(rows))
         while len(open_):
             slots = self._slots.take(bucket, axis=0)
-            # Row + 1 where the upper halves are the same and the slot is not empty; anything else is larger, or 0.
             found = (slots ^ upper[:, None]).reshape(-1)
             hits = np.flatnonzero(found - np.uint64(1) < np.uint64(_LOW))
             hit = hits // BUCKET
@@ -98,12 +116,6 @@ class RowTable:
             go_on = np.flatnonzero(missed)
             go_on = go_on[slots[go_on].all(axis=1)]
             open_, upper, bucket = open_[go_on], upper[go_on], (bucket[go_on] + 1) % len(self._slots)
-        known = np.flatnonzero(rows >= 0)
-        if len(known) < len(rows):
-            wanted = wanted.at(known)
-        same = wanted.equal(self._ids.at(rows[known]))
-        for other in known[~same].tolist():  # of equal upper halves, once in many millions
-            rows[other] = self.row(item_ids[other])
         return rows
 
     def _hash(self, encoded: bytes) -> int:
@@ -116,15 +128,14 @@ class RowTable:
         hashed = (hashed ^ hashed >> 32) * _SPREAD & _BITS
         return hashed ^ hashed >> 29
 
-    def _hashes(self, strings: Strings) -> UInt64Array:
+    def _hashes(self, lengths: Int64Array, words: Iterable[Words]) -> UInt64Array:
         """A sum of each one's words, times a random number each, mixed. Of an id that is longer than all of the table's
         the rest does not count: it is not there, whatever its hash."""
-        hashes = strings.lengths.astype(np.uint64)
+        hashes = lengths.astype(np.uint64)
         hashes *= np.uint64(self._seeds[0])
         hashes += np.uint64(self._seeds[1])
-        for seed, (which, words) in zip(self._seeds[2:], strings.words(), strict=False):
-            words *= np.uint64(seed)
-            hashes[which] += words
+        for seed, (which, own, _) in zip(self._seeds[2:], words, strict=False):
+            hashes[which] += own * np.uint64(seed)
         hashes ^= hashes >> np.uint64(32)
         hashes *= np.uint64(_SPREAD)
         hashes ^= hashes >> np.uint64(29)

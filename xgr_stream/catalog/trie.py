@@ -80,12 +80,14 @@ class Trie:
     def num_nodes(self, depth: int) -> int:
         return 1 if depth == 0 else len(self.node_codes[depth - 1])
 
-    def paths(self, leaves: Int32Array) -> Int32Array:
-        """[d]: the node of depth d + 1 above each leaf, [levels, leaves]; the last are the leaves themselves."""
-        nodes = np.empty((self.levels, len(leaves)), np.int32)
+    def paths(self, leaves: Int32Array, out: Int32Array | None = None) -> Int32Array:
+        """[d]: the node of depth d + 1 above each leaf, [levels, leaves]; the last are the leaves themselves. `out`:
+        where to write them."""
+        nodes = np.empty((self.levels, len(leaves)), np.int32) if out is None else out
         nodes[-1] = leaves
         for depth in range(self.levels - 1, 0, -1):
-            nodes[depth - 1] = self.parents[depth].take(nodes[depth])
+            # "clip" (nothing is out of bounds) writes to where it is told; "raise" first elsewhere.
+            self.parents[depth].take(nodes[depth], out=nodes[depth - 1], mode="clip")
         return nodes
 
     def item_bounds(self, depth: int) -> Int32Array:

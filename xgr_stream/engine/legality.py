@@ -224,8 +224,9 @@ class LegalityTables:
         packed[:requests] = [self._mask_rows[f.tags_key] for f in filters]
         fill_starts(packed[starts : starts + requests + 1], [len(f.excluded) for f in filters])
         rows = packed[paths:].reshape(1 + trie.levels, most)
-        rows[0] = excluded & 0xFFFFFFFF
-        rows[1:] = trie.paths((excluded >> 32).astype(np.int32))
+        halves = excluded.view(np.int32).reshape(most, 2)  # little-endian, as everything that has a GPU
+        rows[0] = halves[:, 0]
+        trie.paths(halves[:, 1], out=rows[1:])
         if self.device.type == "cpu":
             self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(trie.levels))
         elif most > len(self.emptied_nodes[0]):
