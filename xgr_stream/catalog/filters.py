@@ -159,7 +159,7 @@ def _together(entry: Tags) -> Together:
 
 def _keys(trie: Trie, rows: npt.NDArray[np.integer]) -> Int64Array:
     """`leaf << 32 | row` of each row."""
-    keys: Int64Array = trie.leaves[rows].astype(np.int64)
+    keys: Int64Array = trie.leaves.take(rows).astype(np.int64)
     keys <<= 32
     keys |= rows
     return keys

@@ -104,8 +104,7 @@ class Engine:
             history = HistoryStore(HistoryConfig(keep_events=max(HistoryConfig().keep_events, self.window.max_events)))
         check_history(history.config, self.window)
         self.history = history
-        if model.decoder.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory()
         pool = page_pool(model, config.cache, self.window)
         costs = RestoreCosts(
             lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size

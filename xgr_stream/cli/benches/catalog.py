@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -78,8 +78,8 @@ def catalog(
         gc.collect()
         gc.freeze()  # as a worker has what it has read
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
-        for what, item_filter in bench.filters(excluded).items():
-            report.add(_row(what, bench.repeat(partial(partial, bench.answer, item_filter), repeats)))
+        for what, filters in bench.filters(excluded).items():
+            report.add(_row(what, bench.repeat(partial(partial, bench.answer, filters), repeats)))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
         report.add(_row("a batch of as many items as beams, behind 8 flips", bench.watched(recommended)))
         report.add(_row("one flip, until the device has it", bench.repeat(lambda: bench.flip(1), repeats)))
@@ -121,16 +121,21 @@ class _Bench:
         self._tag = 1
         self._to_be_had = False
 
-    def answer(self, item_filter: ItemFilter = NO_FILTER) -> None:
-        self._engine.answer([(replace(request, filter=item_filter), view) for request, view in self._requests])
+    def answer(self, filters: Sequence[ItemFilter] = ()) -> None:
+        """`filters`: one for each request, or none at all."""
+        each = zip(self._requests, filters or [NO_FILTER] * len(self._requests), strict=True)
+        self._engine.answer([(replace(request, filter=item_filter), view) for (request, view), item_filter in each])
 
-    def filters(self, excluded: int) -> dict[str, ItemFilter]:
-        ids = self._engine.catalog.item_ids
-        some = [ids[row] for row in self._random.choice(len(ids), excluded, replace=False).tolist()]
+    def filters(self, excluded: int) -> dict[str, list[ItemFilter]]:
+        """Of each request its own; those that exclude items, of other items each."""
+        ids, requests = self._engine.catalog.item_ids, len(self._requests)
+        draws = [self._random.choice(len(ids), excluded, replace=False).tolist() for _ in range(requests)]
         return {
-            f"the same, {excluded} items excluded": ItemFilter.of(some, (), (), False),
-            "the same, a tag allowed": ItemFilter.of((), ("tag-0",), (), False),
-            "the same, a tag denied, what was seen too": ItemFilter.of((), (), ("tag-1",), True),
+            f"the same, {excluded} items excluded by each": [
+                ItemFilter.of([ids[row] for row in rows], (), (), False) for rows in draws
+            ],
+            "the same, a tag allowed": [ItemFilter.of((), ("tag-0",), (), False)] * requests,
+            "the same, a tag denied, what was seen too": [ItemFilter.of((), (), ("tag-1",), True)] * requests,
         }
 
     def new_tag(self) -> Callable[[], None]:
