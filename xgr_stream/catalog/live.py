@@ -13,12 +13,11 @@ which is what the version names: `<the base's version>+<position>`, with `<merge
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 
 from xgr_stream.catalog.catalog import Catalog
-from xgr_stream.catalog.merge import Place, merge
+from xgr_stream.catalog.merge import STEP, Place, batched, merge
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import CatalogUpdate
 
@@ -29,8 +28,6 @@ Waiting = dict[str, Place | None]
 
 LEFT_TO_FINISH = 512
 """Updates that `finish` applies itself: 2 to 4 ms. Of 100,000 that came during a merge it would be 0.8 s."""
-STEP = 1_024
-"""Items that a merge handles in one go, so that no single call holds up the device thread."""
 
 
 class Merge:
@@ -52,18 +49,18 @@ class Merge:
         # Not as it was when the merge began: what has come or gone since is said once more by what `follow` and
         # `finish` apply. To copy 20 million is 4 ms, which is here and not between two batches.
         self.merged = merge(self._old, self._old.available.copy(), self.changes)
-        item_ids = list(self.changes)
-        rows = self.merged.names.rows(item_ids)
-        before = np.full((len(rows), self.merged.levels), -1, np.int32)
-        old = rows < len(self._old.sids)
-        before[old] = self._old.sids[rows[old]]
-        others = (before != self.merged.sids[rows]).any(axis=1)
-        self.retokenised = [item_ids[place] for place in np.flatnonzero(others).tolist()]
+        self.retokenised = []
+        for item_ids in batched(self.changes):
+            rows = self.merged.names.rows(item_ids)
+            before = np.full((len(rows), self.merged.levels), -1, np.int32)
+            old = rows < len(self._old.sids)
+            before[old] = self._old.sids[rows[old]]
+            others = (before != self.merged.sids[rows]).any(axis=1)
+            self.retokenised += [item_ids[place] for place in np.flatnonzero(others).tolist()]
 
     def follow(self, updates: Updates) -> None:
         """These came since it began, or since the last call."""
-        last = iter(updates.values())
-        while step := list(islice(last, STEP)):
+        for step in batched(updates.values()):
             _apply(self._base, self.merged, self.waiting, step)
 
     def discard(self) -> None:

@@ -7,7 +7,8 @@ device thread for as long.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     """The catalog with these changes, and `available` [rows] for the other items. Reads `catalog`'s unchanging parts
     alone and adds to its names."""
     names = catalog.names
-    changed = names.add(list(changes))
+    changed = np.concatenate([names.add(part) for part in batched(changes)])
     num_rows = max(len(names), len(catalog.sids))
     placed = [place for place in changes.values() if place is not None]
     rows = changed[np.fromiter((place is not None for place in changes.values()), np.bool_, len(changes))]
@@ -111,10 +112,11 @@ def _keys(columns: ItemColumns, rows: Int32Array) -> npt.NDArray[np.int64]:
 def _tags(old: TagIndex, touched: BoolArray, placed: Sequence[Place], rows: Int32Array, num_rows: int) -> TagIndex:
     names = dict(old.index)
     tags, of = [], []
-    for row, place in zip(rows.tolist(), placed, strict=True):
-        for tag in place.tags:
-            tags.append(names.setdefault(tag, len(names)))
-            of.append(row)
+    for at, part in _steps(placed):
+        for row, place in zip(rows[at : at + len(part)].tolist(), part, strict=True):
+            for tag in place.tags:
+                tags.append(names.setdefault(tag, len(names)))
+                of.append(row)
     stay = ~touched[old.rows]
     new_tags = np.concatenate([old.tag_of_pair[stay], *(np.array(part, np.int32) for _, part in _steps(tags))])
     new_rows = np.concatenate([old.rows[stay], *(np.array(part, np.int32) for _, part in _steps(of))])
@@ -130,6 +132,13 @@ def _popularity(columns: ItemColumns, num_rows: int) -> npt.NDArray[np.float64] 
     popularity = np.zeros(num_rows)
     popularity[: len(columns.popularity)] = columns.popularity
     return popularity
+
+
+def batched(values: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
+    """Of what may be no sequence: `STEP` values each."""
+    rest = iter(values)
+    while part := tuple(islice(rest, STEP)):
+        yield part
 
 
 def _steps(values: Sequence[_T]) -> Iterator[tuple[int, Sequence[_T]]]:

@@ -47,9 +47,9 @@ class ItemNames(Sequence[str]):
         """-1 for an item that has none. [item_ids]"""
         rows = self._table.rows(item_ids)
         if self._added:
-            others = np.flatnonzero(rows < 0)
             added = self._added_row_of.get
-            rows[others] = [added(item_ids[other], -1) for other in others.tolist()]
+            for other in np.flatnonzero(rows < 0).tolist():
+                rows[other] = added(item_ids[other], -1)
         return rows
 
     def add(self, item_ids: Sequence[str]) -> Int32Array:

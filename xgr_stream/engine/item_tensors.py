@@ -8,20 +8,21 @@ from torch import Tensor
 from xgr_stream.catalog import Catalog
 from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.tags import Together
+from xgr_stream.engine.uploads import Uploads
 
 
 class ItemTensors:
     """Made of one catalog. No captured graph reads them, so they need not stay where they are."""
 
-    def __init__(self, catalog: Catalog, device: torch.device) -> None:
+    def __init__(self, catalog: Catalog, uploads: Uploads) -> None:
         self._tags = catalog.columns.tags
-        self.live = torch.from_numpy(catalog.available.copy()).to(device)
+        self.live = uploads.tensor(catalog.available.copy())
         """[rows] bool"""
-        self.items = torch.from_numpy(catalog.trie.items).to(device)
+        self.items = uploads.tensor(catalog.trie.items)
         """[items] int32: rows in SID order."""
-        self.starts = torch.from_numpy(catalog.trie.item_starts).to(device)
+        self.starts = uploads.tensor(catalog.trie.item_starts)
         """[leaves + 1] int32: where each leaf's items begin."""
-        self._tagged = torch.from_numpy(self._tags.rows).to(device)
+        self._tagged = uploads.tensor(self._tags.rows)
         """[pairs of tag and item] int32: rows, tag by tag, sorted inside each."""
 
     @property

@@ -20,6 +20,7 @@ from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.legal import counts_below
 from xgr_stream.engine.item_tensors import ItemTensors
 from xgr_stream.engine.staging import ALIGNMENT, Int32Array, fill_starts
+from xgr_stream.engine.uploads import Uploads
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import NO_FILTER
 
@@ -81,14 +82,16 @@ class LegalityTables:
             masks = len(like._allowed)
             if all(map(ge, like._room, self.num_nodes)):
                 self._room = like._room
+        self._uploads = Uploads(device) if like is None else like._uploads
         parents = (1, *self._room[:-1])
+        tensor = self._uploads.tensor
         self.trie = TrieTensors(
-            tuple(self._fitted(own, size + 1) for own, size in zip(trie.child_starts, parents, strict=True)),
-            tuple(self._fitted(own, size) for own, size in zip(trie.node_codes, self._room, strict=True)),
+            tuple(tensor(own, size + 1) for own, size in zip(trie.child_starts, parents, strict=True)),
+            tuple(tensor(own, size) for own, size in zip(trie.node_codes, self._room, strict=True)),
         )
         self._catalog = catalog
         self._revision = catalog.revision
-        self._items = ItemTensors(catalog, device)
+        self._items = ItemTensors(catalog, self._uploads)
         self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
         """The row of each mask; the last used one last."""
         self._allocate_masks(masks)
@@ -263,13 +266,6 @@ class LegalityTables:
         if array.nbytes > STAGED_BYTES:
             own = own.pin_memory()
         return own.to(self.device, non_blocking=True)
-
-    def _fitted(self, own: Int32Array, size: int) -> Tensor:
-        if self.device.type == "cpu":
-            return torch.from_numpy(own)
-        tensor = torch.zeros(size, dtype=torch.int32, device=self.device)
-        tensor[: len(own)] = torch.from_numpy(own).to(self.device, non_blocking=True)
-        return tensor
 
     def _allocate_masks(self, rows: int) -> None:
         """Room for so many, with those that there are."""
