@@ -8,13 +8,13 @@ from tests.catalog.merge_beside_others import merges
 from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.types import CatalogUpdate
 
-HELD_MS = 12.0
-"""np.repeat, which does not let go of the GIL, takes 16 to 30 here; two threads on one core take turns every 4."""
+HELD_MS = 8.0
+"""np.repeat, which does not let go of the GIL, takes 16 to 30 here; all that does is below 2 on two shared cores."""
 
 
 def test_other_threads_run_while_millions_are_merged() -> None:
     found = merges(3_000_000, 20_000, 4)
-    assert min(longest.cpu_ms for _, longest in found) < HELD_MS
+    assert min(longest.held_ms for _, longest in found) < HELD_MS
 
 
 def test_semantic_ids_of_more_combinations_than_a_number_holds_are_in_order() -> None:

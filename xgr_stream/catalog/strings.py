@@ -123,7 +123,7 @@ class PackedStrings(Sequence[str]):
     def equal(self, places: npt.NDArray[np.integer[Any]], lengths: Int64Array, words: Sequence[Words]) -> BoolArray:
         """Whether the string of each of these places has this length and these words (`Strings.words`)."""
         first = self._starts.take(places).astype(np.int64)
-        same: BoolArray = self._starts.take(places + 1) - first == lengths
+        same: BoolArray = self._starts.take(places + 1).astype(np.int64) - first == lengths
         for word, (which, own, mask) in enumerate(words):
             others = self._words_from(first[which] + word * WORD)
             others ^= own

@@ -67,6 +67,9 @@ class LegalityTables:
     """Per level, int32: nodes that each request's exclusions emptied, and numbers that are no node's, ascending inside
     each request. On CUDA a buffer whose used part the requests' starts tell."""
 
+    _uploads: Uploads
+    """Also of the tables that are made to replace these."""
+
     _allowed: Tensor
     """[masks, rows] bool: which items pass the tags of each mask."""
 
