@@ -134,7 +134,7 @@ async def test_records_that_come_in_a_row_are_taken_together(
         await driver._drain()
         assert took[3:] == [[topics.events]]
         await put(events, event_bytes())
-        assert not driver._gathered
+        assert not any(driver._gathered.values())
 
 
 async def test_a_worker_is_not_ready_from_when_it_begins_to_shut_down(driver: FaustDriver) -> None:

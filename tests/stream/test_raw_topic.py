@@ -10,7 +10,7 @@ import pytest
 from faust.transport.conductor import ConductorCompiler
 from faust.types import TP, ConsumerMessage
 
-from xgr_stream.stream.faust_driver import raw_topic
+from xgr_stream.stream.faust_topic import raw_topic
 
 VISITS = TP("visits", 2)
 

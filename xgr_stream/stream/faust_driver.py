@@ -1,8 +1,12 @@
-"""The driver inside a Faust app: two agents on raw topics, and acks in offset order.
+"""The driver inside a Faust app: two raw topics, and offsets that are done strictly in order.
+
+Two agents subscribe to them. What they would get is taken from the app's consumer in batches (`FaustBatches`), unless
+something else in the app reads the same topic: then the agents get it, as any others do.
 
 Faust's own ways lose or double messages in several corners; each rule here closes one:
 
-* acks are ours (`noack`), strictly in offset order, since Faust commits past an offset that was not acknowledged;
+* what is committed, and acks (`noack`), are ours, strictly in offset order, since Faust commits past an offset that was
+  not acknowledged;
 * nothing is raised inside an agent, since Faust then skips the event and commits past it;
 * one actor per partition (`isolated_partitions`), or there is no order;
 * events that came before their partition's assignment was announced are held, those of an earlier generation dropped;
@@ -15,15 +19,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import faust
-from faust import Topic
-from faust.types import TP, EventT
+from faust.types import TP
 from mode import Service
 
+from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_delivery import deliver_at_once
+from xgr_stream.stream.faust_topic import MAX_BATCH, Event, batches, raw_topic
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
@@ -31,9 +36,6 @@ from xgr_stream.stream.setup import Setup
 
 logger = logging.getLogger(__name__)
 
-Event = EventT[Any]
-
-MAX_BATCH = 100
 EVENTS_WAIT_S, REQUESTS_WAIT_S = 0.02, 0.001
 """Between two times that records are taken, unless there are `MAX_BATCH`: while they come in a row."""
 APP_POLL_S = 3_600.0
@@ -49,16 +51,25 @@ class FaustDriver(Service):
         self._recommender = recommender
         self._make_setup = make_setup
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
-        self._early: list[Event] = []
-        self._gathered: list[Event] = []
-        """What the actors got and nobody has taken yet."""
+        """Of those that came through the agents."""
+        self._early: list[Event | Record] = []
+        topics = recommender.config.topics
+        self._gathered: dict[str, list[Event | Record]] = {topics.events: [], topics.requests: []}
+        """What came and nobody has taken yet, by topic."""
         self._due: asyncio.TimerHandle | None = None
         """When it is taken."""
         self._taken_at = float("-inf")
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
-        topics = recommender.config.topics
+        self._batches = FaustBatches(
+            app,
+            events=topics.events,
+            requests=topics.requests,
+            take=self._gather,
+            committable=self._committable,
+            must_rest=self._notes_whether_it_must_rest,
+        )
         self.events = self._agent(topics.events)
         self.requests = self._agent(topics.requests)
         app.add_dependency(self)
@@ -77,7 +88,7 @@ class FaustDriver(Service):
         """Raises `TopologyError` for topics that do not belong together: the app then does not start."""
         self._open.clear()
         self._early.clear()
-        self._gathered.clear()
+        self._let_go()
         self._draining = None
         self.runtime = Runtime(
             self._make_setup(),
@@ -86,6 +97,7 @@ class FaustDriver(Service):
             end_offset=self._end_offset,
         )
         await self.runtime.start()
+        self._batches.start()
         self._recommender.bind(self.runtime)
 
     @Service.task
@@ -112,7 +124,8 @@ class FaustDriver(Service):
         # Faust keeps weak references to what it waits for.
         self._open.clear()
         self._early.clear()
-        self._gathered.clear()
+        self._let_go()
+        self._batches.stop()
         self._progress.set()
 
     def _end_offset(self, topic: str, partition: int) -> int | None:
@@ -130,25 +143,23 @@ class FaustDriver(Service):
 
     async def _consume(self, stream: Any) -> None:
         async for events in batches(stream):
-            self._gather(events)
             tp = events[-1].message.tp
-            while self._must_rest(tp.topic, tp.partition):
-                self._note_resting(tp.topic, tp.partition, rests=True)
+            self._gather(tp.topic, events)
+            while self._notes_whether_it_must_rest(tp.topic, tp.partition):
                 self._progress.clear()
                 await self._progress.wait()
-            self._note_resting(tp.topic, tp.partition, rests=False)
 
-    def _gather(self, events: list[Event]) -> None:
-        """Have these taken together with what comes right after them: Faust hands out one record in a turn of its loop,
-        and to wake the device thread and the publisher for each takes longer than the record. Whatever comes after a
-        pause is taken at once, and events at the latest with the next request."""
+    def _gather(self, topic: str, records: Sequence[Event | Record]) -> None:
+        """Have these taken together with what comes right after them: few come at a time, and to wake the device thread
+        and the publisher for each takes longer than the record. Whatever comes after a pause is taken at once, and
+        events at the latest with the next request."""
         if self._draining is not None and self._draining.done():
             return  # let go: Faust would wait for what is kept
-        self._gathered += events
-        if len(self._gathered) >= MAX_BATCH:
+        self._gathered[topic] += records
+        if len(self._gathered[topic]) >= MAX_BATCH:
             self._take_gathered()
             return
-        asked = events[0].message.topic == self._recommender.config.topics.requests
+        asked = topic == self._recommender.config.topics.requests
         loop = asyncio.get_running_loop()
         due = max(loop.time(), self._taken_at + (REQUESTS_WAIT_S if asked else EVENTS_WAIT_S))
         if self._due is None or due < self._due.when():
@@ -162,54 +173,61 @@ class FaustDriver(Service):
             self._due.cancel()
             self._due = None
         self._taken_at = asyncio.get_running_loop().time()
-        gathered, self._gathered = self._gathered, []
-        requests = self._recommender.config.topics.requests
-        self.take(sorted(gathered, key=lambda event: event.message.topic == requests))
+        gathered = [record for records in self._gathered.values() for record in records]
+        self._let_go()
+        self.take(gathered)
 
-    def take(self, events: Iterable[Event]) -> None:
-        """Hand events to the processor, each partition's in offset order. Never raises."""
+    def _let_go(self) -> None:
+        for records in self._gathered.values():
+            records.clear()
+
+    def take(self, gathered: Iterable[Event | Record]) -> None:
+        """Hand records to the processor, each partition's in offset order. Never raises."""
         runtime, generation = self.runtime, self._app.consumer_generation_id
         if runtime is None:
             return
         held = runtime.processor.assigned
         records = []
         advanced = set()
-        for event in events:
-            message = event.message
-            if message.generation_id != generation:
-                continue  # from before a rebalance: it comes again, to its partition's owner
-            if message.partition not in held:
-                self._early.append(event)
+        for one in gathered:
+            record = one
+            if not isinstance(record, Record):
+                if one.message.generation_id != generation:
+                    continue  # from before a rebalance: it comes again, to its partition's owner
+                record = _record(one.message)
+            if record.partition not in held:
+                self._early.append(one)
                 continue
-            tp = (message.topic, message.partition)
-            self._open[tp].append(event)
-            records.append(_record(message))
+            tp = (record.topic, record.partition)
+            if one is not record:
+                self._open[tp].append(one)
+            records.append(record)
             advanced.add(tp)
         runtime.process(records)
         for tp in advanced:  # records that were taken before are done at once
             self._acknowledge(*tp)
 
-    def _must_rest(self, topic: str, partition: int) -> bool:
-        """Whether a partition's actor takes no more for now: more is taken than is made durable. Faust pauses a
+    def _notes_whether_it_must_rest(self, topic: str, partition: int) -> bool:
+        """Whether no more of a partition is taken for now: more is taken than is made durable. Faust pauses a
         partition whose actor does not take what it was given."""
         runtime = self.runtime
-        return runtime is not None and not self._app.should_stop and runtime.must_rest(topic, partition)
+        rests = runtime is not None and not self._app.should_stop and runtime.must_rest(topic, partition)
+        if runtime is not None and rests != ((topic, partition) in self._resting):
+            self._resting ^= {(topic, partition)}
+            runtime.rests(topic, sum(resting == topic for resting, _ in self._resting))
+        return rests
 
-    def _note_resting(self, topic: str, partition: int, *, rests: bool) -> None:
-        if rests == ((topic, partition) in self._resting):
-            return
-        self._resting ^= {(topic, partition)}
-        if self.runtime is not None:
-            self.runtime.rests(topic, sum(resting == topic for resting, _ in self._resting))
+    def _committable(self, topic: str, partition: int) -> int | None:
+        return None if self.runtime is None else self.runtime.processor.committable(topic, partition)
 
     def _acknowledge(self, topic: str, partition: int) -> None:
         self._progress.set()
-        if self.runtime is None:
-            return
-        upto = self.runtime.processor.committable(topic, partition)
-        events = self._open[topic, partition]
-        while upto is not None and events and events[0].message.offset < upto:
-            events.popleft().ack()
+        self._batches.progressed(topic, partition)
+        events = self._open.get((topic, partition))
+        if events:
+            upto = self._committable(topic, partition)
+            while upto is not None and events and events[0].message.offset < upto:
+                events.popleft().ack()
 
     # Rebalance. Faust has committed already when it announces a revocation.
 
@@ -227,53 +245,12 @@ class FaustDriver(Service):
     async def _on_revoked(self, _: object, revoked: Iterable[TP], **__: object) -> None:
         for tp in revoked:
             self._open.pop((tp.topic, tp.partition), None)
+        self._batches.revoked(revoked)
         self._early.clear()
+        self._let_go()
         self._progress.set()
         if self.runtime is not None:
             self.runtime.revoke(revoked)
-
-
-async def batches(stream: Any) -> AsyncIterator[list[Event]]:
-    """The events of an agent's stream, not acknowledged, in micro-batches of what is there."""
-    batch: list[Event] = []
-    async for event in stream.noack().events():
-        batch.append(event)
-        if len(batch) >= MAX_BATCH or stream.channel.queue.empty():
-            yield batch
-            batch = []
-
-
-class RawTopic(Topic):
-    """A topic whose agents get bytes: what they hold is for us to judge.
-
-    They get every record, whatever other agents the app has on the topic. When one of those can't decode a record,
-    Faust acknowledges it for all agents that it has not been handed to yet, and throws into them instead: the record
-    would be gone without a trace, depending on the order of a set.
-    """
-
-    async def on_key_decode_error(self, exc: Exception, message: Any) -> None:
-        await self._take_back(message)
-
-    async def on_value_decode_error(self, exc: Exception, message: Any) -> None:
-        await self._take_back(message)
-
-    async def _take_back(self, message: Any) -> None:
-        """Deliver the record after all; its offset waits for our acknowledgement again. Faust's conductor comes here
-        in the same step of the loop in which it acknowledged, so nothing was committed in between."""
-        consumer: Any = self.app.consumer
-        if message.acked:
-            message.acked = False
-            if message.offset in consumer._acked_index[message.tp]:
-                consumer._acked_index[message.tp].discard(message.offset)
-                consumer._acked[message.tp].remove(message.offset)
-                consumer._n_acked -= 1
-            consumer._unacked_messages.add(message)
-        message.incref()
-        await self.put(await self.decode(message))
-
-
-def raw_topic(app: faust.App, name: str) -> RawTopic:
-    return RawTopic(app, topics=[name], key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
 
 def _record(message: Any) -> Record:

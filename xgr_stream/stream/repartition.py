@@ -16,7 +16,8 @@ from xgr_stream.config import StreamConfig
 from xgr_stream.errors import InvalidEvent, InvalidInput
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
-from xgr_stream.stream.faust_driver import Event, FaustDriver, batches, raw_topic
+from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.stream.faust_topic import Event, batches, raw_topic
 from xgr_stream.stream.records import Record
 from xgr_stream.types import UserEvent
 

@@ -1,0 +1,57 @@
+"""What an agent of ours reads of a Faust topic: bytes, in micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import faust
+from faust import Topic
+from faust.types import EventT
+
+Event = EventT[Any]
+
+MAX_BATCH = 100
+
+
+async def batches(stream: Any) -> AsyncIterator[list[Event]]:
+    """The events of an agent's stream, not acknowledged, in micro-batches of what is there."""
+    batch: list[Event] = []
+    async for event in stream.noack().events():
+        batch.append(event)
+        if len(batch) >= MAX_BATCH or stream.channel.queue.empty():
+            yield batch
+            batch = []
+
+
+class RawTopic(Topic):
+    """A topic whose agents get bytes: what they hold is for us to judge.
+
+    They get every record, whatever other agents the app has on the topic. When one of those can't decode a record,
+    Faust acknowledges it for all agents that it has not been handed to yet, and throws into them instead: the record
+    would be gone without a trace, depending on the order of a set.
+    """
+
+    async def on_key_decode_error(self, exc: Exception, message: Any) -> None:
+        await self._take_back(message)
+
+    async def on_value_decode_error(self, exc: Exception, message: Any) -> None:
+        await self._take_back(message)
+
+    async def _take_back(self, message: Any) -> None:
+        """Deliver the record after all; its offset waits for our acknowledgement again. Faust's conductor comes here
+        in the same step of the loop in which it acknowledged, so nothing was committed in between."""
+        consumer: Any = self.app.consumer
+        if message.acked:
+            message.acked = False
+            if message.offset in consumer._acked_index[message.tp]:
+                consumer._acked_index[message.tp].discard(message.offset)
+                consumer._acked[message.tp].remove(message.offset)
+                consumer._n_acked -= 1
+            consumer._unacked_messages.add(message)
+        message.incref()
+        await self.put(await self.decode(message))
+
+
+def raw_topic(app: faust.App, name: str) -> RawTopic:
+    return RawTopic(app, topics=[name], key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
