@@ -27,8 +27,9 @@ Fetched = dict[TP, list[Any]]
 
 EVENTS, REQUESTS = 100, 25
 """Records that are handed on at once; between two such slices, others have their turn of the loop."""
-PAUSE_S = 0.001
-"""Between two fetches while records come in a row: each is a call of another thread, and a request to the broker."""
+PAUSE_S, LONG_PAUSE_S, MANY = 0.001, 0.005, 10
+"""Between two fetches while records come in a row, and once one brings `MANY`: each is a call of another thread, and
+requests to the broker."""
 RESTING_POLL_S = 0.01
 """While partitions rest: how soon it is seen that they need not any more."""
 
@@ -129,7 +130,7 @@ class FaustBatches:
         ours = {tp: fetched.pop(tp) for tp in [tp for tp in fetched if self._is_ours(tp)]}
         if ours:
             await self._hand_on(ours)
-            self._pause_until = monotonic() + PAUSE_S
+            self._pause_until = monotonic() + (PAUSE_S if sum(map(len, ours.values())) < MANY else LONG_PAUSE_S)
         return fetched
 
     def _to_commit(self, tps: Iterable[TP]) -> dict[TP, int]:
