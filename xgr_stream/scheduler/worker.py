@@ -30,6 +30,7 @@ from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers
 from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.shadow import Shadow
+from xgr_stream.scheduler.timer_slack import EXACT_NS, set_timer_slack
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.warming import Warming
 from xgr_stream.scheduler.work import Work, WorkQueue
@@ -199,6 +200,7 @@ class DeviceWorker:
     # Device thread
 
     def _run(self) -> None:
+        set_timer_slack(EXACT_NS)
         while self._take_in():
             try:
                 self._turn()

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from xgr_stream.errors import DeviceLost
 from xgr_stream.scheduler.clock import Clock, SystemClock
+from xgr_stream.scheduler.timer_slack import PATIENT_NS, set_timer_slack
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.connection import stop_client
@@ -85,6 +86,8 @@ class Runtime:
         )
         self.num_partitions = 0
         self._resting = {self.topics.events: 0, self.topics.requests: 0}
+        self._timer_slack: int | None = None
+        """The loop's thread's, before it was told to be patient."""
         self._started = False
         self._joined = False
         self._closing = False
@@ -149,6 +152,7 @@ class Runtime:
             standby=self._standby,
         )
         self._device.start()
+        self._timer_slack = set_timer_slack(PATIENT_NS)
         await self.models.start()  # nothing is served from a catalog of yesterday
         self.models.follow()
         self._run(self._publisher.run(), "xgr-publisher")
@@ -317,6 +321,9 @@ class Runtime:
             ends.append(self._transactions.stop())
         ends += map(stop_client, self._producers)
         await asyncio.gather(*ends)
+        if self._timer_slack is not None:
+            set_timer_slack(self._timer_slack)
+            self._timer_slack = None
 
     async def _drained(self, timeout_s: float) -> bool:
         publisher = self._publisher

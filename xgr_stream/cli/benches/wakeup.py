@@ -16,6 +16,7 @@ from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.config import EngineConfig
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.timer_slack import PATIENT_NS, set_timer_slack
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing.null_engine import NullEngine
 from xgr_stream.types import RecommendRequest
@@ -64,10 +65,13 @@ def measure(samples: int) -> list[Delay]:
     engine = NullEngine()
     worker = DeviceWorker(engine, EngineConfig(), SystemClock(), Metrics())
     worker.start()
+    before = set_timer_slack(PATIENT_NS)  # as a worker's runtime does
     try:
         return asyncio.run(_delays(worker, engine, samples))
     finally:
         worker.stop(5)
+        if before is not None:
+            set_timer_slack(before)
 
 
 async def _delays(worker: DeviceWorker, engine: NullEngine, samples: int) -> list[Delay]:
