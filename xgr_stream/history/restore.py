@@ -56,7 +56,9 @@ class PartitionRestore:
         self.users: dict[str, UserHistory | PackedUsers] = {}
         self.forgotten: dict[bytes, int] = {}
         """Digest of a user → offset of the record that last made them forgotten."""
-        self._partition = partition
+        self.row_changes = 0
+        """How often a user whom `row_users` had numbered got another number, or none."""
+        self.partition = partition
         self._config = config
         self._item_names = item_names
         self._action_names = action_names
@@ -99,7 +101,8 @@ class PartitionRestore:
 
     def settle(self) -> Iterator[None]:
         """Make histories of all rows, in steps of some milliseconds. Nothing may be fed in between."""
-        rows, self._rows = self._rows, Rows(self._partition, self._config)
+        rows, self._rows = self._rows, Rows(self.partition, self._config)
+        self.row_changes += 1
         for packed, others in rows.chunks():
             if packed is not None:
                 self._packed.append(packed)
@@ -217,7 +220,7 @@ class PartitionRestore:
             and (user.shift or user.start)
             and user.first_number > self._config.first_kept(user.event_count)
         ]
-        refuse_gaps(self._partition, gaps)
+        refuse_gaps(self.partition, gaps)
         return self._stale
 
     # Rows
@@ -228,6 +231,9 @@ class PartitionRestore:
 
     def _take_out(self, user_id: str) -> None:
         """Go through the user's rows now, because a record comes that is to be gone through by itself."""
+        if user_id not in self._rows.index:
+            return
+        self.row_changes += 1
         for row in self._rows.take(user_id):
             self._replay(user_id, row)
 
@@ -311,7 +317,7 @@ class PartitionRestore:
         return user
 
     def _start(self, user_id: str, first_number: int, life: int) -> UserHistory:
-        user = self.users[user_id] = UserHistory(self._partition, first_number, life)
+        user = self.users[user_id] = UserHistory(self.partition, first_number, life)
         return user
 
     def _append(self, user: UserHistory, delta: Delta) -> None:
@@ -364,7 +370,7 @@ class PartitionRestore:
         """Put the user's history together anew from its buffer and what was laid aside."""
         size = self._config.segment_events
         life = aside.life
-        user = self._user(user_id) or UserHistory(self._partition, 0, life)
+        user = self._user(user_id) or UserHistory(self.partition, 0, life)
         events = {user.first_number + i: event for i, event in enumerate(self._events(user_id, user))}
         last_offset, last_number = user.last_offset, user.event_count - 1
         for number, delta in aside.deltas.items():
@@ -381,9 +387,7 @@ class PartitionRestore:
             return
         count = last_number + 1
         kept_from = self._config.first_kept(count)
-        refuse_gaps(
-            self._partition, [(user_id, list(ranges_of(n for n in range(kept_from, count) if n not in events)))]
-        )
+        refuse_gaps(self.partition, [(user_id, list(ranges_of(n for n in range(kept_from, count) if n not in events)))])
         buffered = range(max(self._sealed(user), user.first_number), user.event_count)
         self._stale.deltas.update(
             numbered(user_id, n, life) for n in (*buffered, *aside.deltas) if n < count // size * size
@@ -393,7 +397,7 @@ class PartitionRestore:
             numbered(user_id, n, life)
             for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
         )
-        merged = self.users[user_id] = UserHistory(self._partition, kept_from, life)
+        merged = self.users[user_id] = UserHistory(self.partition, kept_from, life)
         kept = [events[number] for number in range(kept_from, count)]
         merged.extend([item for item, _ in kept], [action for _, action in kept])
         merged.last_offset = last_offset

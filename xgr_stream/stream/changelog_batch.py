@@ -23,8 +23,8 @@ from xgr_stream.stream.changelog import MAJOR, KeyValue, Kind
 
 _SEGMENT = Kind.SEGMENT.value
 _KINDS = frozenset((Kind.DELTA.value, _SEGMENT))
-_VALUE = 0x94
-"""First byte of an array of four."""
+_KEY, _VALUE = 0x93, 0x94
+"""First byte of an array of three, and of four."""
 _NULL = 0xC0
 _STR8 = 0xD9
 _STRINGS = np.zeros(256, dtype=np.int64)
@@ -48,9 +48,26 @@ class _Keys(NamedTuple):
     places: Index
     users: Index
     numbers: NDArray[np.int32]
+    are_segments: Flags
 
     def of(self, which: Flags) -> _Keys:
-        return _Keys(self.places[which], self.users[which], self.numbers[which])
+        return _Keys(*(column[which] for column in self))
+
+
+class _Single(NamedTuple):
+    """What a record holds that was read by itself."""
+
+    offset: int
+    items: Sequence[str]
+    actions: Sequence[str | None]
+
+
+class _Users(NamedTuple):
+    """The numbers of a partition's users, by the bytes of their ids."""
+
+    restoring: PartitionRestore
+    changes: int
+    numbers: TokenNumbers
 
 
 class BatchReader:
@@ -62,6 +79,7 @@ class BatchReader:
 
     def rest(self) -> None:
         """Nothing is to be fed for now: free the memory."""
+        self._users: dict[int, _Users] = {}
         self._items = TokenNumbers(self._add_item)
         self._actions = TokenNumbers(self._add_action)
 
@@ -82,6 +100,47 @@ class BatchReader:
         if restoring.full:
             for _ in restoring.settle():
                 """Whoever wants it in steps has done it before."""
+        columns = self._columns(restoring, keys)
+        if columns is not None:
+            others: list[int] = []
+        else:
+            columns, others = self._columns_singly(restoring, keys)
+        is_row, is_segment = columns.users >= 0, columns.are_segments
+        segments = self._records(columns.of(is_row & is_segment), values, self._segments)
+        deltas = self._records(columns.of(is_row & ~is_segment), values, self._deltas)
+        restoring.add(segments, deltas, read=len(keys))
+        return sorted([*others, *columns.places[~is_row].tolist()])
+
+    def _columns(self, restoring: PartitionRestore, keys: Sequence[bytes | None]) -> _Keys | None:
+        """What the keys say, if all are of deltas and segments of first lives."""
+        if None in keys or not keys:
+            return None
+        data, octets, at, ends = _joined(keys)  # type: ignore[arg-type]  # none is None
+        kinds = octets[at + 1]
+        read = (octets[at] == _KEY) & (kinds <= _SEGMENT)
+        strings = _Strings(octets, at + 2, read, 1, _STRINGS, b"")
+        width = _INTEGERS.take(octets.take(strings.end, mode="clip"))
+        numbers = _integers(data, octets, np.minimum(strings.end, len(data) - 1), width)
+        read = strings.read & (width >= 0) & (strings.end + 1 + width == ends)
+        if not (read & (numbers >= 0) & (numbers <= np.iinfo(np.int32).max)).all():
+            return None
+        users = strings.numbers(data, self._numbering(restoring), read)[:, 0].astype(np.int64)
+        return _Keys(np.arange(len(keys)), users, numbers.astype(np.int32), kinds == _SEGMENT)
+
+    def _numbering(self, restoring: PartitionRestore) -> TokenNumbers:
+        """Of the partition's users; anew once some of them are known otherwise."""
+        users = self._users.get(restoring.partition)
+        if users is None or users.restoring is not restoring or users.changes != restoring.row_changes:
+
+            def number(token: bytes) -> int:
+                return restoring.row_users([msgpack.unpackb(token)])[0]
+
+            users = _Users(restoring, restoring.row_changes, TokenNumbers(number))
+            self._users[restoring.partition] = users
+        return users.numbers
+
+    def _columns_singly(self, restoring: PartitionRestore, keys: Sequence[bytes | None]) -> tuple[_Keys, list[int]]:
+        """The same of those keys that are; and the places of all others."""
         fields = list(map(msgpack.unpackb, keys))
         others: list[int] = []
         born_again: set[str] = set()
@@ -90,21 +149,16 @@ class BatchReader:
             others = [i for i, key in enumerate(fields) if len(key) != 3 or key[0] not in _KINDS]
             born_again = {fields[i][1] for i in others if len(fields[i]) == 4 and type(fields[i][1]) is str}
             fields = [key for key in fields if len(key) == 3 and key[0] in _KINDS]
-        if not fields:
-            return others
-        kinds, user_ids, numbers = zip(*fields, strict=True)
-        if set(map(type, user_ids)) != {str} or set(map(type, numbers)) != {int}:
+        kinds, user_ids, numbers = zip(*fields, strict=True) if fields else ((), (), ())
+        if not (set(map(type, user_ids)) <= {str} and set(map(type, numbers)) <= {int}):
             raise TypeError("users must be strings, numbers integers")
-        if max(numbers) > np.iinfo(np.int32).max:
+        if max(numbers, default=0) > np.iinfo(np.int32).max:
             raise OverflowError("numbers must fit an int32")
         users = restoring.row_users(user_ids, but=born_again)
         places = np.delete(np.arange(len(keys)), others)
-        columns = _Keys(places, np.array(users), np.array(numbers, dtype=np.int32))
-        is_row, is_segment = columns.users >= 0, np.array(kinds) == _SEGMENT
-        segments = self._records(columns.of(is_row & is_segment), values, self._segments)
-        deltas = self._records(columns.of(is_row & ~is_segment), values, self._deltas)
-        restoring.add(segments, deltas, read=len(keys))
-        return sorted([*others, *places[~is_row].tolist()])
+        are_segments = np.array(kinds, dtype=np.int64) == _SEGMENT
+        columns = _Keys(places, np.array(users, dtype=np.int64), np.array(numbers, dtype=np.int32), are_segments)
+        return columns, others
 
     @staticmethod
     def _records(keys: _Keys, values: Sequence[bytes | None], read: Callable[[Sequence[bytes]], Events]) -> Records:
@@ -121,48 +175,31 @@ class BatchReader:
         name = msgpack.unpackb(token)
         return -1 if name is None else self._history.add_action(name)
 
-    # Deltas
+    # Values
 
     def _deltas(self, values: Sequence[bytes]) -> Events:
-        """Raises what msgpack raises, and `ValueError`, `TypeError` or `InvalidEvent`."""
-        offsets, names, actions = self._delta_fields(values)
-        items = np.array(self._history.item_names.add_all(names), dtype=np.int32)[:, None]
-        if set(actions) == {None}:
-            return Events(np.array(offsets, dtype=np.int64), items, None)
-        numbers = [-1 if name is None else self._history.add_action(name) for name in actions]
-        return Events(np.array(offsets, dtype=np.int64), items, np.array(numbers, dtype=np.int16)[:, None])
-
-    @staticmethod
-    def _delta_fields(values: Sequence[bytes]) -> tuple[Sequence[int], Sequence[str], Sequence[str | None]]:
-        fields = list(map(msgpack.unpackb, values))
-        if set(map(len, fields)) == {4}:
-            majors, offsets, items, actions = zip(*fields, strict=True)
-            types = [set(map(type, column)) for column in (offsets, items, actions)]
-            if set(majors) == {MAJOR} and types[:2] == [{int}, {str}] and types[2] <= {str, type(None)}:
-                return offsets, items, actions
-        deltas = list(map(changelog.delta_of, values))  # a newer release's, or not ours
-        return [d.offset for d in deltas], [d.item_id for d in deltas], [d.action for d in deltas]
-
-    # Segments
+        return self._events(values, 1, b"", self._delta)
 
     def _segments(self, values: Sequence[bytes]) -> Events:
-        """As `_deltas`."""
         size = self._history.config.segment_events
-        lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
-        data, ends = b"".join([*values, PADDING]), np.cumsum(lengths)
-        octets = np.frombuffer(data, dtype=np.uint8)
-        at = ends - lengths
+        header = bytes([0x90 | size]) if size < 16 else b"\xdc" + size.to_bytes(2, "big")
+        return self._events(values, size, header, self._segment)
+
+    def _events(self, values: Sequence[bytes], size: int, header: bytes, singly: Callable[[bytes], _Single]) -> Events:
+        """Of records that hold `size` items each, and actions, behind such a header. `singly`: what reads one that is
+        anything else. Raises what msgpack raises, and `ValueError`, `TypeError`, `OverflowError` or `InvalidEvent`."""
+        data, octets, at, ends = _joined(values)
         read = (octets[at] == _VALUE) & (octets[at + 1] == MAJOR)
         width = _INTEGERS.take(octets[at + 2])
-        read &= width >= 0
         offsets = _integers(data, octets, at + 2, width)
-        strings = _Strings(octets, at + 3 + width, read, size, _STRINGS)
+        read &= (width >= 0) & (offsets >= 0)
+        strings = _Strings(octets, at + 3 + width, read, size, _STRINGS, header)
         at, read = strings.end, strings.read
         acting = np.flatnonzero(read & (octets.take(at, mode="clip") != _NULL))
         at = at + 1
         names = None
         if len(acting):
-            names = _Strings(octets, at[acting] - 1, read[acting], size, _STRINGS_OR_NULL)
+            names = _Strings(octets, at[acting] - 1, read[acting], size, _STRINGS_OR_NULL, header)
             at[acting], read[acting] = names.end, names.read
         read &= at == ends
         items = np.empty((len(values), size), dtype=np.int32)
@@ -172,15 +209,32 @@ class BatchReader:
             actions = np.full((len(values), size), -1, dtype=np.int16)
             actions[acting[read[acting]]] = names.numbers(data, self._actions, read[acting])
         for i in np.flatnonzero(~read).tolist():  # long strings, a newer release's, or not ours
-            segment = changelog.segment_of(values[i])
-            if len(segment.items) != size:
-                raise ValueError(f"a segment must hold {size} items, not {len(segment.items)}")
-            offsets[i], items[i] = segment.last_offset, self._history.item_names.add_all(segment.items)
-            if segment.actions is not None:
+            offsets[i], of_one, their_actions = singly(values[i])
+            if len(of_one) != size:
+                raise ValueError(f"a segment must hold {size} items, not {len(of_one)}")
+            items[i] = self._history.item_names.add_all(of_one)
+            if any(name is not None for name in their_actions):
                 if actions is None:
                     actions = np.full((len(values), size), -1, dtype=np.int16)
-                actions[i] = [-1 if name is None else self._history.add_action(name) for name in segment.actions]
+                actions[i] = [-1 if name is None else self._history.add_action(name) for name in their_actions]
         return Events(offsets, items, actions)
+
+    @staticmethod
+    def _delta(value: bytes) -> _Single:
+        delta = changelog.delta_of(value)
+        return _Single(delta.offset, [delta.item_id], [delta.action])
+
+    @staticmethod
+    def _segment(value: bytes) -> _Single:
+        segment = changelog.segment_of(value)
+        return _Single(segment.last_offset, segment.items, segment.actions or [])
+
+
+def _joined(values: Sequence[bytes]) -> tuple[bytes, Octets, Index, Index]:
+    """All of them one behind the other, and padding; where each begins, and ends."""
+    lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+    data, ends = b"".join([*values, PADDING]), np.cumsum(lengths)
+    return data, np.frombuffer(data, dtype=np.uint8), ends - lengths, ends
 
 
 def _integers(data: bytes, octets: Octets, at: Index, width: Index) -> Index:
@@ -193,11 +247,11 @@ def _integers(data: bytes, octets: Octets, at: Index, width: Index) -> Index:
 
 
 class _Strings:
-    """Arrays of `count` strings, of which the octets at `at` are to be one each. Read wherever `read` is true then."""
+    """`count` strings behind a header, of which the octets at `at` are to be one each. Read wherever `read` is true
+    then."""
 
-    def __init__(self, octets: Octets, at: Index, read: Flags, count: int, steps: Index) -> None:
+    def __init__(self, octets: Octets, at: Index, read: Flags, count: int, steps: Index, header: bytes) -> None:
         """`steps`: first byte → bytes that a string takes."""
-        header = bytes([0x90 | count]) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
         self.read = read.copy()
         for octet in header:
             self.read &= octets.take(at, mode="clip") == octet
