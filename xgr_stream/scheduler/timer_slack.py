@@ -1,8 +1,8 @@
 """How exactly a thread's waits end, which on Linux decides how long it waits for the interpreter.
 
-A thread that wants the GIL waits for the switch interval, and for as long again as its timer may be late, before it asks
+A thread that wants the GIL waits for the switch interval, and then for as long as its timer may be late, before it asks
 for it: 50 µs unless it is told otherwise. With a device thread that is exact and a loop that is patient, the first has
-the GIL soon, and then keeps it for what it does before a batch is on its way, some 0.3 ms.
+the GIL soon, and keeps it for what it does before a batch is on its way, some 0.3 ms.
 """
 
 from __future__ import annotations

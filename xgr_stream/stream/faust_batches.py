@@ -1,9 +1,9 @@
 """Records of a Faust app's consumer, by the batch.
 
 Faust hands each record to its agents by itself: a message, an event, a queue, a turn of the loop, its sensors, an
-acknowledgement. Of a topic partition that nobody in the app reads but the recommender, the records are taken out of what
-the consumer fetched, before all that. Faust is told what its own work depends on: how far a partition was read, what is
-open (a rebalance and the app's end wait for that), and what may be committed.
+acknowledgement. Of a topic partition that nobody in the app reads but the recommender, the records are taken out of
+what the consumer fetched, before all that. Faust is told what its own work depends on: how far a partition was read,
+what is open (a rebalance and the app's end wait for that), and what may be committed.
 
 A partition that another agent or stream of the app reads as well goes Faust's way, to all of them.
 """
@@ -35,8 +35,8 @@ RESTING_POLL_S = 0.01
 
 
 class _Open:
-    """Stands for a partition's records that are not done yet, among the messages that Faust waits for before a rebalance
-    and at its end."""
+    """Stands for a partition's records that are not done yet, among the messages that Faust waits for before a
+    rebalance and at its end."""
 
     def __init__(self, tp: TP) -> None:
         self.tp = tp
@@ -52,8 +52,8 @@ class FaustBatches:
     """Takes the records of the events and requests topics from the app's consumer and gives them to `take`, a slice of
     one topic at a time, each partition's in offset order.
 
-    `committable(topic, partition)`: up to where everything is durable. `must_rest(topic, partition)`: read no more of it
-    for now.
+    `committable(topic, partition)`: up to where everything is durable. `must_rest(topic, partition)`: read no more of
+    it for now.
     """
 
     def __init__(
