@@ -241,7 +241,7 @@ def _integers(data: bytes, octets: Octets, at: Index, width: Index) -> Index:
     """The integers that begin at `at` and take so many bytes more; of no meaning where that is negative, or beyond an
     int64, or the data's end."""
     everywhere: NDArray[np.uint64] = np.ndarray((len(data) - 7,), ">u8", data, strides=(1,))
-    behind = everywhere.take(at + 1, mode="clip") >> (8 * (8 - np.clip(width, 1, 8))).astype(np.uint64)
+    behind = everywhere[np.minimum(at + 1, len(everywhere) - 1)] >> (8 * (8 - np.clip(width, 1, 8))).astype(np.uint64)
     numbers: Index = np.where(width > 0, behind.astype(np.int64), octets[at])
     return numbers
 
