@@ -51,7 +51,7 @@ class _Keys(NamedTuple):
     are_segments: Flags
 
     def of(self, which: Flags) -> _Keys:
-        return _Keys(*(column[which] for column in self))
+        return _Keys(self.places[which], self.users[which], self.numbers[which], self.are_segments[which])
 
 
 class _Single(NamedTuple):

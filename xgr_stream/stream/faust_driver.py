@@ -190,17 +190,19 @@ class FaustDriver(Service):
         records = []
         advanced = set()
         for one in gathered:
-            record = one
-            if not isinstance(record, Record):
+            event: Event | None = None
+            if isinstance(one, Record):
+                record = one
+            else:
                 if one.message.generation_id != generation:
                     continue  # from before a rebalance: it comes again, to its partition's owner
-                record = _record(one.message)
+                event, record = one, _record(one.message)
             if record.partition not in held:
                 self._early.append(one)
                 continue
             tp = (record.topic, record.partition)
-            if one is not record:
-                self._open[tp].append(one)
+            if event is not None:
+                self._open[tp].append(event)
             records.append(record)
             advanced.add(tp)
         runtime.process(records)

@@ -1,0 +1,201 @@
+"""Records of a Faust app's consumer by the batch, without a broker: the test plays its reader and its assignments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import faust
+import pytest
+from faust.types import TP
+
+from xgr_stream.stream import faust_batches
+from xgr_stream.stream.faust_batches import EVENTS, REQUESTS, FaustBatches
+
+SEEN, ASKED, THEIRS = TP("events", 0), TP("requests", 0), TP("views", 0)
+
+
+def message(tp: TP, offset: int) -> Any:
+    return SimpleNamespace(
+        topic=tp.topic, partition=tp.partition, offset=offset, key=b"user", value=b"", timestamp=7, headers=()
+    )
+
+
+def messages(tp: TP, *offsets: int) -> dict[TP, list[Any]]:
+    return {tp: [message(tp, offset) for offset in offsets]}
+
+
+class Stage:
+    """An app with its consumer, whose reader returns what the test says."""
+
+    def __init__(self, app: faust.App) -> None:
+        self.app = app
+        self.consumer: Any = app.consumer
+        self.fetched: dict[TP, list[Any]] = {}
+        self.asked_for: list[set[TP]] = []
+        self.took: list[tuple[str, list[int]]] = []
+        self.upto: dict[tuple[str, int], int] = {}
+        self.resting: set[tuple[str, int]] = set()
+        self.on_take: Callable[[], None] = lambda: None
+        self.consumer._getmany = self._getmany
+        self.consumer.highwater = lambda tp: 1_000
+        self.batches = FaustBatches(
+            app,
+            events=SEEN.topic,
+            requests=ASKED.topic,
+            take=self._take,
+            committable=lambda topic, partition: self.upto.get((topic, partition)),
+            must_rest=lambda topic, partition: (topic, partition) in self.resting,
+        )
+        self.batches.start()
+        conductor: Any = app.topics
+        conductor._tp_index.update({SEEN: {"ours"}, ASKED: {"ours"}, THEIRS: {"an agent"}})
+        self.consumer.resume_flow()
+        app.flow_control.resume()
+
+    async def _getmany(self, active_partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        self.asked_for.append(active_partitions)
+        fetched, self.fetched = self.fetched, {}
+        return fetched
+
+    def _take(self, topic: str, records: list[Any]) -> None:
+        self.took.append((topic, [record.offset for record in records]))
+        self.on_take()
+
+    async def fetch(self, fetched: dict[TP, list[Any]]) -> dict[TP, list[Any]]:
+        """What the app's own agents get of it."""
+        self.fetched = fetched
+        left: dict[TP, list[Any]] = await self.consumer._getmany(active_partitions={SEEN, ASKED, THEIRS}, timeout=1.0)
+        return left
+
+    def committed(self) -> dict[TP, int]:
+        """What the consumer would commit now."""
+        offsets: dict[TP, int] = self.consumer._filter_committable_offsets(list(self.consumer._acked))
+        return offsets
+
+    @property
+    def waited_for(self) -> int:
+        """For how many things Faust would wait before a rebalance."""
+        return len(self.consumer._unacked_messages)
+
+
+@pytest.fixture
+async def stage(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setattr(faust_batches, "RESTING_POLL_S", 0.0)
+    return Stage(
+        faust.App("test", broker="kafka://127.0.0.1:1", web_enabled=False, datadir=tmp_path, autodiscover=False)
+    )
+
+
+async def test_records_are_taken_and_those_of_others_are_left(stage: Stage) -> None:
+    left = await stage.fetch(messages(SEEN, 5, 6, 9) | messages(ASKED, 3) | messages(THEIRS, 1))
+    assert stage.took == [("events", [5, 6, 9]), ("requests", [3])]
+    assert list(left) == [THEIRS]
+    assert (stage.consumer._read_offset[SEEN], stage.consumer._read_offset[ASKED]) == (9, 3)
+    assert stage.app.monitor.messages_received_by_topic == {"events": 3, "requests": 1}
+
+
+async def test_events_and_requests_come_in_slices_in_turn(stage: Stage) -> None:
+    await stage.fetch(messages(SEEN, *range(2 * EVENTS + 1)) | messages(ASKED, *range(REQUESTS + 1)))
+    assert [(topic, len(offsets)) for topic, offsets in stage.took] == [
+        ("events", EVENTS),
+        ("requests", REQUESTS),
+        ("events", EVENTS),
+        ("requests", 1),
+        ("events", 1),
+    ]
+    assert [n for topic, offsets in stage.took if topic == "events" for n in offsets] == list(range(2 * EVENTS + 1))
+
+
+async def test_a_partition_that_an_agent_reads_too_goes_fausts_way(stage: Stage) -> None:
+    stage.app.topics._tp_index[SEEN] = {"ours", "an agent's"}  # type: ignore[attr-defined]
+    left = await stage.fetch(messages(SEEN, 5) | messages(ASKED, 3))
+    assert (list(left), stage.took) == ([SEEN], [("requests", [3])])
+    assert not stage.consumer._acked[SEEN]
+
+
+async def test_what_is_durable_is_committed_and_nothing_beyond(stage: Stage) -> None:
+    await stage.fetch(messages(SEEN, 5, 6, 9) | messages(ASKED, 3))
+    assert stage.committed() == {}
+    stage.upto[SEEN] = 7
+    assert stage.committed() == {SEEN: 7}
+    stage.consumer._committed_offset[SEEN] = 7
+    assert stage.committed() == {}
+    stage.upto |= {SEEN: 10, ASKED: 4}
+    stage.consumer._acked[THEIRS] = [1]
+    assert stage.committed() == {SEEN: 10, ASKED: 4, THEIRS: 2}
+
+
+async def test_a_rebalance_waits_for_what_is_open(stage: Stage) -> None:
+    await stage.fetch(messages(SEEN, 5, 6) | messages(ASKED, 3))
+    assert stage.waited_for == 2
+    stage.upto |= {SEEN: 6, ASKED: 4}
+    stage.batches.progressed(*SEEN)
+    stage.batches.progressed(*ASKED)
+    assert stage.waited_for == 1
+    stage.upto[SEEN] = 7
+    stage.batches.progressed(*SEEN)
+    assert stage.waited_for == 0
+    await stage.fetch(messages(SEEN, 7))
+    assert stage.waited_for == 1
+
+
+async def test_what_is_revoked_is_neither_waited_for_nor_committed(stage: Stage) -> None:
+    await stage.fetch(messages(SEEN, 5))
+    stage.upto[SEEN] = 6
+    stage.batches.revoked({SEEN, ASKED})
+    assert (stage.waited_for, stage.committed()) == (0, {})
+
+
+@pytest.mark.parametrize("begins", ["a rebalance", "another generation"])
+async def test_what_is_left_of_a_fetch_when_a_rebalance_begins_is_let_go(stage: Stage, begins: str) -> None:
+    """It comes again, from the committed offset on: to take it after those would lose them."""
+
+    def rebalance() -> None:
+        if begins == "a rebalance":
+            stage.consumer.stop_flow()
+        else:
+            stage.app.consumer_generation_id += 1
+
+    stage.on_take = rebalance
+    assert await stage.fetch(messages(SEEN, *range(2 * EVENTS))) == {}
+    assert [len(offsets) for _, offsets in stage.took] == [EVENTS]
+    assert stage.consumer._read_offset[SEEN] == EVENTS - 1
+
+
+async def test_nothing_is_taken_while_the_apps_flow_is_suspended(stage: Stage) -> None:
+    stage.app.flow_control.suspend()
+    fetching = asyncio.create_task(stage.fetch(messages(SEEN, 5)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert stage.took == []
+    stage.app.flow_control.resume()
+    await asyncio.wait_for(fetching, 10)
+    assert stage.took == [("events", [5])]
+
+
+async def test_partitions_that_must_rest_are_not_read(stage: Stage) -> None:
+    stage.resting = {SEEN}
+    await stage.fetch({})
+    assert stage.asked_for == [{ASKED, THEIRS}]
+    stage.resting = {SEEN, ASKED, THEIRS}  # theirs is none of ours to rest
+    await stage.fetch({})
+    assert stage.asked_for[1:] == [{THEIRS}]
+    assert await stage.consumer._getmany(active_partitions={SEEN}, timeout=1.0) == {}
+    assert len(stage.asked_for) == 2, "none named would mean all"
+
+
+async def test_after_the_drain_records_are_let_go_and_what_is_durable_is_committed(stage: Stage) -> None:
+    await stage.fetch(messages(SEEN, 5, 6))
+    stage.upto[SEEN] = 6
+    stage.batches.stop()
+    assert await stage.fetch(messages(SEEN, 7)) == {}
+    assert (stage.waited_for, len(stage.took), stage.committed()) == (0, 1, {SEEN: 6})
+
+
+async def test_a_consumer_is_taken_over_once(stage: Stage) -> None:
+    fetch = stage.consumer._getmany
+    stage.batches.start()
+    assert stage.consumer._getmany == fetch
