@@ -89,7 +89,7 @@ class Table:
     def append(self, records: Records, first_place: int) -> None:
         start, end = self.count, self.count + len(records.users)
         if end > len(self.users):
-            self._grow(max(end, start + max(start // 8, MIN_GROWTH)))
+            self._grow(max(end, start + max(start // 32, MIN_GROWTH)))
         self.users[start:end] = records.users
         self.numbers[start:end] = records.numbers
         self.places[start:end] = records.places + first_place

@@ -83,6 +83,10 @@ class BatchReader:
         self._items = TokenNumbers(self._add_item)
         self._actions = TokenNumbers(self._add_action)
 
+    def forget_users(self, partition: int) -> None:
+        """They are about to be settled, which takes memory: free what their numbers take."""
+        self._users.pop(partition, None)
+
     def feed(self, partition: int, records: Iterable[KeyValue]) -> None:
         """Feed records of the partition, in their order. Raises `HistoryError` for one that is not one of ours."""
         records = list(records)

@@ -167,6 +167,7 @@ class Processor:
         """Make histories of what was fed, in steps of some milliseconds. Nothing may be fed in between; what is fed
         later takes longer. Optional: `restored` does it otherwise, at once."""
         if partition in self.restoring:
+            self._log.forget_users(partition)
             yield from self._history.restoring(partition).settle()
 
     def must_settle(self, partition: int) -> bool:
