@@ -80,7 +80,7 @@ class Consumer:
     async def committed(self, tp: TopicPartition) -> None:
         return None
 
-    async def getmany(self, *, timeout_ms: int) -> Batches:
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> Batches:
         poll = next(self._polls)
         if isinstance(poll, int):
             self._position = poll

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, KafkaTimeoutError
@@ -196,6 +197,32 @@ def _make_patient(client: AIOKafkaClient) -> None:
         return updated
 
     client._metadata_update = patient
+
+
+class _Fetched(OrderedDict[TopicPartition, Any]):
+    """What a consumer has fetched and not returned."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__()
+        self._topic = topic
+
+    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
+        records: Any = getattr(result, "_partition_records", None)  # an error has none
+        if tp.topic == self._topic and hasattr(records, "_consumer_record"):
+            records._consumer_record = _as_decoded
+        super().__setitem__(tp, result)
+
+
+def _as_decoded(tp: TopicPartition, record: Any) -> Any:
+    return record
+
+
+def read_plainly(consumer: AIOKafkaConsumer, topic: str) -> None:
+    """Have a started consumer return this topic's records as they were decoded: with key, value, offset, timestamp and
+    headers, but not the topic and the partition. aiokafka makes an object of its own of each otherwise, which takes
+    two thirds of all the time that it takes to read; an aiokafka that does it in another way goes on doing it."""
+    if hasattr(consumer._fetcher, "_records"):
+        consumer._fetcher._records = _Fetched(topic)
 
 
 async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:

@@ -16,8 +16,7 @@ from xgr_stream.config import StreamConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, record_of, stop_client
-from xgr_stream.stream.plain_reading import read_plainly
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, read_plainly, record_of, stop_client
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.snapshots import Snapshots
 from xgr_stream.stream.standby import Standby
@@ -114,6 +113,7 @@ class Recovery:
         )
         try:
             await consumer.start()
+            read_plainly(consumer, self._topics.changelog)
             await self._restore_answers(consumer, TopicPartition(self._topics.responses, number))
             if copied is None or not await self._go_on(consumer, number, copied):
                 await self._restore_history(consumer, number)
@@ -151,7 +151,6 @@ class Recovery:
         events = TopicPartition(self._topics.events, number)
         fence = await self._write_fence(number)
         begin, end = [(await of([events]))[events] for of in (consumer.beginning_offsets, consumer.end_offsets)]
-        read_plainly(consumer, self._topics.changelog, at_once=MAX_RECORDS)
         consumer.assign([log, events])
         if start is None:
             await consumer.seek_to_beginning(log)
@@ -161,13 +160,13 @@ class Recovery:
         consumer.seek(events, max(end - 1, 0))
         fenced, looked = False, begin >= end
         while not (fenced and looked):
-            batches = await consumer.getmany(timeout_ms=POLL_MS)
+            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
             if last := batches.get(events):
                 end = last[-1].offset + 1
                 consumer.pause(events)
             records = batches.get(log, [])
             self._processor.restore(number, records)
-            fenced = fenced or any(record.key == fence.key and record.value == fence.value for record in records)
+            fenced = fenced or fence in [(record.key, record.value) for record in records]
             if self._processor.must_settle(number):
                 await self._settle(number)
             # Not a record but a marker may stand there, or it may have expired: the reader is behind it then, too.

@@ -20,8 +20,7 @@ from xgr_stream.history.store import USER_BYTES
 from xgr_stream.history.user import UserHistory
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog
-from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, stop_client
-from xgr_stream.stream.plain_reading import read_plainly
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, read_plainly, stop_client
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,42 @@
+"""What of aiokafka's insides a connection sets right."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+
+from xgr_stream.stream.connection import read_plainly
+
+LOG, OTHER = TopicPartition("log", 3), TopicPartition("other", 3)
+WRITTEN = [(b"a", b"1"), (b"b", None), (b"a", b"")]
+
+
+def fetched(tp: TopicPartition) -> FetchResult:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000)
+    for offset, (key, value) in enumerate(WRITTEN):
+        builder.append(offset, timestamp=7, key=key, value=value, headers=[])
+    state = SimpleNamespace(paused=False, position=0, consumed_to=lambda offset: None)
+    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
+    records = PartitionRecords(tp, MemoryRecords(bytes(builder.build())), [], 0, None, None, True, 0)
+    return FetchResult(tp, assignment=assignment, partition_records=records, backoff=0)
+
+
+def test_records_of_the_topic_are_returned_as_they_were_decoded() -> None:
+    fetcher: Any = SimpleNamespace(_records={})
+    read_plainly(SimpleNamespace(_fetcher=fetcher), "log")  # type: ignore[arg-type]
+    fetcher._records[LOG], fetcher._records[OTHER] = fetched(LOG), fetched(OTHER)
+
+    plain, usual = fetcher._records[LOG].getall(), fetcher._records[OTHER].getall()
+
+    assert [(r.offset, r.key, r.value, r.timestamp) for r in plain] == [
+        (i, key, value, 7) for i, (key, value) in enumerate(WRITTEN)
+    ]
+    assert not hasattr(plain[0], "topic"), "aiokafka made records of its own: it does it in another way now"
+    assert [(r.topic, r.offset, r.key, r.value) for r in usual] == [
+        ("other", i, key, value) for i, (key, value) in enumerate(WRITTEN)
+    ]
