@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import torch
 
 from xgr_stream.cli.benches.options import Output, output_options
 from xgr_stream.cli.benches.report import environment, start
-from xgr_stream.cli.benches.samples import synchronize
+from xgr_stream.cli.benches.samples import freeze_what_is_there, synchronize
 from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
@@ -75,8 +74,7 @@ def catalog(
     bench = _Bench(engine, at, batch)
     with _switching():
         bench.answer()
-        gc.collect()
-        gc.freeze()  # as a worker has what it has read
+        freeze_what_is_there()
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
         for what, filters in bench.filters(excluded).items():
             report.add(_row(what, bench.repeat(partial(partial, bench.answer, filters), repeats)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import threading
 import time
@@ -13,9 +12,8 @@ from types import TracebackType
 
 import numpy as np
 
-from xgr_stream.cli.benches.samples import measure, synchronize
+from xgr_stream.cli.benches.samples import freeze_what_is_there, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
-from xgr_stream.cli.worker import COLLECTOR
 from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
@@ -74,9 +72,7 @@ class Traffic:
         self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
 
     def __enter__(self) -> Traffic:
-        gc.set_threshold(*COLLECTOR)  # as a worker does, which has what it has read out of the collector's sight, too
-        gc.collect()
-        gc.freeze()
+        freeze_what_is_there()
         self._worker.start()
         self._rewind()
         self._on_device(self._run_every_size)
