@@ -199,3 +199,14 @@ async def test_a_consumer_is_taken_over_once(stage: Stage) -> None:
     fetch = stage.consumer._getmany
     stage.batches.start()
     assert stage.consumer._getmany == fetch
+
+
+async def test_a_rebalance_while_the_app_stops_leaves_the_stop_its_connections(stage: Stage) -> None:
+    """Without them its last commit would never end."""
+    closed: list[str] = []
+    stage.consumer._thread = SimpleNamespace(close=lambda: closed.append("the client"))
+    app: Any = stage.app
+    app._stopped.set()
+    await app._on_partitions_revoked({SEEN})
+    await app._on_partitions_assigned(set())
+    assert closed == []

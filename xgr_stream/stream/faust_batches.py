@@ -85,6 +85,7 @@ class FaustBatches:
             self._consumer = consumer
             self._getmany, consumer._getmany = consumer._getmany, self._fetch
             self._offsets, consumer._filter_committable_offsets = consumer._filter_committable_offsets, self._to_commit
+            consumer.close = self._leave_connected
 
     def stop(self) -> None:
         """What comes from now on is let go, and Faust waits for nothing more. What is durable is still committed."""
@@ -141,6 +142,10 @@ class FaustBatches:
             if offset is not None and self._consumer._should_commit(tp, offset):
                 offsets[tp] = offset
         return offsets
+
+    def _leave_connected(self) -> None:
+        """`Consumer.close`, which Faust calls when a rebalance begins while the app stops: it closes the connections
+        under the commit that the stop waits for, which is then tried for ever."""
 
     def _is_ours(self, tp: TP) -> bool:
         """Whether we alone read it, which changes with an assignment only."""

@@ -11,7 +11,7 @@ Faust's own ways lose or double messages in several corners; each rule here clos
 * one actor per partition (`isolated_partitions`), or there is no order;
 * events that came before their partition's assignment was announced are held, those of an earlier generation dropped;
 * on the way down, what was taken is finished within the shutdown timeout; then the remaining events are let go
-  unacknowledged, since Faust would wait for them for ever.
+  unacknowledged, since Faust would wait for them for ever; and a rebalance meanwhile closes no connection.
 """
 
 from __future__ import annotations
