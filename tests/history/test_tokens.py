@@ -19,9 +19,9 @@ class Numbering:
         self.known: dict[bytes, int] = {}
         self.asked = 0
 
-    def add(self, token: bytes) -> int:
-        self.asked += 1
-        return self.known.setdefault(token, len(self.known))
+    def add(self, tokens: list[bytes]) -> list[int]:
+        self.asked += len(tokens)
+        return [self.known.setdefault(token, len(self.known)) for token in tokens]
 
 
 def look_up(numbers: TokenNumbers, found: list[bytes]) -> list[int]:
@@ -84,9 +84,9 @@ def test_a_longer_name_does_not_hide_the_others() -> None:
 def test_a_number_of_minus_one_is_kept() -> None:
     asked: list[bytes] = []
 
-    def add(token: bytes) -> int:
-        asked.append(token)
-        return -1
+    def add(tokens: list[bytes]) -> list[int]:
+        asked.extend(tokens)
+        return [-1] * len(tokens)
 
     numbers = TokenNumbers(add)
     assert look_up(numbers, [b"\xc0"] * 5) == [-1] * 5

@@ -6,8 +6,9 @@ decode it. An open-addressed table of the strings' bytes, looked up by array ope
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from secrets import randbits
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,10 @@ AT_ONCE = 1 << 14
 """Tokens looked up in one go: what is made of so many stays in a core's cache."""
 FIRST_SLOTS = 1 << 14
 MAX_SLOTS = 1 << 20
-"""Half of them are filled: 500,000 names in 25 to 50 MB. What comes after those is looked up where it was before."""
+"""Half of them are filled: 500,000 names in 17 to 50 MB. What comes after those is looked up where it was before."""
 
+_WIDTHS = 2, 4, WORDS + 1
+"""Of a row of the table, in words: `take` copies rows of 16 and of 32 bytes inline, any others by a call each."""
 _MASKS = np.array([(1 << 8 * bytes_) - 1 for bytes_ in range(9)], dtype=np.uint64)
 """Of a word, the bytes that belong to a token with so many left."""
 _FACTORS = np.array([randbits(64) | 1 for _ in range(WORDS)], dtype=np.uint64)
@@ -30,70 +33,93 @@ _MIX = np.uint64(0xFF51AFD7ED558CCD)
 _HALF = np.uint64(32)
 
 Positions = NDArray[np.int64]
+Numbers = NDArray[np.int32]
+Words = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
 
 
 class TokenNumbers:
-    """A cache of `add`, which numbers one token. Tokens are bytes that are not empty, do not begin with a zero, and of
-    which none is the beginning of another: strings behind their length."""
+    """A cache of `add`, which numbers tokens. They are bytes that are not empty, do not begin with a zero, and of which
+    none is the beginning of another: strings behind their length."""
 
-    def __init__(self, add: Callable[[bytes], int]) -> None:
-        """`add(token)` must always return the same number for the same token, of at least -1."""
+    def __init__(self, add: Callable[[list[bytes]], Sequence[int]]) -> None:
+        """`add(tokens)` must always return the same number for the same token, of at least -1."""
         self._add = add
-        self._empty(FIRST_SLOTS, 2)
+        self._empty(FIRST_SLOTS, 1)
 
-    def numbers(self, data: bytes, starts: Positions, lengths: Positions) -> NDArray[np.int32]:
+    def numbers(self, data: bytes, starts: Positions, lengths: Positions) -> Numbers:
         """The number of each token. `PADDING` stands at the end of `data`. Raises what `add` raises."""
         found = np.empty(len(starts), dtype=np.int32)
         for start in range(0, len(starts), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            self._look_up(data, starts[part], lengths[part], found[part])
+            self._look_up(_Tokens(data, starts[part], lengths[part]), found[part])
         return found
 
-    def _look_up(self, data: bytes, starts: Positions, lengths: Positions, found: NDArray[np.int32]) -> None:
-        long = lengths > 8 * WORDS
+    def _look_up(self, tokens: _Tokens, found: Numbers) -> None:
+        long = tokens.lengths > 8 * WORDS
         if not long.any():
-            self._short(data, starts, lengths, found, np.arange(len(starts)))
+            self._short(tokens, found)
             return
-        for i in np.flatnonzero(long).tolist():
-            found[i] = self._add(data[starts[i] : starts[i] + lengths[i]])
-        short = np.flatnonzero(~long)
-        self._short(data, starts[short], lengths[short], found, short)
+        found[long] = self._add(tokens.of(long).listed())
+        if not long.all():
+            short = np.empty(np.count_nonzero(~long), dtype=np.int32)
+            self._short(tokens.of(~long), short)
+            found[~long] = short
 
-    def _short(
-        self, data: bytes, starts: Positions, lengths: Positions, found: NDArray[np.int32], where: Positions
-    ) -> None:
-        """Put the number of each token into `found[where]`."""
-        if not len(starts):
-            return
-        words = _words(data, starts, lengths)
+    def _short(self, tokens: _Tokens, found: Numbers) -> None:
+        words = tokens.words()
         self._make_room(len(words))
         slots = self._slots(words)
         rows = self._table.take(slots, axis=0)
-        found[where] = _numbers_of(rows)
+        found[:] = _numbers_of(rows)
         rest = np.flatnonzero(~_same(rows, words))
-        while len(rest):  # few: nearly all were found at once
-            for i in self._first_of_each_free(slots, rest)[: len(self._table) // 2 - self._used].tolist():
-                row = self._table[slots[i]]
-                row[: len(words)] = [word[i] for word in words]
-                row[-1] = self._add(data[starts[i] : starts[i] + lengths[i]]) + 1
-                self._used += 1
-            rows = self._table.take(slots[rest], axis=0)
-            same, free = _same(rows, [word[rest] for word in words]), rows[:, 0] == 0
-            found[where[rest[same]]] = _numbers_of(rows[same])
-            for i in rest[free].tolist():  # there was no room for them
-                found[where[i]] = self._add(data[starts[i] : starts[i] + lengths[i]])
-            rest = rest[~same & ~free]
-            slots[rest] = (slots[rest] + 1) & (len(self._table) - 1)
+        if len(rest):  # few: nearly all were found at once
+            found[rest] = self._further(tokens.of(rest), [word[rest] for word in words], slots[rest])
 
-    def _first_of_each_free(self, slots: Positions, which: Positions) -> Positions:
-        """Of those that have come to a free slot, one for each slot."""
-        free = which[self._table[slots[which], 0] == 0]
-        chosen: Positions = free[np.unique(slots[free], return_index=True)[1]]
+    def _further(self, tokens: _Tokens, words: list[Words], slots: Positions) -> Numbers:
+        """The numbers of tokens that are not in the first slot they may be in, or are met for the first time."""
+        numbers = np.empty(len(slots), dtype=np.int32)
+        places: Positions = np.arange(len(slots))
+        while len(places):
+            free = np.flatnonzero(self._table[slots, 0] == 0)
+            if len(free):
+                self._fill(tokens, words, slots, free)
+            rows = self._table.take(slots, axis=0)
+            same = _same(rows, words)
+            numbers[places[same]] = _numbers_of(rows[same])
+            on = ~same
+            if len(free) and (without := rows[:, 0] == 0).any():  # there was no room for them
+                numbers[places[without]] = self._add(tokens.of(without).listed())
+                on &= ~without
+            places, tokens, words = places[on], tokens.of(on), [word[on] for word in words]
+            slots = (slots[on] + 1) & (len(self._table) - 1)
+        return numbers
+
+    def _fill(self, tokens: _Tokens, words: list[Words], slots: Positions, which: Positions) -> None:
+        """Put those of the tokens, all at free slots, into the table, one into each slot, while there is room."""
+        chosen = which[self._one_of_each(slots[which])][: len(self._table) // 2 - self._used]
+        if len(chosen):
+            numbers = self._add(tokens.of(chosen).listed())
+            self._put(slots[chosen], [word[chosen] for word in words], numbers)
+
+    def _one_of_each(self, slots: Positions) -> Flags:
+        """The first of those that have come to the same free slot."""
+        order = np.arange(len(slots), dtype=np.int32)
+        claims = _numbers_of(self._table)
+        claims[slots[::-1]] = order[::-1]  # the last that is written stays
+        chosen: Flags = claims[slots] == order
         return chosen
 
-    def _empty(self, slots: int, width: int) -> None:
+    def _put(self, slots: Positions, words: list[Words], numbers: Sequence[int] | Numbers) -> None:
+        for i, word in enumerate(words):
+            self._table[slots, i] = word
+        _numbers_of(self._table)[slots] = numbers
+        self._used += len(slots)
+
+    def _empty(self, slots: int, words: int) -> None:
+        width = next(width for width in _WIDTHS if width > words)
         self._table = np.zeros((slots, width), dtype=np.uint64)
-        """The words of a token, as many as any has, then its number + 1. A free row begins with 0."""
+        """The words of a token, as many as any has, and last its number. A free row begins with 0."""
         self._used = 0
         self._shift = np.uint64(64 - (slots.bit_length() - 1))
 
@@ -105,18 +131,15 @@ class TokenNumbers:
         if not full and words < width:
             return
         rows = self._table[self._table[:, 0] != 0]
-        self._empty(4 * slots if full else slots, max(width, words + 1))
-        self._used = len(rows)
+        self._empty(4 * slots if full else slots, max(width - 1, words))
         at = self._slots(list(rows[:, :-1].T))
-        rest: Positions = np.arange(len(rows))
-        while len(rest):
-            chosen = self._first_of_each_free(at, rest)
-            self._table[at[chosen], : width - 1] = rows[chosen, :-1]
-            self._table[at[chosen], -1] = rows[chosen, -1]
-            rest = np.setdiff1d(rest, chosen, assume_unique=True)
-            at[rest] = (at[rest] + 1) & (len(self._table) - 1)
+        while len(rows):
+            chosen = np.flatnonzero(self._table[at, 0] == 0)
+            chosen = chosen[self._one_of_each(at[chosen])]
+            self._put(at[chosen], list(rows[chosen, :-1].T), _numbers_of(rows)[chosen])
+            rows, at = np.delete(rows, chosen, axis=0), (np.delete(at, chosen) + 1) & (len(self._table) - 1)
 
-    def _slots(self, words: list[NDArray[np.uint64]]) -> Positions:
+    def _slots(self, words: list[Words]) -> Positions:
         mixed = words[0] * _FACTORS[0]
         for word, factor in zip(words[1:], _FACTORS[1:], strict=False):
             mixed ^= word * factor  # of a word beyond the token: nothing
@@ -127,25 +150,42 @@ class TokenNumbers:
         return slots
 
 
-def _numbers_of(rows: NDArray[np.uint64]) -> NDArray[np.int32]:
-    numbers: NDArray[np.int32] = rows[:, -1].astype(np.int32) - np.int32(1)
+class _Tokens(NamedTuple):
+    """Where in some data they stand."""
+
+    data: bytes
+    starts: Positions
+    lengths: Positions
+
+    def of(self, which: Positions | Flags) -> _Tokens:
+        return _Tokens(self.data, self.starts[which], self.lengths[which])
+
+    def listed(self) -> list[bytes]:
+        return [
+            self.data[start : start + length]
+            for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+        ]
+
+    def words(self) -> list[Words]:
+        """Each word of the tokens, as many as the longest has; zero beyond a token's end."""
+        everywhere: Words = np.ndarray((len(self.data) - 7,), "<u8", self.data, strides=(1,))
+        count = -(-int(self.lengths.max()) // 8)
+        # Indexed: `take` makes a copy of all first, eight bytes for each byte, since they are not aligned.
+        words = [everywhere[self.starts] & _MASKS.take(self.lengths, mode="clip")]
+        for i in range(1, count):
+            words.append(everywhere[self.starts + 8 * i] & _MASKS.take(self.lengths - 8 * i, mode="clip"))
+        return words
+
+
+def _numbers_of(rows: Words) -> Numbers:
+    """A view."""
+    numbers: Numbers = rows.view(np.int32)[:, -2]
     return numbers
 
 
-def _words(data: bytes, starts: Positions, lengths: Positions) -> list[NDArray[np.uint64]]:
-    """Each word of the tokens, as many as the longest has; zero beyond a token's end."""
-    everywhere: NDArray[np.uint64] = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
-    count = -(-int(lengths.max()) // 8)
-    # Indexed: `take` makes a copy of all first, eight bytes for each byte, since they are not aligned.
-    words = [everywhere[starts] & _MASKS.take(lengths, mode="clip")]
-    for i in range(1, count):
-        words.append(everywhere[starts + 8 * i] & _MASKS.take(lengths - 8 * i, mode="clip"))
-    return words
-
-
-def _same(rows: NDArray[np.uint64], words: list[NDArray[np.uint64]]) -> NDArray[np.bool_]:
+def _same(rows: Words, words: list[Words]) -> Flags:
     """Where a row is of the token: the first word has its length, so that words beyond these are equal, too."""
-    same: NDArray[np.bool_] = rows[:, 0] == words[0]
+    same: Flags = rows[:, 0] == words[0]
     for i, word in enumerate(words[1:], start=1):
         same &= rows[:, i] == word
     return same

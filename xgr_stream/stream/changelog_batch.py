@@ -80,8 +80,8 @@ class BatchReader:
     def rest(self) -> None:
         """Nothing is to be fed for now: free the memory."""
         self._users: dict[int, _Users] = {}
-        self._items = TokenNumbers(self._add_item)
-        self._actions = TokenNumbers(self._add_action)
+        self._items = TokenNumbers(self._add_items)
+        self._actions = TokenNumbers(self._add_actions)
 
     def forget_users(self, partition: int) -> None:
         """They are about to be settled, which takes memory: free what their numbers take."""
@@ -136,10 +136,10 @@ class BatchReader:
         users = self._users.get(restoring.partition)
         if users is None or users.restoring is not restoring or users.changes != restoring.row_changes:
 
-            def number(token: bytes) -> int:
-                return restoring.row_users([msgpack.unpackb(token)])[0]
+            def numbers(tokens: list[bytes]) -> list[int]:
+                return restoring.row_users(list(map(msgpack.unpackb, tokens)))
 
-            users = _Users(restoring, restoring.row_changes, TokenNumbers(number))
+            users = _Users(restoring, restoring.row_changes, TokenNumbers(numbers))
             self._users[restoring.partition] = users
         return users.numbers
 
@@ -172,12 +172,12 @@ class BatchReader:
         held = None if len(present) == len(of_records) else np.array([value is not None for value in of_records])
         return Records(keys.users, keys.numbers, keys.places, read(present) if present else None, held)
 
-    def _add_item(self, token: bytes) -> int:
-        return self._history.item_names.add(msgpack.unpackb(token))
+    def _add_items(self, tokens: list[bytes]) -> list[int]:
+        return self._history.item_names.add_all(list(map(msgpack.unpackb, tokens)))
 
-    def _add_action(self, token: bytes) -> int:
-        name = msgpack.unpackb(token)
-        return -1 if name is None else self._history.add_action(name)
+    def _add_actions(self, tokens: list[bytes]) -> list[int]:
+        names = map(msgpack.unpackb, tokens)
+        return [-1 if name is None else self._history.add_action(name) for name in names]
 
     # Values
 
