@@ -17,10 +17,11 @@ class Numbering:
 
     def __init__(self) -> None:
         self.known: dict[bytes, int] = {}
-        self.asked = 0
+        self.asked = self.calls = 0
 
     def add(self, tokens: list[bytes]) -> list[int]:
         self.asked += len(tokens)
+        self.calls += 1
         return [self.known.setdefault(token, len(self.known)) for token in tokens]
 
 
@@ -55,6 +56,31 @@ def test_a_name_that_was_met_is_not_asked_for_again() -> None:
     asked = numbering.asked
     assert look_up(numbers, found[::-1]) == [numbering.known[name] for name in found[::-1]]
     assert numbering.asked == asked < 2 * len(found)
+
+
+def test_names_met_for_the_first_time_are_numbered_many_at_a_time() -> None:
+    numbering = Numbering()
+    numbers = TokenNumbers(numbering.add)
+    found = [msgpack.packb(f"user-{i}") for i in range(5_000)]
+    assert look_up(numbers, found) == [numbering.known[name] for name in found]
+    assert numbering.asked == len(found)
+    assert numbering.calls < 50  # as often as the longest way to a free slot is long
+
+
+def test_what_cannot_be_numbered_is_asked_for_again() -> None:
+    numbering = Numbering()
+
+    def add(tokens: list[bytes]) -> list[int]:
+        if b"\xa1?" in tokens:
+            raise ValueError("not this one")
+        return numbering.add(tokens)
+
+    numbers = TokenNumbers(add)
+    found = [msgpack.packb(str(i)) for i in range(100)]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not this one"):
+            look_up(numbers, [*found, b"\xa1?"])
+    assert look_up(numbers, found) == [numbering.known[name] for name in found]
 
 
 def test_what_finds_no_room_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +96,7 @@ class Processor:
     def __init__(self) -> None:
         self.end: int | None = None
         self.unsettled = 0
+        self.settling = self.most_settling = 0
         self.done: list[str] = []
 
     def restore(self, number: int, records: Iterable[Any]) -> None:
@@ -108,7 +110,10 @@ class Processor:
 
     def settle(self, number: int) -> Iterator[None]:
         self.unsettled = 0
+        self.settling += 1
+        self.most_settling = max(self.most_settling, self.settling)
         yield
+        self.settling -= 1
         self.done.append("settled")
 
     def restored(self, number: int, *, position: int | None, end: int) -> None:
@@ -119,7 +124,8 @@ async def end_found(polls: Iterable[str | int], *, begin: int, end: int) -> int 
     return (await restored(polls, begin=begin, end=end)).end
 
 
-async def restored(polls: Iterable[str | int], *, begin: int, end: int) -> Processor:
+async def restored(polls: Iterable[str | int], *, begin: int, end: int, times: int = 1) -> Processor:
+    """`times`: by so many restores at the same time."""
     producer, processor = Producer(), Processor()
     found: dict[str, Callable[[], Batches]] = {
         "nothing": dict,
@@ -127,10 +133,10 @@ async def restored(polls: Iterable[str | int], *, begin: int, end: int) -> Proce
         "fence": lambda: {LOG: [producer.fence]},
         "last events": lambda: {EVENTS: [message(EVENTS, offset) for offset in (6712, 6713)]},
     }
-    consumer = Consumer((poll if isinstance(poll, int) else found[poll] for poll in polls), begin, end)
-    connection: Any = SimpleNamespace(consumer=lambda **_: consumer)
+    steps = [poll if isinstance(poll, int) else found[poll] for poll in polls]
+    connection: Any = SimpleNamespace(consumer=lambda **_: Consumer(steps, begin, end))
     recovery = Recovery(connection, producer, processor, CONFIG, group_id="group", clock=ManualClock())  # type: ignore[arg-type]
-    await recovery.run(NUMBER)
+    await asyncio.gather(*(recovery.run(NUMBER) for _ in range(times)))
     return processor
 
 
@@ -152,3 +158,10 @@ async def test_what_was_read_is_settled_when_it_is_much_and_at_the_end() -> None
     polls = ["two records", "two records", "two records", "fence"]
     processor = await restored(polls, begin=8, end=8)
     assert processor.done == ["2 read", "2 read", "settled", "2 read", "1 read", "settled", "settled"]
+
+
+async def test_one_partition_is_settled_at_a_time() -> None:
+    """While it is, both its records and its histories are in memory."""
+    processor = await restored(["two records", "fence"], begin=8, end=8, times=3)
+    assert processor.done.count("settled") == 6
+    assert processor.most_settling == 1

@@ -85,6 +85,8 @@ class Recovery:
         self._standby = standby
         self._isolation_level = config.isolation_level
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+        self._settling = asyncio.Lock()
+        """One partition at a time: until it is done both its records and its histories are in memory."""
 
     async def run(self, number: int) -> None:
         """Restore one partition, in as many attempts as the brokers make necessary. May be cancelled.
@@ -166,7 +168,7 @@ class Recovery:
                 consumer.pause(events)
             records = batches.get(log, [])
             self._processor.restore(number, records)
-            fenced = fenced or fence in [(record.key, record.value) for record in records]
+            fenced = fenced or fence.value in [record.value for record in records]
             if self._processor.must_settle(number):
                 await self._settle(number)
             # Not a record but a marker may stand there, or it may have expired: the reader is behind it then, too.
@@ -175,8 +177,9 @@ class Recovery:
         self._processor.restored(number, position=await consumer.committed(events), end=end)
 
     async def _settle(self, number: int) -> None:
-        for _ in self._processor.settle(number):
-            await asyncio.sleep(0)
+        async with self._settling:
+            for _ in self._processor.settle(number):
+                await asyncio.sleep(0)
 
     async def _write_fence(self, number: int) -> changelog.Entry:
         fence = changelog.fence(uuid.uuid4().bytes)
