@@ -80,6 +80,7 @@ class TokenNumbers:
         """The numbers of tokens that are not in the first slot they may be in, or are met for the first time."""
         numbers = np.empty(len(slots), dtype=np.int32)
         places: Positions = np.arange(len(slots))
+        step = 0
         while len(places):
             free = np.flatnonzero(self._table[slots, 0] == 0)
             if len(free):
@@ -92,7 +93,8 @@ class TokenNumbers:
                 numbers[places[without]] = self._add(tokens.of(without).listed())
                 on &= ~without
             places, tokens, words = places[on], tokens.of(on), [word[on] for word in words]
-            slots = (slots[on] + 1) & (len(self._table) - 1)
+            step += 1  # longer each time, or tokens would gather behind those that have met
+            slots = (slots[on] + step) & (len(self._table) - 1)
         return numbers
 
     def _fill(self, tokens: _Tokens, words: list[Words], slots: Positions, which: Positions) -> None:
@@ -133,11 +135,13 @@ class TokenNumbers:
         rows = self._table[self._table[:, 0] != 0]
         self._empty(4 * slots if full else slots, max(width - 1, words))
         at = self._slots(list(rows[:, :-1].T))
+        step = 0
         while len(rows):
             chosen = np.flatnonzero(self._table[at, 0] == 0)
             chosen = chosen[self._one_of_each(at[chosen])]
             self._put(at[chosen], list(rows[chosen, :-1].T), _numbers_of(rows)[chosen])
-            rows, at = np.delete(rows, chosen, axis=0), (np.delete(at, chosen) + 1) & (len(self._table) - 1)
+            step += 1
+            rows, at = np.delete(rows, chosen, axis=0), (np.delete(at, chosen) + step) & (len(self._table) - 1)
 
     def _slots(self, words: list[Words]) -> Positions:
         mixed = words[0] * _FACTORS[0]
