@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from xgr_stream.catalog.beside import STEP, in_steps
 from xgr_stream.catalog.catalog import Catalog
-from xgr_stream.catalog.merge import STEP, Place, batched, merge
+from xgr_stream.catalog.merge import Place, merge
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import CatalogUpdate
 
@@ -50,7 +51,7 @@ class Merge:
         # `finish` apply. To copy 20 million is 4 ms, which is here and not between two batches.
         self.merged = merge(self._old, self._old.available.copy(), self.changes)
         self.retokenised = []
-        for item_ids in batched(self.changes):
+        for item_ids in in_steps(self.changes):
             rows = self.merged.names.rows(item_ids)
             before = np.full((len(rows), self.merged.levels), -1, np.int32)
             old = rows < len(self._old.sids)
@@ -60,7 +61,7 @@ class Merge:
 
     def follow(self, updates: Updates) -> None:
         """These came since it began, or since the last call."""
-        for step in batched(updates.values()):
+        for step in in_steps(updates.values()):
             _apply(self._base, self.merged, self.waiting, step)
 
     def discard(self) -> None:

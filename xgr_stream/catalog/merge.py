@@ -7,16 +7,15 @@ device thread for as long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from xgr_stream.catalog.beside import in_steps, none_of, pieces, run_sum
 from xgr_stream.catalog.catalog import Catalog
 from xgr_stream.catalog.columns import ItemColumns
-from xgr_stream.catalog.running import PIECE, run_sum
 from xgr_stream.catalog.tags import BoolArray, TagIndex
 from xgr_stream.catalog.trie import Int32Array
 
@@ -33,16 +32,12 @@ class Place(NamedTuple):
 Changes = Mapping[str, Place | None]
 """What each changed item is to be; None: it has no place any more."""
 
-STEP = 1024
-"""Items that are converted in one call."""
-_T = TypeVar("_T")
-
 
 def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     """The catalog with these changes, and `available` [rows] for the other items. Reads `catalog`'s unchanging parts
     alone and adds to its names."""
     names = catalog.names
-    changed = np.concatenate([names.add(part) for part in batched(changes)])
+    changed = np.concatenate([names.add(part) for part in in_steps(changes)])
     num_rows = max(len(names), len(catalog.sids))
     placed = [place for place in changes.values() if place is not None]
     rows = changed[np.fromiter((place is not None for place in changes.values()), np.bool_, len(changes))]
@@ -51,16 +46,18 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     sids[: len(catalog.sids)] = catalog.sids
     sids[changed] = -1
     codes = np.array(catalog.codes)
-    for at, part in _steps(placed):
+    done = 0
+    for part in in_steps(placed):
         own = np.array([place.sid for place in part], np.int32)
-        sids[rows[at : at + len(part)]] = own
+        sids[rows[done : done + len(part)]] = own
         np.maximum(codes, own.max(axis=0) + 1, out=codes)
-    now_available = np.zeros(num_rows, np.bool_)
+        done += len(part)
+    now_available = none_of(num_rows)
     now_available[: len(available)] = available
     now_available[changed] = False
     now_available[rows] = np.fromiter((place.available for place in placed), np.bool_, len(placed))
 
-    touched = np.zeros(num_rows, np.bool_)
+    touched = none_of(num_rows)
     touched[changed] = True
     stay = catalog.trie.items[~touched.take(catalog.trie.items)]
     columns = ItemColumns(
@@ -84,7 +81,7 @@ def _order(columns: ItemColumns, stay: Int32Array, come: Int32Array) -> Int32Arr
     order = np.insert(stay, places, come[ascending])
     keys = np.insert(old, places, new)
     # Only where an item that comes shares its SID with another is there something left to put in order.
-    new = np.unique(new)
+    new = new[np.diff(new, prepend=-1) != 0]
     first, last = keys.searchsorted(new), keys.searchsorted(new, side="right")
     shared = last - first > 1
     for begin, end in zip(first[shared].tolist(), last[shared].tolist(), strict=True):
@@ -105,24 +102,24 @@ def _keys(columns: ItemColumns, rows: Int32Array) -> npt.NDArray[np.int64]:
             keys[ascending] = begins
             combinations = (len(rows) + 1) * codes
         # In pieces: to free an array of 20 million takes some ms, which no other thread has.
-        for first in range(0, len(rows), PIECE):
-            piece = keys[first : first + PIECE]
+        for place in pieces(len(rows)):
+            piece = keys[place]
             piece *= codes
-            piece += columns.sids[rows[first : first + PIECE], level]
+            piece += columns.sids[rows[place], level]
     return keys
 
 
 def _tags(old: TagIndex, touched: BoolArray, placed: Sequence[Place], rows: Int32Array, num_rows: int) -> TagIndex:
     names = dict(old.index)
     tags, of = [], []
-    for at, part in _steps(placed):
-        for row, place in zip(rows[at : at + len(part)].tolist(), part, strict=True):
+    for part in in_steps(zip(rows, placed, strict=True)):
+        for row, place in part:
             for tag in place.tags:
                 tags.append(names.setdefault(tag, len(names)))
                 of.append(row)
     stay = ~touched[old.rows]
-    new_tags = np.concatenate([old.tag_of_pair[stay], *(np.array(part, np.int32) for _, part in _steps(tags))])
-    new_rows = np.concatenate([old.rows[stay], *(np.array(part, np.int32) for _, part in _steps(of))])
+    new_tags = np.concatenate([old.tag_of_pair[stay], *(np.array(part, np.int32) for part in in_steps(tags))])
+    new_rows = np.concatenate([old.rows[stay], *(np.array(part, np.int32) for part in in_steps(of))])
     made = TagIndex.from_pairs(names, new_tags.astype(np.int64), new_rows.astype(np.int32), num_rows)
     _ = made.by_row  # now, and not when the device thread first asks for an item's tags
     return made
@@ -135,16 +132,3 @@ def _popularity(columns: ItemColumns, num_rows: int) -> npt.NDArray[np.float64] 
     popularity = np.zeros(num_rows)
     popularity[: len(columns.popularity)] = columns.popularity
     return popularity
-
-
-def batched(values: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
-    """Of what may be no sequence: `STEP` values each."""
-    rest = iter(values)
-    while part := tuple(islice(rest, STEP)):
-        yield part
-
-
-def _steps(values: Sequence[_T]) -> Iterator[tuple[int, Sequence[_T]]]:
-    """(first, values) of parts that are converted in one call each."""
-    for first in range(0, len(values), STEP):
-        yield first, values[first : first + STEP]

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from xgr_stream.catalog.running import run_sum
+from xgr_stream.catalog.beside import run_sum
 from xgr_stream.catalog.trie import Int32Array
 
 BoolArray = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xgr_stream.catalog.running import run_sum
+from xgr_stream.catalog.beside import none_of, run_sum
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -42,7 +42,7 @@ class Trie:
         (num_rows, levels), num_items = sids.shape, len(items)
         first_rows: Int32Array = np.zeros(1, np.int32)  # of a depth: the first item of each node
         node_of: Int32Array = np.zeros(num_items, np.int32)  # of a depth: the node above each item
-        begins_node = np.zeros(num_items, np.bool_)
+        begins_node = none_of(num_items)
         begins_node[0] = True
         node_codes, child_starts, parents = [], [], []
         # All of it in calls that let go of the GIL, or short ones: a merge makes a trie beside the batches.

@@ -85,13 +85,15 @@ class FaustBatches:
             self._consumer = consumer
             self._getmany, consumer._getmany = consumer._getmany, self._fetch
             self._offsets, consumer._filter_committable_offsets = consumer._filter_committable_offsets, self._to_commit
+            consumer._clean_unacked_messages = self._wait_no_more
             consumer.close = self._leave_connected
 
     def stop(self) -> None:
-        """What comes from now on is let go, and Faust waits for nothing more. What is durable is still committed."""
+        """What comes from now on is let go, and Faust waits for nothing more, however it came to us. What is durable is
+        still committed."""
         self._stopped = True
-        for opened in self._open.values():
-            self._done(opened)
+        self._wait_no_more()
+        notify(self._consumer._waiting_for_ack)
 
     def revoked(self, tps: Iterable[TP]) -> None:
         """Nothing that was handed on of these counts any more."""
@@ -142,6 +144,16 @@ class FaustBatches:
             if offset is not None and self._consumer._should_commit(tp, offset):
                 offsets[tp] = offset
         return offsets
+
+    def _wait_no_more(self) -> None:
+        """`Consumer._clean_unacked_messages`, which Faust calls while it waits for messages: of those too, once we have
+        stopped, that nobody but us has open. We let them go, but where Faust still has them is not to be seen."""
+        consumer = self._consumer
+        consumer._unacked_messages -= {
+            message
+            for message in consumer._unacked_messages
+            if message.acked or (self._stopped and message.tp.topic in self._sizes and message.refcount <= 1)
+        }
 
     def _leave_connected(self) -> None:
         """`Consumer.close`, which Faust calls when a rebalance begins while the app stops: it closes the connections

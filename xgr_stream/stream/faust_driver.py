@@ -121,7 +121,6 @@ class FaustDriver(Service):
         self._take_gathered()
         if self.runtime is not None:
             await self.runtime.drain(self._recommender.config.shutdown_timeout_s)
-        # Faust keeps weak references to what it waits for.
         self._open.clear()
         self._early.clear()
         self._let_go()
@@ -145,6 +144,7 @@ class FaustDriver(Service):
         async for events in batches(stream):
             tp = events[-1].message.tp
             self._gather(tp.topic, events)
+            del events  # Faust waits for as long as anything refers to what is not acknowledged
             while self._notes_whether_it_must_rest(tp.topic, tp.partition):
                 self._progress.clear()
                 await self._progress.wait()

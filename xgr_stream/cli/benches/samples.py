@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from xgr_stream.cli.worker import COLLECTOR
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
@@ -48,9 +50,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def freeze_what_is_there() -> None:
-    """Put it out of the garbage collector's sight, as a worker has what it has read."""
+    """Put it out of the garbage collector's sight, and have that come as rarely as in a worker."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECTOR)
 
 
 def measure(

@@ -26,8 +26,8 @@ CALIBRATION = 12
 """Timed appends and requests that give the rates."""
 LEAST_REQUESTS = 20
 UNTIMED_ROUNDS, CALM = 5, 5
-"""Rounds before those that are timed: until no request takes longer than so many alone, as while a kernel is compiled
-or a graph captured, but not more than so many rounds."""
+"""Rounds before those that are timed: until no request takes longer than so many alone, as while a kernel is compiled,
+but not more than so many rounds."""
 NAP_S = 1e-4
 """The driver looks at its clock this often."""
 PATIENCE_S = 120.0
@@ -72,6 +72,7 @@ class Traffic:
         self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
 
     def __enter__(self) -> Traffic:
+        self._engine.prepare()
         freeze_what_is_there()
         self._worker.start()
         self._rewind()

@@ -1,0 +1,52 @@
+"""What a merge does on a thread of its own beside the batches: in pieces, so that it never has the GIL for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from time import sleep
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+PIECE = 1 << 17
+"""Summed in one call: 0.2 ms. np.cumsum holds the GIL as long as it takes, which of 20 million is 20 ms; so do
+np.repeat (100 ms and more) and np.bincount."""
+STEP = 1024
+"""Values that Python handles between two rests: half a millisecond."""
+REST_S = 0.0005
+"""The hundred calls into torch that begin a batch let go of the GIL, and beside a thread that takes it each time they
+would take 8 ms instead of 2."""
+
+_T = TypeVar("_T")
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """`PIECE` places of an array each, with a rest behind each."""
+    for first in range(0, count, PIECE):
+        yield slice(first, first + PIECE)
+        sleep(REST_S)
+
+
+def run_sum(values: npt.NDArray[np.integer[Any]]) -> None:
+    """Let each value be the sum of those up to it, in place."""
+    before = values.dtype.type(0)
+    for place in pieces(len(values)):
+        piece = values[place]
+        piece[0] += before
+        np.cumsum(piece, out=piece)
+        before = piece[-1]
+
+
+def none_of(count: int) -> npt.NDArray[np.bool_]:
+    """[count], all false. np.zeros holds the GIL while it clears what came from the heap: 20 million, 14 ms."""
+    return np.full(count, False)
+
+
+def in_steps(values: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
+    """`STEP` values each, with a rest behind each."""
+    rest = iter(values)
+    while part := tuple(islice(rest, STEP)):
+        yield part
+        sleep(REST_S)
