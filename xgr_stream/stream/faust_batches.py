@@ -92,8 +92,9 @@ class FaustBatches:
         """What comes from now on is let go, and Faust waits for nothing more, however it came to us. What is durable is
         still committed."""
         self._stopped = True
-        self._wait_no_more()
-        notify(self._consumer._waiting_for_ack)
+        if self._consumer is not None:
+            self._wait_no_more()
+            notify(self._consumer._waiting_for_ack)
 
     def revoked(self, tps: Iterable[TP]) -> None:
         """Nothing that was handed on of these counts any more."""
