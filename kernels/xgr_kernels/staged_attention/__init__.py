@@ -109,19 +109,20 @@ def plan_staged_attention(
 
 
 def whole_prefixes(
-    k_pages: Sequence[Tensor],
-    v_pages: Sequence[Tensor],
+    k_pages: Tensor,
+    v_pages: Tensor,
     page_table: Tensor,
     prefix_lengths: Tensor,
-    kv_scales: Sequence[Tensor | None] | None = None,
+    kv_scales: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
     """Keys and values of all layers for several calls over the same prefixes, a copy: each [requests, kv_heads,
     longest or more, dim] in float32, to be handed to `staged_attention` without a page table.
 
-    k_pages, v_pages, kv_scales: of each layer; the copies have been multiplied by the scales. None where that would
-    not pay: they would take too much memory, or the implementation reads pages where they are (the kernel).
+    k_pages, v_pages: [layers, pages, kv_heads, page_size, dim]; kv_scales: each layer's, which the copies have been
+    multiplied by. None where that would not pay: they would take too much memory, or the implementation reads pages
+    where they are (the kernel).
     """
     gathered: tuple[Sequence[Tensor], Sequence[Tensor]] | None = implementation(
         "staged_attention", page_table, "whole_prefixes"
-    )(k_pages, v_pages, page_table, prefix_lengths, kv_scales or [None] * len(k_pages))
+    )(k_pages, v_pages, page_table, prefix_lengths, kv_scales)
     return gathered

@@ -148,22 +148,28 @@ def _merge(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def whole_prefixes(
-    k_pages: Sequence[Tensor],
-    v_pages: Sequence[Tensor],
+    k_pages: Tensor,
+    v_pages: Tensor,
     page_table: Tensor,
     prefix_lengths: Tensor,
     kv_scales: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
     lengths = prefix_lengths.tolist()
-    kv_heads, page_size, dim = k_pages[0].shape[1:]
+    layers, pages, kv_heads, page_size, dim = k_pages.shape
     longest = -(-max(lengths) // page_size) * page_size
-    size = 2 * len(k_pages) * len(lengths) * longest * kv_heads * dim * 4
+    size = 2 * layers * len(lengths) * longest * kv_heads * dim * 4
     if not 0 < size <= MOST_KEPT_BYTES or len(size_classes(lengths)) > 1:
         return None
-    scales = [(None, None) if own is None else own.unbind() for own in kv_scales]
-    keys_then_values = [own[kind] for kind in (0, 1) for own in scales]
-    gathered = join_pages((*k_pages, *v_pages), keys_then_values, page_table, lengths)
-    return gathered[: len(k_pages)], gathered[len(k_pages) :]
+    # All layers' pages as one layer's, whose every request comes once for each of them.
+    first = torch.arange(0, layers * pages, pages, device=page_table.device)
+    tables = (page_table.clamp(min=0) + first[:, None, None]).flatten(0, 1)
+    known = [own for own in kv_scales if own is not None]
+    scales = torch.stack(known).repeat_interleave(len(lengths), 0).unbind(1) if known else (None, None)
+    keys, values = (
+        joined.view(layers, len(lengths), kv_heads, longest, dim).unbind()
+        for joined in join_pages((k_pages.flatten(0, 1), v_pages.flatten(0, 1)), scales, tables, lengths * layers)
+    )
+    return keys, values
 
 
 def plan(row_starts: Tensor, prefix_lengths: Tensor, **_: object) -> Plan:
