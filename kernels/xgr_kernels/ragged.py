@@ -74,8 +74,8 @@ def gather_pages(
 def join_pages(
     pages: Sequence[Tensor], scales: Sequence[Tensor | None], page_table: Tensor, lengths: Sequence[int]
 ) -> list[Tensor]:
-    """The same of any pages, each with its scales [kv_heads] or [batch, kv_heads] or None, contiguous, with what else the longest one's last
-    page holds."""
+    """The same of any pages, each with its scales [kv_heads] or [batch, kv_heads] or None, contiguous, with what else
+    the longest one's last page holds."""
     kv_heads, page_size, dim = pages[0].shape[1:]
     shortest, longest = min(lengths), max(lengths)
     used = -(-longest // page_size)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.kernels.fp8_pages import quantised, random_scales
-from xgr_kernels import staged_attention, whole_prefixes
+from xgr_kernels import plan_staged_attention, staged_attention, whole_prefixes
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -100,9 +100,11 @@ def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...], fp8: 
     gathered = whole_prefixes(keys, values, table, lengths, scales)
     assert gathered is not None
     own = (lengths, starts, suffix_k, suffix_v, ancestors)
+    sizes = {"rows": rows, "heads": kv_heads * 3, "kv_heads": kv_heads, "head_dim": dim, "page_size": page_size}
+    plan = plan_staged_attention(starts, lengths, **sizes, dtype=q.dtype)
     for k, v, kv_scales, whole_k, whole_v in zip(layers[:2], layers[2:], scales, *gathered, strict=True):
         want = staged_attention(q, k, v, table, *own, scale=0.2, kv_scales=kv_scales)
-        got = staged_attention(q, whole_k, whole_v, None, *own, scale=0.2)
+        got = staged_attention(q, whole_k, whole_v, None, *own, scale=0.2, plan=plan)
         torch.testing.assert_close(got, want)
 
 

@@ -146,7 +146,7 @@ def place_weights(
             return place(*(f"model.layers.{layer}.{module}.{kind}" for module in modules))
 
         def projection(*modules: str) -> Tensor:
-            # On a CPU column by column: 50 rows of a small model take a fifth less, 600 as long.
+            # On a CPU column by column: a decode's 50 rows take a sixth less, a prefill's 600 as long.
             weight = fused("weight", *modules)
             return weight.t().contiguous().t() if device.type == "cpu" else weight
 
