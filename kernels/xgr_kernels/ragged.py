@@ -74,8 +74,8 @@ def gather_pages(
 def join_pages(
     pages: Sequence[Tensor], scales: Sequence[Tensor | None], page_table: Tensor, lengths: Sequence[int]
 ) -> list[Tensor]:
-    """The same of any pages, each with its scales [kv_heads] or None, contiguous, with what else the longest one's last
-    page holds."""
+    """The same of any pages, each with its scales [kv_heads] or [batch, kv_heads] or None, contiguous, with what else
+    the longest one's last page holds."""
     kv_heads, page_size, dim = pages[0].shape[1:]
     shortest, longest = min(lengths), max(lengths)
     used = -(-longest // page_size)
@@ -92,7 +92,7 @@ def join_pages(
             tokens = dequantise(rows.view(torch.uint8).index_select(0, index))
         tokens = tokens.view(table.shape[0], kv_heads, used * page_size, dim)
         if scale is not None:
-            tokens.mul_(scale[:, None, None])
+            tokens.mul_(scale[..., None, None])
         if beyond is not None:  # unwritten memory may hold NaN, and 0 · NaN is NaN
             tokens[:, :, :longest].masked_fill_(beyond, 0)
         return tokens

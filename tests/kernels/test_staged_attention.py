@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.kernels.fp8_pages import quantised, random_scales
-from xgr_kernels import staged_attention, whole_prefixes
+from xgr_kernels import plan_staged_attention, staged_attention, whole_prefixes
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -94,24 +94,29 @@ def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...], fp8: 
     scales = [random_scales(kv_heads) if fp8 else None for _ in range(2)]
     if fp8:
         layers = [quantised(pages, scales[i % 2][i // 2])[0] for i, pages in enumerate(layers)]
-    gathered = whole_prefixes(layers[:2], layers[2:], table, lengths, scales)
+    keys, values = (
+        torch.stack([x.view(torch.uint8) for x in own]).view(own[0].dtype) for own in (layers[:2], layers[2:])
+    )
+    gathered = whole_prefixes(keys, values, table, lengths, scales)
     assert gathered is not None
     own = (lengths, starts, suffix_k, suffix_v, ancestors)
+    sizes = {"rows": rows, "heads": kv_heads * 3, "kv_heads": kv_heads, "head_dim": dim, "page_size": page_size}
+    plan = plan_staged_attention(starts, lengths, **sizes, dtype=q.dtype)
     for k, v, kv_scales, whole_k, whole_v in zip(layers[:2], layers[2:], scales, *gathered, strict=True):
         want = staged_attention(q, k, v, table, *own, scale=0.2, kv_scales=kv_scales)
-        got = staged_attention(q, whole_k, whole_v, None, *own, scale=0.2)
+        got = staged_attention(q, whole_k, whole_v, None, *own, scale=0.2, plan=plan)
         torch.testing.assert_close(got, want)
 
 
 def test_prefixes_that_would_take_much_memory_stay_in_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages, table = [torch.zeros(4, 2, 4, 8)], torch.arange(4).view(2, 2).int()
+    pages, table = torch.zeros(1, 4, 2, 4, 8), torch.arange(4).view(2, 2).int()
     alike, unlike, none = (torch.tensor(lengths).int() for lengths in ((5, 7), (1, 7), (0, 0)))
-    assert whole_prefixes(pages, pages, table, alike) is not None
-    assert whole_prefixes(pages, pages, table, unlike) is None  # most of it would be padding
-    assert whole_prefixes(pages, pages, table, none) is None
+    assert whole_prefixes(pages, pages, table, alike, [None]) is not None
+    assert whole_prefixes(pages, pages, table, unlike, [None]) is None  # most of it would be padding
+    assert whole_prefixes(pages, pages, table, none, [None]) is None
     reference = importlib.import_module("xgr_kernels.staged_attention.reference")  # a function hides the package
     monkeypatch.setattr(reference, "MOST_KEPT_BYTES", 2 * 2 * 8 * 2 * 8 * 4 - 1)
-    assert whole_prefixes(pages, pages, table, alike) is None
+    assert whole_prefixes(pages, pages, table, alike, [None]) is None
 
 
 def test_bad_arguments_are_named() -> None:

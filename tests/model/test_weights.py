@@ -12,6 +12,9 @@ from torch import Tensor
 from tests.model.checkpoints import XGR, make_model, save_model
 from xgr_stream.errors import CheckpointError
 from xgr_stream.model import load_model
+from xgr_stream.model.config import ModelConfig
+from xgr_stream.model.fields import read_json
+from xgr_stream.model.weights import check_tensors, place_weights, read_tensors
 
 
 def edit(path: Path, **tensors: Tensor | None) -> None:
@@ -83,6 +86,15 @@ def test_a_model_outlives_its_files(tmp_path: Path) -> None:
     with file.open("r+b") as overwritten:
         overwritten.write(bytes(file.stat().st_size))
     assert torch.equal(model.decoder.vocabulary_logits(hidden), before)
+
+
+def test_projections_lie_column_by_column_on_a_cpu(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    config = ModelConfig.from_json(read_json(tmp_path / "config.json"))
+    tensors = check_tensors(config, read_tensors(tmp_path))
+    for layer in place_weights(config, tensors, torch.device("cpu"), torch.float32).layers:
+        for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            assert projection.t().is_contiguous()
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Suffix:
         # Read by every step.
         self._whole = None
         if steps > 1:
-            self._whole = whole_prefixes(self._pool_k, self._pool_v, self._pages, self._lengths, pool.scales)
+            self._whole = whole_prefixes(pool.k, pool.v, self._pages, self._lengths, pool.scales)
         self._k = pool.k.new_empty(layers, steps, rows, kv_heads, head_dim, dtype=decoder.dtype)
         self._v = torch.empty_like(self._k)
         # Each layer's, where a token is a page: views, of which each takes the host time again.

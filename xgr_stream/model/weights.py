@@ -145,20 +145,25 @@ def place_weights(
         def fused(kind: str, *modules: str) -> Tensor:
             return place(*(f"model.layers.{layer}.{module}.{kind}" for module in modules))
 
+        def projection(*modules: str) -> Tensor:
+            # On a CPU column by column: a decode's 50 rows take a sixth less, a prefill's 600 as long.
+            weight = fused("weight", *modules)
+            return weight.t().contiguous().t() if device.type == "cpu" else weight
+
         qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         gate_up = ("mlp.gate_proj", "mlp.up_proj")
         return LayerWeights(
             input_norm=fused("weight", "input_layernorm"),
-            qkv=fused("weight", *qkv),
+            qkv=projection(*qkv),
             qkv_bias=fused("bias", *qkv) if config.qkv_bias else None,
             q_norm=fused("weight", "self_attn.q_norm") if config.qk_norm else None,
             k_norm=fused("weight", "self_attn.k_norm") if config.qk_norm else None,
-            output=fused("weight", "self_attn.o_proj"),
+            output=projection("self_attn.o_proj"),
             output_bias=fused("bias", "self_attn.o_proj") if config.output_bias else None,
             post_norm=fused("weight", "post_attention_layernorm"),
-            gate_up=fused("weight", *gate_up),
+            gate_up=projection(*gate_up),
             gate_up_bias=fused("bias", *gate_up) if config.mlp_bias else None,
-            down=fused("weight", "mlp.down_proj"),
+            down=projection("mlp.down_proj"),
             down_bias=fused("bias", "mlp.down_proj") if config.mlp_bias else None,
         )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xgr_kernels.attention_plan import Plan
 from xgr_kernels.checks import check_heads, check_kv_scales, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
@@ -27,7 +27,7 @@ def staged_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
-    plan: Plan | None = None,
+    plan: Any = None,
 ) -> Tensor:
     """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
 
@@ -86,16 +86,16 @@ def plan_staged_attention(
     page_size: int,
     dtype: torch.dtype,
     page_dtype: torch.dtype | None = None,
-) -> Plan | None:
-    """Which program does what in every layer of one forward, computed on the device without a synchronisation.
+) -> Any:
+    """What is the same in all layers of one forward; to be handed to `staged_attention` as it is. On CUDA which program
+    does what, computed on the device without a synchronisation.
 
     row_starts: [requests + 1]; prefix_lengths: [requests]; rows: q's, of which those at or beyond
-    row_starts[-1] are padding; dtype: q's; page_dtype: the pages', None for q's. None where the implementation needs
-    no plan (the CPU's).
+    row_starts[-1] are padding; dtype: q's; page_dtype: the pages', None for q's.
     """
     check_heads(heads, kv_heads)
     check_shape("row_starts", row_starts, (prefix_lengths.shape[0] + 1,))
-    plan: Plan | None = implementation("staged_attention", row_starts, "plan")(
+    return implementation("staged_attention", row_starts, "plan")(
         row_starts,
         prefix_lengths,
         rows=rows,
@@ -106,23 +106,23 @@ def plan_staged_attention(
         dtype=dtype,
         page_dtype=page_dtype or dtype,
     )
-    return plan
 
 
 def whole_prefixes(
-    k_pages: Sequence[Tensor],
-    v_pages: Sequence[Tensor],
+    k_pages: Tensor,
+    v_pages: Tensor,
     page_table: Tensor,
     prefix_lengths: Tensor,
-    kv_scales: Sequence[Tensor | None] | None = None,
+    kv_scales: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
     """Keys and values of all layers for several calls over the same prefixes, a copy: each [requests, kv_heads,
     longest or more, dim] in float32, to be handed to `staged_attention` without a page table.
 
-    k_pages, v_pages, kv_scales: of each layer; the copies have been multiplied by the scales. None where that would
-    not pay: they would take too much memory, or the implementation reads pages where they are (the kernel).
+    k_pages, v_pages: [layers, pages, kv_heads, page_size, dim]; kv_scales: each layer's, which the copies have been
+    multiplied by. None where that would not pay: they would take too much memory, or the implementation reads pages
+    where they are (the kernel).
     """
     gathered: tuple[Sequence[Tensor], Sequence[Tensor]] | None = implementation(
         "staged_attention", page_table, "whole_prefixes"
-    )(k_pages, v_pages, page_table, prefix_lengths, kv_scales or [None] * len(k_pages))
+    )(k_pages, v_pages, page_table, prefix_lengths, kv_scales)
     return gathered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,20 @@ from xgr_kernels.scales import in_float32
 
 MOST_KEPT_BYTES = 64 << 20
 """Of prefixes gathered for all steps of a decode: of many layers or long prefixes they are gathered step by step."""
+
+
+class Plan(NamedTuple):
+    """What every layer of a forward needs to know of its requests."""
+
+    beams: Sequence[int]
+    lengths: Sequence[int]
+    """Of the prefixes."""
+    classes: Sequence[Sequence[int]]
+    """Requests that are computed together."""
+
+    def is_even(self, rows: int) -> bool:
+        """Whether all are computed together, with as many beams each and nothing behind them, over some prefix."""
+        return len(self.classes) == 1 and max(self.beams) * len(self.beams) == rows and max(self.lengths) > 0
 
 
 def staged_attention(
@@ -27,36 +42,34 @@ def staged_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
-    plan: None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
-    kv_heads = k_pages.shape[1]
-    scaled = (in_float32(q) * scale).view(q.shape[0], kv_heads, -1, q.shape[2])  # [rows, kv_heads, group, dim]
+    how = plan or _plan(row_starts, prefix_lengths)
+    scaled = (in_float32(q) * scale).view(q.shape[0], suffix_k.shape[2], -1, q.shape[2])
     own = _attend_suffix(scaled, suffix_k, suffix_v, ancestors)
-    beams, lengths = counts_of(row_starts.tolist()), prefix_lengths.tolist()
-    classes = size_classes(beams, lengths)
-    if len(classes) == 1 and max(beams) * len(beams) == q.shape[0] and max(lengths):
-        # As many beams each: rows stay where they are.
+    if how.is_even(q.shape[0]):  # rows stay where they are
         if page_table is None:
-            keys, values = k_pages[:, :, : max(lengths)], v_pages[:, :, : max(lengths)]
+            longest = max(how.lengths)
+            keys, values = k_pages.narrow(2, 0, longest), v_pages.narrow(2, 0, longest)
         else:
-            keys, values = gather_pages(k_pages, v_pages, kv_scales, page_table, lengths)
-        shared = _attend_prefix(scaled.view(len(beams), -1, *scaled.shape[1:]), keys, values, lengths)
-        merged = _merge([part.flatten(0, 1) for part in shared], own).reshape(q.shape)
+            keys, values = gather_pages(k_pages, v_pages, kv_scales, page_table, how.lengths)
+        merged = _merge(_attend_prefix(scaled, keys, values, how.lengths), own).view(q.shape)
         return merged if merged.dtype is q.dtype else merged.to(q.dtype)
     out = torch.empty_like(q)
-    for requests in classes:
+    for requests in how.classes:
         part = torch.tensor(requests, device=q.device)
         starts = row_starts.index_select(0, part)
         index, real = padded_index(starts, row_starts.index_select(0, part + 1) - starts)
         rows = index[real]
-        own_lengths = [lengths[i] for i in requests]
-        if not max(own_lengths):
-            out[rows] = own[0][rows].flatten(1, 2).to(out.dtype)
+        own_rows = [x[rows] for x in own]
+        lengths = [how.lengths[i] for i in requests]
+        if not max(lengths):
+            out[rows] = own_rows[0].expand_as(scaled[rows]).flatten(1, 2).to(out.dtype)
             continue
         table = part[:, None] if page_table is None else page_table.index_select(0, part)
-        keys, values = gather_pages(k_pages, v_pages, kv_scales, table, own_lengths)
-        shared = _attend_prefix(scaled[index], keys, values, own_lengths)
-        merged = _merge([part[real] for part in shared], [part[rows] for part in own])
+        keys, values = gather_pages(k_pages, v_pages, kv_scales, table, lengths)
+        shared = _attend_prefix(scaled[index.flatten()], keys, values, lengths)
+        merged = _merge([x[real.flatten()] for x in shared], own_rows)
         out[rows] = merged.flatten(1, 2).to(out.dtype)
     return out
 
@@ -64,30 +77,28 @@ def staged_attention(
 def _attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Every beam of a request over the same keys, in one product per KV head.
 
-    q: [requests, beams, kv_heads, group, dim], scaled; keys, values: [requests, kv_heads, longest, dim], none empty.
-    Returns the attention [requests, beams, kv_heads, group, dim] and its log-sum-exp, without the last dimension.
+    q: [rows, kv_heads, group, dim], scaled, as many rows of each request; keys, values: [requests, kv_heads, longest,
+    dim], none empty. Returns the attention [rows, kv_heads, group, dim] and its log-sum-exp [rows, kv_heads, group, 1].
     """
-    requests, beams, kv_heads, group, dim = q.shape
-    rows = q.transpose(1, 2).reshape(requests, kv_heads, beams * group, dim)
+    requests, kv_heads, _, dim = keys.shape
+    group = q.shape[2]
+    beams = q.view(requests, -1, kv_heads, group, dim).transpose(1, 2).reshape(requests, kv_heads, -1, dim)
     if q.device.type == "cpu":
-        attended, log_total = _flash_on_cpu(rows, keys, values, lengths)
-        return (
-            attended.view(requests, kv_heads, beams, group, dim).transpose(1, 2),
-            log_total.view(requests, kv_heads, beams, group).transpose(1, 2),
-        )
-    scores = rows @ keys.transpose(-1, -2)
-    if min(lengths) < keys.shape[2]:
-        scores.masked_fill_(unread(lengths, q.device)[:, None, None], -torch.inf)
-    peak = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(peak).exp_()
-    total = weights.sum(-1, keepdim=True)
-    attended = (weights @ values).div_(total)
-    log_total = total.log_().add_(peak)
+        attended, log_total = _flash_on_cpu(beams, keys, values, lengths)
+    else:
+        scores = beams @ keys.transpose(-1, -2)
+        if min(lengths) < keys.shape[2]:
+            scores.masked_fill_(unread(lengths, q.device)[:, None, None], -torch.inf)
+        peak = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(peak).exp_()
+        total = weights.sum(-1, keepdim=True)
+        attended = (weights @ values).div_(total)
+        log_total = total.log_().add_(peak)
 
-    def per_beam(x: Tensor) -> Tensor:
-        return x.view(requests, kv_heads, beams, group, -1).transpose(1, 2)
+    def per_row(x: Tensor, size: int) -> Tensor:
+        return x.view(requests, kv_heads, -1, group, size).transpose(1, 2).reshape(-1, kv_heads, group, size)
 
-    return per_beam(attended), per_beam(log_total)[..., 0]
+    return per_row(attended, dim), per_row(log_total, 1)
 
 
 def _flash_on_cpu(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -109,7 +120,8 @@ def _flash_on_cpu(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int
 def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
     """Each beam over its own tokens, found through its ancestors.
 
-    q: [rows, kv_heads, group, dim], scaled. Returns as _attend_prefix, by row.
+    q: [rows, kv_heads, group, dim], scaled. Returns as _attend_prefix; of a single token, which all of a group attend
+    to alike, the attention once for all of them.
     """
     steps, slots_of_step, kv_heads, dim = suffix_k.shape
     slots = ancestors
@@ -120,40 +132,49 @@ def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Ten
     def own(suffix: Tensor) -> Tensor:
         """[rows, steps, kv_heads, 1, dim]"""
         tokens = suffix.reshape(-1, kv_heads * dim).index_select(0, slots)
-        return in_float32(tokens).view(q.shape[0], steps, kv_heads, 1, dim)
+        return in_float32(tokens).view(-1, steps, kv_heads, 1, dim)
 
     # Elementwise: as matrix products these are many tiny ones, five times as slow.
-    scores = (q.unsqueeze(1) * own(suffix_k)).sum(-1)  # [rows, steps, kv_heads, group]
+    scores = (q.unsqueeze(1) * own(suffix_k)).sum(-1, keepdim=True)  # [rows, steps, kv_heads, group, 1]
     if steps == 1:
-        return own(suffix_v)[:, 0].expand_as(q), scores[:, 0]
-    values, log_weights = own(suffix_v), scores.log_softmax(1)
-    return (log_weights.exp().unsqueeze(-1) * values).sum(1), (scores - log_weights)[:, 0]
+        return own(suffix_v).squeeze(1), scores.squeeze(1)
+    log_weights = scores.log_softmax(1)
+    return (log_weights.exp() * own(suffix_v)).sum(1), (scores - log_weights).select(1, 0)
 
 
 def _merge(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Attention over two sets of keys from the attention over each: weighted by their log-sum-exps' softmax."""
-    share = (first[1] - second[1]).sigmoid_()[..., None]
-    return torch.lerp(second[0], first[0], share)
+    return torch.lerp(second[0], first[0], (first[1] - second[1]).sigmoid_())
 
 
 def whole_prefixes(
-    k_pages: Sequence[Tensor],
-    v_pages: Sequence[Tensor],
+    k_pages: Tensor,
+    v_pages: Tensor,
     page_table: Tensor,
     prefix_lengths: Tensor,
     kv_scales: Sequence[Tensor | None],
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
     lengths = prefix_lengths.tolist()
-    kv_heads, page_size, dim = k_pages[0].shape[1:]
+    layers, pages, kv_heads, page_size, dim = k_pages.shape
     longest = -(-max(lengths) // page_size) * page_size
-    size = 2 * len(k_pages) * len(lengths) * longest * kv_heads * dim * 4
+    size = 2 * layers * len(lengths) * longest * kv_heads * dim * 4
     if not 0 < size <= MOST_KEPT_BYTES or len(size_classes(lengths)) > 1:
         return None
-    scales = [(None, None) if own is None else own.unbind() for own in kv_scales]
-    keys_then_values = [own[kind] for kind in (0, 1) for own in scales]
-    gathered = join_pages((*k_pages, *v_pages), keys_then_values, page_table, lengths)
-    return gathered[: len(k_pages)], gathered[len(k_pages) :]
+    # All layers' pages as one layer's, whose every request comes once for each of them.
+    first = torch.arange(0, layers * pages, pages, device=page_table.device)
+    tables = (page_table.clamp(min=0) + first[:, None, None]).flatten(0, 1)
+    known = [own for own in kv_scales if own is not None]
+    scales = torch.stack(known).repeat_interleave(len(lengths), 0).unbind(1) if known else (None, None)
+    keys, values = (
+        joined.view(layers, len(lengths), kv_heads, longest, dim).unbind()
+        for joined in join_pages((k_pages.flatten(0, 1), v_pages.flatten(0, 1)), scales, tables, lengths * layers)
+    )
+    return keys, values
 
 
-def plan(*_: object, **__: object) -> None:
-    """Nothing to plan: lengths are read on the host."""
+def plan(row_starts: Tensor, prefix_lengths: Tensor, **_: object) -> Plan:
+    beams, lengths = counts_of(row_starts.tolist()), prefix_lengths.tolist()
+    return Plan(beams, lengths, size_classes(beams, lengths))
+
+
+_plan = plan  # staged_attention has an argument of this name
