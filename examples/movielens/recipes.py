@@ -5,7 +5,7 @@ from __future__ import annotations
 from examples.movielens.decoder import Shape
 from examples.movielens.fit import Recipe
 
-QUICK = Recipe("quick", Shape(), epochs=7, dropout=0.2, learning_rate=3e-3)
+QUICK = Recipe("quick", Shape(), epochs=5, dropout=0.2, learning_rate=3e-3)
 
 FULL = Recipe(
     "full",

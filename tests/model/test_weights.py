@@ -88,13 +88,14 @@ def test_a_model_outlives_its_files(tmp_path: Path) -> None:
     assert torch.equal(model.decoder.vocabulary_logits(hidden), before)
 
 
-def test_projections_lie_column_by_column_on_a_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "by_column"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_small_projections_lie_column_by_column_on_a_cpu(tmp_path: Path, dtype: torch.dtype, by_column: bool) -> None:
     save_model(tmp_path)
     config = ModelConfig.from_json(read_json(tmp_path / "config.json"))
     tensors = check_tensors(config, read_tensors(tmp_path))
-    for layer in place_weights(config, tensors, torch.device("cpu"), torch.float32).layers:
+    for layer in place_weights(config, tensors, torch.device("cpu"), dtype).layers:
         for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
-            assert projection.t().is_contiguous()
+            assert projection.t().is_contiguous() is by_column
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -224,6 +224,20 @@ async def test_once_stopped_faust_waits_for_what_others_have_open_alone(stage: S
     assert stage.waited_for == 3
     stage.batches.stop()
     assert set(stage.consumer._unacked_messages) == {shared, theirs}
-    shared.decref()
+    shared.decref()  # they are done
     stage.consumer._clean_unacked_messages()
     assert set(stage.consumer._unacked_messages) == {theirs}
+
+
+async def test_what_we_are_done_with_and_others_are_not_is_waited_for(stage: Stage) -> None:
+    """Else Faust breaks off the agent that has it, and commits past it."""
+    shared = Message(*SEEN, offset=7, **NOTHING_ELSE)
+    shared.incref(2)
+    stage.consumer.track_message(shared)
+    shared.decref()  # we are done
+    stage.batches.acknowledged(shared)
+    stage.batches.stop()
+    assert set(stage.consumer._unacked_messages) == {shared}
+    shared.acked = True
+    stage.consumer._clean_unacked_messages()
+    assert stage.waited_for == 0

@@ -23,10 +23,11 @@ _T = TypeVar("_T")
 
 
 def pieces(count: int) -> Iterator[slice]:
-    """`PIECE` places of an array each, with a rest behind each."""
+    """`PIECE` places of an array each, with a rest between them."""
     for first in range(0, count, PIECE):
+        if first:
+            sleep(REST_S)
         yield slice(first, first + PIECE)
-        sleep(REST_S)
 
 
 def run_sum(values: npt.NDArray[np.integer[Any]]) -> None:
@@ -45,8 +46,11 @@ def none_of(count: int) -> npt.NDArray[np.bool_]:
 
 
 def in_steps(values: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
-    """`STEP` values each, with a rest behind each."""
-    rest = iter(values)
-    while part := tuple(islice(rest, STEP)):
+    """`STEP` values each, with a rest between them."""
+    left = iter(values)
+    part = tuple(islice(left, STEP))
+    while part:
         yield part
-        sleep(REST_S)
+        part = tuple(islice(left, STEP))
+        if part:
+            sleep(REST_S)

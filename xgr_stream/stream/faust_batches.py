@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, zip_longest
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import faust
 from faust.types import TP
@@ -72,6 +73,8 @@ class FaustBatches:
         self._committable = committable
         self._must_rest = must_rest
         self._open: dict[TP, _Open] = {}
+        self._acknowledged: WeakSet[Any] = WeakSet()
+        """Messages that came Faust's way, of which others may still have to do."""
         self._stopped = False
         self._pause_until = float("-inf")
         self._consumer: Any = None
@@ -102,6 +105,11 @@ class FaustBatches:
             opened = self._open.pop(tp, None)
             if opened is not None:
                 self._done(opened)
+
+    def acknowledged(self, message: Any) -> None:
+        """We are done with this one, which came Faust's way."""
+        if not message.acked:
+            self._acknowledged.add(message)
 
     def progressed(self, topic: str, partition: int) -> None:
         """More of the partition may be committed."""
@@ -150,11 +158,11 @@ class FaustBatches:
         """`Consumer._clean_unacked_messages`, which Faust calls while it waits for messages: of those too, once we have
         stopped, that nobody but us has open. We let them go, but where Faust still has them is not to be seen."""
         consumer = self._consumer
-        consumer._unacked_messages -= {
-            message
-            for message in consumer._unacked_messages
-            if message.acked or (self._stopped and message.tp.topic in self._sizes and message.refcount <= 1)
-        }
+        consumer._unacked_messages -= {message for message in consumer._unacked_messages if self._is_over(message)}
+
+    def _is_over(self, message: Any) -> bool:
+        ours = self._stopped and message.tp.topic in self._sizes and message not in self._acknowledged
+        return message.acked or (ours and message.refcount <= 1)
 
     def _leave_connected(self) -> None:
         """`Consumer.close`, which Faust calls when a rebalance begins while the app stops: it closes the connections

@@ -229,7 +229,9 @@ class FaustDriver(Service):
         if events:
             upto = self._committable(topic, partition)
             while upto is not None and events and events[0].message.offset < upto:
-                events.popleft().ack()
+                event = events.popleft()
+                event.ack()
+                self._batches.acknowledged(event.message)
 
     # Rebalance. Faust has committed already when it announces a revocation.
 

@@ -15,13 +15,16 @@ MAX_BATCH = 100
 
 
 async def batches(stream: Any) -> AsyncIterator[list[Event]]:
-    """The events of an agent's stream, not acknowledged, in micro-batches of what is there."""
+    """The events of an agent's stream, not acknowledged, in micro-batches of what is there. Keeps none of them: Faust
+    waits for as long as anything refers to one."""
     batch: list[Event] = []
     async for event in stream.noack().events():
         batch.append(event)
+        del event
         if len(batch) >= MAX_BATCH or stream.channel.queue.empty():
-            yield batch
-            batch = []
+            taken, batch = batch, []
+            yield taken
+            del taken
 
 
 class RawTopic(Topic):

@@ -26,7 +26,8 @@ class Plan(NamedTuple):
 
     def is_even(self, rows: int) -> bool:
         """Whether all are computed together, with as many beams each and nothing behind them, over some prefix."""
-        return len(self.classes) == 1 and max(self.beams) * len(self.beams) == rows and max(self.lengths) > 0
+        even = max(self.beams) * len(self.beams) == sum(self.beams) == rows
+        return even and len(self.classes) == 1 and max(self.lengths) > 0
 
 
 def staged_attention(
