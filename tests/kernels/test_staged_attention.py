@@ -108,6 +108,19 @@ def test_whole_prefixes_give_what_their_pages_give(beams: tuple[int, ...], fp8: 
         torch.testing.assert_close(got, want)
 
 
+def test_padding_behind_the_beams_changes_nothing() -> None:
+    """As many rows as if both had five beams."""
+    pages, table = torch.randn(2, 4, 2, 4, 8), torch.arange(4).view(2, 2).int()
+    lengths, starts = torch.tensor([5, 7]).int(), torch.tensor([0, 4, 9]).int()
+    q, (suffix_k, suffix_v) = torch.randn(10, 6, 8), torch.randn(2, 1, 10, 2, 8)
+    ancestors = torch.arange(10)[:, None].int()
+    padded = staged_attention(q, *pages, table, lengths, starts, suffix_k, suffix_v, ancestors, scale=0.3)
+    want = staged_attention(
+        q[:9], *pages, table, lengths, starts, suffix_k[:, :9], suffix_v[:, :9], ancestors[:9], scale=0.3
+    )
+    torch.testing.assert_close(padded[:9], want)
+
+
 def test_prefixes_that_would_take_much_memory_stay_in_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     pages, table = torch.zeros(1, 4, 2, 4, 8), torch.arange(4).view(2, 2).int()
     alike, unlike, none = (torch.tensor(lengths).int() for lengths in ((5, 7), (1, 7), (0, 0)))

@@ -18,7 +18,7 @@ from xgr_stream.model.fields import Fields, read_json
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-SMALL = 1 << 18
+_SMALL = 1 << 18
 """Elements of a projection that stays in a core's cache."""
 
 
@@ -151,7 +151,7 @@ def place_weights(
             # Small ones column by column on a CPU: a decode's 50 rows take a sixth less, a prefill's 600 as long. Of
             # larger ones they take from a fifth less to a seventh more, and of other dtypes twice as long and longer.
             weight = fused("weight", *modules)
-            by_column = device.type == "cpu" and weight.dtype is torch.float32 and weight.numel() <= SMALL
+            by_column = device.type == "cpu" and weight.dtype is torch.float32 and weight.numel() <= _SMALL
             return weight.t().contiguous().t() if by_column else weight
 
         qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -16,7 +16,7 @@ import torch
 
 from xgr_stream.cli.benches.options import Output, output_options
 from xgr_stream.cli.benches.report import environment, start
-from xgr_stream.cli.benches.samples import freeze_what_is_there, synchronize
+from xgr_stream.cli.benches.samples import collect_as_a_worker, synchronize
 from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
@@ -74,7 +74,7 @@ def catalog(
     bench = _Bench(engine, at, batch)
     with _switching():
         bench.answer()
-        freeze_what_is_there()
+        collect_as_a_worker()
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
         for what, filters in bench.filters(excluded).items():
             report.add(_row(what, bench.repeat(partial(partial, bench.answer, filters), repeats)))

@@ -49,8 +49,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def freeze_what_is_there() -> None:
-    """Put it out of the garbage collector's sight, and have that come as rarely as in a worker."""
+def collect_as_a_worker() -> None:
+    """Put what is there out of the garbage collector's sight, and have that come as rarely as in a worker."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR)

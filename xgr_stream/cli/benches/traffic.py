@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from xgr_stream.cli.benches.samples import freeze_what_is_there, measure, synchronize
+from xgr_stream.cli.benches.samples import collect_as_a_worker, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
 from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
@@ -73,7 +73,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         self._engine.prepare()
-        freeze_what_is_there()
+        collect_as_a_worker()
         self._worker.start()
         self._rewind()
         self._on_device(self._run_every_size)
