@@ -35,6 +35,17 @@ def in_file(engine: Engine, *numbers: int) -> None:
     assert (engine.bytes_of("user").host, engine.bytes_of("user").file > 0) == (0, True)
 
 
+def hold_the_file(engine: Engine) -> threading.Event:
+    """It does nothing more until this is set."""
+    go_on = threading.Event()
+
+    def hold() -> None:
+        assert go_on.wait(10)
+
+    engine.cache.host.file.file._jobs.put(hold)
+    return go_on
+
+
 def let_the_file_work(engine: Engine) -> None:
     passed = threading.Event()
     engine.cache.host.file.file._jobs.put(passed.set)
@@ -52,8 +63,10 @@ def test_a_request_finds_what_came_from_the_file_though_nothing_happened_in_betw
 def test_figures_say_what_the_file_has_done_though_nothing_happened_since(engine):
     in_file(engine, 1, 2)
     record(engine, "user", events(3))
+    go_on = hold_the_file(engine)
     engine.expect([engine.history.view("user")])
     assert engine.stats().tiers.file_read == 0
+    go_on.set()
     let_the_file_work(engine)
     assert engine.stats().tiers.file_read == 1
 
