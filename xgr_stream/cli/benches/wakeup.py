@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -16,14 +19,17 @@ from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.config import EngineConfig
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.timer_slack import PATIENT_NS, set_timer_slack
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing.null_engine import NullEngine
 from xgr_stream.types import RecommendRequest
 
 BUSY_S = 0.003
+UNTIL = ("the thread runs", "a decode begins")
 COLUMNS = {
     "round": "round",
+    "until": "until",
     "samples": "samples",
     "p50_ms": "P50 ms",
     "p99_ms": "P99 ms",
@@ -34,11 +40,20 @@ COLUMNS = {
 
 
 class Delay(NamedTuple):
-    """From a hand-over to the start of its decode."""
+    """From a hand-over to the device thread."""
 
     wall_ms: float
     cpu_ms: float
     """That the loop went on computing: the delay as it would be on cores that nobody else uses."""
+
+
+class Delays(NamedTuple):
+    """Of as many hand-overs each."""
+
+    awake: list[Delay]
+    """Until the thread runs."""
+    begun: list[Delay]
+    """Until it has begun a request's decode."""
 
 
 @click.command()
@@ -46,22 +61,25 @@ class Delay(NamedTuple):
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @output_options
 def wakeup(samples: int, rounds: int, output: Output) -> None:
-    """Requests that a saturated event loop hands to the device thread: from the hand-over to the start of their
-    decode. The loop computes in callbacks of up to 3 ms, one behind the other. Where other processes use the same
-    cores, a loop that has the GIL may be off its core for milliseconds; how long it computed meanwhile leaves that out.
+    """Requests that a saturated event loop hands to the device thread: from a hand-over until the thread runs, and
+    until it has taken a request, chosen a batch and called the engine. The loop computes in callbacks of up to 3 ms,
+    one behind the other. Where other processes use the same cores, a loop that has the GIL may be off its core for
+    milliseconds; how long it computed meanwhile leaves that out.
     """
     report = start("wakeup", COLUMNS, {"loop": "busy all the time", **environment(torch.device("cpu"))}, output)
-    found: list[Delay] = []
+    found = Delays([], [])
     for number in range(1, rounds + 1):
         delays = measure(samples)
-        found += delays
-        report.add({"round": number, "samples": samples, **_percentiles(delays)})
-    report.add({"round": "all", "samples": len(found), **_percentiles(found)})
+        for until, own, every in zip(UNTIL, delays, found, strict=True):
+            every += own
+            report.add({"round": number, "until": until, "samples": samples, **_percentiles(own)})
+    for until, every in zip(UNTIL, found, strict=True):
+        report.add({"round": "all", "until": until, "samples": len(every), **_percentiles(every)})
     report.finish(output)
 
 
-def measure(samples: int) -> list[Delay]:
-    """From `submit` to the engine's call, of so many requests, one after the other."""
+def measure(samples: int) -> Delays:
+    """From `call` to what it calls and from `submit` to the engine's call, so many of each, one after the other."""
     engine = NullEngine()
     worker = DeviceWorker(engine, EngineConfig(), SystemClock(), Metrics())
     worker.start()
@@ -74,12 +92,21 @@ def measure(samples: int) -> list[Delay]:
             set_timer_slack(before)
 
 
-async def _delays(worker: DeviceWorker, engine: NullEngine, samples: int) -> list[Delay]:
+async def _delays(worker: DeviceWorker, engine: NullEngine, samples: int) -> Delays:
     loop = asyncio.get_running_loop()
     loop_cpu = time.pthread_getcpuclockid(threading.get_ident())
-    started: list[tuple[float, float]] = []
-    engine.before_answer = lambda _: started.append((time.perf_counter(), time.clock_gettime(loop_cpu)))
-    answered = asyncio.Event()
+
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.clock_gettime(loop_cpu)
+
+    reached = now()
+
+    def reach(*_: object) -> None:
+        nonlocal reached
+        reached = now()
+
+    engine.before_answer = reach
+    done = asyncio.Event()
     stopped = False
 
     def saturate() -> None:
@@ -89,15 +116,19 @@ async def _delays(worker: DeviceWorker, engine: NullEngine, samples: int) -> lis
         if not stopped:
             loop.call_soon(saturate)
 
+    async def delay(hand_over: Callable[[], Future[Any] | Promise]) -> Delay:
+        done.clear()
+        begun = now()
+        hand_over().add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+        await done.wait()
+        wall, cpu = ((after - before) * 1e3 for before, after in zip(begun, reached, strict=True))
+        return Delay(wall, cpu)
+
     loop.call_soon(saturate)
-    found: list[Delay] = []
+    found = Delays([], [])
     for number in range(samples):
-        submitted, cpu = time.perf_counter(), time.clock_gettime(loop_cpu)
-        answered.clear()
-        promise = worker.submit(RecommendRequest(f"r{number}", "u"), None, None)
-        promise.add_done_callback(lambda _: loop.call_soon_threadsafe(answered.set))
-        await answered.wait()
-        found.append(Delay((started[-1][0] - submitted) * 1e3, (started[-1][1] - cpu) * 1e3))
+        found.awake.append(await delay(partial(worker.call, reach)))
+        found.begun.append(await delay(partial(worker.submit, RecommendRequest(f"r{number}", "u"), None, None)))
     stopped = True
     return found
 
