@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from time import perf_counter, thread_time
 
 import click
@@ -21,6 +22,7 @@ from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.errors import EngineError
+from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
 from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter, RecommendRequest, RecommendResponse
@@ -29,6 +31,7 @@ COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms":
 EVENTS = 100
 TAGS = 100
 """Of which each item has one."""
+IN_A_ROW = "batches in a row, each begun while the one before runs"
 APART_S = 0.002
 """Between two batches: a device thread is not busy all the time."""
 
@@ -77,7 +80,10 @@ def catalog(
         collect_as_a_worker()
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
         for what, filters in bench.filters(excluded).items():
-            report.add(_row(what, bench.repeat(partial(partial, bench.answer, filters), repeats)))
+            report.add(_row(f"the same, {what}", bench.repeat(partial(partial, bench.answer, filters), repeats)))
+        report.add(_row(IN_A_ROW, bench.in_a_row(repeats)))
+        for what, filters in bench.filters(excluded).items():
+            report.add(_row(f"in a row, {what}", bench.in_a_row(repeats, filters)))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
         report.add(_row("a batch of as many items as beams, behind 8 flips", bench.watched(recommended)))
         report.add(_row("one flip, until the device has it", bench.repeat(lambda: bench.flip(1), repeats)))
@@ -121,19 +127,34 @@ class _Bench:
 
     def answer(self, filters: Sequence[ItemFilter] = ()) -> None:
         """`filters`: one for each request, or none at all."""
+        self._engine.answer(self._filtered(filters))
+
+    def in_a_row(self, times: int, filters: Sequence[ItemFilter] = ()) -> Times:
+        """From one batch's answers to the next one's, which was begun meanwhile, as a device thread does."""
+        requests, ends = self._filtered(filters), []
+        under_way = self._engine.begin(requests)
+        for _ in range(times + 1):
+            begun = self._engine.begin(requests)
+            under_way.finish()
+            ends.append((perf_counter(), thread_time()))
+            under_way = begun
+        under_way.finish()
+        return [(end - begin, cpu_end - cpu_begin) for (begin, cpu_begin), (end, cpu_end) in pairwise(ends)]
+
+    def _filtered(self, filters: Sequence[ItemFilter]) -> list[tuple[RecommendRequest, HistoryView | None]]:
         each = zip(self._requests, filters or [NO_FILTER] * len(self._requests), strict=True)
-        self._engine.answer([(replace(request, filter=item_filter), view) for (request, view), item_filter in each])
+        return [(replace(request, filter=item_filter), view) for (request, view), item_filter in each]
 
     def filters(self, excluded: int) -> dict[str, list[ItemFilter]]:
         """Of each request its own; those that exclude items, of other items each."""
         ids, requests = self._engine.catalog.item_ids, len(self._requests)
         draws = [self._random.choice(len(ids), excluded, replace=False).tolist() for _ in range(requests)]
         return {
-            f"the same, {excluded} items excluded by each": [
+            f"{excluded} items excluded by each": [
                 ItemFilter.of([ids[row] for row in rows], (), (), False) for rows in draws
             ],
-            "the same, a tag allowed": [ItemFilter.of((), ("tag-0",), (), False)] * requests,
-            "the same, a tag denied, what was seen too": [ItemFilter.of((), (), ("tag-1",), True)] * requests,
+            "a tag allowed": [ItemFilter.of((), ("tag-0",), (), False)] * requests,
+            "a tag denied, what was seen too": [ItemFilter.of((), (), ("tag-1",), True)] * requests,
         }
 
     def new_tag(self) -> Callable[[], None]:

@@ -220,7 +220,7 @@ class InProcess:
             self._awake.clear()
         took = time.monotonic() - began
         self._engine.collect(outcomes.warm_s)
-        stats = self._engine.stats()
+        stats = self.worker.call(self._engine.stats).result(PATIENCE_S)
         span = seconds if isinstance(plan, Schedule) else took
         return {
             "requests_per_s": feed.requests / span,
