@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import pytest
 
@@ -15,11 +16,12 @@ from xgr_stream.engine import Engine, WarmReport
 from xgr_stream.errors import OutOfMemory
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler import prefill
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing import tiny_catalog, tiny_model
-from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers, NullWarmReport
+from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers
 from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
 
 MODEL = tiny_model()
@@ -28,12 +30,24 @@ LONG, SHORT = 100, 3
 """Events."""
 
 
+class Chunk(NamedTuple):
+    users: int
+    tokens: int
+    computed: threading.Event
+
+    @property
+    def seconds(self) -> float | None:
+        return 0.001 if self.computed.is_set() else None
+
+
 class Stepwise(NullEngine):
-    """Each chunk waits for a permit; notes what it did."""
+    """Each chunk waits for a permit, and is computed while `computed` is set; notes what it did."""
 
     def __init__(self, version: str = "null") -> None:
         super().__init__(version=version)
         self.permits = threading.Semaphore(0)
+        self.computed = threading.Event()
+        self.computed.set()
         self.did: list[str] = []
         self.open = 0
         self.fails: Exception | None = None
@@ -42,7 +56,7 @@ class Stepwise(NullEngine):
         self.did.append("answer " + " ".join(request.request_id for request, _ in requests))
         return super().begin(requests)
 
-    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[NullWarmReport, None, None]:
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[Chunk, None, None]:  # type: ignore[override]
         self.open += 1
         try:
             for report in super().prefilling(view, chunk_tokens):
@@ -50,7 +64,7 @@ class Stepwise(NullEngine):
                 if self.fails is not None:
                     raise self.fails
                 self.did.append(f"chunk of {view.user_id}")
-                yield report
+                yield Chunk(report.users, report.tokens, self.computed)
         finally:
             self.open -= 1
 
@@ -132,6 +146,20 @@ def test_a_prefill_gets_on_while_others_always_ask(device: Device) -> None:
     stop.set()
     for thread in asking:
         thread.join(10)
+
+
+def test_no_batch_is_started_beside_a_prefill_that_is_overdue(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "PATIENCE", 0.0)
+    device.warm()
+    device.engine.computed.clear()
+    long = device.ask("long", LONG)
+    device.engine.permits.release(1_000)
+    until(lambda: "chunk of long" in device.engine.did)
+    short = device.ask("short", SHORT)
+    time.sleep(0.1)  # a batch would be answered in a tenth of it
+    assert not short.done()
+    device.engine.computed.set()
+    assert short.result(10).status is long.result(10).status is Status.OK
 
 
 def test_with_nobody_else_a_prefill_is_whole(device: Device) -> None:

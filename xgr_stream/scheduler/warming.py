@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from math import isinf
 from typing import Any, NamedTuple
 
 from xgr_stream.history import HistoryView
@@ -25,6 +26,8 @@ class _Running(NamedTuple):
 
     step: Step
     report: WarmReport
+    alone: bool
+    """Whether requests wait until it is done."""
 
 
 class Warming:
@@ -57,6 +60,12 @@ class Warming:
         that comes waits for one batch of them."""
         return self._running is not None
 
+    @property
+    def alone(self) -> bool:
+        """Whether no batch of requests is to be started beside what is under way, as a prefill that is overdue: on a
+        device with priorities it would get what requests leave of it, which on a busy one is nothing."""
+        return self._running is not None and self._running.alone
+
     def want(self, views: Sequence[HistoryView]) -> None:
         """These users have had events: bring them up to date when there is time."""
         self._expect(views)
@@ -86,6 +95,7 @@ class Warming:
     def prefill(self, work: Work | None, beside_s: float) -> None:
         """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
         left_s = self._prefills.chunks_s(work, beside_s)
+        alone = isinf(left_s)
         while (engine := self._prefills.take(work)) is not None:
             try:
                 report = self._prefills.step()
@@ -95,7 +105,7 @@ class Warming:
                 return
             if report is None:
                 return
-            self._begun(engine.version, report, ahead=False)
+            self._begun(engine.version, report, alone=alone)
             chunk_s = self._prefills.chunk_s(engine.version)
             left_s -= chunk_s
             if report.users or not chunk_s or left_s < chunk_s:
@@ -115,13 +125,13 @@ class Warming:
         self._running = None
         self._prefills.abandon()
 
-    def _begun(self, version: str, report: WarmReport, *, ahead: bool) -> None:
+    def _begun(self, version: str, report: WarmReport, *, ahead: bool = False, alone: bool = False) -> None:
         """The device was given appends; `ahead`: nobody asks for them."""
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
         step = Step(version, max(1, report.users), report.tokens)
         self._pace.appending(self._clock.now(), step, ahead=ahead)
-        self._running = _Running(step, report)
+        self._running = _Running(step, report, alone)
 
     def _failed(self, version: str, error: Exception) -> None:
         """The engine failed on what nobody was answered for yet."""

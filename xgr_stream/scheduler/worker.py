@@ -292,10 +292,15 @@ class DeviceWorker:
                 self._spare()
         if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
             self._finish_when_done(waiting)
+        elif self._warming.alone:
+            time.sleep(POLL_S)
         self._report()
 
     def _holds(self, waiting: Sequence[Work]) -> bool:
-        """Whether the next batch waits for more requests, while the device is busy anyway."""
+        """Whether the next batch waits: for a prefill that is overdue, or for more requests, while the device is busy
+        anyway."""
+        if self._warming.alone:
+            return True
         if not self._decoding or not waiting:
             return False
         rows = sum(work.rows for work in waiting)
