@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from xgr_stream.config import (
     CacheConfig,
+    ChallengerConfig,
     EngineConfig,
     HistoryConfig,
     StreamConfig,
@@ -45,6 +46,15 @@ from xgr_stream.errors import ConfigError
         (lambda: HistoryConfig(keep_events=0), "keep_events"),
         (lambda: HistoryConfig(segment_events=0), "segment_events"),
         (lambda: TopicNames(events="one", requests="one"), "topic names"),
+        (lambda: TopicNames(events=""), "events"),
+        (lambda: TopicNames(requests="rec requests"), "requests"),
+        (lambda: TopicNames(responses="x" * 250), "responses"),
+        (lambda: TopicNames(dead_letters="."), "dead_letters"),
+        (lambda: TopicNames(changelog=".."), "changelog"),
+        (lambda: TopicNames(catalog="catalogue-d'été"), "catalog"),
+        (lambda: TopicNames(events="user-events\n"), "events"),
+        (lambda: TopicNames(events=["user-events"]), "events"),  # type: ignore[arg-type]
+        (lambda: ChallengerConfig("models/b", catalog_topic="b/updates"), "catalog_topic"),
         (lambda: StreamConfig(codec="pickle"), "codec"),  # type: ignore[arg-type]
         (lambda: StreamConfig(partitioner="random"), "partitioner"),  # type: ignore[arg-type]
         (lambda: StreamConfig(default_timeout_ms=0), "default_timeout_ms"),
@@ -57,6 +67,10 @@ from xgr_stream.errors import ConfigError
 def test_a_wrong_setting_is_named(build: Callable[[], Any], names: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{names} must .*, not "):
         build()
+
+
+def test_a_topic_may_have_any_name_that_kafka_takes() -> None:
+    assert TopicNames(events="...", requests="A.b_c-9", responses="x" * 249).responses == "x" * 249
 
 
 def test_defaults_are_valid() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from xgr_stream.errors import ConfigError
@@ -15,6 +16,21 @@ Role = Literal["canary", "shadow"]
 KvCacheDtype = Literal["auto", "fp8"]
 
 MIB = 1 << 20
+
+_TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
+
+
+def is_topic_name(value: object) -> bool:
+    """Whether Kafka takes it as a topic's name."""
+    return isinstance(value, str) and _TOPIC_NAME.fullmatch(value) is not None
+
+
+def _topic_name(name: str, value: object) -> None:
+    if not is_topic_name(value):
+        raise ConfigError(
+            f"{name} must be a topic's name, 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-', and neither '.' "
+            f"nor '..', not {value!r}"
+        )
 
 
 def _at_least(name: str, value: float, least: float, kind: type = int) -> None:
@@ -163,10 +179,12 @@ class ChallengerConfig:
     """Memory for its prefixes, besides the primary's."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "catalog", "catalog_topic"):
+        for name in ("model", "catalog"):
             value = getattr(self, name)
             if not (isinstance(value, str) and value) and (value is not None or name == "model"):
                 raise ConfigError(f"{name} must be a string that is not empty, not {value!r}")
+        if self.catalog_topic is not None:
+            _topic_name("catalog_topic", self.catalog_topic)
         check_role(self.role, self.fraction)
         _at_least("cache_bytes", self.cache_bytes, 1)
 
@@ -205,9 +223,11 @@ class TopicNames:
     """Of one partition, since a catalog's version is a place in it."""
 
     def __post_init__(self) -> None:
-        names = [self.events, self.requests, self.responses, self.dead_letters, self.changelog, self.catalog]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"topic names must differ from each other, not {names}")
+        names = {role.name: getattr(self, role.name) for role in fields(self)}
+        for role, name in names.items():
+            _topic_name(role, name)
+        if len(set(names.values())) != len(names):
+            raise ConfigError(f"topic names must differ from each other, not {list(names.values())}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
 
-from xgr_stream.config import StreamConfig
+from xgr_stream.config import StreamConfig, is_topic_name
 from xgr_stream.errors import (
     DeadlineExceeded,
     EngineError,
@@ -38,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TIMEOUT_MS = 3_600_000
 """A longer timeout counts as this one."""
-
-_TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
 
 class Computing(Protocol):
@@ -165,7 +162,7 @@ class Requests:
         request = protocol.parse_request(message, record.key)
         self._placement.check(request.user_id, record.partition)
         topic = request.reply_to
-        if topic is not None and (topic in self._own_topics or not _TOPIC_NAME.fullmatch(topic)):
+        if topic is not None and (topic in self._own_topics or not is_topic_name(topic)):
             raise InvalidRequest(f"reply_to must be a topic of the caller's own, not {topic!r:.80}")
         return request
 
