@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -114,8 +114,7 @@ class Requests:
         self._config = config
         self._placement = placement
         self._clock = clock
-        topics = config.topics
-        self._own_topics = {topics.events, topics.requests, topics.responses, topics.dead_letters, topics.changelog}
+        self._own_topics = frozenset(astuple(config.topics))
         self._pending: dict[tuple[str, str], Pending] = {}
         self._waiting: dict[Partition, list[Pending]] = {}
         self._deadlines: list[tuple[float, int, Pending]] = []
