@@ -101,7 +101,7 @@ def _caps(value: object) -> Caps:
     if len(pairs) > MAX_TAGS:
         raise InvalidRequest(f"caps must hold at most {MAX_TAGS} entries, not {len(pairs)}")
     for tag, most in pairs:
-        _identifier(InvalidRequest, "caps", tag)
+        _identifier(InvalidRequest, "a tag of caps", tag)
         if type(most) is not int or not 1 <= most <= MAX_BEAM_WIDTH:
             raise InvalidRequest(
                 f"caps must be integers from 1 to {MAX_BEAM_WIDTH}, and that of {_shown(tag)} is {_shown(most)}"
@@ -180,7 +180,7 @@ class CatalogUpdate:
         if len(self.tags) > MAX_ITEM_TAGS:
             raise InvalidUpdate(f"tags must be at most {MAX_ITEM_TAGS}, not {len(self.tags)}")
         for tag in self.tags:
-            _identifier(InvalidUpdate, "tags", tag)
+            _identifier(InvalidUpdate, "an entry of tags", tag)
         object.__setattr__(self, "tags", tuple(sorted(set(self.tags))))
         if type(self.available) is not bool:
             raise InvalidUpdate(f"available must be true or false, not {_shown(self.available)}")
@@ -353,7 +353,7 @@ class RecommendRequest:
         if not 1 <= len(distinct) <= MAX_CANDIDATES:
             raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")
         for item in distinct:
-            _identifier(InvalidRequest, "candidates", item)
+            _identifier(InvalidRequest, "an item of candidates", item)
         others = (self.beam_width, self.caps or None, self.min_score, self.temperature)
         if self.filter != NO_FILTER or others != (None,) * len(others):
             names = "beam_width, filters, caps, min_score and temperature"
