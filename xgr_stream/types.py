@@ -269,8 +269,9 @@ class RecommendRequest:
 
     `beam_width` None takes the engine's default, at least `k`. `timeout_ms` counts from the request record's
     timestamp. `min_offset`: wait until the user's own event partition has been read up to and including this offset
-    (read your own writes). `reply_to`: a topic that gets a copy of the response. `tail`: token ids to read between
-    the last event and the next item instead of the checkpoint's own tail (None); it costs a small forward.
+    (read your own writes); `min_offset_partition`, the partition that it is of, must be the user's. `reply_to`: a topic
+    that gets a copy of the response. `tail`: token ids to read between the last event and the next item instead of the
+    checkpoint's own tail (None); it costs a small forward.
 
     `caps`: at most so many items of the answer may have this tag, or of a key that ends in `*`, such as `brand:*`, each
     tag that begins so. Items are taken in their order, and one that would exceed a cap is passed over; where that
@@ -301,6 +302,7 @@ class RecommendRequest:
     candidates: Sequence[str] | None = None
     temperature: float | None = None
     seed: int | None = None
+    min_offset_partition: int | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -316,6 +318,10 @@ class RecommendRequest:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 0):
                 raise InvalidRequest(f"{name} must be None or an integer of at least 0, not {_shown(value)}")
+        number = self.min_offset_partition
+        if number is not None and (type(number) is not int or number < 0 or self.min_offset is None):
+            expected = "None or an integer of at least 0 beside a min_offset"
+            raise InvalidRequest(f"min_offset_partition must be {expected}, not {_shown(number)}")
         if self.reply_to is not None:
             _identifier(InvalidRequest, "reply_to", self.reply_to)
         if self.tail is not None:

@@ -26,6 +26,7 @@ values = st.recursive(
 fields = ("v", "request_id", "user_id", "item_id", "k", "beam_width", "exclude", "timeout_ms", "min_offset", "action")
 rare_fields = (
     "timestamp_ms",
+    "min_offset_partition",
     "allow",
     "deny",
     "seen",

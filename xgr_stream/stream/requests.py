@@ -183,6 +183,11 @@ class Requests:
 
     def _admit(self, partition: Partition, request: RecommendRequest, timestamp_ms: int) -> Pending:
         """Note the request and its deadline, which counts from `timestamp_ms` (negative: unknown, from now)."""
+        if request.min_offset_partition not in (None, partition.number):
+            raise InvalidRequest(
+                f"min_offset_partition must be {partition.number}, where this user's requests and events are, not "
+                f"{request.min_offset_partition}: `after` must be an event of the same user, in the events topic"
+            )
         if len(self._pending) >= self._config.max_pending_requests:
             raise OverCapacity(f"{len(self._pending)} requests are waiting, max_pending_requests; try again later")
         now, wall_ms = self._clock.now(), self._clock.wall_ms()
