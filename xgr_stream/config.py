@@ -222,7 +222,7 @@ class HistoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class TopicNames:
-    """The topics of one recommender; one recommender's names must not be shared with another's."""
+    """The topics of one recommender. Another must have others, but for the dead letters' and the catalog's."""
 
     events: str = "user-events"
     requests: str = "rec-requests"

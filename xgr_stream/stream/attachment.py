@@ -26,6 +26,7 @@ from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.repartition import Repartition, ToEvent
 from xgr_stream.stream.setup import ServedEngine, Setup
+from xgr_stream.stream.topology import check_apart
 from xgr_stream.types import UserEvent
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def attach(
 
     The app's consumer must keep equal partition numbers together: Faust's own assignor, which it uses while
     `table_standby_replicas` is at least 1. `/metrics`, `/healthz` and `/readyz` are added to the app's web server.
+
+    An app may be attached to again, with topics of its own for each recommender (see `TopicNames`); the pages are the
+    first one's. Raises `TopologyError` if they share any. A second model for the same users needs none: `challenger`.
     """
     config = settings_or_default("config", config, StreamConfig)
     engine_config = settings_or_default("engine_config", engine_config, EngineConfig)
@@ -70,11 +74,14 @@ def attach(
             "--transactional` beside it"
         )
     metrics = metrics or Metrics()
-    engine = engine or Versions(_load(model, catalog, config, engine_config))
     sources = [] if events is None else [events] if isinstance(events, str | ChannelT) else list(events)
     decode_event: DecodeEvent | None = None
     if sources and not repartition:
         config = replace(config, topics=replace(config.topics, events=_only_topic(sources)))
+    for driver in app._children:
+        if isinstance(driver, FaustDriver):
+            check_apart(config.topics, driver.topics)
+    engine = engine or Versions(_load(model, catalog, config, engine_config))
     if event is not None and not repartition:
         decode_event = _decoder(_reader(app, sources[0] if sources else "", config), event)
 
