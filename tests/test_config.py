@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import faust
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xgr_stream.client import RecommendClient
 from xgr_stream.config import (
     CacheConfig,
+    ChallengerConfig,
     EngineConfig,
     HistoryConfig,
     StreamConfig,
     TopicNames,
     WindowConfig,
 )
+from xgr_stream.engine import Engine
 from xgr_stream.errors import ConfigError
+from xgr_stream.history import HistoryStore
+from xgr_stream.stream import attach
+from xgr_stream.testing import NullEngine, tiny_catalog, tiny_model
+
+
+def attach_to_an_app(**settings: Any) -> None:
+    app = faust.App("test", broker="kafka://127.0.0.1:1", web_enabled=False, autodiscover=False)
+    attach(app, engine=NullEngine(), **settings)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +58,22 @@ from xgr_stream.errors import ConfigError
         (lambda: HistoryConfig(keep_events=0), "keep_events"),
         (lambda: HistoryConfig(segment_events=0), "segment_events"),
         (lambda: TopicNames(events="one", requests="one"), "topic names"),
+        (lambda: TopicNames(events=""), "events"),
+        (lambda: TopicNames(requests="rec requests"), "requests"),
+        (lambda: TopicNames(responses="x" * 250), "responses"),
+        (lambda: TopicNames(dead_letters="."), "dead_letters"),
+        (lambda: TopicNames(changelog=".."), "changelog"),
+        (lambda: TopicNames(catalog="catalogue-d'été"), "catalog"),
+        (lambda: TopicNames(events="user-events\n"), "events"),
+        (lambda: TopicNames(events=["user-events"]), "events"),  # type: ignore[arg-type]
+        (lambda: ChallengerConfig("models/b", catalog_topic="b/updates"), "catalog_topic"),
+        (lambda: WindowConfig(max_events=8, stride="4"), "stride"),  # type: ignore[arg-type]
+        (lambda: CacheConfig(page_size="64"), "page_size"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(topics="user-events"), "topics"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(history=2048), "history"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(snapshots="/var/snapshots"), "snapshots"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(transactions=True), "transactions"),  # type: ignore[arg-type]
+        (lambda: StreamConfig(dedup_window_ms=-1), "dedup_window_ms"),
         (lambda: StreamConfig(codec="pickle"), "codec"),  # type: ignore[arg-type]
         (lambda: StreamConfig(partitioner="random"), "partitioner"),  # type: ignore[arg-type]
         (lambda: StreamConfig(default_timeout_ms=0), "default_timeout_ms"),
@@ -57,6 +86,35 @@ from xgr_stream.errors import ConfigError
 def test_a_wrong_setting_is_named(build: Callable[[], Any], names: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{names} must .*, not "):
         build()
+
+
+@pytest.mark.parametrize("value", [3, 0, {}, "config", EngineConfig, CacheConfig()])
+@pytest.mark.parametrize(
+    ("taker", "name", "kind"),
+    [
+        (partial(Engine.load, "models/none", "none.parquet"), "config", "EngineConfig"),
+        (attach_to_an_app, "config", "StreamConfig"),
+        (attach_to_an_app, "engine_config", "EngineConfig"),
+        (attach_to_an_app, "challenger", "ChallengerConfig"),
+        (partial(RecommendClient, "localhost:9092"), "topics", "TopicNames"),
+        (HistoryStore, "config", "HistoryConfig"),
+    ],
+)
+def test_whatever_takes_settings_names_what_is_none(
+    taker: Callable[..., Any], name: str, kind: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        taker(**{name: value})
+    assert str(refused.value) == f"{name} must be {kind}(...) or None, not {value!r}"
+
+
+def test_an_engine_must_have_its_config() -> None:
+    with pytest.raises(ConfigError, match=r"^config must be EngineConfig\(\.\.\.\), not None$"):
+        Engine(tiny_model(), tiny_catalog(), config=None)  # type: ignore[arg-type]
+
+
+def test_a_topic_may_have_any_name_that_kafka_takes() -> None:
+    assert TopicNames(events="...", requests="A.b_c-9", responses="x" * 249).responses == "x" * 249
 
 
 def test_defaults_are_valid() -> None:

@@ -43,7 +43,7 @@ FIELDS = {
     types.ItemFilter: "exclude allow deny seen",
     types.RecommendRequest: (
         "request_id user_id k beam_width filter timeout_ms min_offset reply_to tail caps min_score "
-        "candidates temperature seed"
+        "candidates temperature seed min_offset_partition"
     ),
     types.Recommendation: "item_id score sid",
     types.RecommendResponse: (

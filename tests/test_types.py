@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from xgr_stream.errors import InvalidEvent, InvalidRequest
+from xgr_stream.errors import InvalidEvent, InvalidRequest, InvalidUpdate
 from xgr_stream.types import (
     MAX_BEAM_WIDTH,
     MAX_CANDIDATES,
@@ -17,6 +17,7 @@ from xgr_stream.types import (
     MAX_ID_CHARS,
     MAX_TAGS,
     MAX_TAIL_TOKENS,
+    CatalogUpdate,
     ItemFilter,
     Recommendation,
     RecommendRequest,
@@ -50,6 +51,12 @@ def test_an_event_names_its_wrong_field(fields: dict[str, Any], names: str) -> N
         UserEvent(**{"user_id": "u", "item_id": "i", **fields})
 
 
+@pytest.mark.parametrize(("tags", "names"), [("drama", "tags"), ([""], "an entry of tags"), ([1], "an entry of tags")])
+def test_an_update_names_its_wrong_tags(tags: Any, names: str) -> None:
+    with pytest.raises(InvalidUpdate, match=rf"^{names} must be .*, not "):
+        CatalogUpdate("i", (1,), tags)
+
+
 def test_ids_may_be_as_long_as_stated() -> None:
     event = UserEvent("u" * MAX_ID_CHARS, "ü" * MAX_ID_CHARS, "buy", 0)
     assert len(event.user_id) == len(event.item_id) == MAX_ID_CHARS
@@ -72,6 +79,9 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"timeout_ms": 0.5}, "timeout_ms"),
         ({"min_offset": -1}, "min_offset"),
         ({"min_offset": True}, "min_offset"),
+        ({"min_offset_partition": 0}, "min_offset_partition"),
+        ({"min_offset": 5, "min_offset_partition": -1}, "min_offset_partition"),
+        ({"min_offset": 5, "min_offset_partition": "0"}, "min_offset_partition"),
         ({"reply_to": ""}, "reply_to"),
         ({"tail": 7}, "tail"),
         ({"tail": "7"}, "tail"),
@@ -102,9 +112,9 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"min_score": False}, "min_score"),
         ({"min_score": "-1"}, "min_score"),
         ({"min_score": -(10**400)}, "min_score"),
-        ({"candidates": ["item", ""]}, "candidates"),
-        ({"candidates": ["i" * 257]}, "candidates"),
-        ({"candidates": ["\ud800"]}, "candidates"),
+        ({"candidates": ["item", ""]}, "an item of candidates"),
+        ({"candidates": ["i" * 257]}, "an item of candidates"),
+        ({"candidates": ["\ud800"]}, "an item of candidates"),
     ],
 )
 def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
@@ -117,12 +127,16 @@ def test_a_request_may_go_to_the_limits() -> None:
     assert request.k == request.beam_width == MAX_BEAM_WIDTH
 
 
-@pytest.mark.parametrize(
-    ("tag", "most"), [("", 1), (1, 1), (LONG, 1), ("a", 0), ("a", MAX_BEAM_WIDTH + 1), ("a", True)]
-)
-def test_caps_are_numbers_of_items_by_tag(tag: Any, most: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"^caps must be "):
-        RecommendRequest("r", "u", caps={tag: most})
+@pytest.mark.parametrize("tag", ["", 1, LONG])
+def test_a_tag_of_caps_is_a_string(tag: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^a tag of caps must be a string of 1 to 256 characters, not "):
+        RecommendRequest("r", "u", caps={tag: 1})
+
+
+@pytest.mark.parametrize("most", [0, MAX_BEAM_WIDTH + 1, True])
+def test_caps_are_numbers_of_items(most: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^caps must be integers .*, and that of 'a' is "):
+        RecommendRequest("r", "u", caps={"a": most})
 
 
 def test_caps_have_a_limit_and_are_kept_as_pairs() -> None:

@@ -11,7 +11,7 @@ from typing import Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from xgr_stream.config import Codec, TopicNames
+from xgr_stream.config import Codec, TopicNames, settings_or_default
 from xgr_stream.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -61,7 +61,7 @@ class RecommendClient(Asking):
         self.late = 0
         self.duplicates = 0
         self._connection = Connection.of(brokers)
-        self._topics = topics or TopicNames()
+        self._topics = settings_or_default("topics", topics, TopicNames)
         self._codec = codec
         self._max_message_bytes = max_message_bytes
         self._isolation = "read_committed" if read_committed else "read_uncommitted"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import re
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypeVar, cast
 
 from xgr_stream.errors import ConfigError
 from xgr_stream.types import MAX_BEAM_WIDTH
@@ -14,13 +15,42 @@ Partitioner = Literal["murmur2", "crc32", "any"]
 Role = Literal["canary", "shadow"]
 KvCacheDtype = Literal["auto", "fp8"]
 
+Settings = TypeVar("Settings")
+
 MIB = 1 << 20
+
+_TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
+
+
+def is_topic_name(value: object) -> bool:
+    """Whether Kafka takes it as a topic's name."""
+    return isinstance(value, str) and _TOPIC_NAME.fullmatch(value) is not None
+
+
+def _topic_name(name: str, value: object) -> None:
+    if not is_topic_name(value):
+        raise ConfigError(
+            f"{name} must be a topic's name, 1 to 249 characters of a-z, A-Z, 0-9, '.', '_' and '-', and neither '.' "
+            f"nor '..', not {value!r}"
+        )
 
 
 def _at_least(name: str, value: float, least: float, kind: type = int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value >= least:
         what = "an integer" if kind is int else "a number"
         raise ConfigError(f"{name} must be {what} of at least {least}, not {value!r}")
+
+
+def check_settings(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    """Raise `ConfigError` unless the argument of this name is settings of this kind, or None where that is allowed."""
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise ConfigError(f"{name} must be {kind.__name__}(...){' or None' if optional else ''}, not {value!r}")
+
+
+def settings_or_default(name: str, value: object, kind: type[Settings]) -> Settings:
+    """The argument of this name, or the default settings for None. Raises `ConfigError` for anything else."""
+    check_settings(name, value, kind, optional=True)
+    return kind() if value is None else cast("Settings", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +63,7 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         _at_least("max_events", self.max_events, 1)
-        if self.stride is not None and not 1 <= self.stride <= self.max_events:
+        if self.stride is not None and not (isinstance(self.stride, int) and 1 <= self.stride <= self.max_events):
             raise ConfigError(f"stride must be from 1 to max_events ({self.max_events}), not {self.stride!r}")
 
     def start(self, event_count: int) -> int:
@@ -76,7 +106,7 @@ class CacheConfig:
             )
         if self.kv_cache_dtype not in ("auto", "fp8"):
             raise ConfigError(f"kv_cache_dtype must be 'auto' or 'fp8', not {self.kv_cache_dtype!r}")
-        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+        if not isinstance(self.page_size, int) or self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, not {self.page_size!r}")
 
 
@@ -119,12 +149,8 @@ class EngineConfig:
             raise ConfigError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', not {self.dtype!r}")
         if not isinstance(self.device, str):
             raise ConfigError(f"device must be a string like 'cpu' or 'cuda:0', not {self.device!r}")
-        for name, value, kind in (
-            ("window", self.window, (WindowConfig, type(None))),
-            ("cache", self.cache, CacheConfig),
-        ):
-            if not isinstance(value, kind):
-                raise ConfigError(f"{name} must be a {name.capitalize()}Config, not {value!r}")
+        check_settings("window", self.window, WindowConfig, optional=True)
+        check_settings("cache", self.cache, CacheConfig)
         if self.normalizer not in (None, "level", "vocabulary", "legal"):
             raise ConfigError(f"normalizer must be None, 'level', 'vocabulary' or 'legal', not {self.normalizer!r}")
         _at_least("max_batch_rows", self.max_batch_rows, MAX_BEAM_WIDTH)
@@ -163,10 +189,12 @@ class ChallengerConfig:
     """Memory for its prefixes, besides the primary's."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "catalog", "catalog_topic"):
+        for name in ("model", "catalog"):
             value = getattr(self, name)
             if not (isinstance(value, str) and value) and (value is not None or name == "model"):
                 raise ConfigError(f"{name} must be a string that is not empty, not {value!r}")
+        if self.catalog_topic is not None:
+            _topic_name("catalog_topic", self.catalog_topic)
         check_role(self.role, self.fraction)
         _at_least("cache_bytes", self.cache_bytes, 1)
 
@@ -194,7 +222,7 @@ class HistoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class TopicNames:
-    """The topics of one recommender; one recommender's names must not be shared with another's."""
+    """The topics of one recommender. Another must have others, but for the dead letters' and the catalog's."""
 
     events: str = "user-events"
     requests: str = "rec-requests"
@@ -205,9 +233,11 @@ class TopicNames:
     """Of one partition, since a catalog's version is a place in it."""
 
     def __post_init__(self) -> None:
-        names = [self.events, self.requests, self.responses, self.dead_letters, self.changelog, self.catalog]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"topic names must differ from each other, not {names}")
+        names = {role.name: getattr(self, role.name) for role in fields(self)}
+        for role, name in names.items():
+            _topic_name(role, name)
+        if len(set(names.values())) != len(names):
+            raise ConfigError(f"topic names must differ from each other, not {list(names.values())}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +321,10 @@ class StreamConfig:
         return "read_uncommitted" if self.transactions is None else "read_committed"
 
     def __post_init__(self) -> None:
+        check_settings("topics", self.topics, TopicNames)
+        check_settings("history", self.history, HistoryConfig)
+        check_settings("snapshots", self.snapshots, SnapshotConfig, optional=True)
+        check_settings("transactions", self.transactions, TransactionConfig, optional=True)
         if self.codec not in ("msgpack", "json"):
             raise ConfigError(f"codec must be 'msgpack' or 'json', not {self.codec!r}")
         if self.partitioner not in ("murmur2", "crc32", "any"):
@@ -298,6 +332,7 @@ class StreamConfig:
         if self.partitions is not None:
             _at_least("partitions", self.partitions, 1)
         _at_least("default_timeout_ms", self.default_timeout_ms, 1)
+        _at_least("dedup_window_ms", self.dedup_window_ms, 0)
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
         _at_least("max_pending_requests", self.max_pending_requests, 1)
         _at_least("max_open_events", self.max_open_events, 1)

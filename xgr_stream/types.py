@@ -101,7 +101,7 @@ def _caps(value: object) -> Caps:
     if len(pairs) > MAX_TAGS:
         raise InvalidRequest(f"caps must hold at most {MAX_TAGS} entries, not {len(pairs)}")
     for tag, most in pairs:
-        _identifier(InvalidRequest, "caps", tag)
+        _identifier(InvalidRequest, "a tag of caps", tag)
         if type(most) is not int or not 1 <= most <= MAX_BEAM_WIDTH:
             raise InvalidRequest(
                 f"caps must be integers from 1 to {MAX_BEAM_WIDTH}, and that of {_shown(tag)} is {_shown(most)}"
@@ -180,7 +180,7 @@ class CatalogUpdate:
         if len(self.tags) > MAX_ITEM_TAGS:
             raise InvalidUpdate(f"tags must be at most {MAX_ITEM_TAGS}, not {len(self.tags)}")
         for tag in self.tags:
-            _identifier(InvalidUpdate, "tags", tag)
+            _identifier(InvalidUpdate, "an entry of tags", tag)
         object.__setattr__(self, "tags", tuple(sorted(set(self.tags))))
         if type(self.available) is not bool:
             raise InvalidUpdate(f"available must be true or false, not {_shown(self.available)}")
@@ -269,8 +269,9 @@ class RecommendRequest:
 
     `beam_width` None takes the engine's default, at least `k`. `timeout_ms` counts from the request record's
     timestamp. `min_offset`: wait until the user's own event partition has been read up to and including this offset
-    (read your own writes). `reply_to`: a topic that gets a copy of the response. `tail`: token ids to read between
-    the last event and the next item instead of the checkpoint's own tail (None); it costs a small forward.
+    (read your own writes); `min_offset_partition`, the partition that it is of, must be the user's. `reply_to`: a topic
+    that gets a copy of the response. `tail`: token ids to read between the last event and the next item instead of the
+    checkpoint's own tail (None); it costs a small forward.
 
     `caps`: at most so many items of the answer may have this tag, or of a key that ends in `*`, such as `brand:*`, each
     tag that begins so. Items are taken in their order, and one that would exceed a cap is passed over; where that
@@ -301,6 +302,7 @@ class RecommendRequest:
     candidates: Sequence[str] | None = None
     temperature: float | None = None
     seed: int | None = None
+    min_offset_partition: int | None = None
 
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
@@ -316,6 +318,10 @@ class RecommendRequest:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 0):
                 raise InvalidRequest(f"{name} must be None or an integer of at least 0, not {_shown(value)}")
+        number = self.min_offset_partition
+        if number is not None and (type(number) is not int or number < 0 or self.min_offset is None):
+            expected = "None or an integer of at least 0 beside a min_offset"
+            raise InvalidRequest(f"min_offset_partition must be {expected}, not {_shown(number)}")
         if self.reply_to is not None:
             _identifier(InvalidRequest, "reply_to", self.reply_to)
         if self.tail is not None:
@@ -353,7 +359,7 @@ class RecommendRequest:
         if not 1 <= len(distinct) <= MAX_CANDIDATES:
             raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")
         for item in distinct:
-            _identifier(InvalidRequest, "candidates", item)
+            _identifier(InvalidRequest, "an item of candidates", item)
         others = (self.beam_width, self.caps or None, self.min_score, self.temperature)
         if self.filter != NO_FILTER or others != (None,) * len(others):
             names = "beam_width, filters, caps, min_score and temperature"

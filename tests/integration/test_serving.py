@@ -34,6 +34,21 @@ async def test_an_answer_has_seen_ones_own_events(client: RecommendClient) -> No
     await asyncio.gather(*(use(f"reader-{n}") for n in range(20)))
 
 
+async def test_a_position_of_another_users_event_is_refused_by_partition(
+    client: RecommendClient, worker: KafkaDriver
+) -> None:
+    """By the worker, for the client, and in process."""
+    recommender = Recommender(worker.runtime.setup.config, worker.runtime.setup.metrics)
+    recommender.bind(worker.runtime)
+    own = await client.send_event("placed", "item-1")
+    other = own._replace(partition=(own.partition + 1) % 4)
+    for asking in (client, recommender):
+        assert (await asking.recommend("placed", timeout=20, after=own)).event_offset == own.offset
+        for answer in (asking.recommend("placed", after=other), asking.score("placed", ["item-1"], after=other)):
+            with pytest.raises(InvalidRequest, match=rf"must be {own.partition}, .*, not {other.partition}: `after`"):
+                await answer
+
+
 async def test_a_request_may_ask_for_a_tail(client: RecommendClient, worker: KafkaDriver) -> None:
     """By the client and in process: the answer of a checkpoint with that tail, and one's own prefix stays warm."""
     with_tail = Engine.load(tiny_model(xgr={"tail": [5, 0]}), tiny_catalog())

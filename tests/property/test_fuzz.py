@@ -32,6 +32,7 @@ FIELDS = (
         "seed",
         "timeout_ms",
         "min_offset",
+        "min_offset_partition",
         "reply_to",
         "tail",
         "item_id",

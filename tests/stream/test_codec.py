@@ -26,6 +26,7 @@ values = st.recursive(
 fields = ("v", "request_id", "user_id", "item_id", "k", "beam_width", "exclude", "timeout_ms", "min_offset", "action")
 rare_fields = (
     "timestamp_ms",
+    "min_offset_partition",
     "allow",
     "deny",
     "seen",
@@ -81,6 +82,21 @@ def test_what_is_encoded_is_decoded(message: dict) -> None:
 )
 def test_what_is_not_a_message_within_limits_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedMessage):
+        codec.decode(data, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "data", [b"[1]", b"\n[1]", b'"v"', b"17", b"true", b" null", b"user,item", b"\xef\xbb\xbf{}", b"\x93\x01\x02\x03"]
+)
+def test_what_is_no_map_is_shown_beside_what_was_expected(data: bytes) -> None:
+    with pytest.raises(MalformedMessage) as refused:
+        codec.decode(data, LIMIT)
+    assert str(refused.value) == f"message must be a map, as msgpack or as JSON, not {data!r}"
+
+
+@pytest.mark.parametrize(("data", "tried"), [(b'{"v": 1', "JSON"), (b"\x81\xa1v", "msgpack within our limits")])
+def test_a_map_that_cannot_be_read_is_refused_in_the_words_of_its_encoding(data: bytes, tried: str) -> None:
+    with pytest.raises(MalformedMessage, match=rf"^message is not {tried}: "):
         codec.decode(data, LIMIT)
 
 

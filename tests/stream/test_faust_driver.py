@@ -246,6 +246,25 @@ def test_attach_takes_the_applications_own_topic(app: faust.App) -> None:
     assert recommender.config.topics == TopicNames(events="page-views")
 
 
+def test_attach_twice_needs_topics_of_its_own_for_each(app: faust.App) -> None:
+    """One of two agents of a topic would take the other's place: its recommender would hear of nothing."""
+    attach(app, engine=NullEngine())
+    agents = dict(app.agents)
+    with pytest.raises(TopologyError, match="rec-requests, rec-responses, user-events, xgr-history-changelog are"):
+        attach(app, engine=NullEngine())
+    config = StreamConfig(topics=TopicNames(requests="asked", responses="answered"))
+    with pytest.raises(TopologyError, match="and xgr-history-changelog are"):
+        attach(app, engine=NullEngine(), events="page-views", config=config)
+    assert dict(app.agents) == agents
+
+
+def test_attach_twice_repartitions_for_each(app: faust.App) -> None:
+    for topics in (TopicNames(), TopicNames("views", "asked", "answered", changelog="histories")):
+        config = StreamConfig(topics=topics)
+        attach(app, engine=NullEngine(), events="page-views", event=to_event, repartition=True, config=config)
+    assert {"xgr-repartition-user-events-0", "xgr-repartition-views-0"} <= set(app.agents)
+
+
 async def test_the_recommender_is_deaf_until_the_app_runs(app: faust.App) -> None:
     recommender = attach(app, engine=NullEngine())
     with pytest.raises(RuntimeError, match="must have started"):
@@ -272,7 +291,7 @@ async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> Non
     )
     driver = next(child for child in app._children if isinstance(child, FaustDriver))
     driver.runtime = FakeRuntime(sent)
-    agent = app.agents["xgr-repartition-0"]
+    agent = app.agents["xgr-repartition-user-events-0"]
     async with agent.test_context() as converting:
         views = [PageView(user="user-1", item="item-1"), PageView(user="user-2", item=None)]
         events = [await put(converting, view.dumps(serializer="json")) for view in views]

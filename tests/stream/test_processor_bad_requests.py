@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 
 from tests.stream.harness import (
@@ -13,9 +15,10 @@ from tests.stream.harness import (
     message,
     sample,
 )
+from xgr_stream.config import TopicNames
 
 
-@pytest.mark.parametrize("topic", ["xgr-history-changelog", "user-events", "rec-responses", "..", "a b", "x" * 250])
+@pytest.mark.parametrize("topic", [*astuple(TopicNames()), "..", "a b", "x" * 250])
 def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
     [answer] = answers(stream := Stream(), stream.request("u", fields={"reply_to": topic}))
     assert (answer["status"], answer["error"]) == ("error", "invalid_request")

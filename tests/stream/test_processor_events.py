@@ -137,7 +137,8 @@ def test_an_unknown_item_is_kept_counted_and_logged_once(caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("value", "key", "reason", "text"),
     [
-        (b"\xff\xff", b"u", "malformed", "message is not msgpack"),
+        (b"\xff\xff", b"u", "malformed", r"message must be a map, as msgpack or as JSON, not b'\xff\xff'"),
+        (b'[{"v": 1}]', b"u", "malformed", "message must be a map, as msgpack or as JSON, not b'[{\"v\": 1}]'"),
         (b"", b"u", "malformed", "must not be empty"),
         (b"{", b"u", "malformed", "message is not JSON"),
         ({"item_id": "a"}, b"u", "malformed", "v must be"),

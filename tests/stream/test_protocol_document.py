@@ -40,6 +40,7 @@ REQUEST = RecommendRequest(
     filter=ItemFilter(exclude=("item-42",), allow=("film", ("hd", "series")), deny=("horror",), seen=True),
     timeout_ms=250,
     min_offset=1041,
+    min_offset_partition=3,
     reply_to="shop-answers",
     tail=(5, 0),
     caps={"brand:*": 3, "new": 1},

@@ -14,7 +14,7 @@ import torch
 
 from xgr_stream.cache import DecayedRate, PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
-from xgr_stream.config import EngineConfig, HistoryConfig
+from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
 from xgr_stream.engine.batches import Batches
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.engine.context import ContextReader, SeenItems
@@ -91,6 +91,7 @@ class Engine:
         history: HistoryStore | None = None,
         switches: Switches = Switches(),  # noqa: B008, it is frozen
     ) -> None:
+        check_settings("config", config, EngineConfig)
         self.model = model
         self.config = config
         self.window = config.window or model.settings.window or default_window(model)
@@ -149,7 +150,7 @@ class Engine:
     ) -> Engine:
         """Load what is given by path. Raises `ConfigError` (`CheckpointError`, `CatalogError`) for parts that are
         damaged or do not fit together."""
-        config = config or EngineConfig()
+        config = settings_or_default("config", config, EngineConfig)
         if not isinstance(model, Model):
             model = load_model(model, device=config.device, dtype=config.dtype, fp8=config.fp8)
         if not isinstance(catalog, Catalog):

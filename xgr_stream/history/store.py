@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xgr_stream.config import HistoryConfig
+from xgr_stream.config import HistoryConfig, settings_or_default
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history.interner import Interner
 from xgr_stream.history.packed import PackedUsers
@@ -29,7 +29,7 @@ class HistoryStore:
     """
 
     def __init__(self, config: HistoryConfig | None = None) -> None:
-        self.config = config or HistoryConfig()
+        self.config = settings_or_default("config", config, HistoryConfig)
         self._segment_events = self.config.segment_events
         self.item_names = Interner()
         self.action_names = Interner()

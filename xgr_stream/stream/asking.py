@@ -55,10 +55,11 @@ class Asking(ABC):
         If there are fewer than `k`, `response.shortfall` says why.
 
         `timeout` in seconds; a client's default is 1, a recommender's `StreamConfig.default_timeout_ms`. `after`: wait
-        until this event, one of the same user, was seen. `tail`: token ids to read before the next item instead of the
-        checkpoint's own.
+        until this event, one of the same user in the events topic, was seen. `tail`: token ids to read before the next
+        item instead of the checkpoint's own.
         Raises the error that an error response names: `DeadlineExceeded`, `NothingLegal`, ...
         """
+        partition, offset = _position(after)
         return await self._answer(
             RecommendRequest(
                 next(self._ids),
@@ -67,7 +68,8 @@ class Asking(ABC):
                 beam_width,
                 ItemFilter.of(exclude, allow, deny, seen),
                 timeout_ms=self._timeout_ms(timeout),
-                min_offset=_offset(after),
+                min_offset=offset,
+                min_offset_partition=partition,
                 tail=tail,
                 caps=() if caps is None else caps,
                 min_score=min_score,
@@ -87,12 +89,14 @@ class Asking(ABC):
     ) -> RecommendResponse:
         """The scores of these items, as `recommend` would give them: `response.items` are those that have one, best
         first; `response.unscored` says why others have none. At most 1,024 items; the rest as in `recommend`."""
+        partition, offset = _position(after)
         return await self._answer(
             RecommendRequest(
                 next(self._ids),
                 user_id,
                 timeout_ms=self._timeout_ms(timeout),
-                min_offset=_offset(after),
+                min_offset=offset,
+                min_offset_partition=partition,
                 tail=tail,
                 candidates=cast("Sequence[str]", items),
             )
@@ -115,7 +119,7 @@ class Asking(ABC):
         """The response to a request, an error response too."""
 
 
-def _offset(after: EventPosition | None) -> int | None:
+def _position(after: EventPosition | None) -> EventPosition | tuple[None, None]:
     if after is not None and not isinstance(after, EventPosition):
         raise InvalidRequest(f"after must be what send_event returned, not {after!r}")
-    return None if after is None else after.offset
+    return after or (None, None)

@@ -12,7 +12,7 @@ from faust.topics import Topic
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth, server_list
 from faust.types import ChannelT
 
-from xgr_stream.config import ChallengerConfig, EngineConfig, StreamConfig
+from xgr_stream.config import ChallengerConfig, EngineConfig, StreamConfig, check_settings, settings_or_default
 from xgr_stream.errors import ConfigError
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
@@ -26,6 +26,7 @@ from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.repartition import Repartition, ToEvent
 from xgr_stream.stream.setup import ServedEngine, Setup
+from xgr_stream.stream.topology import check_apart
 from xgr_stream.types import UserEvent
 
 if TYPE_CHECKING:
@@ -60,20 +61,27 @@ def attach(
 
     The app's consumer must keep equal partition numbers together: Faust's own assignor, which it uses while
     `table_standby_replicas` is at least 1. `/metrics`, `/healthz` and `/readyz` are added to the app's web server.
+
+    An app may be attached to again, with topics of its own for each recommender (see `TopicNames`); the pages are the
+    first one's. Raises `TopologyError` if they share any. A second model for the same users needs none: `challenger`.
     """
-    config = config or StreamConfig()
+    config = settings_or_default("config", config, StreamConfig)
+    engine_config = settings_or_default("engine_config", engine_config, EngineConfig)
+    check_settings("challenger", challenger, ChallengerConfig, optional=True)
     if config.transactions is not None:
         raise ConfigError(
             "transactions must be None in a Faust app, whose driver commits offsets by itself: run `xgr-stream worker "
             "--transactional` beside it"
         )
     metrics = metrics or Metrics()
-    engine_config = engine_config or EngineConfig()
-    engine = engine or Versions(_load(model, catalog, config, engine_config))
     sources = [] if events is None else [events] if isinstance(events, str | ChannelT) else list(events)
     decode_event: DecodeEvent | None = None
     if sources and not repartition:
         config = replace(config, topics=replace(config.topics, events=_only_topic(sources)))
+    for driver in app._children:
+        if isinstance(driver, FaustDriver):
+            check_apart(config.topics, driver.topics)
+    engine = engine or Versions(_load(model, catalog, config, engine_config))
     if event is not None and not repartition:
         decode_event = _decoder(_reader(app, sources[0] if sources else "", config), event)
 

@@ -22,7 +22,11 @@ MAX_MAP_ENTRIES = 1_024
 SHORT_BYTES = 1_024
 """Of a message that is within every limit here, whatever it holds, but for extension types."""
 
+SHOWN_BYTES = 40
+"""Of what is no map."""
+
 _JSON_OPENINGS = frozenset(b"{ \t\r\n")
+_MSGPACK_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
@@ -31,9 +35,14 @@ def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
         raise MessageTooLarge(f"message must be at most {max_bytes} bytes, not {len(data)}")
     if not data:
         raise MalformedMessage("message must not be empty")
-    message = _from_json(data) if data[0] in _JSON_OPENINGS else _from_msgpack(data)
+    if data[0] in _MSGPACK_MAPS:
+        message = _from_msgpack(data)
+    elif data[0] in _JSON_OPENINGS:
+        message = _from_json(data)
+    else:
+        message = None
     if type(message) is not dict:
-        raise MalformedMessage(f"message must be a map with string keys, not {type(message).__name__}")
+        raise MalformedMessage(f"message must be a map, as msgpack or as JSON, not {data[:SHOWN_BYTES]!r}")
     try:
         "".join(message)  # a TypeError unless all are strings, at a fifth of what looking at each takes
     except TypeError:

@@ -53,7 +53,7 @@ class FaustDriver(Service):
         self._open: defaultdict[tuple[str, int], deque[Event]] = defaultdict(deque)
         """Of those that came through the agents."""
         self._early: list[Event | Record] = []
-        topics = recommender.config.topics
+        self.topics = topics = recommender.config.topics
         self._gathered: dict[str, list[Event | Record]] = {topics.events: [], topics.requests: []}
         """What came and nobody has taken yet, by topic."""
         self._due: asyncio.TimerHandle | None = None

@@ -52,7 +52,7 @@ class Repartition:
 
         is_topic = isinstance(source, TopicT)
         channel = raw_topic(self._app, source.get_topic_name()) if is_topic else source
-        name = f"xgr-repartition-{number}"
+        name = f"xgr-repartition-{self._config.topics.events}-{number}"
         return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
 
     async def _forward(self, events: list[Event], to_event: ToEvent) -> None:

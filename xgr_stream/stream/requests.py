@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import heapq
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import count
 from typing import Any, Protocol
 
-from xgr_stream.config import StreamConfig
+from xgr_stream.config import StreamConfig, is_topic_name
 from xgr_stream.errors import (
     DeadlineExceeded,
     EngineError,
@@ -38,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TIMEOUT_MS = 3_600_000
 """A longer timeout counts as this one."""
-
-_TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
 
 class Computing(Protocol):
@@ -117,8 +114,7 @@ class Requests:
         self._config = config
         self._placement = placement
         self._clock = clock
-        topics = config.topics
-        self._own_topics = {topics.events, topics.requests, topics.responses, topics.dead_letters, topics.changelog}
+        self._own_topics = frozenset(astuple(config.topics))
         self._pending: dict[tuple[str, str], Pending] = {}
         self._waiting: dict[Partition, list[Pending]] = {}
         self._deadlines: list[tuple[float, int, Pending]] = []
@@ -165,7 +161,7 @@ class Requests:
         request = protocol.parse_request(message, record.key)
         self._placement.check(request.user_id, record.partition)
         topic = request.reply_to
-        if topic is not None and (topic in self._own_topics or not _TOPIC_NAME.fullmatch(topic)):
+        if topic is not None and (topic in self._own_topics or not is_topic_name(topic)):
             raise InvalidRequest(f"reply_to must be a topic of the caller's own, not {topic!r:.80}")
         return request
 
@@ -187,6 +183,11 @@ class Requests:
 
     def _admit(self, partition: Partition, request: RecommendRequest, timestamp_ms: int) -> Pending:
         """Note the request and its deadline, which counts from `timestamp_ms` (negative: unknown, from now)."""
+        if request.min_offset_partition not in (None, partition.number):
+            raise InvalidRequest(
+                f"min_offset_partition must be {partition.number}, where this user's requests and events are, not "
+                f"{request.min_offset_partition}: `after` must be an event of the same user, in the events topic"
+            )
         if len(self._pending) >= self._config.max_pending_requests:
             raise OverCapacity(f"{len(self._pending)} requests are waiting, max_pending_requests; try again later")
         now, wall_ms = self._clock.now(), self._clock.wall_ms()

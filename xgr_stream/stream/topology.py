@@ -39,6 +39,19 @@ def co_partitioned(topics: TopicNames) -> tuple[str, ...]:
     return (topics.events, topics.requests, topics.responses, topics.changelog)
 
 
+def check_apart(topics: TopicNames, others: TopicNames) -> None:
+    """Raise `TopologyError` if two recommenders would read or write the same topic. Dead letters are only written and
+    a catalog's updates only read: for those they may have one."""
+    harmless = ({topics.dead_letters} & {others.dead_letters}) | ({topics.catalog} & {others.catalog})
+    shared = set(all_topics(topics)) & set(all_topics(others)) - harmless
+    if shared:
+        raise TopologyError(
+            f"topics must be a recommender's own, and {_listed(sorted(shared))} are those of another one of this app: "
+            "name others (StreamConfig.topics), or load a second model into the first one (challenger, "
+            "recommender.models)"
+        )
+
+
 async def ensure_topics(connection: Connection, topics: TopicNames, partitions: int | None) -> int:
     """Create the topics that are missing, check those that are there, and return how many partitions they have.
 
