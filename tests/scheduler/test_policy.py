@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xgr_stream.scheduler.policy import (
@@ -107,11 +107,14 @@ def test_appends_that_are_due_go_before_requests_unless_these_need_all_of_the_ti
 
 
 @given(requests, appends, st.booleans(), st.booleans(), st.booleans())
+@example([], [WaitingAppend(0, False, held=True)], True, False, False)
 def test_whatever_waits_something_is_done_within_the_budget(
     requests: list[WaitingRequest], appends: list[WaitingAppend], room: bool, pressed: bool, due: bool
 ) -> None:
     batch = choose(requests, appends, replace(BUDGET, room=room, pressed=pressed, appends_due=due))
-    assert bool(batch.requests or batch.appends or batch.lazy) == bool(requests or appends)
+    # One that is held waits for the prefill that is under way.
+    wanted = requests or any(append.resident or not append.held or pressed or not room for append in appends)
+    assert bool(batch.requests or batch.appends or batch.lazy) == bool(wanted)
     assert not (batch.requests and batch.appends)
     assert len(batch.requests) <= 1 or sum(requests[i].rows for i in batch.requests) <= BUDGET.rows
     assert len(batch.requests) <= 1 or sum(requests[i].tokens for i in batch.requests) <= BUDGET.tokens

@@ -21,7 +21,7 @@ from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing import tiny_catalog, tiny_model
-from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers
+from xgr_stream.testing.null_engine import TOKENS_PER_EVENT, NullEngine, NullPendingAnswers, NullWarmReport
 from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
 
 MODEL = tiny_model()
@@ -55,6 +55,10 @@ class Stepwise(NullEngine):
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> NullPendingAnswers:
         self.did.append("answer " + " ".join(request.request_id for request, _ in requests))
         return super().begin(requests)
+
+    def warm(self, views: Sequence[HistoryView]) -> NullWarmReport:
+        self.did += [f"append to {view.user_id}" for view in views]
+        return super().warm(views)
 
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[Chunk, None, None]:  # type: ignore[override]
         self.open += 1
@@ -162,6 +166,24 @@ def test_no_batch_is_started_beside_a_prefill_that_is_overdue(device: Device, mo
     assert short.result(10).status is long.result(10).status is Status.OK
 
 
+def test_no_append_that_is_due_goes_before_a_prefill_that_is_overdue(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefill, "PATIENCE", 0.0)
+    device.warm()
+    device.engine.computed.clear()
+    device.engine.permits.release(1_000)
+    long = device.ask("long", LONG)
+    until(lambda: "chunk of long" in device.engine.did)
+    device.worker.want_append(device.view("warm", SHORT))
+    time.sleep(0.1)  # three times as long as an append waits before it is due
+    device.engine.computed.set()
+    assert long.result(10).status is Status.OK
+    until(lambda: "append to warm" in device.engine.did)
+    last_chunk = max(i for i, what in enumerate(device.engine.did) if what == "chunk of long")
+    assert device.engine.did.index("append to warm") > last_chunk
+
+
 def test_with_nobody_else_a_prefill_is_whole(device: Device) -> None:
     assert device.ask("long", LONG).result(10).cache is CacheState.COLD
     assert device.engine.did == ["answer long"]
@@ -201,7 +223,8 @@ def test_a_second_user_to_be_prefilled_ahead_keeps_no_append_behind_them() -> No
     assert not device.engine.is_resident("long")
     device.engine.permits.release(1_000)
     until(lambda: device.engine.is_resident("longer"))
-    assert [did.split()[-1] for did in device.engine.did] == ["long"] * 10 + ["longer"] * 20
+    chunks = [did for did in device.engine.did if did.startswith("chunk")]
+    assert chunks == ["chunk of long"] * 10 + ["chunk of longer"] * 20
     assert device.worker.stop(5)
 
 

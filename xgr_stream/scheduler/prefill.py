@@ -73,12 +73,22 @@ class Prefills:
 
     def chunks_s(self, work: Work | None, beside_s: float) -> float:
         """How long the chunks behind a batch that takes `beside_s` may be: one of them always may."""
+        if self.overdue(work):
+            return float("inf")
+        return 0.0 if self._asking(work) is None else SHARE * beside_s
+
+    def overdue(self, work: Work | None) -> bool:
+        """Whether who asks for what is under way, or else this request, has waited so long that nobody goes before the
+        rest of it."""
+        asking = self._asking(work)
+        if asking is None:
+            return False
+        return self._clock.now() > asking.arrived + PATIENCE * min(asking.due - asking.arrived, AGEING_S)
+
+    def _asking(self, work: Work | None) -> Work | None:
+        """Who asks for what is under way, else `work`."""
         running = self._running
-        work = work if running is None or running.work is None else running.work
-        if work is None:
-            return 0.0
-        left_s = min(work.due - work.arrived, AGEING_S)
-        return float("inf") if self._clock.now() > work.arrived + PATIENCE * left_s else SHARE * beside_s
+        return work if running is None or running.work is None else running.work
 
     def chunk_s(self, version: str) -> float:
         """What one is thought to take."""
