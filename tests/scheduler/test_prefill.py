@@ -325,6 +325,39 @@ def test_a_request_that_needs_the_memory_of_another_s_prefill_gets_it() -> None:
     engine.check_integrity()
 
 
+class TooLarge(NullEngine):
+    """For one user's requests."""
+
+    tried = prefills = 0
+
+    def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> NullPendingAnswers:
+        if any(request.user_id == "large" for request, _ in requests):
+            self.tried += 1
+            raise OutOfMemory("full")
+        return super().begin(requests)
+
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[NullWarmReport, None, None]:
+        self.prefills += 1
+        return super().prefilling(view, chunk_tokens)
+
+
+def test_a_request_that_a_prefill_gave_way_to_is_tried_before_the_next_prefill_begins() -> None:
+    device = Device()
+    device.engine = engine = TooLarge()  # type: ignore[assignment]
+    config = EngineConfig(prefill_chunk_tokens=CHUNK)
+    device.worker = DeviceWorker(engine, config, SystemClock(), device.metrics)
+    device.worker.start()
+    device.warm()
+    with device.worker.together():
+        device.ask("warm", 0)
+        large, long = device.ask("large", SHORT), device.ask("long", 10 * LONG)
+    assert large.result(10).error == "out_of_memory"
+    assert long.result(10).error is None
+    assert engine.prefills == 2  # a batch of both is halved first, beside it
+    assert engine.tried < 10
+    assert device.worker.stop(5)
+
+
 def test_stopping_with_a_prefill_under_way() -> None:
     device = Device()
     device.worker.start()

@@ -186,6 +186,58 @@ def test_a_failing_append_or_plan_harms_no_request(device: Device) -> None:
     assert device.worker.submit(RecommendRequest("r", "w"), None, None).result(10).status is Status.UNKNOWN_USER
 
 
+class FailsOnce(NullEngine):
+    """The first time that it is asked, once it is told to."""
+
+    fails = False
+
+    def is_resident(self, user_id: str) -> bool:
+        failing, self.fails = self.fails, False
+        if failing:
+            raise ValueError("is_resident")
+        return super().is_resident(user_id)
+
+
+def test_what_can_t_be_taken_in_harms_nothing_that_comes_with_it() -> None:
+    device = Device(FailsOnce(), EngineConfig(prefill_chunk_tokens=30))
+    device.worker.start()
+    assert device.worker.submit(RecommendRequest("first", "u"), device.view("u"), None).result(10).error is None
+    device.engine.fails = True
+    with device.worker.together():
+        failed, other = (
+            device.worker.submit(RecommendRequest(request_id, "u"), device.view("u"), None)
+            for request_id in ("failed", "other")
+        )
+    assert failed.result(10).error == "engine"
+    assert other.result(10).error is None
+    device.engine.fails = True
+    device.worker.want_append(device.view("u"))
+    device.settle()
+    assert not device.engine.fails
+    assert device.worker.submit(RecommendRequest("last", "u"), device.view("u"), None).result(10).error is None
+    assert device.worker.queue_depths() == {"decode": 0, "append": 0}
+    assert device.worker.stop(5)
+
+
+class Unreadable:
+    """The report of an append that can't be asked."""
+
+    users, tokens = 1, 3
+
+    @property
+    def seconds(self) -> float:
+        raise ValueError("seconds")
+
+
+def test_an_append_whose_time_can_t_be_had_harms_no_later_request(device: Device) -> None:
+    device.engine.warm = lambda views: Unreadable()  # type: ignore[method-assign,assignment,return-value]
+    device.worker.want_append(device.view("u"))
+    while device.worker.queue_depths()["append"]:
+        device.settle()
+    responses = [device.worker.submit(RecommendRequest(str(i), "v"), None, None).result(10) for i in range(3)]
+    assert [response.error for response in responses][1:] == [None, None]
+
+
 def test_an_expired_request_is_not_decoded() -> None:
     device = Device()
     gate = Gate(device.engine)

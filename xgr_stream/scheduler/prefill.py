@@ -56,6 +56,8 @@ class Prefills:
         self._running: _Prefill | None = None
         self._others_at = float("-inf")
         self._abandoned: _Prefill | None = None
+        self._gave_way_to: Work | None = None
+        """Until it has been tried again no request's prefill is taken on."""
 
     @property
     def under_way(self) -> bool:
@@ -120,7 +122,10 @@ class Prefills:
     def take(self, work: Work | None) -> DeviceEngine | None:
         """Whose chunk is next: that of what is under way, else `work` is taken on. None: there is nothing to do."""
         self.tidy()
-        if self._running is None and work is not None and work.view is not None and self._waits(work):
+        if self._gave_way_to is not None and not self._waits(self._gave_way_to):
+            self._gave_way_to = None
+        may_begin = self._running is None and self._gave_way_to is None
+        if may_begin and work is not None and work.view is not None and self._waits(work):
             engine = self._engine_of(work)
             chunks = engine.prefilling(work.view, self._chunk_tokens)
             self._running = _Prefill(engine, work.request.user_id, work, chunks)
@@ -148,13 +153,14 @@ class Prefills:
         if self._running is not None and self._running.user_id in user_ids:
             self.drop()
 
-    def give_way(self, engine: DeviceEngine) -> bool:
-        """Give up what is under way if this engine computes it: its memory is needed for a request. False: there is
-        nothing to give up. A request's prefill begins again behind it."""
+    def give_way(self, engine: DeviceEngine, work: Work) -> bool:
+        """Give up what is under way if this engine computes it, for the memory that `work` needs, which is to wait
+        again. False: there is nothing to give up. A request's prefill begins again behind it."""
         running = self._running
         if running is None or running.engine is not engine:
             return False
         self._metrics.appends_shed.inc(running.work is None)
+        self._gave_way_to = work
         self.drop()
         return True
 

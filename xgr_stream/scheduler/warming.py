@@ -113,11 +113,14 @@ class Warming:
 
     def learn(self) -> None:
         """Take note of how long the last appends took, once they are done."""
-        if self._running is None:
+        running, self._running = self._running, None  # not asked again if asking fails
+        if running is None:
             return
-        if (seconds := self._running.report.seconds) is not None:
-            self._pace.appended(self._running.step, seconds)
-            self._running = None
+        seconds = running.report.seconds
+        if seconds is None:
+            self._running = running
+        else:
+            self._pace.appended(running.step, seconds)
 
     def abandon(self) -> None:
         """Give up all of it with the device, which can't be asked any more."""

@@ -201,8 +201,10 @@ class DeviceWorker:
 
     def _run(self) -> None:
         set_timer_slack(EXACT_NS)
-        while self._take_in():
+        while True:
             try:
+                if not self._take_in():
+                    break
                 self._turn()
             except Exception as error:
                 logger.exception("a turn of the device thread failed")
@@ -246,16 +248,28 @@ class DeviceWorker:
         return self._shadow.waits or self._prefills.under_way
 
     def _take(self, item: Item) -> None:
-        if isinstance(item, Work):
-            self._prefills.look_at(item)
-            self._queue.mark_ready(item)
-        elif isinstance(item, list):
-            self._warming.want(item)
-            if self._versions.shadow is not None:
-                for view in item:
-                    self._shadow.want(view)
-        else:
-            item()
+        """A fault of one is not another's."""
+        try:
+            if isinstance(item, Work):
+                self._prefills.look_at(item)
+                self._queue.mark_ready(item)
+            elif isinstance(item, list):
+                self._warming.want(item)
+                if self._versions.shadow is not None:
+                    for view in item:
+                        self._shadow.want(view)
+            else:
+                item()
+        except Exception as error:
+            logger.exception("the device thread could not take in %s", type(item).__name__)
+            if isinstance(item, Work):
+                if item.waits:
+                    self._queue.remove([item])
+                item.fail(answer_to(error))
+            elif isinstance(item, list):
+                self._metrics.appends_shed.inc(len(item))
+            if fault(error) is Fault.DEVICE:
+                self._lose(error)
 
     def _turn(self) -> None:
         """Start the next batch, or finish the oldest one."""
@@ -403,7 +417,7 @@ class DeviceWorker:
         if what is Fault.MEMORY:
             self._metrics.out_of_memory.inc()
             self._pace.cut(engine.version)
-            if len(batch) > 1 or self._prefills.give_way(engine):
+            if len(batch) > 1 or self._prefills.give_way(engine, batch[0]):
                 self._queue.put_back(batch)
                 return
         if what is not Fault.DEVICE and engine is not self._versions.primary:
