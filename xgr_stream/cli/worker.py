@@ -60,6 +60,11 @@ SESSION_TIMEOUT_S = 10.0
 @click.option(
     "--beam-width", default=64, type=click.IntRange(1, MAX_BEAM_WIDTH), help="Beams of a request that names none."
 )
+@click.option(
+    "--prefill-chunk-tokens",
+    type=click.IntRange(0),
+    help="How much of another user's prefill a request waits for (0: all of it).  [default: 384 on CUDA, else 0]",
+)
 @cache_options
 @challenger_options
 @click.option("--web-host", default="127.0.0.1", help="Address of /metrics, /healthz, /readyz and /models.")
@@ -91,6 +96,7 @@ def worker(
     session_timeout: float,
     device: str,
     beam_width: int,
+    prefill_chunk_tokens: int | None,
     cache: CacheConfig,
     challenger: ChallengerConfig | None,
     web_host: str,
@@ -126,7 +132,9 @@ def worker(
         standby_bytes=standby_mib * MIB,
         transactions=TransactionConfig(commit_interval_ms=commit_interval) if transactional else None,
     )
-    engine_config = EngineConfig(device=device, beam_width=beam_width, cache=cache)
+    engine_config = EngineConfig(
+        device=device, beam_width=beam_width, cache=cache, prefill_chunk_tokens=prefill_chunk_tokens
+    )
     engine = Engine.load(model, catalog, config=engine_config, history=HistoryStore(config.history))
     engine.prepare()
     setup = Setup(Versions(engine), connection, group, config, engine_config, Metrics(), challenger=challenger)

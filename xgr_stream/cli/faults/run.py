@@ -47,6 +47,8 @@ CHANGELOG = {
 XGR = {"window": {"max_events": 48, "stride": 24}, "tail": [1]}
 """The window moves on within a run, and a tail stands before the next item."""
 BEAM_WIDTH = 16
+CHUNK_TOKENS = 32
+"""Of a prefill: a window has up to 145 tokens."""
 STANDBY_MIB = 64
 CACHE_MIB = 8
 """Some users are evicted."""
@@ -207,6 +209,7 @@ class _Run:
             "driver": self._plan.driver,
             "session-timeout": f"{self._plan.session_timeout_s:g}",
             "beam-width": str(BEAM_WIDTH),
+            "prefill-chunk-tokens": str(CHUNK_TOKENS),
             "cache-mib": str(CACHE_MIB),
             "web-port": str(port),
         }
