@@ -57,6 +57,15 @@ def test_an_update_names_its_wrong_tags(tags: Any, names: str) -> None:
         CatalogUpdate("i", (1,), tags)
 
 
+@pytest.mark.parametrize("name", ["exclude", "allow", "deny", "candidates"])
+def test_a_mapping_is_no_list_of_its_keys(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{name} must be a sequence of strings, not "):
+        if name == "candidates":
+            RecommendRequest("r", "u", candidates={"a": 1})  # type: ignore[arg-type]
+        else:
+            ItemFilter.of(**{name: {"a": 1}})
+
+
 def test_ids_may_be_as_long_as_stated() -> None:
     event = UserEvent("u" * MAX_ID_CHARS, "ü" * MAX_ID_CHARS, "buy", 0)
     assert len(event.user_id) == len(event.item_id) == MAX_ID_CHARS

@@ -233,8 +233,9 @@ class ItemFilter:
     def __post_init__(self) -> None:
         for name, limit in (("exclude", MAX_EXCLUDE_ITEMS), ("allow", MAX_TAGS), ("deny", MAX_TAGS)):
             values = getattr(self, name)
-            # A string is a collection of strings too, and its characters are nobody's items.
-            listed = isinstance(values, Collection) and not isinstance(values, str | bytes)
+            # A string is a collection of strings too, and its characters are nobody's items; of a mapping it would be
+            # the keys, and what they are mapped to passed over.
+            listed = isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
             plain = listed and all(isinstance(v, str) for v in values)
             if not listed or not (plain or limit == MAX_TAGS):
                 raise InvalidRequest(f"{name} must be a sequence of strings, not {_shown(values)}")
@@ -352,7 +353,7 @@ class RecommendRequest:
         return self.beam_width or max(self.k, beam_width)
 
     def _candidates(self, value: object) -> tuple[str, ...]:
-        listed = isinstance(value, Collection) and not isinstance(value, str | bytes)
+        listed = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
         if not listed or not all(isinstance(item, str) for item in cast("Collection[object]", value)):
             raise InvalidRequest(f"candidates must be a sequence of strings, not {_shown(value)}")
         distinct = tuple(dict.fromkeys(cast("Collection[str]", value)))

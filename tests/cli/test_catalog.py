@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from click.testing import CliRunner, Result
 
 from xgr_stream.catalog import Catalog
 from xgr_stream.cli.catalogs.apply import rows_of
+from xgr_stream.cli.catalogs.source import Log, Source, load
 from xgr_stream.cli.main import main
 from xgr_stream.errors import CatalogError
+from xgr_stream.types import CatalogUpdate
+
+module = importlib.import_module("xgr_stream.cli.catalogs.apply")
 
 
 def run(*arguments: object) -> Result:
@@ -67,6 +72,63 @@ def test_diff_names_each_kind_of_change(table: Path, tmp_path: Path) -> None:
     }
     assert parquet.read_table(out).column("gone").to_pylist() == [line["kind"] == "gone" for line in lines]
     assert run("diff", table, table).output == "new 0, gone 0, moved 0, retagged 0, back 0, away 0\n"
+
+
+def test_one_number_of_codes_is_every_level_s(table: Path, tmp_path: Path) -> None:
+    assert run("build", table, "--codes", 16, "--out", tmp_path / "catalog.parquet").exit_code == 0
+    assert Catalog.load(tmp_path / "catalog.parquet").codes == (16, 16)
+    result = run("build", f"{table}+end", "--codes", 16, "--out", tmp_path / "other.parquet")
+    assert result.exit_code == 2
+    assert "--codes are the file's own" in result.output
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[CatalogUpdate]:
+    """What `apply` writes to a topic that was empty."""
+    updates: list[CatalogUpdate] = []
+    monkeypatch.setattr(module, "read_log", lambda *_: Log([], [], [], 0))
+    monkeypatch.setattr(module, "write_updates", lambda _connection, _topic, found: updates.extend(found))
+    return updates
+
+
+@pytest.mark.parametrize(
+    ("rows", "wrong"),
+    [
+        ([{"item_id": "a", "available": False}, {"item_id": "a", "available": True}], "'a' is row 0's"),
+        ([{"item_id": "a", "sid": [0, 9]}], "sid must hold a code from 0 to 3 at level 1, not 9"),
+        ([{"item_id": "a", "sid": [0]}], "sid must hold 2 codes"),
+        ([{"item_id": "a", "gone": "no"}], "gone must be true or false, not 'no'"),
+    ],
+)
+def test_a_row_that_can_t_be_applied_is_refused_and_nothing_written(
+    rows: list[dict[str, object]], wrong: str, table: Path, tmp_path: Path, written: list[CatalogUpdate]
+) -> None:
+    updates = tmp_path / "updates.jsonl"
+    good = {"item_id": "b", "available": False}
+    updates.write_text("\n".join(map(json.dumps, [*rows, good])) + "\n")
+    result = run("apply", updates, "--catalog", table)
+    assert result.exit_code == 1
+    assert wrong in result.output
+    assert not written
+    updates.write_text(json.dumps(good) + "\n")
+    assert run("apply", updates, "--catalog", table).exit_code == 0
+    assert [(update.item_id, update.sid, update.available) for update in written] == [("b", (0, 1), False)]
+
+
+@pytest.mark.parametrize("command", ["apply", "rollback"])
+def test_the_file_that_workers_were_started_with_has_no_offset(command: str, table: Path) -> None:
+    result = run(command, table, "--catalog", f"{table}+1")
+    assert result.exit_code == 2
+    assert "must be a file alone" in result.output
+
+
+def test_an_update_that_does_not_fit_counts_as_it_does_in_workers(table: Path) -> None:
+    updates = [CatalogUpdate("a", (0, 9)), CatalogUpdate("b", (0, 2)), CatalogUpdate("d", (2, 0, 0))]
+    served = load(Source(table, None, to_end=True), Log(updates, [0, 1, 2], [0, 0, 0], 3))
+    available = served.available[served.rows("abcd")].tolist()
+    found = {item_id: (served.sid(item_id), there) for item_id, there in zip("abcd", available, strict=True)}
+    assert found == {"a": ((0, 1), False), "b": ((0, 2), True), "c": ((2, 3), False), "d": ((2, 0), False)}
+    assert served.codes == (3, 4)
 
 
 def test_what_is_no_source_is_refused_by_name(tmp_path: Path) -> None:

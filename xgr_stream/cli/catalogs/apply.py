@@ -21,27 +21,38 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("table", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--catalog", "base", required=True, type=SourceType(), help="The file that the workers were started with."
+    "--catalog",
+    "base",
+    required=True,
+    type=SourceType(file_alone=True),
+    help="The file that the workers were started with, of as many codes as the checkpoint.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written.")
 @topic_options
 @broker_options
 def apply(connection: Connection, topics: TopicNames, table: Path, base: Source, dry_run: bool) -> None:
-    """Write the rows of TABLE (Parquet, CSV, JSON Lines) to the topic of updates, but for those that change nothing.
+    """Write the rows of TABLE (Parquet, CSV, JSON Lines), one for an item, to the topic of updates, but for those that
+    change nothing.
 
     Columns: `item_id`; `sid` or `sid_0`, `sid_1`, ...; `tags`; `available`; `gone` (true: the item goes). What a row
     leaves out stays as it is served now. `catalog diff --out` makes such a table.
     """
+    from xgr_stream.catalog import Catalog
     from xgr_stream.catalog.diff import places_of
 
     served = load(Source(base.path, None, to_end=True), read_log(connection, topics.catalog))
     places = places_of(served)
+    codes = Catalog.load(base.path).codes
     updates: list[CatalogUpdate] = []
+    rows: dict[str, int] = {}
     for number, row in enumerate(rows_of(table)):
         try:
             update = _update(row, places)
-            if update.sid is not None and len(update.sid) != served.levels:
-                raise InvalidUpdate(f"sid must hold {served.levels} codes, not {update.sid}")
+            update.check(codes)
+            if (first := rows.setdefault(update.item_id, number)) != number:
+                raise InvalidUpdate(
+                    f"item_id must be another one's in each row, and {update.item_id!r} is row {first}'s"
+                )
         except InvalidUpdate as error:
             raise click.ClickException(f"row {number} of {table}: {error}") from error
         place = places.get(update.item_id)
@@ -74,7 +85,10 @@ def _update(row: dict[str, Any], places: dict[str, Place]) -> CatalogUpdate:
     from xgr_stream.types import CatalogUpdate
 
     item_id: Any = row.get("item_id")
-    if row.get("gone"):
+    gone = row.get("gone")
+    if gone is not None and not isinstance(gone, bool):
+        raise InvalidUpdate(f"gone must be true or false, not {gone!r}")
+    if gone:
         return CatalogUpdate(item_id, None)
     place = places.get(item_id)
     sid, tags, available = row.get("sid"), row.get("tags"), row.get("available")

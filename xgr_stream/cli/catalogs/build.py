@@ -49,10 +49,13 @@ def build(
 
     if embeddings is not None:
         catalog = _from_embeddings(source.path, embeddings, levels, codes, unique=unique, seed=seed)
-    elif source.reads_topic or not codes:
+    elif source.reads_topic and codes:
+        raise click.UsageError("--codes are the file's own with FILE+OFFSET and FILE+end, and must not be given")
+    elif not codes:
         catalog = load(source, log_for([source], connection, topics.catalog))
     else:
-        catalog = Catalog.from_table(source.path, codes=codes)
+        levels = Catalog.from_table(source.path).levels if len(codes) == 1 else len(codes)
+        catalog = Catalog.from_table(source.path, codes=codes if len(codes) == levels else codes * levels)
     catalog.save(out)
     saved = Catalog.load(out)
     click.echo(f"{saved.num_items:,} items, version {saved.version}, in {out}")

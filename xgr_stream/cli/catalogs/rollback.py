@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("to", type=SourceType())
 @click.option(
-    "--catalog", "base", type=SourceType(), help="The file that the workers were started with.  [default: TO's]"
+    "--catalog",
+    "base",
+    type=SourceType(file_alone=True),
+    help="The file that the workers were started with.  [default: TO's]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written.")
 @click.option("--force", is_flag=True, help="Even if compaction may have taken what the version was made of.")

@@ -51,6 +51,9 @@ class Log(NamedTuple):
 class SourceType(click.ParamType):
     name = "source"
 
+    def __init__(self, *, file_alone: bool = False) -> None:
+        self._file_alone = file_alone
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Source:
         if isinstance(value, Source):
             return value
@@ -58,14 +61,16 @@ class SourceType(click.ParamType):
         path, at = (value, None) if found is None else (found[1], found[2])
         if not Path(path).is_file():
             self.fail(f"must be a file, FILE+OFFSET or FILE+end, and there is no file {path!r}", param, ctx)
+        if self._file_alone and at is not None:
+            self.fail(f"must be a file alone, and {value!r} has updates too", param, ctx)
         return Source(Path(path), None if at in (None, "end") else int(at), at == "end")
 
 
 def load(source: Source, log: Log | None) -> Catalog:
-    """The catalog at this version. `log` must be there if it reads the topic."""
+    """The catalog at this version. `log` must be there if it reads the topic. The file's codes are taken to be the
+    checkpoint's."""
     from xgr_stream.catalog import Catalog
     from xgr_stream.catalog.live import updated
-    from xgr_stream.types import CatalogUpdate
 
     base = Catalog.load(source.path)
     if not source.reads_topic:
@@ -75,11 +80,19 @@ def load(source: Source, log: Log | None) -> Catalog:
     offset = log.end if source.offset is None else source.offset
     if offset > log.end:
         raise CatalogError(f"offset must be at most {log.end}, where the topic of updates ends, not {offset}")
-    # As workers take it, which know the model's codes besides: what does not fit counts as a tombstone.
-    updates = [
-        u if u.sid is None or len(u.sid) == base.levels else CatalogUpdate(u.item_id, None) for u in log.upto(offset)
-    ]
-    return updated(base, updates, offset)
+    return updated(base, [_as_served(update, base) for update in log.upto(offset)], offset)
+
+
+def _as_served(update: CatalogUpdate, base: Catalog) -> CatalogUpdate:
+    """What workers make of it: what does not fit the codes counts as a tombstone."""
+    from xgr_stream.errors import InvalidUpdate
+    from xgr_stream.types import CatalogUpdate
+
+    try:
+        update.check(base.codes)
+    except InvalidUpdate:
+        return CatalogUpdate(update.item_id, None)
+    return update
 
 
 def read_log(connection: Connection, topic: str) -> Log:
