@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,11 +60,9 @@ def test_an_update_names_its_wrong_tags(tags: Any, names: str) -> None:
 
 @pytest.mark.parametrize("name", ["exclude", "allow", "deny", "candidates"])
 def test_a_mapping_is_no_list_of_its_keys(name: str) -> None:
+    make: Any = ItemFilter if name != "candidates" else partial(RecommendRequest, "r", "u")
     with pytest.raises(InvalidRequest, match=rf"^{name} must be a sequence of strings, not "):
-        if name == "candidates":
-            RecommendRequest("r", "u", candidates={"a": 1})  # type: ignore[arg-type]
-        else:
-            ItemFilter.of(**{name: {"a": 1}})
+        make(**{name: {"a": 1}})
 
 
 def test_ids_may_be_as_long_as_stated() -> None:
