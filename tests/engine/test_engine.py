@@ -424,6 +424,22 @@ def test_updates_that_there_is_no_memory_to_merge_are_merged_with_the_next(engin
     assert engine.catalog.sid("new") == (1, 1, 1)
 
 
+def test_a_tag_that_no_item_has_any_more_is_forgotten(engine: Engine) -> None:
+    """Its mask, too: the next catalog is made with those of the tags that were asked for."""
+    engine.append("user", ["item-1"])
+    known = set(engine.catalog.columns.tags.names)
+    for number in range(4):
+        engine.apply_updates([CatalogUpdate("new", (1, 2, 3), (f"week-{number}", "red"))])
+        (item,) = engine.recommend("user", allow=[f"week-{number}"])
+        assert item.item_id == "new"
+        assert set(engine.catalog.columns.tags.names) == known | {f"week-{number}"}
+        assert engine.catalog.columns.tags.of_row(engine.catalog.row("new")) == ("red", f"week-{number}")
+        engine.check_integrity()
+    with pytest.raises(NothingLegal):
+        engine.recommend("user", allow=["week-0"])
+    assert engine.recommend("user", deny=["week-0"]) == engine.recommend("user")
+
+
 def test_an_engine_prepares_itself_in_steps() -> None:
     """On the CPU there are none: nothing is captured there."""
     assert list(Engine.load(tiny_model(), tiny_catalog()).preparing()) == []
