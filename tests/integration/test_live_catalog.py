@@ -7,11 +7,13 @@ import math
 import os
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import pytest
+import torch
 from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner
 
@@ -21,9 +23,10 @@ from xgr_stream import Engine
 from xgr_stream.cli.main import main
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
+from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.errors import XgrError
 from xgr_stream.history import HistoryStore
-from xgr_stream.stream import codec, protocol
+from xgr_stream.stream import catalog_feed, codec, protocol
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.testing import tiny_catalog, tiny_items, tiny_model
 from xgr_stream.testing.broker import Broker
@@ -195,6 +198,45 @@ async def settled(broker: Broker, config: StreamConfig, driver: KafkaDriver, pos
                 return response
 
 
+async def test_a_worker_without_memory_for_a_merge_serves_on_and_merges_later(
+    broker: Broker, config: StreamConfig, updates: Updates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that starts then. What the merge held is let go of before the next one."""
+    lacking, tried, run = asyncio.Event(), list[weakref.ref[CatalogMerge]](), CatalogMerge.run
+
+    def short(merge: CatalogMerge) -> None:
+        if lacking.is_set():
+            tried.append(weakref.ref(merge))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run(merge)
+
+    monkeypatch.setattr(CatalogMerge, "run", short)
+    monkeypatch.setattr(catalog_feed, "RETRY_S", 0.02)
+    lacking.set()
+    async with kafka_worker(broker, config, new_engine(config)) as driver:
+        await updates.write(CatalogUpdate("first", (1, 1, 1)))
+        await until(lambda: len(tried) > 2)
+    async with kafka_worker(broker, config, new_engine(config)) as driver:
+        readiness, metrics = driver.runtime.readiness, driver.runtime.setup.metrics.registry
+        await updates.write(CatalogUpdate("item-1", None))
+        await updates.write(CatalogUpdate("second", (1, 1, 2)))
+        await until(lambda: readiness()["catalog"]["position"] == 3)
+        await act(broker, config)
+        async with RecommendClient(broker.connection, topics=config.topics) as client:
+            response = await client.recommend("user", k=128, beam_width=128, timeout=20)
+        check([response], updates.log)
+        assert {item.item_id for item in response.items} == {*base()} - {"item-1"}
+        for catalog in (readiness()["catalog"], readiness()["models"][0]["catalog"]):
+            assert catalog["merge_error"] == "no memory for a merge: CUDA out of memory"
+        assert metrics.get_sample_value("xgr_catalog_merges_failed_total") > 0
+        assert [ref for ref in tried[:-1] if ref() is not None] == []
+        lacking.clear()
+        after = await settled(broker, config, driver, 3)
+        assert {"first", "second"} < {item.item_id for item in after.items}
+        await until(lambda: readiness()["catalog"]["merge_error"] is None)
+        assert readiness()["failure"] is None
+
+
 async def test_a_topic_of_several_partitions_is_refused(broker: Broker, config: StreamConfig) -> None:
     from aiokafka.admin import NewTopic
 
@@ -258,13 +300,28 @@ async def test_what_a_transaction_aborted_never_counts(broker: Broker, config: S
             await producer.abort_transaction()
             async with producer.transaction():
                 written = await producer.send_and_wait(topic, value, b"committed", partition=0)
+            await until(lambda: driver.runtime.readiness()["catalog"]["position"] == written.offset + 1)
+            await nothing_behind(driver, written.offset + 2)
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, value, b"aborted", partition=0)
+            await producer.abort_transaction()
+            await nothing_behind(driver, written.offset + 4)
         finally:
             await producer.stop()
-        await until(lambda: driver.runtime.readiness()["catalog"]["position"] == written.offset + 1)
         engine = driver.runtime.setup.engine
         await until(lambda: engine.knows_item("committed"))
         assert not engine.knows_item("aborted")
     again = new_engine(config)
-    async with kafka_worker(broker, config, again):
+    async with kafka_worker(broker, config, again) as driver:
         assert again.knows_item("committed")
         assert not again.knows_item("aborted")
+        await nothing_behind(driver, written.offset + 4)
+
+
+async def nothing_behind(driver: KafkaDriver, end: int) -> None:
+    """The worker knows of the topic up to this end, a transaction's marker, and has read it all."""
+    feed = driver.runtime.models._primary.feed
+    registry = driver.runtime.setup.metrics.registry
+    await until(lambda: feed._consumer is not None and feed._consumer.highwater(feed._partition) == end)
+    await until(lambda: driver.runtime.readiness()["catalog"]["behind"] == 0)
+    await until(lambda: registry.get_sample_value("xgr_catalog_behind") == 0)

@@ -56,7 +56,7 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
     log: list[CatalogUpdate] = []
     merge: Merge | None = None
     some = updates([*base, *NEW], codes, TAGS, base)
-    steps = st.sampled_from(["update", "update", "begin", "run", "follow", "finish"])
+    steps = st.sampled_from(["update", "update", "begin", "run", "follow", "finish", "abandon"])
     for step in data.draw(st.lists(steps, max_size=12)):
         if step == "update":
             batch = data.draw(st.lists(some, min_size=1, max_size=4))
@@ -72,6 +72,10 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
             merge.follow(live.handed_over(left=0))
         elif merge is not None and step == "finish" and hasattr(merge, "merged"):
             live.finish(merge)
+            merge.discard()
+            merge = None
+        elif merge is not None and step == "abandon":
+            live.abandon(merge)
             merge.discard()
             merge = None
         check(live.catalog, content(base, log, live.catalog.version), data.draw(filters(items)))

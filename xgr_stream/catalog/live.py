@@ -2,8 +2,8 @@
 
 An item that comes or goes is flipped at once. An item that is new, or has another semantic ID or other tags, waits:
 `begin` hands out a merge, `Merge.run` makes the next catalog on another thread, `Merge.follow` takes what came
-meanwhile (`handed_over`), `finish` puts it in place. While an item waits it is not recommended, so that what is served
-depends on the updates alone:
+meanwhile (`handed_over`), `finish` puts it in place, or `abandon` gives it up. While an item waits it is not
+recommended, so that what is served depends on the updates alone:
 
     every update before `merged_to`; of those from there to `position`, that the items concerned come, go, or wait
 
@@ -38,6 +38,8 @@ class Merge:
         self.changes = changes
         self.waiting: Waiting = {}
         """What of the updates that it followed waits for the next merge; after `finish`, what is to be discarded."""
+        self.came: dict[str, CatalogUpdate] = {}
+        """The updates that came since it began, and that it was not handed. The decoding thread's."""
         self.position = position
         self.merged: Catalog
         """After `run`."""
@@ -65,14 +67,14 @@ class Merge:
             _apply(self._base, self.merged, self.waiting, step)
 
     def discard(self) -> None:
-        """Let go of what it holds, on any thread, after `finish`, little by little: 100,000 items that go at once hold
-        up all threads for 8 to 15 ms, the arrays of 10 million for 20. It is not to be used any more."""
+        """Let go of what it holds, on any thread, after `finish` or `abandon`, little by little: 100,000 items that go
+        at once hold up all threads for 8 to 15 ms, the arrays of 10 million for 20. It is not to be used any more."""
         for held in (self.waiting, self.changes):
             while held:
                 for _ in range(min(STEP, len(held))):
                     held.popitem()
         arrays = self._old.arrays
-        self._old = self.merged
+        del self._old
         while arrays:
             arrays.pop()
 
@@ -91,8 +93,8 @@ class LiveCatalog:
         """Of the log: the first update that is not applied yet."""
         self.merged_to = 0
         self._waiting: Waiting = {}
-        self._since: dict[str, CatalogUpdate] | None = None
-        """The updates that came since the merge that runs began, and that it was not handed."""
+        self.merging: Merge | None = None
+        """The merge that has begun, until it is finished or abandoned."""
         self._base_version: str | None = None
         _ = base.columns.tags.by_row  # once and here, not with the first update
 
@@ -109,35 +111,43 @@ class LiveCatalog:
         if self._base_version is None:
             self._base_version = self.base.version
         last = {update.item_id: update for update in updates}  # an item's last one says all of it
-        if self._since is not None:
-            self._since |= last
+        if self.merging is not None:
+            self.merging.came |= last
         _apply(self.base, self.catalog, self._waiting, list(last.values()))
         self.position = position
         self._name()
 
     def begin(self) -> Merge | None:
         """What is to be merged now; None: nothing waits, or a merge runs already."""
-        if not self._waiting or self._since is not None:
+        if not self._waiting or self.merging is not None:
             return None
-        self._since = {}
-        return Merge(self.base, self.catalog, dict(self._waiting), self.position)
+        self.merging = Merge(self.base, self.catalog, dict(self._waiting), self.position)
+        return self.merging
 
     def handed_over(self, left: int = LEFT_TO_FINISH) -> Updates:
         """What came since the merge began, or since the last call, for `Merge.follow`; nothing if it is at most `left`
         updates, which `finish` applies."""
-        if self._since is None or len(self._since) <= left:
+        merge = self.merging
+        if merge is None or len(merge.came) <= left:
             return {}
-        since, self._since = self._since, {}
-        return since
+        came, merge.came = merge.came, {}
+        return came
 
     def finish(self, merge: Merge) -> None:
-        """Let the merged catalog be the current one. Takes as long as what came and was not handed over."""
-        since, self._since = self._since, None
+        """Let the catalog of the merge that is under way be the current one. Takes as long as what came and was not
+        handed over."""
+        _apply(self.base, merge.merged, merge.waiting, list(merge.came.values()))
         self.catalog = merge.merged
         merge.waiting, self._waiting = self._waiting, merge.waiting
         self.merged_to = merge.position
-        _apply(self.base, self.catalog, self._waiting, list((since or {}).values()))
+        self.merging = None
         self._name()
+
+    def abandon(self, merge: Merge) -> None:
+        """Give this merge up, wherever it failed: what waits goes on waiting, for the next one. Nothing changes if it
+        is not under way."""
+        if merge is self.merging:
+            self.merging = None
 
     def _name(self) -> None:
         if not self.position:

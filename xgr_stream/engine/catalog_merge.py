@@ -66,12 +66,18 @@ class CatalogMerge:
         self._merge.follow(updates)
 
     def discard(self) -> None:
-        """Let go of what is not needed any more, on any thread, after `finish`."""
+        """Let go of what is not needed any more, on any thread, after `finish` or `abandon`."""
         self._merge.discard()
+
+    def abandon(self) -> None:
+        """Give it up, wherever `run` or `follow` failed: its items go on waiting, and the next merge may begin. On the
+        engine's thread."""
+        self._live.abandon(self._merge)
 
     @torch.inference_mode()
     def finish(self) -> None:
-        """Put it in place. On the engine's thread, between two batches, after `run`."""
+        """Put it in place. On the engine's thread, between two batches, after `run`. It changes nothing if the engine
+        was given another catalog since it began."""
         self._take_over(self._merge, self._legality, self._seen)
 
     def _tables(self, rest: Callable[[], None]) -> LegalityTables:

@@ -39,7 +39,7 @@ from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.warming import Warming, WarmReport
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
+from xgr_stream.errors import CatalogError, EngineError, InvalidEvent, InvalidRequest, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -167,7 +167,7 @@ class Engine:
 
     def use_catalog(self, catalog: Catalog) -> None:
         """Answer from this catalog from now on. Prefixes that another one tokenised are computed anew on next use,
-        unless both give items the same tokens."""
+        unless both give items the same tokens. A merge that is under way is void."""
         self.model.tokens.check_catalog(catalog.codes)
         self._work.settle()
         self._live = LiveCatalog(catalog)
@@ -193,15 +193,22 @@ class Engine:
 
     def apply_updates(self, updates: Iterable[CatalogUpdate]) -> None:
         """Let these happen to the catalog, in their order; they count when this returns. The catalog's version is then
-        its table's and the number of updates that it has had."""
+        its table's and the number of updates that it has had. Raises `CatalogError` while a merge (`begin_merge`) is
+        under way: it has changed nothing then."""
+        if self._live.merging is not None:
+            raise CatalogError("a merge must not be under way, and one is: finish or abandon it before apply_updates")
         listed = list(updates)
         for update in listed:
             update.check(self.codes)
         self.update_catalog(listed, self._live.position + len(listed))
         merge = self.begin_merge()
         if merge is not None:
-            merge.run()
-            merge.finish()
+            try:
+                merge.run()
+                merge.finish()
+            except BaseException:  # what waits is for the next call to merge
+                merge.abandon()
+                raise
 
     @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
@@ -221,13 +228,16 @@ class Engine:
         return self._legality.num_bytes
 
     def begin_merge(self) -> CatalogMerge | None:
-        """What merges all that waits now; None if nothing does, or while another merge is not finished."""
+        """What merges all that waits now; None if nothing does, or while another merge is neither finished nor
+        abandoned."""
         merge = self._live.begin()
         if merge is None:
             return None
         return CatalogMerge(merge, self._live, self._reader, self._legality, self._take_over)
 
     def _take_over(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> None:
+        if merge is not self._live.merging:  # `use_catalog` came in between
+            return
         self._live.finish(merge)
         self._catalog = self._live.catalog
         with self._work.decode_lane.current():

@@ -14,10 +14,11 @@ from aiokafka.errors import OffsetOutOfRangeError
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import InvalidInput, TopologyError
 from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.faults import Fault, fault
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import Connection, stop_client
-from xgr_stream.stream.setup import ServedEngine
+from xgr_stream.stream.setup import Merge, ServedEngine
 from xgr_stream.types import CatalogUpdate
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ AT_ONCE = 256
 """Updates that the device thread applies in one go, 1 to 2 ms; batches have their turn in between."""
 MAX_LOGGED = 1_000
 """Updates that can't be read and are named in the log, before it falls silent about them."""
+RETRY_S = 5.0
+"""After a merge that there was no memory for; twice as long after each further one in a row."""
+LONGEST_RETRY_S = 300.0
 T = TypeVar("T")
 
 
@@ -35,7 +39,8 @@ class CatalogFeed:
     """Reads the only partition of the topic, without a group: to its end in `start`, then on and on in `run`.
 
     What comes and goes is applied as it is read. What must be merged is, on a thread of its own, one merge after the
-    other. An engine that does not serve yet (`serves`) has its updates applied on another thread than the device's.
+    other. One that there is no memory for is given up: its items go on waiting, and it is tried again later. An engine
+    that does not serve yet (`serves`) has its updates applied on another thread than the device's.
     An update that can't be read counts as a tombstone of its item: compaction leaves nothing of what the item was
     before, so that a worker that starts later could not know it either.
     """
@@ -57,6 +62,8 @@ class CatalogFeed:
         """Whether batches of the engine may be under way. To be set before they are, and not while the feed reads."""
         self.position = 0
         """The offset behind the last update that is applied."""
+        self.merge_error: str | None = None
+        """Why the last merge was given up; None if it was not, or nothing waits for one any more."""
         self._connection = connection
         self._partition = TopicPartition(topic, 0)
         self._engine = engine
@@ -65,7 +72,13 @@ class CatalogFeed:
         self._max_message_bytes = config.max_message_bytes
         self._metrics = metrics
         self._consumer: AIOKafkaConsumer | None = None
+        self._read_to = 0
+        """Up to where the topic is applied: `position`, and a transaction's markers behind it."""
         self._waiting = asyncio.Event()
+        self._rest_s = 0.0
+        """Before the next merge."""
+        self._retry_s = RETRY_S
+        """The same, if the next one has to be given up."""
         self._num_logged = 0
 
     @property
@@ -73,10 +86,14 @@ class CatalogFeed:
         """Updates that are written, as the broker last told, and not applied yet."""
         reads = self._consumer is not None and self._partition in self._consumer.assignment()
         end = self._consumer.highwater(self._partition) if reads and self._consumer is not None else None
-        return 0 if end is None else max(0, end - self.position)
+        return 0 if end is None else max(0, end - self._read_to)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return {"position": self.position, "behind": self.behind, "merge_error": self.merge_error}
 
     async def start(self) -> None:
-        """Returns once all that is in the topic now is applied and merged."""
+        """Returns once all that is in the topic now is applied, and merged if there is memory for it."""
         consumer = self._consumer = self._connection.consumer(
             auto_offset_reset="none", isolation_level="read_committed"
         )
@@ -86,7 +103,7 @@ class CatalogFeed:
         end = (await consumer.end_offsets([self._partition]))[self._partition]
         while await consumer.position(self._partition) < end:
             await self._read(consumer)
-        while await self._merge() is not None:
+        while await self._merge():
             pass
         logger.info("%s is read up to offset %d", self._partition.topic, self.position)
 
@@ -129,6 +146,7 @@ class CatalogFeed:
         records = found.get(self._partition, [])
         for first in range(0, len(records), AT_ONCE):
             await self._apply(records[first : first + AT_ONCE])
+        self._read_to = await consumer.position(self._partition)
         return bool(records)
 
     async def _apply(self, records: Sequence[Any]) -> None:
@@ -158,27 +176,51 @@ class CatalogFeed:
 
     async def _merge_when_needed(self) -> None:
         while True:
+            await asyncio.sleep(self._rest_s)
             await self._waiting.wait()
             self._waiting.clear()
-            took = await self._merge()
-            if took is not None:
-                self._waiting.set()  # more may have come meanwhile
-                await asyncio.sleep(took)  # a trickle of new items is not to cost a core of one's own
+            await self._merge()
 
-    async def _merge(self) -> float | None:
-        """Seconds that it took; None: there was nothing to merge."""
-        merge = await self._on_device(self._engine.begin_merge)
+    async def _merge(self) -> bool:
+        """Merge what waits now; whether something did, and is merged."""
+        started, merge, lacking = asyncio.get_running_loop().time(), None, None
+        try:
+            merge = await self._on_device(self._engine.begin_merge)
+            if merge is not None:
+                await asyncio.to_thread(merge.run)
+                while came := await self._on_device(merge.handed_over):
+                    await asyncio.to_thread(merge.follow, came)
+        except Exception as error:
+            if fault(error) is not Fault.MEMORY:
+                raise
+            lacking = str(error) or type(error).__name__
+        if lacking is not None:
+            await self._give_up(merge, lacking)
+            return False
+        self._retry_s, self.merge_error = RETRY_S, None
         if merge is None:
-            return None
-        started = asyncio.get_running_loop().time()
-        await asyncio.to_thread(merge.run)
-        while came := await self._on_device(merge.handed_over):
-            await asyncio.to_thread(merge.follow, came)
+            self._rest_s = 0.0
+            return False
         await self._on_device(merge.finish)
-        took = asyncio.get_running_loop().time() - started
-        self._metrics.catalog_merge_seconds.observe(took)
+        self._rest_s = asyncio.get_running_loop().time() - started  # a trickle of new items is not to cost a core
+        self._metrics.catalog_merge_seconds.observe(self._rest_s)
+        self._waiting.set()  # more may have come meanwhile
         await asyncio.to_thread(merge.discard)
-        return took
+        return True
+
+    async def _give_up(self, merge: Merge | None, lacking: str) -> None:
+        """A worker that ended here would find the same updates when it is started again, as all others do."""
+        self._rest_s, self._retry_s = self._retry_s, min(2 * self._retry_s, LONGEST_RETRY_S)
+        self._waiting.set()
+        self.merge_error = f"no memory for a merge: {lacking}"
+        self._metrics.catalog_merges_failed.inc()
+        logger.error(
+            "%s, offset %d: %s. What is new since the last merge is not recommended; the next try is in %.0f s",
+            *(self._partition.topic, self.position, self.merge_error, self._rest_s),
+        )
+        if merge is not None:
+            await self._on_device(merge.abandon)
+            await asyncio.to_thread(merge.discard)
 
     async def _on_device(self, action: Callable[[], T]) -> T:
         run = self._device.between_batches if self.serves else self._device.call

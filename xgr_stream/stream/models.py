@@ -144,9 +144,9 @@ class Models:
         self._versions.drop()  # whoever serves these versions once more loads it anew
 
     @property
-    def catalog(self) -> Mapping[str, int]:
+    def catalog(self) -> Mapping[str, Any]:
         """How far the primary's is."""
-        return {"position": self._primary.feed.position, "behind": self._primary.feed.behind}
+        return self._primary.feed.status
 
     # Changes
 
@@ -295,5 +295,5 @@ def _status(loaded: _Loaded, role: str, fraction: float) -> dict[str, Any]:
         "version": loaded.engine.version,
         "role": role,
         "fraction": fraction,
-        "catalog": {"topic": loaded.topic, "position": loaded.feed.position, "behind": loaded.feed.behind},
+        "catalog": {"topic": loaded.topic, **loaded.feed.status},
     }

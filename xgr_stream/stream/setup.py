@@ -35,8 +35,12 @@ class Merge(Protocol):
         """On the device thread, between two batches."""
         ...
 
+    def abandon(self) -> None:
+        """On the device thread, instead of `finish`: what it was to merge goes on waiting."""
+        ...
+
     def discard(self) -> None:
-        """On any thread, after `finish`."""
+        """On any thread, after `finish` or `abandon`."""
         ...
 
 

@@ -1,0 +1,112 @@
+"""The topic of catalog updates on its way to the engine: how far it is said to be, and what becomes of its merges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+
+from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.stream.catalog_feed import LONGEST_RETRY_S, CatalogFeed
+from xgr_stream.stream.connection import Connection
+from xgr_stream.testing import NullEngine
+
+Fetched = list[tuple[list[ConsumerRecord[bytes, bytes]], int]]
+"""The records of each fetch, and the consumer's position behind it."""
+UPDATE = ConsumerRecord("catalog", 0, 0, 0, 0, b"item-1", None, None, 6, 0, ())
+
+
+class Consumer:
+    """What the feed asks of a consumer, and of the connection that it is from."""
+
+    def __init__(self, fetched: Fetched) -> None:
+        self._fetched = iter(fetched)
+        self._position = 0
+        self._end = fetched[-1][1] if fetched else 0
+
+    def consumer(self, **_: Any) -> Consumer:
+        return self
+
+    async def start(self) -> None: ...
+    async def seek_to_beginning(self, _: TopicPartition) -> None: ...
+    def assign(self, _: list[TopicPartition]) -> None: ...
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition("catalog", 0)}
+
+    def highwater(self, _: TopicPartition) -> int:
+        return self._end
+
+    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self._end)
+
+    async def position(self, _: TopicPartition) -> int:
+        return self._position
+
+    async def getmany(self, partition: TopicPartition, **_: Any) -> dict[TopicPartition, list[Any]]:
+        records, self._position = next(self._fetched)
+        return {partition: records} if records else {}
+
+
+@pytest.fixture
+def device() -> Iterator[DeviceWorker]:
+    device = DeviceWorker(NullEngine(), EngineConfig(), SystemClock(), Metrics())
+    device.start()
+    yield device
+    device.stop(5)
+
+
+def feed_of(device: DeviceWorker, engine: NullEngine, fetched: Fetched) -> CatalogFeed:
+    connection = cast("Connection", Consumer(fetched))
+    return CatalogFeed(connection, "catalog", engine, device, StreamConfig(), Metrics())
+
+
+@pytest.mark.parametrize(
+    ("fetched", "position"),
+    [([([UPDATE], 1), ([], 2)], 1), ([([UPDATE], 3)], 1), ([([], 2)], 0)],
+    ids=["committed", "aborted behind it", "aborted"],
+)
+async def test_a_transactions_marker_at_the_end_leaves_nothing_behind(
+    device: DeviceWorker, fetched: Fetched, position: int
+) -> None:
+    feed = feed_of(device, NullEngine(), fetched)
+    await feed.start()
+    assert feed.status == {"position": position, "behind": 0, "merge_error": None}
+
+
+async def test_merges_without_memory_are_tried_again_with_growing_pauses(device: DeviceWorker) -> None:
+    class Short(NullEngine):
+        lacks = True
+
+        def begin_merge(self) -> None:
+            if self.lacks:
+                raise MemoryError("none left")
+
+    engine = Short()
+    feed = feed_of(device, engine, [])
+    await feed.start()
+    assert feed.status["merge_error"] == "no memory for a merge: none left"
+    pauses = []
+    for _ in range(2_000):
+        pauses.append(feed._rest_s)
+        assert not await feed._merge()
+    assert pauses[:4] == [5.0, 10.0, 20.0, 40.0]
+    assert pauses[-1] == LONGEST_RETRY_S
+    assert feed._metrics.registry.get_sample_value("xgr_catalog_merges_failed_total") == 2_001
+    engine.lacks = False
+    assert not await feed._merge()
+    assert feed.status["merge_error"] is None
+
+
+async def test_what_else_fails_in_a_merge_ends_the_feed(device: DeviceWorker) -> None:
+    class Wrong(NullEngine):
+        def begin_merge(self) -> None:
+            raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        await feed_of(device, Wrong(), []).start()
