@@ -13,6 +13,7 @@ from faust.types import TP
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.versions import Versions
 from xgr_stream.stream import codec, faust_driver
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
@@ -20,6 +21,7 @@ from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.setup import Setup
+from xgr_stream.stream.topology import all_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.types import UserEvent
 
@@ -39,13 +41,13 @@ async def driver(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     for each other."""
     monkeypatch.setattr(faust_driver, "EVENTS_WAIT_S", 0.0)
     monkeypatch.setattr(faust_driver, "REQUESTS_WAIT_S", 0.0)
-    config = StreamConfig(partitioner="any")
+    config, engine = StreamConfig(partitioner="any"), NullEngine()
 
     def make_setup() -> Setup:
-        return Setup(NullEngine(), Connection("127.0.0.1:1"), "test", config, EngineConfig(), Metrics())
+        return Setup(engine, Connection("127.0.0.1:1"), "test", config, EngineConfig(), Metrics())
 
     recommender = Recommender(config, Metrics())
-    driver = FaustDriver(app, recommender, make_setup)
+    driver = FaustDriver(app, recommender, make_setup, engine.history)
     driver.runtime = Runtime(
         make_setup(), on_progress=driver._acknowledge, on_failure=_raise, end_offset=driver._end_offset
     )
@@ -263,6 +265,64 @@ def test_attach_twice_repartitions_for_each(app: faust.App) -> None:
         config = StreamConfig(topics=topics)
         attach(app, engine=NullEngine(), events="page-views", event=to_event, repartition=True, config=config)
     assert {"xgr-repartition-user-events-0", "xgr-repartition-views-0"} <= set(app.agents)
+
+
+OTHER_TOPICS = TopicNames("views", "asked", "answered", changelog="histories")
+
+
+@pytest.mark.parametrize("source", all_topics(TopicNames()))
+@pytest.mark.parametrize("as_topic", [False, True])
+def test_a_recommender_is_not_fed_from_its_own_topics(app: faust.App, source: str, as_topic: bool) -> None:
+    """Each copy would be copied again, for ever."""
+    sources = ["page-views", app.topic(source) if as_topic else source]
+    with pytest.raises(TopologyError, match=rf"^events must be .* repartition=True, not {source}, which"):
+        attach(app, engine=NullEngine(), events=sources, event=to_event, repartition=True)
+    if source != "user-events":
+        with pytest.raises(TopologyError, match=rf"^events must be .* nothing else, not '{source}'"):
+            attach(app, engine=NullEngine(), events=sources[1])
+    assert not any(isinstance(child, FaustDriver) for child in app._children)
+
+
+def test_another_recommenders_events_may_be_repartitioned(app: faust.App) -> None:
+    attach(app, engine=NullEngine())
+    config = StreamConfig(topics=OTHER_TOPICS)
+    attach(app, engine=NullEngine(), events="user-events", event=to_event, repartition=True, config=config)
+
+
+@pytest.mark.parametrize("again", [lambda engine: engine, Versions, lambda engine: NullEngine(history=engine.history)])
+def test_an_engine_and_a_history_are_one_recommenders_alone(app: faust.App, again: Callable[..., Any]) -> None:
+    """Two topics' offsets in one history: the events of one would be taken for what the other's had told already."""
+    engine = NullEngine()
+    attach(app, engine=engine)
+    with pytest.raises(ConfigError, match=r"^engine must be this recommender's alone, not "):
+        attach(app, engine=again(engine), config=StreamConfig(topics=OTHER_TOPICS))
+    attach(app, engine=NullEngine(), config=StreamConfig(topics=OTHER_TOPICS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ({"event": 5}, "event must be a function from a value to UserEvent or None, not 5"),
+        ({"events": 5}, "events must be a topic's name, a Faust topic or channel, or a list of some, not 5"),
+        ({"events": ["a", 5]}, r"events must be .*, not \['a', 5\]"),
+        ({"events": "a b"}, "events must be .*, not 'a b'"),
+        ({"events": []}, r"events must be .*, not \[\]"),
+        ({"repartition": True, "event": len}, r"events must be given with repartition=True.*, not None"),
+        ({"metrics": 3}, r"metrics must be Metrics\(\.\.\.\) or None, not 3"),
+        ({"model": "models/shop"}, "engine must be None with a model or a catalog.*, not <"),
+        ({"catalog": "catalog.parquet"}, "engine must be None with a model or a catalog.*, not <"),
+        ({"engine": 5}, "engine must be an Engine, or Versions of some, not 5"),
+    ],
+)
+def test_attach_names_an_argument_that_cannot_be(app: faust.App, arguments: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{refusal}"):
+        attach(app, **{"engine": NullEngine(), **arguments})
+
+
+@pytest.mark.parametrize("source", [lambda app: app.topic(pattern="page-.*"), lambda app: app.topic("a", "b")])
+def test_repartition_reads_topics_of_one_name_each(app: faust.App, source: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^events must be topics of one name each, not <"):
+        attach(app, engine=NullEngine(), events=source(app), event=to_event, repartition=True)
 
 
 async def test_the_recommender_is_deaf_until_the_app_runs(app: faust.App) -> None:
