@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import faust
 import pytest
+from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
 from faust.types import TP
 
+from tests.stream.batch import Producer
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.versions import Versions
-from xgr_stream.stream import codec, faust_driver
+from xgr_stream.stream import codec, faust_driver, repartition
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
@@ -341,17 +344,9 @@ def to_event(view: PageView) -> UserEvent | None:
 
 
 async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> None:
-    sent: list[tuple[str, bytes, bytes]] = []
-    attach(
-        app,
-        engine=NullEngine(),
-        events=[app.topic("page-views", value_type=PageView)],
-        event=to_event,
-        repartition=True,
-    )
-    driver = next(child for child in app._children if isinstance(child, FaustDriver))
-    driver.runtime = FakeRuntime(sent)
-    agent = app.agents["xgr-repartition-user-events-0"]
+    producer = Producer()
+    producer.fate += [None, None]
+    agent = repartitioning(app, FakeRuntime(producer))
     async with agent.test_context() as converting:
         views = [PageView(user="user-1", item="item-1"), PageView(user="user-2", item=None)]
         events = [await put(converting, view.dumps(serializer="json")) for view in views]
@@ -360,20 +355,66 @@ async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> Non
             while not broken.acked:  # noqa: ASYNC110  the agent knows of no event
                 await asyncio.sleep(0.005)
         assert [event.acked for event in [*events, broken]] == [[0], [1], [2]]
-    assert [(topic, key) for topic, key, _ in sent] == [("user-events", b"user-1"), ("rec-dead-letters", USER)]
-    assert codec.decode(sent[0][2], 1_000) == {"v": 1, "user_id": "user-1", "item_id": "item-1"}
-    assert codec.decode(sent[1][2], 1_000)["reason"] == "invalid_event"
+    events, letters = sorted(producer.sent, reverse=True)
+    assert (events[0], letters[0]) == ("user-events", "rec-dead-letters")
+    assert codec.decode(events[1][0], 1_000) == {"v": 1, "user_id": "user-1", "item_id": "item-1"}
+    assert codec.decode(letters[1][0], 1_000)["reason"] == "invalid_event"
+
+
+@pytest.mark.parametrize("error", [KafkaTimeoutError(), OutOfOrderSequenceNumber()])
+async def test_what_of_a_repartition_fails_is_written_again_and_nothing_else(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Before anything behind it of its partition; by another producer, if the broker takes no more from the first."""
+    monkeypatch.setattr(repartition, "RETRY_AFTER_S", 0.0)
+    producer = Producer()
+    producer.room = 2
+    producer.fate += [None, error, None, None]
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime)
+    async with agent.test_context() as converting:
+        values = [PageView(user="user-1", item=f"item-{n}").dumps(serializer="json") for n in range(5)]
+        events = [await converting.put(key=USER, value=value, partition=PARTITION, wait=False) for value in values]
+        acked = [_count_acks(event) for event in events]
+        async with asyncio.timeout(5):
+            while not all(acked):  # noqa: ASYNC110  the agent knows of no event
+                await asyncio.sleep(0.005)
+    written = [[codec.decode(value, 1_000)["item_id"] for value in values] for values in producer.batches]
+    assert written == [["item-0", "item-1"], ["item-2", "item-3"], ["item-2", "item-3"], ["item-4"]]
+    assert runtime.renewed == isinstance(error, OutOfOrderSequenceNumber)
+
+
+async def test_a_repartition_places_keys_as_the_configuration_says(app: faust.App) -> None:
+    """Where the recommender expects them: elsewhere each of them would be refused."""
+    producer = Producer()
+    producer.fate += [None] * 3
+    agent = repartitioning(app, FakeRuntime(producer), StreamConfig(partitioner="crc32"))
+    users = ["user-1", "user-2", "user-4"]
+    async with agent.test_context() as converting:
+        for user in users:
+            await put(converting, PageView(user=user, item="item-1").dumps(serializer="json"))
+    written = [codec.decode(value, 1_000)["user_id"] for (value,) in producer.batches]
+    assert (written, producer.partitions) == (users, [zlib.crc32(user.encode()) % 4 for user in users])
+
+
+def repartitioning(app: faust.App, runtime: FakeRuntime, config: StreamConfig | None = None) -> Any:
+    """The agent that converts page views, in an attached app that writes with this runtime."""
+    views = app.topic("page-views", value_type=PageView)
+    attach(app, engine=NullEngine(), events=views, event=to_event, repartition=True, config=config)
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    driver.runtime = runtime  # type: ignore[assignment]
+    return app.agents["xgr-repartition-user-events-0"]
 
 
 class FakeRuntime:
-    """Just a producer that has written at once."""
+    """Just a producer."""
 
-    def __init__(self, sent: list[tuple[str, bytes, bytes]]) -> None:
-        self._sent = sent
-        self.producer = self
+    num_partitions = 4
+    started = True
 
-    async def send(self, topic: str, value: bytes, key: bytes) -> asyncio.Future[None]:
-        self._sent.append((topic, key, value))
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.renewed = False
+
+    async def renew_producer(self, spoilt: Producer) -> None:
+        self.renewed = spoilt is self.producer
