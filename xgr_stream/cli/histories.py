@@ -201,7 +201,7 @@ async def _reset(connection: Connection, topics: TopicNames) -> int:
         if groups := await working_groups(admin, topics):
             raise click.ClickException(
                 f"workers of group {', '.join(groups)} run on {topics.events}, and what they go on writing would "
-                "follow on deleted records: stop them all, reset, and start them under a new group (nothing was deleted)"
+                "follow on deleted records: stop them all, reset, and start them under a new group"
             )
         # Kafka deletes records where the policy allows it alone. To alter a topic's settings is to give all of them.
         settings = await topic_settings(admin, topic)
