@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from xgr_stream.config import (
     HistoryConfig,
     StreamConfig,
     TopicNames,
+    TransactionConfig,
     WindowConfig,
 )
 from xgr_stream.engine import Engine
@@ -39,17 +41,20 @@ def attach_to_an_app(**settings: Any) -> None:
         (lambda: WindowConfig(max_events=0), "max_events"),
         (lambda: WindowConfig(max_events=8, stride=0), "stride"),
         (lambda: WindowConfig(max_events=8, stride=9), "stride"),
+        (lambda: WindowConfig(stride=True), "stride"),
         (lambda: WindowConfig(max_events="many"), "max_events"),  # type: ignore[arg-type]
         (lambda: WindowConfig(max_events=2.5), "max_events"),  # type: ignore[arg-type]
         (lambda: CacheConfig(budget_bytes=0), "budget_bytes"),
         (lambda: CacheConfig(page_size=0), "page_size"),
         (lambda: CacheConfig(page_size=48), "page_size"),
+        (lambda: CacheConfig(page_size=True), "page_size"),
         (lambda: EngineConfig(beam_width=0), "beam_width"),
         (lambda: EngineConfig(beam_width=100_000), "beam_width"),
         (lambda: EngineConfig(widened_beam_width=100_000), "widened_beam_width"),
         (lambda: EngineConfig(beam_width="wide"), "beam_width"),  # type: ignore[arg-type]
         (lambda: EngineConfig(normalizer="softmax"), "normalizer"),  # type: ignore[arg-type]
         (lambda: EngineConfig(dtype="int8"), "dtype"),  # type: ignore[arg-type]
+        (lambda: EngineConfig(fp8="no"), "fp8"),  # type: ignore[arg-type]
         (lambda: EngineConfig(device=0), "device"),  # type: ignore[arg-type]
         (lambda: EngineConfig(window=512), "window"),  # type: ignore[arg-type]
         (lambda: EngineConfig(cache=1 << 30), "cache"),  # type: ignore[arg-type]
@@ -57,7 +62,9 @@ def attach_to_an_app(**settings: Any) -> None:
         (lambda: EngineConfig(max_batch_tokens=0), "max_batch_tokens"),
         (lambda: HistoryConfig(keep_events=0), "keep_events"),
         (lambda: HistoryConfig(segment_events=0), "segment_events"),
+        (lambda: HistoryConfig(segment_events=501), "segment_events"),
         (lambda: TopicNames(events="one", requests="one"), "topic names"),
+        (lambda: TopicNames(events="a.b", requests="a_b"), "topic names"),
         (lambda: TopicNames(events=""), "events"),
         (lambda: TopicNames(requests="rec requests"), "requests"),
         (lambda: TopicNames(responses="x" * 250), "responses"),
@@ -80,6 +87,9 @@ def attach_to_an_app(**settings: Any) -> None:
         (lambda: StreamConfig(max_message_bytes=10), "max_message_bytes"),
         (lambda: StreamConfig(max_pending_requests=0), "max_pending_requests"),
         (lambda: StreamConfig(shutdown_timeout_s=-1), "shutdown_timeout_s"),
+        (lambda: StreamConfig(shutdown_timeout_s=math.inf), "shutdown_timeout_s"),
+        (lambda: TransactionConfig(timeout_s=math.inf), "timeout_s"),
+        (lambda: TransactionConfig(timeout_s=math.nan), "timeout_s"),
         (lambda: StreamConfig(warm_users=-1), "warm_users"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar, cast
@@ -18,6 +19,10 @@ KvCacheDtype = Literal["auto", "fp8"]
 Settings = TypeVar("Settings")
 
 MIB = 1 << 20
+
+MAX_SEGMENT_EVENTS = 500
+"""With the longest item ids and actions (256 characters of 4 bytes) a segment of so many is still within what a broker
+takes by default (1,048,588 bytes). One that it refuses stops the worker."""
 
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
@@ -36,8 +41,8 @@ def _topic_name(name: str, value: object) -> None:
 
 
 def _at_least(name: str, value: float, least: float, kind: type = int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value >= least:
-        what = "an integer" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not least <= value < math.inf:
+        what = "an integer" if kind is int else "a finite number"
         raise ConfigError(f"{name} must be {what} of at least {least}, not {value!r}")
 
 
@@ -63,7 +68,7 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         _at_least("max_events", self.max_events, 1)
-        if self.stride is not None and not (isinstance(self.stride, int) and 1 <= self.stride <= self.max_events):
+        if self.stride is not None and not (type(self.stride) is int and 1 <= self.stride <= self.max_events):
             raise ConfigError(f"stride must be from 1 to max_events ({self.max_events}), not {self.stride!r}")
 
     def start(self, event_count: int) -> int:
@@ -106,7 +111,7 @@ class CacheConfig:
             )
         if self.kv_cache_dtype not in ("auto", "fp8"):
             raise ConfigError(f"kv_cache_dtype must be 'auto' or 'fp8', not {self.kv_cache_dtype!r}")
-        if not isinstance(self.page_size, int) or self.page_size < 1 or self.page_size & (self.page_size - 1):
+        if type(self.page_size) is not int or self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ConfigError(f"page_size must be a power of two, not {self.page_size!r}")
 
 
@@ -149,6 +154,8 @@ class EngineConfig:
             raise ConfigError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', not {self.dtype!r}")
         if not isinstance(self.device, str):
             raise ConfigError(f"device must be a string like 'cpu' or 'cuda:0', not {self.device!r}")
+        if not isinstance(self.fp8, bool):
+            raise ConfigError(f"fp8 must be True or False, not {self.fp8!r}")
         check_settings("window", self.window, WindowConfig, optional=True)
         check_settings("cache", self.cache, CacheConfig)
         if self.normalizer not in (None, "level", "vocabulary", "legal"):
@@ -207,11 +214,13 @@ class HistoryConfig:
     """Events kept per user, at least; a multiple of `segment_events` more while a segment fills. Must cover the
     engine's window."""
     segment_events: int = 32
-    """Events per sealed changelog segment."""
+    """Events per sealed changelog segment, which is one record."""
 
     def __post_init__(self) -> None:
         _at_least("keep_events", self.keep_events, 1)
         _at_least("segment_events", self.segment_events, 1)
+        if self.segment_events > MAX_SEGMENT_EVENTS:
+            raise ConfigError(f"segment_events must be from 1 to {MAX_SEGMENT_EVENTS}, not {self.segment_events!r}")
 
     def first_kept(self, event_count: int) -> int:
         """Number of the first event kept when the user has `event_count` events: whole segments are let go, and only
@@ -236,8 +245,11 @@ class TopicNames:
         names = {role.name: getattr(self, role.name) for role in fields(self)}
         for role, name in names.items():
             _topic_name(role, name)
-        if len(set(names.values())) != len(names):
-            raise ConfigError(f"topic names must differ from each other, not {list(names.values())}")
+        if len({name.replace(".", "_") for name in names.values()}) != len(names):
+            raise ConfigError(
+                "topic names must differ from each other, and by more than '.' for '_', which a broker refuses, not "
+                f"{list(names.values())}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from click.testing import CliRunner, Result
 
 from tests.integration.workers import kafka_worker, until
 from xgr_stream.cli.main import main
 from xgr_stream.config import StreamConfig, TopicNames
+from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.testing import save_tiny_model, tiny_catalog
 from xgr_stream.testing.broker import Broker
 
@@ -50,6 +52,9 @@ async def test_histories_are_brought_in_looked_at_and_reset(
         assert imported.output == f"3 events written to {topics.events}\n", imported.output
         history = driver.runtime.setup.engine.history
         await until(lambda: history.num_events == 3)
+        refused = await on_a_thread(broker, topics, "history", "reset", "--yes")
+        assert refused.exit_code == 1
+        assert f"workers of group group-{topics.events} run on {topics.events}, and " in refused.output
     inspected = await on_a_thread(broker, topics, "history", "inspect", "user-1")
     assert inspected.exit_code == 0, (inspected.output, inspected.exception)
     found = json.loads(inspected.stdout)
@@ -58,7 +63,12 @@ async def test_histories_are_brought_in_looked_at_and_reset(
     refused = await on_a_thread(broker, topics, "history", "reset", answer="n\n")
     assert refused.exit_code == 1
     assert json.loads((await on_a_thread(broker, topics, "history", "inspect", "user-1")).stdout)["event_count"] == 2
+    other = broker.connection.group_consumer(f"other-{topics.events}")  # whoever else reads the events is in no way
+    await other.start()
+    other.subscribe([topics.events])
+    await until(other.assignment)
     done = await on_a_thread(broker, topics, "history", "reset", "--yes")
+    await other.stop()
     assert done.exit_code == 0, done.output
     assert json.loads((await on_a_thread(broker, topics, "history", "inspect", "user-1")).stdout)["event_count"] == 0
     async with kafka_worker(broker, config, group=f"again-{topics.events}") as again:
@@ -66,6 +76,27 @@ async def test_histories_are_brought_in_looked_at_and_reset(
         await until(lambda: history.num_events == 3)
     doctor = await on_a_thread(broker, topics, "doctor")
     assert f"ok       {topics.changelog} is compacted" in doctor.output, doctor.output
+
+
+async def test_what_cannot_be_imported_is_said_before_anything_is_written(
+    broker: Broker, config: StreamConfig, tmp_path: Path
+) -> None:
+    topics, path = config.topics, tmp_path / "events.parquet"
+    lost = await on_a_thread(broker, topics, "history", "import", str(rows(path)))
+    assert (lost.exit_code, lost.output) == (
+        1,
+        f"Error: topology: topic {topics.events} must exist (--topic events=NAME names another)\n",
+    )
+    await ensure_topics(broker.connection, topics, 1)
+    parquet.write_table(pa.table({"user_id": ["user-1", "user-1"], "item_id": ["item-1", None]}), path)
+    wrong = await on_a_thread(broker, topics, "history", "import", str(path))
+    assert wrong.exit_code == 1
+    assert f"row 1 of {path}: item_id must be" in wrong.output
+    consumer = broker.connection.consumer()
+    await consumer.start()
+    tp = TopicPartition(topics.events, 0)
+    assert await consumer.end_offsets([tp]) == {tp: 0}
+    await consumer.stop()
 
 
 async def test_the_doctor_finds_a_working_set_up(broker: Broker, config: StreamConfig, tmp_path: Path) -> None:

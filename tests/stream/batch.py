@@ -1,7 +1,9 @@
-"""A double of aiokafka's batch of records."""
+"""Doubles of aiokafka's producer and of its batch of records."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import Any
 
 
@@ -12,7 +14,9 @@ class Batch:
         self.values: list[bytes | None] = []
         self._room = room
 
-    def append(self, *, timestamp: None, key: bytes | None, value: bytes | None, headers: list[Any]) -> object:
+    def append(
+        self, *, timestamp: None, key: bytes | None, value: bytes | None, headers: list[Any] | None = None
+    ) -> object:
         if len(self.values) == self._room:
             return None
         self.values.append(value)
@@ -20,3 +24,41 @@ class Batch:
 
     def close(self) -> None:
         """Nothing comes any more."""
+
+
+class Producer:
+    """Remembers what it is given. `fate`: what happens to the next ones, an error or None; beyond that they wait."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, list[bytes | None]]] = []
+        self.partitions: list[int] = []
+        """Of the batches."""
+        self.futures: list[asyncio.Future[None]] = []
+        self.fate: deque[Exception | None] = deque()
+        self.room = 100
+
+    def create_batch(self) -> Batch:
+        return Batch(self.room)
+
+    async def send(self, topic: str, value: bytes | None, key: bytes | None, **_: Any) -> asyncio.Future[None]:
+        return self._take(topic, [value])
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
+        self.partitions.append(partition)
+        return self._take(topic, batch.values)
+
+    def _take(self, topic: str, values: list[bytes | None]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sent.append((topic, values))
+        self.futures.append(future)
+        if self.fate:
+            error = self.fate.popleft()
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+        return future
+
+    @property
+    def batches(self) -> list[list[bytes | None]]:
+        return [values for _, values in self.sent]

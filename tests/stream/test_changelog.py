@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_stream.config import HistoryConfig
+from xgr_stream.config import MAX_SEGMENT_EVENTS, HistoryConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream import changelog
+from xgr_stream.types import MAX_ID_CHARS, UserEvent
 
 DELTA = changelog.delta_key("u", 0)
 SEGMENT = changelog.segment_key("u", 0)
@@ -65,3 +66,12 @@ def test_a_fence_is_known_by_its_nonce() -> None:
 def test_whatever_the_bytes_nothing_but_a_history_error_is_raised(key: bytes, value: bytes | None) -> None:
     with suppress(HistoryError):
         changelog.restore(HistoryStore(), 0, key, value)
+
+
+def test_the_longest_segment_is_a_record_that_brokers_take() -> None:
+    store, longest = HistoryStore(HistoryConfig(segment_events=MAX_SEGMENT_EVENTS)), "\U0001f600" * MAX_ID_CHARS
+    for offset in range(MAX_SEGMENT_EVENTS):
+        applied = store.apply(UserEvent(longest, longest, longest), offset=offset)
+        assert applied is not None
+    key, value = changelog.written(longest, longest, longest, offset, applied, store)
+    assert 1_000_000 < len(key) + len(value or b"") < 1_048_588 - 1_000

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import faust
 import pytest
+from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
 from faust.types import TP
 
+from tests.stream.batch import Producer
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.metrics import Metrics
-from xgr_stream.stream import codec, faust_driver
+from xgr_stream.scheduler.versions import Versions
+from xgr_stream.stream import codec, faust_driver, repartition
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.setup import Setup
+from xgr_stream.stream.topology import all_topics
 from xgr_stream.testing import NullEngine
 from xgr_stream.types import UserEvent
 
@@ -39,13 +44,13 @@ async def driver(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     for each other."""
     monkeypatch.setattr(faust_driver, "EVENTS_WAIT_S", 0.0)
     monkeypatch.setattr(faust_driver, "REQUESTS_WAIT_S", 0.0)
-    config = StreamConfig(partitioner="any")
+    config, engine = StreamConfig(partitioner="any"), NullEngine()
 
     def make_setup() -> Setup:
-        return Setup(NullEngine(), Connection("127.0.0.1:1"), "test", config, EngineConfig(), Metrics())
+        return Setup(engine, Connection("127.0.0.1:1"), "test", config, EngineConfig(), Metrics())
 
     recommender = Recommender(config, Metrics())
-    driver = FaustDriver(app, recommender, make_setup)
+    driver = FaustDriver(app, recommender, make_setup, engine.history)
     driver.runtime = Runtime(
         make_setup(), on_progress=driver._acknowledge, on_failure=_raise, end_offset=driver._end_offset
     )
@@ -265,6 +270,64 @@ def test_attach_twice_repartitions_for_each(app: faust.App) -> None:
     assert {"xgr-repartition-user-events-0", "xgr-repartition-views-0"} <= set(app.agents)
 
 
+OTHER_TOPICS = TopicNames("views", "asked", "answered", changelog="histories")
+
+
+@pytest.mark.parametrize("source", all_topics(TopicNames()))
+@pytest.mark.parametrize("as_topic", [False, True])
+def test_a_recommender_is_not_fed_from_its_own_topics(app: faust.App, source: str, as_topic: bool) -> None:
+    """Each copy would be copied again, for ever."""
+    sources = ["page-views", app.topic(source) if as_topic else source]
+    with pytest.raises(TopologyError, match=rf"^events must be .* repartition=True, not {source}, which"):
+        attach(app, engine=NullEngine(), events=sources, event=to_event, repartition=True)
+    if source != "user-events":
+        with pytest.raises(TopologyError, match=rf"^events must be .* nothing else, not '{source}'"):
+            attach(app, engine=NullEngine(), events=sources[1])
+    assert not any(isinstance(child, FaustDriver) for child in app._children)
+
+
+def test_another_recommenders_events_may_be_repartitioned(app: faust.App) -> None:
+    attach(app, engine=NullEngine())
+    config = StreamConfig(topics=OTHER_TOPICS)
+    attach(app, engine=NullEngine(), events="user-events", event=to_event, repartition=True, config=config)
+
+
+@pytest.mark.parametrize("again", [lambda engine: engine, Versions, lambda engine: NullEngine(history=engine.history)])
+def test_an_engine_and_a_history_are_one_recommenders_alone(app: faust.App, again: Callable[..., Any]) -> None:
+    """Two topics' offsets in one history: the events of one would be taken for what the other's had told already."""
+    engine = NullEngine()
+    attach(app, engine=engine)
+    with pytest.raises(ConfigError, match=r"^engine must be this recommender's alone, not "):
+        attach(app, engine=again(engine), config=StreamConfig(topics=OTHER_TOPICS))
+    attach(app, engine=NullEngine(), config=StreamConfig(topics=OTHER_TOPICS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ({"event": 5}, "event must be a function from a value to UserEvent or None, not 5"),
+        ({"events": 5}, "events must be a topic's name, a Faust topic or channel, or a list of some, not 5"),
+        ({"events": ["a", 5]}, r"events must be .*, not \['a', 5\]"),
+        ({"events": "a b"}, "events must be .*, not 'a b'"),
+        ({"events": []}, r"events must be .*, not \[\]"),
+        ({"repartition": True, "event": len}, r"events must be given with repartition=True.*, not None"),
+        ({"metrics": 3}, r"metrics must be Metrics\(\.\.\.\) or None, not 3"),
+        ({"model": "models/shop"}, "engine must be None with a model or a catalog.*, not <"),
+        ({"catalog": "catalog.parquet"}, "engine must be None with a model or a catalog.*, not <"),
+        ({"engine": 5}, "engine must be an Engine, or Versions of some, not 5"),
+    ],
+)
+def test_attach_names_an_argument_that_cannot_be(app: faust.App, arguments: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{refusal}"):
+        attach(app, **{"engine": NullEngine(), **arguments})
+
+
+@pytest.mark.parametrize("source", [lambda app: app.topic(pattern="page-.*"), lambda app: app.topic("a", "b")])
+def test_repartition_reads_topics_of_one_name_each(app: faust.App, source: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^events must be topics of one name each, not <"):
+        attach(app, engine=NullEngine(), events=source(app), event=to_event, repartition=True)
+
+
 async def test_the_recommender_is_deaf_until_the_app_runs(app: faust.App) -> None:
     recommender = attach(app, engine=NullEngine())
     with pytest.raises(RuntimeError, match="must have started"):
@@ -281,17 +344,9 @@ def to_event(view: PageView) -> UserEvent | None:
 
 
 async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> None:
-    sent: list[tuple[str, bytes, bytes]] = []
-    attach(
-        app,
-        engine=NullEngine(),
-        events=[app.topic("page-views", value_type=PageView)],
-        event=to_event,
-        repartition=True,
-    )
-    driver = next(child for child in app._children if isinstance(child, FaustDriver))
-    driver.runtime = FakeRuntime(sent)
-    agent = app.agents["xgr-repartition-user-events-0"]
+    producer = Producer()
+    producer.fate += [None, None]
+    agent = repartitioning(app, FakeRuntime(producer))
     async with agent.test_context() as converting:
         views = [PageView(user="user-1", item="item-1"), PageView(user="user-2", item=None)]
         events = [await put(converting, view.dumps(serializer="json")) for view in views]
@@ -300,20 +355,66 @@ async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> Non
             while not broken.acked:  # noqa: ASYNC110  the agent knows of no event
                 await asyncio.sleep(0.005)
         assert [event.acked for event in [*events, broken]] == [[0], [1], [2]]
-    assert [(topic, key) for topic, key, _ in sent] == [("user-events", b"user-1"), ("rec-dead-letters", USER)]
-    assert codec.decode(sent[0][2], 1_000) == {"v": 1, "user_id": "user-1", "item_id": "item-1"}
-    assert codec.decode(sent[1][2], 1_000)["reason"] == "invalid_event"
+    events, letters = sorted(producer.sent, reverse=True)
+    assert (events[0], letters[0]) == ("user-events", "rec-dead-letters")
+    assert codec.decode(events[1][0], 1_000) == {"v": 1, "user_id": "user-1", "item_id": "item-1"}
+    assert codec.decode(letters[1][0], 1_000)["reason"] == "invalid_event"
+
+
+@pytest.mark.parametrize("error", [KafkaTimeoutError(), OutOfOrderSequenceNumber()])
+async def test_what_of_a_repartition_fails_is_written_again_and_nothing_else(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Before anything behind it of its partition; by another producer, if the broker takes no more from the first."""
+    monkeypatch.setattr(repartition, "RETRY_AFTER_S", 0.0)
+    producer = Producer()
+    producer.room = 2
+    producer.fate += [None, error, None, None]
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime)
+    async with agent.test_context() as converting:
+        values = [PageView(user="user-1", item=f"item-{n}").dumps(serializer="json") for n in range(5)]
+        events = [await converting.put(key=USER, value=value, partition=PARTITION, wait=False) for value in values]
+        acked = [_count_acks(event) for event in events]
+        async with asyncio.timeout(5):
+            while not all(acked):  # noqa: ASYNC110  the agent knows of no event
+                await asyncio.sleep(0.005)
+    written = [[codec.decode(value, 1_000)["item_id"] for value in values] for values in producer.batches]
+    assert written == [["item-0", "item-1"], ["item-2", "item-3"], ["item-2", "item-3"], ["item-4"]]
+    assert runtime.renewed == isinstance(error, OutOfOrderSequenceNumber)
+
+
+async def test_a_repartition_places_keys_as_the_configuration_says(app: faust.App) -> None:
+    """Where the recommender expects them: elsewhere each of them would be refused."""
+    producer = Producer()
+    producer.fate += [None] * 3
+    agent = repartitioning(app, FakeRuntime(producer), StreamConfig(partitioner="crc32"))
+    users = ["user-1", "user-2", "user-4"]
+    async with agent.test_context() as converting:
+        for user in users:
+            await put(converting, PageView(user=user, item="item-1").dumps(serializer="json"))
+    written = [codec.decode(value, 1_000)["user_id"] for (value,) in producer.batches]
+    assert (written, producer.partitions) == (users, [zlib.crc32(user.encode()) % 4 for user in users])
+
+
+def repartitioning(app: faust.App, runtime: FakeRuntime, config: StreamConfig | None = None) -> Any:
+    """The agent that converts page views, in an attached app that writes with this runtime."""
+    views = app.topic("page-views", value_type=PageView)
+    attach(app, engine=NullEngine(), events=views, event=to_event, repartition=True, config=config)
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    driver.runtime = runtime  # type: ignore[assignment]
+    return app.agents["xgr-repartition-user-events-0"]
 
 
 class FakeRuntime:
-    """Just a producer that has written at once."""
+    """Just a producer."""
 
-    def __init__(self, sent: list[tuple[str, bytes, bytes]]) -> None:
-        self._sent = sent
-        self.producer = self
+    num_partitions = 4
+    started = True
 
-    async def send(self, topic: str, value: bytes, key: bytes) -> asyncio.Future[None]:
-        self._sent.append((topic, key, value))
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.renewed = False
+
+    async def renew_producer(self, spoilt: Producer) -> None:
+        self.renewed = spoilt is self.producer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from tests.stream.batch import Batch
+from tests.stream.batch import Producer
 from tests.stream.waiting import settle, until
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
@@ -48,41 +47,6 @@ class Processor:
 
     def acknowledged(self, output: Output) -> None:
         self.done.append(output)
-
-
-class Producer:
-    """Remembers what it is given. `fate`: what happens to the next ones, an error or None; beyond that they wait."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, list[bytes | None]]] = []
-        self.futures: list[asyncio.Future[None]] = []
-        self.fate: deque[Exception | None] = deque()
-        self.room = 100
-
-    def create_batch(self) -> Batch:
-        return Batch(self.room)
-
-    async def send(self, topic: str, value: bytes | None, key: bytes | None, **_: Any) -> asyncio.Future[None]:
-        return self._take(topic, [value])
-
-    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
-        return self._take(topic, batch.values)
-
-    def _take(self, topic: str, values: list[bytes | None]) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.sent.append((topic, values))
-        self.futures.append(future)
-        if self.fate:
-            error = self.fate.popleft()
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-        return future
-
-    @property
-    def batches(self) -> list[list[bytes | None]]:
-        return [values for _, values in self.sent]
 
 
 @pytest.fixture

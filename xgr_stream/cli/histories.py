@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -43,7 +43,8 @@ def import_history(
 ) -> None:
     """Write the rows of a Parquet file into the events topic, in their order: each user's oldest event must come first.
 
-    They are events as any others: running workers take them in, and what is imported twice counts twice.
+    They are events as any others: running workers take them in, and what is imported twice counts twice. Nothing is
+    written if a row of the file is no event.
     """
     columns = (user_column, item_column, action_column, timestamp_column)
     count = asyncio.run(_import(connection, topics, path, columns, codec))
@@ -76,23 +77,26 @@ async def _import(
     if missing := [name for name in wanted if name not in names]:
         raise click.ClickException(f"{path} has the columns {', '.join(names)}, and not {', '.join(missing)}")
 
-    def messages() -> Iterator[Message]:
+    def events() -> Iterator[UserEvent]:
         rows = (row for batch in file.iter_batches(BATCH_ROWS, columns=wanted) for row in batch.to_pylist())
         for number, row in enumerate(rows):
             try:
-                event = UserEvent(
+                yield UserEvent(
                     row[user],
                     row[item],
                     None if action is None else row[action],
                     None if timestamp is None else row[timestamp],
                 )
             except XgrError as error:
-                raise click.ClickException(
-                    f"row {number} of {path}: {error} ({number:,} events before it were written)"
-                ) from error
-            yield Message(event.user_id.encode(), codecs.encode(protocol.event_message(event), codec))
+                raise click.ClickException(f"row {number} of {path}: {error} (nothing was written)") from error
 
-    return await write_all(connection, topics.events, messages())
+    await _partitions(connection, topics, "events")
+    for _ in events():  # what is written before a row that is refused would be there twice the next time
+        pass
+    messages = (
+        Message(event.user_id.encode(), codecs.encode(protocol.event_message(event), codec)) for event in events()
+    )
+    return await write_all(connection, topics.events, messages)
 
 
 @click.command("inspect")
@@ -112,12 +116,12 @@ def inspect_history(
 ) -> None:
     """What the changelog holds of one user, as a line of JSON. Reads the user's whole partition."""
     config = HistoryConfig(keep_events, segment_events)
-    found = asyncio.run(_inspect(connection, topics.changelog, user_id, partitioner, config))
+    found = asyncio.run(_inspect(connection, topics, user_id, partitioner, config))
     click.echo(json.dumps(found, ensure_ascii=False))
 
 
 async def _inspect(
-    connection: Connection, topic: str, user_id: str, partitioner: Partitioner, config: HistoryConfig
+    connection: Connection, topics: TopicNames, user_id: str, partitioner: Partitioner, config: HistoryConfig
 ) -> dict[str, Any]:
     from aiokafka import TopicPartition
 
@@ -125,13 +129,13 @@ async def _inspect(
     from xgr_stream.stream import changelog
     from xgr_stream.stream.partitioner import partitioner as placing
 
-    num_partitions = len(await _partitions(connection, topic))
+    num_partitions = len(await _partitions(connection, topics, "changelog"))
     consumer = connection.consumer(isolation_level="read_committed")  # of transactional workers too
     await consumer.start()
     try:
         place = placing(partitioner, num_partitions)
         number = 0 if place is None else place(user_id.encode())
-        log = TopicPartition(topic, number)
+        log = TopicPartition(topics.changelog, number)
         consumer.assign([log])
         await consumer.seek_to_beginning(log)
         end = (await consumer.end_offsets([log]))[log]
@@ -167,21 +171,24 @@ async def _inspect(
 @topic_options
 @broker_options
 def reset_history(connection: Connection, topics: TopicNames, yes: bool) -> None:
-    """Delete every record of the changelog. Stop all workers first.
+    """Delete every record of the changelog. Stop all workers first: it is refused while there are any.
 
     To have histories again, replay the events topic: start the workers under a new group.
     """
     if not yes:
         click.confirm(f"Delete all histories in {topics.changelog} on {connection.bootstrap}?", abort=True)
-    deleted = asyncio.run(_reset(connection, topics.changelog))
+    deleted = asyncio.run(_reset(connection, topics))
     click.echo(f"{deleted:,} offsets of {topics.changelog} deleted; start the workers under a new group (--group)")
 
 
-async def _reset(connection: Connection, topic: str) -> int:
+async def _reset(connection: Connection, topics: TopicNames) -> int:
     from aiokafka import TopicPartition
     from aiokafka.admin import RecordsToDelete
 
-    partitions = [TopicPartition(topic, number) for number in await _partitions(connection, topic)]
+    from xgr_stream.stream.groups import working_groups
+
+    topic = topics.changelog
+    partitions = [TopicPartition(topic, number) for number in await _partitions(connection, topics, "changelog")]
     consumer = connection.consumer()
     await consumer.start()
     try:
@@ -191,6 +198,11 @@ async def _reset(connection: Connection, topic: str) -> int:
     admin = connection.admin()
     await admin.start()
     try:
+        if groups := await working_groups(admin, topics):
+            raise click.ClickException(
+                f"workers of group {', '.join(groups)} run on {topics.events}, and what they go on writing would "
+                "follow on deleted records: stop them all, reset, and start them under a new group"
+            )
         # Kafka deletes records where the policy allows it alone. To alter a topic's settings is to give all of them.
         settings = await topic_settings(admin, topic)
         await _alter(admin, topic, {**settings, "cleanup.policy": "compact,delete"})
@@ -209,7 +221,8 @@ async def _alter(admin: Any, topic: str, settings: dict[str, str]) -> None:
     await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=settings)])
 
 
-async def _partitions(connection: Connection, topic: str) -> list[int]:
+async def _partitions(connection: Connection, topics: TopicNames, role: Literal["events", "changelog"]) -> list[int]:
+    topic: str = getattr(topics, role)
     admin = connection.admin()
     await admin.start()
     try:
@@ -217,5 +230,5 @@ async def _partitions(connection: Connection, topic: str) -> list[int]:
     finally:
         await admin.close()
     if described["error_code"] or not described["partitions"]:
-        raise TopologyError(f"topic {topic} must exist (--topic changelog=NAME names another)")
+        raise TopologyError(f"topic {topic} must exist (--topic {role}=NAME names another)")
     return sorted(partition["partition"] for partition in described["partitions"])

@@ -12,8 +12,16 @@ from faust.topics import Topic
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth, server_list
 from faust.types import ChannelT
 
-from xgr_stream.config import ChallengerConfig, EngineConfig, StreamConfig, check_settings, settings_or_default
-from xgr_stream.errors import ConfigError
+from xgr_stream.config import (
+    ChallengerConfig,
+    EngineConfig,
+    StreamConfig,
+    TopicNames,
+    check_settings,
+    is_topic_name,
+    settings_or_default,
+)
+from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.versions import Versions
@@ -26,7 +34,7 @@ from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.repartition import Repartition, ToEvent
 from xgr_stream.stream.setup import ServedEngine, Setup
-from xgr_stream.stream.topology import check_apart
+from xgr_stream.stream.topology import all_topics, check_apart, check_sources
 from xgr_stream.types import UserEvent
 
 if TYPE_CHECKING:
@@ -57,13 +65,17 @@ def attach(
     events (name or Faust topic) instead of `config.topics.events`; `event` turns one of its values, as an agent of
     that topic would get it, into a `UserEvent`, or None for one that is none of ours. It must be keyed by user id. With
     `repartition=True`, `events` may be any topics and channels, keyed by anything: they are converted and written
-    into `config.topics.events`.
+    into `config.topics.events`. Each copy has a position of its own, written before the original's offset is committed:
+    after a crash or a rebalance in between it is written again, and **that event counts twice**. To have each counted
+    once, key the source by user and use it directly, without `repartition`.
 
     The app's consumer must keep equal partition numbers together: Faust's own assignor, which it uses while
     `table_standby_replicas` is at least 1. `/metrics`, `/healthz` and `/readyz` are added to the app's web server.
 
     An app may be attached to again, with topics of its own for each recommender (see `TopicNames`); the pages are the
-    first one's. Raises `TopologyError` if they share any. A second model for the same users needs none: `challenger`.
+    first one's, and an engine, with its history, is one recommender's alone. A second model for the same users needs
+    no second recommender: `challenger`. Raises `TopologyError` for topics that two of them, or two uses, would share,
+    and `ConfigError` for any other argument that can't be.
     """
     config = settings_or_default("config", config, StreamConfig)
     engine_config = settings_or_default("engine_config", engine_config, EngineConfig)
@@ -73,15 +85,29 @@ def attach(
             "transactions must be None in a Faust app, whose driver commits offsets by itself: run `xgr-stream worker "
             "--transactional` beside it"
         )
+    check_settings("metrics", metrics, Metrics, optional=True)
     metrics = metrics or Metrics()
-    sources = [] if events is None else [events] if isinstance(events, str | ChannelT) else list(events)
+    if event is not None and not callable(event):
+        raise ConfigError(f"event must be a function from a value to UserEvent or None, not {event!r}")
+    sources = _sources(events)
     decode_event: DecodeEvent | None = None
-    if sources and not repartition:
-        config = replace(config, topics=replace(config.topics, events=_only_topic(sources)))
-    for driver in app._children:
-        if isinstance(driver, FaustDriver):
-            check_apart(config.topics, driver.topics)
-    engine = engine or Versions(_load(model, catalog, config, engine_config))
+    if repartition:
+        check_sources(config.topics, _copied_topics(sources))
+    elif sources:
+        config = replace(config, topics=_reading(_only_topic(sources), config.topics))
+    drivers = [child for child in app._children if isinstance(child, FaustDriver)]
+    for other in drivers:
+        check_apart(config.topics, other.topics)
+    if engine is None:
+        engine = Versions(_load(model, catalog, config, engine_config))
+    elif model is not None or catalog is not None:
+        raise ConfigError(f"engine must be None with a model or a catalog, which it has already, not {engine!r}")
+    history = _history(engine)
+    if any(history is other.history for other in drivers):
+        raise ConfigError(
+            f"engine must be this recommender's alone, not {engine!r}, whose history another one of this app has: the "
+            "positions of two topics of events would be taken for one's, and events be lost"
+        )
     if event is not None and not repartition:
         decode_event = _decoder(_reader(app, sources[0] if sources else "", config), event)
 
@@ -92,7 +118,7 @@ def attach(
         )
 
     recommender = Recommender(config, metrics)
-    driver = FaustDriver(app, recommender, make_setup)
+    driver = FaustDriver(app, recommender, make_setup, history)
     if repartition:
         Repartition(app, driver, config, metrics, [_convertible(app, source, config, event) for source in sources])
     _add_pages(app, driver, metrics)
@@ -121,12 +147,48 @@ def _load(
     return engine
 
 
+def _history(engine: ServedEngine | Versions[ServedEngine]) -> HistoryStore:
+    """The same one for as long as it is served: what takes an engine's place takes its history on."""
+    history = getattr(engine.primary if isinstance(engine, Versions) else engine, "history", None)
+    if not isinstance(history, HistoryStore):
+        raise ConfigError(f"engine must be an Engine, or Versions of some, not {engine!r}")
+    return history
+
+
+def _sources(events: Source | Sequence[Source] | None) -> list[Source]:
+    if events is None:
+        return []
+    listed = [events] if isinstance(events, str | ChannelT) else list(events) if isinstance(events, Sequence) else []
+    if not listed or not all(isinstance(source, ChannelT) or is_topic_name(source) for source in listed):
+        raise ConfigError(f"events must be a topic's name, a Faust topic or channel, or a list of some, not {events!r}")
+    return listed
+
+
+def _copied_topics(sources: Sequence[Source]) -> list[str]:
+    """The names of the topics among what is to be repartitioned."""
+    if not sources:
+        raise ConfigError("events must be given with repartition=True: topics and channels to convert, not None")
+    named = {_topic_name(source): source for source in sources if isinstance(source, str | Topic)}
+    if None in named:
+        raise ConfigError(f"events must be topics of one name each, not {named[None]!r}")
+    return [name for name in named if name is not None]
+
+
+def _reading(events: str, topics: TopicNames) -> TopicNames:
+    if events in {*all_topics(topics)} - {topics.events}:
+        raise TopologyError(
+            f"events must be a topic that this recommender uses for nothing else, not {events!r}: name another, or the "
+            "others otherwise (StreamConfig.topics)"
+        )
+    return replace(topics, events=events)
+
+
 def _only_topic(sources: Sequence[Source]) -> str:
     names = [_topic_name(source) for source in sources]
     if len(names) != 1 or names[0] is None:
         raise ConfigError(
             "events must be one topic with one name, since a recommender has one ordered topic of events; several "
-            "topics, patterns and channels can be written into it with repartition=True"
+            "topics and channels can be written into it with repartition=True"
         )
     return names[0]
 

@@ -26,6 +26,7 @@ import faust
 from faust.types import TP
 from mode import Service
 
+from xgr_stream.history import HistoryStore
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_delivery import deliver_at_once
 from xgr_stream.stream.faust_topic import MAX_BATCH, Event, batches, raw_topic
@@ -44,8 +45,11 @@ APP_POLL_S = 3_600.0
 class FaustDriver(Service):
     """A service of the app, started before its consumer and stopped after it."""
 
-    def __init__(self, app: faust.App, recommender: Recommender, make_setup: Callable[[], Setup]) -> None:
+    def __init__(
+        self, app: faust.App, recommender: Recommender, make_setup: Callable[[], Setup], history: HistoryStore
+    ) -> None:
         super().__init__()
+        self.history = history
         self.runtime: Runtime | None = None
         self._app = app
         self._recommender = recommender

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 from xgr_stream.config import Partitioner as PartitionerName
 from xgr_stream.errors import Misplaced, TopologyError
@@ -39,9 +40,11 @@ def murmur2(key: bytes) -> int:
 
 def partitioner(name: PartitionerName, num_partitions: int) -> Partitioner | None:
     """Key → partition for a topic of `num_partitions`; None when placement is the operator's affair (`any`)."""
-    if name == "any":
-        return None
+    return None if name == "any" else by_key(name, num_partitions)
 
+
+@lru_cache
+def by_key(name: Literal["murmur2", "crc32"], num_partitions: int) -> Partitioner:
     @lru_cache(maxsize=CACHED_KEYS)
     def place(key: bytes) -> int:
         hashed = murmur2(key) & 0x7FFFFFFF if name == "murmur2" else zlib.crc32(key)

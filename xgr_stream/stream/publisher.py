@@ -224,7 +224,7 @@ class Publisher:
                 return True
             future.result()
         except OUT_OF_STEP:
-            await self._renew(producer)
+            await self.renew(producer)
             return False
         except KafkaError as error:
             if passes(error):
@@ -245,7 +245,7 @@ class Publisher:
         self._durable(done)
         return True
 
-    async def _renew(self, spoilt: AIOKafkaProducer) -> None:
+    async def renew(self, spoilt: AIOKafkaProducer) -> None:
         """Write with another producer from now on. An idempotent one that gave up a batch which the broker took, or the
         other way round, is out of step with it for good: each further batch of that partition is refused."""
         async with self._renewing:

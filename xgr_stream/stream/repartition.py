@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
 
 import faust
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from faust.types import ChannelT, TopicT
 
@@ -16,20 +18,30 @@ from xgr_stream.config import StreamConfig
 from xgr_stream.errors import InvalidEvent, InvalidInput
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.connection import RETRY_AFTER_S
 from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.faust_topic import Event, batches, raw_topic
+from xgr_stream.stream.partitioner import by_key
+from xgr_stream.stream.publisher import OUT_OF_STEP
 from xgr_stream.stream.records import Record
+from xgr_stream.stream.runtime import Runtime
 from xgr_stream.types import UserEvent
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 0.5
-
 ToEvent = Callable[[Any], UserEvent | None]
 
 
+class Copy(NamedTuple):
+    """Of an event, as a record of the events topic."""
+
+    key: bytes
+    value: bytes
+
+
 class Repartition:
-    """One agent per source. An event is acknowledged when its copy in the events topic is durable, in offset order."""
+    """One agent per source. An event is acknowledged when its copy in the events topic is durable, in offset order: at
+    least once, since a copy that was written before a crash and not acknowledged yet is written again, and counts."""
 
     def __init__(
         self,
@@ -57,42 +69,80 @@ class Repartition:
 
     async def _forward(self, events: list[Event], to_event: ToEvent) -> None:
         """Write what becomes of these events, then acknowledge them. Tries again for ever."""
-        produces = [produce for event in events if (produce := self._converted(event, to_event)) is not None]
-        while True:
+        while (runtime := self._driver.runtime) is None or not runtime.started:  # noqa: ASYNC110  it knows of no event
+            await asyncio.sleep(RETRY_AFTER_S)
+        name = self._config.partitioner
+        place = by_key("murmur2" if name == "any" else name, runtime.num_partitions)
+        writes: list[Coroutine[Any, Any, None]] = []
+        copies: defaultdict[int, list[Copy]] = defaultdict(list)
+        for event in events:
             try:
-                await self._write(produces)
-                break
-            except KafkaError as error:
-                logger.warning("repartitioning %d events failed (%s); trying again", len(produces), error)
-                await asyncio.sleep(RETRY_AFTER_S)
+                copy = self._copy(event, to_event)
+            except InvalidInput as error:
+                writes.append(self._write_letter(runtime, event.message, self._letter(event.message, error)))
+            else:
+                if copy is not None:
+                    copies[place(copy.key)].append(copy)
+        writes += [self._write(runtime, partition, together) for partition, together in copies.items()]
+        await asyncio.gather(*writes)
         for event in events:
             event.ack()
 
-    async def _write(self, produces: list[tuple[str, bytes | None, bytes]]) -> None:
-        if self._driver.runtime is None:
-            raise KafkaError("the producer is not started")
-        producer = self._driver.runtime.producer
-        sent = [await producer.send(topic, value, key) for topic, key, value in produces]
-        await asyncio.gather(*sent)
+    async def _write(self, runtime: Runtime, partition: int, copies: list[Copy]) -> None:
+        """Write events of one partition in their order, a batch at a time: what fails is written again before anything
+        behind it, and what is durable is not."""
+        topic = self._config.topics.events
+        while copies:
+            producer = runtime.producer
+            batch = producer.create_batch()
+            fit = 0
+            for copy in copies:
+                if batch.append(timestamp=None, key=copy.key, value=copy.value) is None:
+                    break
+                fit += 1
+            batch.close()
+            if await _durable(runtime, producer, producer.send_batch(batch, topic, partition=partition), fit):
+                copies = copies[fit:]
 
-    def _converted(self, event: Event, to_event: ToEvent) -> tuple[str, bytes | None, bytes] | None:
-        """(topic, key, value) of the user's event, or of a dead letter; None for a record that is no event."""
-        message = event.message
+    async def _write_letter(self, runtime: Runtime, message: Any, letter: bytes) -> None:
+        written = False
+        while not written:
+            producer = runtime.producer
+            sending = producer.send(self._config.topics.dead_letters, letter, _bytes(message.key))
+            written = await _durable(runtime, producer, sending, 1)
+
+    def _copy(self, event: Event, to_event: ToEvent) -> Copy | None:
+        """None for a record that is no event. Raises `InvalidInput` for one that can't be converted."""
         try:
             converted = to_event(event.value)
-        except Exception as error:  # noqa: BLE001  the application's function may raise anything
-            refused = error if isinstance(error, InvalidInput) else InvalidEvent(_reason(error))
-            self._metrics.dead_letters.labels(refused.code).inc()
-            letter = protocol.dead_letter_message(_record(message), refused)
-            return (self._config.topics.dead_letters, _bytes(message.key), codec.encode(letter, self._config.codec))
-        if converted is None:
-            return None
-        value = codec.encode(protocol.event_message(converted), self._config.codec)
-        return (self._config.topics.events, converted.user_id.encode(), value)
+            if converted is None:
+                return None
+            value = codec.encode(protocol.event_message(converted), self._config.codec)
+            return Copy(converted.user_id.encode(), value)
+        except InvalidInput:
+            raise
+        except Exception as error:  # the application's function may raise or return anything
+            raise InvalidEvent(f"the record can't be converted to an event: {type(error).__name__}") from error
+
+    def _letter(self, message: Any, refused: InvalidInput) -> bytes:
+        self._metrics.dead_letters.labels(refused.code).inc()
+        letter = protocol.dead_letter_message(_record(message), refused)
+        return codec.encode(letter, self._config.codec)
 
 
-def _reason(error: Exception) -> str:
-    return f"the record can't be converted to an event: {type(error).__name__}"
+async def _durable(
+    runtime: Runtime, producer: AIOKafkaProducer, sending: Coroutine[Any, Any, Awaitable[object]], count: int
+) -> bool:
+    """Whether these records are; if not, a while later, for them to be written again."""
+    try:
+        await (await sending)
+    except KafkaError as error:
+        logger.warning("repartitioning %d events failed (%s); trying again", count, error)
+        if isinstance(error, OUT_OF_STEP):
+            await runtime.renew_producer(producer)
+        await asyncio.sleep(RETRY_AFTER_S)
+        return False
+    return True
 
 
 def _bytes(value: object) -> bytes | None:

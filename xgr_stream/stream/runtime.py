@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from xgr_stream.errors import DeviceLost
 from xgr_stream.scheduler.clock import Clock, SystemClock
@@ -107,10 +108,23 @@ class Runtime:
         self._recoveries: dict[int, asyncio.Task[None]] = {}
 
     @property
+    def started(self) -> bool:
+        return self._started
+
+    @property
     def producer(self) -> AIOKafkaProducer:
         if not self._producers:
             raise RuntimeError("the runtime must be started before its producer is used")
-        return self._producers[0]
+        return self._producers[-1]
+
+    async def renew_producer(self, spoilt: AIOKafkaProducer) -> None:
+        """Have another producer in the place of one that is out of step with the broker."""
+        if self._publisher is None:
+            raise RuntimeError("the runtime must be started before its producer is used")
+        try:
+            await self._publisher.renew(spoilt)
+        except KafkaError as error:
+            self.fail(error)
 
     async def start(self) -> None:
         """Raises `TopologyError` for topics that are missing or do not belong together."""

@@ -52,6 +52,18 @@ def check_apart(topics: TopicNames, others: TopicNames) -> None:
         )
 
 
+def check_sources(topics: TopicNames, sources: Iterable[str]) -> None:
+    """Raise `TopologyError` if a recommender would be fed from a topic of its own: what it writes comes back to it, and
+    multiplies for ever."""
+    own = sorted(set(all_topics(topics)) & set(sources))
+    if own:
+        raise TopologyError(
+            f"events must be topics of the application's with repartition=True, not {_listed(own)}, which this "
+            "recommender uses itself: use its events topic without repartition, or name its topics otherwise "
+            "(StreamConfig.topics)"
+        )
+
+
 async def ensure_topics(connection: Connection, topics: TopicNames, partitions: int | None) -> int:
     """Create the topics that are missing, check those that are there, and return how many partitions they have.
 
