@@ -166,7 +166,9 @@ class Metrics:
         self.standby_partitions = self._gauge("standby_partitions", "Other workers' partitions with a copy here.")
         self.catalog_updates = self._counter("catalog_updates", "Updates of the catalog that were applied.")
         self.catalog_updates_refused = self._counter(
-            "catalog_updates_refused", "Updates that can't be read; each counts as a tombstone of its item.", "reason"
+            "catalog_updates_refused",
+            "Updates that can't be read; each counts as a tombstone of its item, if its key is one's id.",
+            "reason",
         )
         self.catalog_position = self._gauge("catalog_position", "Offset up to which updates are applied.")
         self.catalog_behind = self._gauge("catalog_behind", "Updates written and not applied yet.")

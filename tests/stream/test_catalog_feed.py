@@ -79,6 +79,16 @@ async def test_a_transactions_marker_at_the_end_leaves_nothing_behind(
     assert feed.status == {"position": position, "behind": 0, "merge_error": None}
 
 
+@pytest.mark.parametrize(("key", "counts_as"), [(b"item-1", "a tombstone"), (b"", "nothing"), (None, "nothing")])
+async def test_it_is_said_what_a_record_that_can_t_be_read_counts_as(
+    device: DeviceWorker, caplog: pytest.LogCaptureFixture, key: bytes | None, counts_as: str
+) -> None:
+    record = ConsumerRecord("catalog", 0, 0, 0, 0, key, b"[]", None, 6, 2, ())
+    await feed_of(device, NullEngine(), [([record], 1)]).start()
+    (said,) = [line.getMessage() for line in caplog.records if "can't be read" in line.getMessage()]
+    assert f"it counts as {counts_as}: " in said
+
+
 async def test_merges_without_memory_are_tried_again_with_growing_pauses(device: DeviceWorker) -> None:
     class Short(NullEngine):
         lacks = True

@@ -164,15 +164,15 @@ class CatalogFeed:
     def _update(self, record: Any) -> CatalogUpdate | None:
         update, error = read_update(record, self._engine.codes, self._max_message_bytes)
         if error is not None:
-            self._refuse(record, error)
+            self._refuse(record, error, "nothing" if update is None else "a tombstone")
         return update
 
-    def _refuse(self, record: Any, error: InvalidInput) -> None:
+    def _refuse(self, record: Any, error: InvalidInput, counts_as: str) -> None:
         self._metrics.catalog_updates_refused.labels(error.code).inc()
         self._num_logged += 1
         if self._num_logged <= MAX_LOGGED:
             where = f"{self._partition.topic}, offset {record.offset}, key {(record.key or b'')[:80]!r}"
-            logger.warning("an update of the catalog can't be read (%s); it counts as a tombstone: %s", where, error)
+            logger.warning("an update of the catalog can't be read (%s); it counts as %s: %s", where, counts_as, error)
 
     async def _merge_when_needed(self) -> None:
         while True:
