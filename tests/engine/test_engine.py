@@ -189,10 +189,10 @@ def test_events_that_are_not_a_list_are_refused(engine):
 @pytest.mark.parametrize("name", ["exclude", "allow", "deny"])
 def test_filters_that_are_no_collections_are_refused(engine, name):
     engine.append("user", ["item-1"])
-    for wrong in ("item-1", None, 7, [7]):
+    for wrong in ("item-1", None, 7, [7], {"item-1": 1}):
         with pytest.raises(InvalidRequest, match=f"{name} must be a sequence of strings"):
             engine.recommend("user", **{name: wrong})
-    engine.recommend("user", exclude={"item-1"}, deny=dict.fromkeys(["red"]))
+    engine.recommend("user", exclude={"item-1"}, deny=dict.fromkeys(["red"]).keys())
 
 
 @pytest.mark.parametrize("codes", [(8,), (8, 8, 8)])
