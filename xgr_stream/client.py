@@ -81,12 +81,15 @@ class RecommendClient(Asking):
         await self.stop()
 
     async def start(self) -> None:
-        """Connect. Raises `TopologyError` if there is no responses topic."""
+        """Connect. Raises `TopologyError` if there is no responses topic, `RequestFailed` if no broker answers."""
         try:
             self._producer = await self._connection.start_producer(max_request_size=self._max_message_bytes)
             self._consumer = self._connection.consumer(isolation_level=self._isolation)
             await self._consumer.start()
             await self._assign(self._producer, self._consumer)
+        except KafkaError as error:
+            await self.stop()
+            raise RequestFailed(f"no connection to {self._connection.bootstrap}: {error}") from error
         except BaseException:
             await self.stop()
             raise

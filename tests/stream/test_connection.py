@@ -1,15 +1,18 @@
-"""What of aiokafka's insides a connection sets right."""
+"""How brokers are named and found, and what of aiokafka's insides a connection sets right."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
+from xgr_stream.client import RecommendClient
+from xgr_stream.errors import ConfigError, RequestFailed
 from xgr_stream.stream.connection import read_plainly
 
 LOG, OTHER = TopicPartition("log", 3), TopicPartition("other", 3)
@@ -24,6 +27,17 @@ def fetched(tp: TopicPartition) -> FetchResult:
     assignment = SimpleNamespace(active=True, state_value=lambda _: state)
     records = PartitionRecords(tp, MemoryRecords(bytes(builder.build())), [], 0, None, None, True, 0)
     return FetchResult(tp, assignment=assignment, partition_records=records, backoff=0)
+
+
+@pytest.mark.parametrize("brokers", ["kafka://localhost:9092", "localhost", "localhost:0", ":9092", 9092])
+def test_brokers_are_named_by_host_and_port(brokers: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^bootstrap must be 'host:port', several separated by commas, not "):
+        RecommendClient(brokers)
+
+
+async def test_a_client_without_a_broker_says_so() -> None:
+    with pytest.raises(RequestFailed, match="no connection to localhost:1: "):
+        await RecommendClient("localhost:1").start()
 
 
 def test_records_of_the_topic_are_returned_as_they_were_decoded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import faust
@@ -237,6 +238,31 @@ class NoRecovery:
 def test_attach_needs_something_to_serve(app: faust.App) -> None:
     with pytest.raises(ConfigError, match="model and catalog"):
         attach(app, model="models/shop")
+
+
+def test_attach_refuses_fausts_own_transactions() -> None:
+    app = faust.App("twice", broker="kafka://localhost:9092", processing_guarantee="exactly_once")
+    with pytest.raises(ConfigError, match="processing_guarantee must be at_least_once, not exactly_once"):
+        attach(app, engine=NullEngine())
+
+
+async def test_a_request_of_another_worker_s_user_may_be_as_large_as_one_of_ours(
+    driver: FaustDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, object] = {}
+
+    class Client:
+        def __init__(self, _: object, **options: object) -> None:
+            made.update(options)
+
+        async def start(self) -> None: ...
+
+    monkeypatch.setattr("xgr_stream.stream.recommender.RecommendClient", Client)
+    recommender = driver._recommender
+    recommender.config = replace(recommender.config, max_message_bytes=4 << 20)
+    assert driver.runtime is not None
+    await recommender._started_client(driver.runtime)
+    assert made["max_message_bytes"] == 4 << 20
 
 
 @pytest.mark.parametrize("source", [lambda app: app.channel(), lambda app: app.topic("a", "b"), lambda app: ["a", "b"]])

@@ -11,6 +11,7 @@ import faust
 from faust.topics import Topic
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth, server_list
 from faust.types import ChannelT
+from faust.types.enums import ProcessingGuarantee
 
 from xgr_stream.config import (
     ChallengerConfig,
@@ -84,6 +85,12 @@ def attach(
         raise ConfigError(
             "transactions must be None in a Faust app, whose driver commits offsets by itself: run `xgr-stream worker "
             "--transactional` beside it"
+        )
+    guarantee: Any = app.conf.processing_guarantee  # Faust declares it as the type, not a value
+    if guarantee is ProcessingGuarantee.EXACTLY_ONCE:
+        raise ConfigError(
+            "processing_guarantee must be at_least_once, not exactly_once: Faust's transactions fail to commit the "
+            "offsets of these topics, which hold each event's history once as it is"
         )
     check_settings("metrics", metrics, Metrics, optional=True)
     metrics = metrics or Metrics()

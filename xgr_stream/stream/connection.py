@@ -103,7 +103,7 @@ class Connection:
             raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
         for address in self.bootstrap.split(","):
             host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
                 raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
         unknown = set(self.security) - SECURITY_SETTINGS
         if unknown:
