@@ -94,8 +94,14 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[CatalogUpdate]:
 @pytest.mark.parametrize(
     ("rows", "wrong"),
     [
-        ([{"item_id": "a", "available": False}, {"item_id": "a", "available": True}], "'a' is row 0's"),
-        ([{"item_id": "a", "sid": [0, 9]}], "sid must hold a code from 0 to 3 at level 1, not 9"),
+        (
+            [{"item_id": "a", "available": False}, {"item_id": "a", "available": True}],
+            "row 1 of {table}, item 'a': item_id must be of one row alone, and row 0 has it too",
+        ),
+        (
+            [{"item_id": "a", "sid": [0, 9]}],
+            "row 0 of {table}, item 'a': sid must hold a code from 0 to 3 at level 1, not 9",
+        ),
         ([{"item_id": "a", "sid": [0]}], "sid must hold 2 codes"),
         ([{"item_id": "a", "gone": "no"}], "gone must be true or false, not 'no'"),
     ],
@@ -108,7 +114,7 @@ def test_a_row_that_can_t_be_applied_is_refused_and_nothing_written(
     updates.write_text("\n".join(map(json.dumps, [*rows, good])) + "\n")
     result = run("apply", updates, "--catalog", table)
     assert result.exit_code == 1
-    assert wrong in result.output
+    assert wrong.format(table=updates) in result.output
     assert not written
     updates.write_text(json.dumps(good) + "\n")
     assert run("apply", updates, "--catalog", table).exit_code == 0
