@@ -149,6 +149,11 @@ def test_a_table_of_updates_is_read_as_a_catalog_is(tmp_path: Path) -> None:
     first, second = rows_of(path)
     assert (first["item_id"], first["sid"], first["tags"], first["available"]) == ("007", [0, 1], ["x", "y"], False)
     assert (second["item_id"], second.get("sid"), second["gone"]) == ("8", None, True)
+    path.write_text("item_id,available,gone\na,1,0\nb,0,1\nc,,\n")
+    assert [(row["available"], row["gone"]) for row in rows_of(path)] == [(True, False), (False, True), (None, None)]
+    path.write_text("item_id,gone\na,no\n")
+    with pytest.raises(CatalogError, match="error to bool: invalid value 'no'"):
+        rows_of(path)
     parquet.write_table(pa.table({"item_id": ["a"], "gone": [True]}), tmp_path / "gone.parquet")
     assert rows_of(tmp_path / "gone.parquet") == [{"item_id": "a", "gone": True}]
     (tmp_path / "broken.parquet").write_text("item_id")
