@@ -77,9 +77,15 @@ def test_diff_names_each_kind_of_change(table: Path, tmp_path: Path) -> None:
 def test_one_number_of_codes_is_every_level_s(table: Path, tmp_path: Path) -> None:
     assert run("build", table, "--codes", 16, "--out", tmp_path / "catalog.parquet").exit_code == 0
     assert Catalog.load(tmp_path / "catalog.parquet").codes == (16, 16)
-    result = run("build", f"{table}+end", "--codes", 16, "--out", tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize("option", ["--codes", "--embeddings"])
+@pytest.mark.parametrize("at", ["1", "end"])
+def test_a_version_is_built_with_the_codes_of_its_file(option: str, at: str, table: Path, tmp_path: Path) -> None:
+    value = 16 if option == "--codes" else table
+    result = run("build", f"{table}+{at}", option, value, "--out", tmp_path / "catalog.parquet")
     assert result.exit_code == 2
-    assert "--codes are the file's own" in result.output
+    assert f"{option} must not be given with FILE+OFFSET and FILE+end" in result.output
 
 
 @pytest.fixture
