@@ -77,9 +77,15 @@ def test_diff_names_each_kind_of_change(table: Path, tmp_path: Path) -> None:
 def test_one_number_of_codes_is_every_level_s(table: Path, tmp_path: Path) -> None:
     assert run("build", table, "--codes", 16, "--out", tmp_path / "catalog.parquet").exit_code == 0
     assert Catalog.load(tmp_path / "catalog.parquet").codes == (16, 16)
-    result = run("build", f"{table}+end", "--codes", 16, "--out", tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize("option", ["--codes", "--embeddings"])
+@pytest.mark.parametrize("at", ["1", "end"])
+def test_a_version_is_built_with_the_codes_of_its_file(option: str, at: str, table: Path, tmp_path: Path) -> None:
+    value = 16 if option == "--codes" else table
+    result = run("build", f"{table}+{at}", option, value, "--out", tmp_path / "catalog.parquet")
     assert result.exit_code == 2
-    assert "--codes are the file's own" in result.output
+    assert f"{option} must not be given with FILE+OFFSET and FILE+end" in result.output
 
 
 @pytest.fixture
@@ -94,8 +100,14 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[CatalogUpdate]:
 @pytest.mark.parametrize(
     ("rows", "wrong"),
     [
-        ([{"item_id": "a", "available": False}, {"item_id": "a", "available": True}], "'a' is row 0's"),
-        ([{"item_id": "a", "sid": [0, 9]}], "sid must hold a code from 0 to 3 at level 1, not 9"),
+        (
+            [{"item_id": "a", "available": False}, {"item_id": "a", "available": True}],
+            "row 1 of {table}, item 'a': item_id must be of one row alone, and row 0 has it too",
+        ),
+        (
+            [{"item_id": "a", "sid": [0, 9]}],
+            "row 0 of {table}, item 'a': sid must hold a code from 0 to 3 at level 1, not 9",
+        ),
         ([{"item_id": "a", "sid": [0]}], "sid must hold 2 codes"),
         ([{"item_id": "a", "gone": "no"}], "gone must be true or false, not 'no'"),
     ],
@@ -108,7 +120,7 @@ def test_a_row_that_can_t_be_applied_is_refused_and_nothing_written(
     updates.write_text("\n".join(map(json.dumps, [*rows, good])) + "\n")
     result = run("apply", updates, "--catalog", table)
     assert result.exit_code == 1
-    assert wrong in result.output
+    assert wrong.format(table=updates) in result.output
     assert not written
     updates.write_text(json.dumps(good) + "\n")
     assert run("apply", updates, "--catalog", table).exit_code == 0
@@ -143,6 +155,11 @@ def test_a_table_of_updates_is_read_as_a_catalog_is(tmp_path: Path) -> None:
     first, second = rows_of(path)
     assert (first["item_id"], first["sid"], first["tags"], first["available"]) == ("007", [0, 1], ["x", "y"], False)
     assert (second["item_id"], second.get("sid"), second["gone"]) == ("8", None, True)
+    path.write_text("item_id,available,gone\na,1,0\nb,0,1\nc,,\n")
+    assert [(row["available"], row["gone"]) for row in rows_of(path)] == [(True, False), (False, True), (None, None)]
+    path.write_text("item_id,gone\na,no\n")
+    with pytest.raises(CatalogError, match="error to bool: invalid value 'no'"):
+        rows_of(path)
     parquet.write_table(pa.table({"item_id": ["a"], "gone": [True]}), tmp_path / "gone.parquet")
     assert rows_of(tmp_path / "gone.parquet") == [{"item_id": "a", "gone": True}]
     (tmp_path / "broken.parquet").write_text("item_id")

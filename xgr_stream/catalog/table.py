@@ -64,7 +64,7 @@ def _read_parquet(path: Path) -> pa.Table:
 
 def _read_csv(path: Path) -> pa.Table:
     # Item ids stay strings, so that "007" is not read as 7.
-    types = {"item_id": pa.string(), "tags": pa.string(), "available": pa.bool_()}
+    types = {"item_id": pa.string(), "tags": pa.string(), "available": pa.bool_(), "gone": pa.bool_()}
     return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=types))
 
 

@@ -37,24 +37,20 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
     Columns: `item_id`; `sid` or `sid_0`, `sid_1`, ...; `tags`; `available`; `gone` (true: the item goes). What a row
     leaves out stays as it is served now. `catalog diff --out` makes such a table.
     """
-    from xgr_stream.catalog import Catalog
     from xgr_stream.catalog.diff import places_of
 
     served = load(Source(base.path, None, to_end=True), read_log(connection, topics.catalog))
     places = places_of(served)
-    codes = Catalog.load(base.path).codes
     updates: list[CatalogUpdate] = []
     rows: dict[str, int] = {}
     for number, row in enumerate(rows_of(table)):
         try:
             update = _update(row, places)
-            update.check(codes)
+            update.check(served.codes)
             if (first := rows.setdefault(update.item_id, number)) != number:
-                raise InvalidUpdate(
-                    f"item_id must be another one's in each row, and {update.item_id!r} is row {first}'s"
-                )
+                raise InvalidUpdate(f"item_id must be of one row alone, and row {first} has it too")
         except InvalidUpdate as error:
-            raise click.ClickException(f"row {number} of {table}: {error}") from error
+            raise click.ClickException(f"row {number} of {table}, item {row.get('item_id')!r}: {error}") from error
         place = places.get(update.item_id)
         if (None if place is None else tuple(place)) != (
             None if update.sid is None else (update.sid, update.tags, update.available)

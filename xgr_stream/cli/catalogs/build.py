@@ -47,10 +47,11 @@ def build(
     FILE+end, a new file of what is served now."""
     from xgr_stream.catalog import Catalog
 
+    if source.reads_topic and (codes or embeddings is not None):
+        option = "--codes" if embeddings is None else "--embeddings"
+        raise click.UsageError(f"{option} must not be given with FILE+OFFSET and FILE+end, which keep the file's codes")
     if embeddings is not None:
         catalog = _from_embeddings(source.path, embeddings, levels, codes, unique=unique, seed=seed)
-    elif source.reads_topic and codes:
-        raise click.UsageError("--codes are the file's own with FILE+OFFSET and FILE+end, and must not be given")
     elif not codes:
         catalog = load(source, log_for([source], connection, topics.catalog))
     else:
