@@ -134,13 +134,19 @@ def test_the_file_that_workers_were_started_with_has_no_offset(command: str, tab
     assert "must be a file alone" in result.output
 
 
-def test_an_update_that_does_not_fit_counts_as_it_does_in_workers(table: Path) -> None:
+def test_an_update_that_does_not_fit_counts_as_it_does_in_workers(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     updates = [CatalogUpdate("a", (0, 9)), CatalogUpdate("b", (0, 2)), CatalogUpdate("d", (2, 0, 0))]
     served = load(Source(table, None, to_end=True), Log(updates, [0, 1, 2], [0, 0, 0], 3))
     available = served.available[served.rows("abcd")].tolist()
     found = {item_id: (served.sid(item_id), there) for item_id, there in zip("abcd", available, strict=True)}
     assert found == {"a": ((0, 1), False), "b": ((0, 2), True), "c": ((2, 3), False), "d": ((2, 0), False)}
     assert served.codes == (3, 4)
+    assert capsys.readouterr().err == (
+        f"2 updates do not fit the codes of {table} and count as tombstones, "
+        "the last of 'd': sid must hold 2 codes, one per level, not (2, 0, 0)\n"
+    )
 
 
 def test_what_is_no_source_is_refused_by_name(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.integration.workers import kafka_worker, until
 from tests.property.live import Place, content
-from xgr_stream import Engine
+from xgr_stream import Catalog, Engine
 from xgr_stream.cli.main import main
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
@@ -263,29 +263,33 @@ async def test_the_command_changes_what_is_served_and_takes_it_back(
     tiny_catalog(CODES, items=ITEMS).save(file)
     async with kafka_worker(broker, config, new_engine(config)) as driver:
         await updates.write(CatalogUpdate("item-1", None))
+        await updates.write(CatalogUpdate("item-5", (1, 2, 99)))  # a code that there is not
         await act(broker, config)
-        before = await settled(broker, config, driver, 1)
+        before = await settled(broker, config, driver, 2)
         table.write_text(
             '{"item_id": "item-2", "available": false}\n{"item_id": "launched", "sid": [1, 1, 1], "tags": ["red"]}\n'
             '{"item_id": "item-3", "gone": true}\n{"item_id": "item-4", "available": true}\n'
         )
         options = (broker, config, "apply", table, "--catalog", file)
         assert await asyncio.to_thread(command, *options) == f"3 updates written to {config.topics.catalog}"
-        after = await settled(broker, config, driver, 4)
+        after = await settled(broker, config, driver, 5)
         shown = {item.item_id for item in after.items}
         assert "launched" in shown
-        assert not shown & {"item-1", "item-2", "item-3"}
-        found = await asyncio.to_thread(command, broker, config, "diff", f"{file}+1", f"{file}+end")
+        assert not shown & {"item-1", "item-2", "item-3", "item-5"}
+        found = await asyncio.to_thread(command, broker, config, "diff", f"{file}+2", f"{file}+end")
         assert found == "new 1, gone 0, moved 0, retagged 0, back 0, away 2"
         made = await asyncio.to_thread(
             command, broker, config, "build", f"{file}+end", "--out", tmp_path / "now.parquet"
         )
         assert made.startswith(f"{ITEMS + 1} items")
-        going_back = (broker, config, "rollback", f"{file}+1", "--force")
+        now = Catalog.load(tmp_path / "now.parquet")
+        assert now.codes == CODES
+        assert {item_id for item_id in [*base(), "launched"] if now.available[now.row(item_id)]} == shown
+        going_back = (broker, config, "rollback", f"{file}+2", "--force")
         assert await asyncio.to_thread(command, *going_back) == f"3 updates written to {config.topics.catalog}"
-        again = await settled(broker, config, driver, 7)
+        again = await settled(broker, config, driver, 8)
         assert (before.items, before.event_count) == (again.items, again.event_count)
-        assert again.catalog_version.endswith("+7")
+        assert again.catalog_version.endswith("+8")
 
 
 @pytest.mark.skipif("XGR_TEST_KAFKA_HOME" not in os.environ, reason="needs Apache Kafka: XGR_TEST_KAFKA_HOME")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from xgr_stream.cli.writing import Message, write_all
-from xgr_stream.errors import CatalogError
+from xgr_stream.errors import CatalogError, InvalidUpdate
 
 if TYPE_CHECKING:
     from xgr_stream.catalog import Catalog
@@ -80,19 +80,26 @@ def load(source: Source, log: Log | None) -> Catalog:
     offset = log.end if source.offset is None else source.offset
     if offset > log.end:
         raise CatalogError(f"offset must be at most {log.end}, where the topic of updates ends, not {offset}")
-    return updated(base, [_as_served(update, base) for update in log.upto(offset)], offset)
+    updates, wrong = _as_served(log.upto(offset), base.codes)
+    if wrong:
+        misfits = f"{len(wrong):,} updates do not fit the codes of {source.path}"
+        click.echo(f"{misfits} and count as tombstones, the last of {wrong[-1]}", err=True)
+    return updated(base, updates, offset)
 
 
-def _as_served(update: CatalogUpdate, base: Catalog) -> CatalogUpdate:
-    """What workers make of it: what does not fit the codes counts as a tombstone."""
-    from xgr_stream.errors import InvalidUpdate
+def _as_served(updates: Sequence[CatalogUpdate], codes: Sequence[int]) -> tuple[list[CatalogUpdate], list[str]]:
+    """What workers make of them, and what is wrong with those that do not fit the codes: they count as tombstones."""
     from xgr_stream.types import CatalogUpdate
 
-    try:
-        update.check(base.codes)
-    except InvalidUpdate:
-        return CatalogUpdate(update.item_id, None)
-    return update
+    served, wrong = list[CatalogUpdate](), list[str]()
+    for update in updates:
+        try:
+            update.check(codes)
+            served.append(update)
+        except InvalidUpdate as error:
+            served.append(CatalogUpdate(update.item_id, None))
+            wrong.append(f"{update.item_id!r}: {error}")
+    return served, wrong
 
 
 def read_log(connection: Connection, topic: str) -> Log:
