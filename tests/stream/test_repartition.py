@@ -1,0 +1,106 @@
+"""An application's own events, converted and written into the recommender's topic."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any
+
+import faust
+import pytest
+from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
+
+from tests.stream.agents import PARTITION, USER, count_acks, put
+from tests.stream.batch import Producer
+from xgr_stream.config import StreamConfig
+from xgr_stream.stream import codec, repartition
+from xgr_stream.stream.attachment import attach
+from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.testing import NullEngine
+from xgr_stream.types import UserEvent
+
+
+class PageView(faust.Record):
+    user: str
+    item: str | None
+
+
+def to_event(view: PageView) -> UserEvent | None:
+    return None if view.item is None else UserEvent(view.user, view.item)
+
+
+async def test_repartition_converts_and_then_acknowledges(app: faust.App) -> None:
+    producer = Producer()
+    producer.fate += [None, None]
+    agent = repartitioning(app, FakeRuntime(producer))
+    async with agent.test_context() as converting:
+        views = [PageView(user="user-1", item="item-1"), PageView(user="user-2", item=None)]
+        events = [await put(converting, view.dumps(serializer="json")) for view in views]
+        broken = await put(converting, b"no page view")
+        async with asyncio.timeout(5):
+            while not broken.acked:  # noqa: ASYNC110  the agent knows of no event
+                await asyncio.sleep(0.005)
+        assert [event.acked for event in [*events, broken]] == [[0], [1], [2]]
+    events, letters = sorted(producer.sent, reverse=True)
+    assert (events[0], letters[0]) == ("user-events", "rec-dead-letters")
+    assert codec.decode(events[1][0], 1_000) == {"v": 1, "user_id": "user-1", "item_id": "item-1"}
+    assert codec.decode(letters[1][0], 1_000)["reason"] == "invalid_event"
+
+
+@pytest.mark.parametrize("error", [KafkaTimeoutError(), OutOfOrderSequenceNumber()])
+async def test_what_of_a_repartition_fails_is_written_again_and_nothing_else(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Before anything behind it of its partition; by another producer, if the broker takes no more from the first."""
+    monkeypatch.setattr(repartition, "RETRY_AFTER_S", 0.0)
+    producer = Producer()
+    producer.room = 2
+    producer.fate += [None, error, None, None]
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime)
+    async with agent.test_context() as converting:
+        values = [PageView(user="user-1", item=f"item-{n}").dumps(serializer="json") for n in range(5)]
+        events = [await converting.put(key=USER, value=value, partition=PARTITION, wait=False) for value in values]
+        acked = [count_acks(event) for event in events]
+        async with asyncio.timeout(5):
+            while not all(acked):  # noqa: ASYNC110  the agent knows of no event
+                await asyncio.sleep(0.005)
+    written = [[codec.decode(value, 1_000)["item_id"] for value in values] for values in producer.batches]
+    assert written == [["item-0", "item-1"], ["item-2", "item-3"], ["item-2", "item-3"], ["item-4"]]
+    assert runtime.renewed == isinstance(error, OutOfOrderSequenceNumber)
+
+
+async def test_a_repartition_places_keys_as_the_configuration_says(app: faust.App) -> None:
+    """Where the recommender expects them: elsewhere each of them would be refused."""
+    producer = Producer()
+    producer.fate += [None] * 3
+    agent = repartitioning(app, FakeRuntime(producer), StreamConfig(partitioner="crc32"))
+    users = ["user-1", "user-2", "user-4"]
+    async with agent.test_context() as converting:
+        for user in users:
+            await put(converting, PageView(user=user, item="item-1").dumps(serializer="json"))
+    written = [codec.decode(value, 1_000)["user_id"] for (value,) in producer.batches]
+    assert (written, producer.partitions) == (users, [zlib.crc32(user.encode()) % 4 for user in users])
+
+
+def repartitioning(app: faust.App, runtime: FakeRuntime, config: StreamConfig | None = None) -> Any:
+    """The agent that converts page views, in an attached app that writes with this runtime."""
+    views = app.topic("page-views", value_type=PageView)
+    attach(app, engine=NullEngine(), events=views, event=to_event, repartition=True, config=config)
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    driver.runtime = runtime  # type: ignore[assignment]
+    return app.agents["xgr-repartition-user-events-0"]
+
+
+class FakeRuntime:
+    """Just a producer."""
+
+    num_partitions = 4
+    started = True
+
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.renewed = False
+
+    async def renew_producer(self, spoilt: Producer) -> None:
+        self.renewed = spoilt is self.producer
