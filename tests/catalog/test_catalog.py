@@ -114,6 +114,13 @@ def test_no_leaves_have_no_items(catalog: Catalog) -> None:
     assert (len(positions), len(rows)) == (0, 0)
 
 
+def test_one_number_of_codes_is_every_level_s() -> None:
+    table = {"item_id": ["only"], "sid": [[3, 0, 7]]}
+    assert Catalog.from_table(table, codes=8).codes == (8, 8, 8)
+    with pytest.raises(CatalogError, match="has code 7 at level 2, expected 0 to 6"):
+        Catalog.from_table(table, codes=7)
+
+
 def test_one_item() -> None:
     catalog = Catalog.from_table({"item_id": ["only"], "sid": [[3, 0, 7]]})
     assert (catalog.codes, catalog.levels, catalog.num_items) == ((4, 1, 8), 3, 1)

@@ -92,12 +92,12 @@ class Catalog:
         return Catalog(table.columns, twin=table)
 
     @classmethod
-    def from_table(cls, source: Columns, *, codes: Sequence[int] | None = None) -> Catalog:
+    def from_table(cls, source: Columns, *, codes: int | Sequence[int] | None = None) -> Catalog:
         """Build from a Parquet, CSV or JSON Lines file, an Arrow table or a mapping of columns.
 
         Columns: `item_id`; `sid` (lists of codes) or `sid_0`, `sid_1`, ...; optionally `tags` (lists of strings, or
         one string with `|` between them), `popularity` (numbers) and `available` (booleans). Others are ignored.
-        `codes`: codes per level, for a model that has more of them than the table uses.
+        `codes` per level (one for all, or one each), for a model that has more of them than the table uses.
         """
         return cls(ItemColumns.from_arrow(read_table(source), codes))
 

@@ -37,8 +37,9 @@ class ItemColumns:
     """[items]"""
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, codes: Sequence[int] | None = None) -> ItemColumns:
-        """Check and sort. `codes`: codes per level; None takes the largest code of each level, plus one."""
+    def from_arrow(cls, table: pa.Table, codes: int | Sequence[int] | None = None) -> ItemColumns:
+        """Check and sort. `codes` per level, one for all or one each; None takes the largest code of each level, plus
+        one."""
         if table.num_rows == 0:
             raise CatalogError("the table holds no items; expected at least 1")
         ids = _item_ids(_column(table, "item_id"))
@@ -167,9 +168,10 @@ def _sid_codes(table: pa.Table, level: int, ids: pa.Array) -> npt.NDArray[np.int
     return codes
 
 
-def _check_codes(sids: npt.NDArray[np.int64], ids: pa.Array, codes: Sequence[int] | None) -> tuple[int, ...]:
+def _check_codes(sids: npt.NDArray[np.int64], ids: pa.Array, codes: int | Sequence[int] | None) -> tuple[int, ...]:
     levels = sids.shape[1]
-    limits = tuple(codes) if codes is not None else (MAX_CODES,) * levels
+    most = MAX_CODES if codes is None else codes
+    limits = (most,) * levels if isinstance(most, int) else tuple(most)
     if len(limits) != levels:
         raise CatalogError(f"codes is {limits} ({len(limits)} levels), but the table's SIDs have {levels} levels")
     for level, limit in enumerate(limits):

@@ -55,8 +55,7 @@ def build(
     elif not codes:
         catalog = load(source, log_for([source], connection, topics.catalog))
     else:
-        levels = Catalog.from_table(source.path).levels if len(codes) == 1 else len(codes)
-        catalog = Catalog.from_table(source.path, codes=codes if len(codes) == levels else codes * levels)
+        catalog = Catalog.from_table(source.path, codes=codes[0] if len(codes) == 1 else codes)
     catalog.save(out)
     saved = Catalog.load(out)
     click.echo(f"{saved.num_items:,} items, version {saved.version}, in {out}")
