@@ -87,11 +87,10 @@ class RecommendClient(Asking):
             self._consumer = self._connection.consumer(isolation_level=self._isolation)
             await self._consumer.start()
             await self._assign(self._producer, self._consumer)
-        except KafkaError as error:
+        except BaseException as error:
             await self.stop()
-            raise RequestFailed(f"no connection to {self._connection.bootstrap}: {error}") from error
-        except BaseException:
-            await self.stop()
+            if isinstance(error, KafkaError):
+                raise RequestFailed(f"no connection to {self._connection.bootstrap}: {error}") from error
             raise
         self._reader = asyncio.create_task(self._read(self._consumer), name="xgr-responses")
         self._reader.add_done_callback(self._on_reader_done)
