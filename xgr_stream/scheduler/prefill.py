@@ -74,9 +74,8 @@ class Prefills:
             work.long = self.is_long(self._engine_of(work), [work.view])
 
     def chunks_s(self, work: Work | None, beside_s: float) -> float:
-        """How long the chunks behind a batch that takes `beside_s` may be: one of them always may."""
-        if self.overdue(work):
-            return float("inf")
+        """How long the chunks behind a batch that takes `beside_s` may be, unless they are overdue: one of them always
+        may."""
         return 0.0 if self._asking(work) is None else SHARE * beside_s
 
     def overdue(self, work: Work | None) -> bool:

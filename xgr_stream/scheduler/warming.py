@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from math import isinf
+from math import inf
 from typing import Any, NamedTuple
 
 from xgr_stream.history import HistoryView
@@ -94,8 +94,8 @@ class Warming:
 
     def prefill(self, work: Work | None, beside_s: float) -> None:
         """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
-        left_s = self._prefills.chunks_s(work, beside_s)
-        alone = isinf(left_s)
+        alone = self._prefills.overdue(work)
+        left_s = inf if alone else self._prefills.chunks_s(work, beside_s)
         while (engine := self._prefills.take(work)) is not None:
             try:
                 report = self._prefills.step()
