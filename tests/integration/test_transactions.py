@@ -97,7 +97,8 @@ async def test_an_aborted_transaction_leaves_nothing_visible_and_nothing_in_memo
     commit, failed = AIOKafkaProducer.commit_transaction, []
 
     async def fails_once(self: AIOKafkaProducer) -> None:
-        if not failed:
+        # The one of the first answer may not be committed yet when the client has it.
+        if not failed and any(tp.topic == config.topics.changelog for tp in self._txn_manager._txn_partitions):
             failed.append(self)
             raise KafkaConnectionError("it is away")
         await commit(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
 
 BATCH_ROWS = 8_192
+
+POLICY_TIMEOUT_S = 30.0
+"""For a broker to go by a topic's new settings: it has said yes to them some time before."""
 
 
 @click.command("import")
@@ -207,12 +211,26 @@ async def _reset(connection: Connection, topics: TopicNames) -> int:
         settings = await topic_settings(admin, topic)
         await _alter(admin, topic, {**settings, "cleanup.policy": "compact,delete"})
         try:
-            await admin.delete_records({tp: RecordsToDelete(before_offset=ends[tp]) for tp in partitions if ends[tp]})
+            await _delete(admin, {tp: RecordsToDelete(before_offset=ends[tp]) for tp in partitions if ends[tp]})
         finally:
             await _alter(admin, topic, {**settings, "cleanup.policy": "compact"})
     finally:
         await admin.close()
     return sum(ends[tp] - begins[tp] for tp in partitions)
+
+
+async def _delete(admin: Any, records: dict[Any, Any]) -> None:
+    from aiokafka.errors import PolicyViolationError
+
+    until = time.monotonic() + POLICY_TIMEOUT_S
+    while True:
+        try:
+            await admin.delete_records(records)
+            return
+        except PolicyViolationError:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.1)
 
 
 async def _alter(admin: Any, topic: str, settings: dict[str, str]) -> None:
