@@ -1,4 +1,4 @@
-"""Which implementation of an op a tensor takes: Triton's on CUDA, the reference elsewhere."""
+"""Which implementation of an op a tensor takes: Triton's on CUDA, C's on a CPU, the reference elsewhere."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from xgr_kernels.compiled import library
+
 
 def implementation(op: str, tensor: Tensor, name: str | None = None) -> Callable[..., Any]:
-    """The function `name` (by default `op`) of the op's kernel.py for a CUDA tensor, where triton is installed, else of
-    its reference.py."""
-    return _implementation(op, name or op, tensor.is_cuda)
+    """The function `name` (by default `op`) of the op's kernel.py for a CUDA tensor, where triton is installed, of its
+    cpu.py for a CPU's, where there is one and its C can be compiled, else of its reference.py."""
+    return _implementation(op, name or op, tensor.is_cuda, tensor.is_cpu)
 
 
 @functools.cache
-def _implementation(op: str, name: str, on_cuda: bool) -> Callable[..., Any]:
-    kernel = on_cuda and importlib.util.find_spec("triton") is not None
-    module = importlib.import_module(f"xgr_kernels.{op}.{'kernel' if kernel else 'reference'}")
+def _implementation(op: str, name: str, on_cuda: bool, on_cpu: bool) -> Callable[..., Any]:
+    module = importlib.import_module(f"xgr_kernels.{op}.{_module(op, on_cuda, on_cpu)}")
     function: Callable[..., Any] = getattr(module, name)
     return function
+
+
+def _module(op: str, on_cuda: bool, on_cpu: bool) -> str:
+    if on_cuda and importlib.util.find_spec("triton") is not None:
+        return "kernel"
+    source = Path(__file__).parent / op / "cpu.c"
+    return "cpu" if on_cpu and source.exists() and library(source) is not None else "reference"

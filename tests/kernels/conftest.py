@@ -1,5 +1,5 @@
-"""Each op's tests run on every implementation that this machine has: always the reference, which is the CPU path;
-with triton the kernel too, on the GPU if there is one and else in Triton's interpreter."""
+"""Each op's tests run on every implementation that this machine has: always the reference; what is written in C, where
+there is a compiler; with triton the kernel too, on the GPU if there is one and else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+
+import xgr_kernels
+from xgr_kernels import dispatch
+from xgr_kernels.compiled import library
 
 Run = Callable[..., object]
 
@@ -37,28 +42,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _implementations(op: str) -> list[str]:
-    has_kernel = importlib.util.find_spec("triton") and importlib.util.find_spec(f"xgr_kernels.{op}.kernel")
-    if not has_kernel:
-        return ["reference"]
-    return ["reference", "cuda" if torch.cuda.is_available() else "interpreter"]
+    found = ["reference"]
+    if importlib.util.find_spec(f"xgr_kernels.{op}.cpu"):
+        found.append("cpu")
+    if importlib.util.find_spec("triton") and importlib.util.find_spec(f"xgr_kernels.{op}.kernel"):
+        found.append("cuda" if torch.cuda.is_available() else "interpreter")
+    return found
+
+
+def _op(test: pytest.Metafunc | pytest.FixtureRequest) -> str:
+    module: str = test.module.__name__
+    return module.rpartition("test_")[2]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "run" in metafunc.fixturenames:
-        op = metafunc.module.__name__.rpartition("test_")[2]
-        metafunc.parametrize("run", _implementations(op), indirect=True)
-    if "device" in metafunc.fixturenames:
-        op = metafunc.module.__name__.rpartition("test_")[2]
-        metafunc.parametrize("device", _implementations(op), indirect=True)
+    for fixture in ("run", "device"):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, _implementations(_op(metafunc)), indirect=True)
 
 
 @pytest.fixture
-def run(request: pytest.FixtureRequest) -> Run:
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Calls the op of this test module on CPU tensors; what it writes in place comes back too."""
-    op = request.module.__name__.rpartition("test_")[2]
-    module = f"xgr_kernels.{op}.kernel" if request.param == "interpreter" else "xgr_kernels"  # the wrapper dispatches
-    function = getattr(importlib.import_module(module), op)
-    device = "cuda" if request.param == "cuda" else "cpu"
+    device = _use(request, monkeypatch)
+    function = getattr(importlib.import_module("xgr_kernels"), _op(request))
 
     def call(*args: object, **options: object) -> object:
         given = [x for x in (*args, *options.values()) if isinstance(x, torch.Tensor)]
@@ -76,9 +83,16 @@ def run(request: pytest.FixtureRequest) -> Run:
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the op of this test module, called through its wrapper, takes its tensors."""
-    if request.param == "interpreter":
-        monkeypatch.setattr(
-            "xgr_kernels.dispatch._implementation",
-            lambda op, name, on_cuda: getattr(importlib.import_module(f"xgr_kernels.{op}.kernel"), name),
-        )
-    return "cuda" if request.param == "cuda" else "cpu"
+    return _use(request, monkeypatch)
+
+
+def _use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have this test's op take the implementation that it is run for; returns the device to run it on."""
+    if request.param == "cuda":
+        return "cuda"
+    module = "kernel" if request.param == "interpreter" else request.param
+    if module == "cpu" and library(Path(xgr_kernels.__file__).parent / _op(request) / "cpu.c") is None:
+        pytest.skip("needs a C compiler")
+    monkeypatch.setattr("xgr_kernels.dispatch._module", lambda op, *_: module if op == _op(request) else "reference")
+    monkeypatch.setattr("xgr_kernels.dispatch._implementation", dispatch._implementation.__wrapped__)
+    return "cpu"

@@ -49,12 +49,8 @@ def staged_attention(
     scaled = (in_float32(q) * scale).view(q.shape[0], suffix_k.shape[2], -1, q.shape[2])
     own = _attend_suffix(scaled, suffix_k, suffix_v, ancestors)
     if how.is_even(q.shape[0]):  # rows stay where they are
-        if page_table is None:
-            longest = max(how.lengths)
-            keys, values = k_pages.narrow(2, 0, longest), v_pages.narrow(2, 0, longest)
-        else:
-            keys, values = gather_pages(k_pages, v_pages, kv_scales, page_table, how.lengths)
-        merged = _merge(_attend_prefix(scaled, keys, values, how.lengths), own).view(q.shape)
+        keys, values = even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)
+        merged = _merge(attend_prefix(scaled, keys, values, how.lengths), own).view(q.shape)
         return merged if merged.dtype is q.dtype else merged.to(q.dtype)
     out = torch.empty_like(q)
     for requests in how.classes:
@@ -69,13 +65,22 @@ def staged_attention(
             continue
         table = part[:, None] if page_table is None else page_table.index_select(0, part)
         keys, values = gather_pages(k_pages, v_pages, kv_scales, table, lengths)
-        shared = _attend_prefix(scaled[index.flatten()], keys, values, lengths)
+        shared = attend_prefix(scaled[index.flatten()], keys, values, lengths)
         merged = _merge([x[real.flatten()] for x in shared], own_rows)
         out[rows] = merged.flatten(1, 2).to(out.dtype)
     return out
 
 
-def _attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def even_prefixes(
+    k_pages: Tensor, v_pages: Tensor, kv_scales: Tensor | None, page_table: Tensor | None, lengths: Sequence[int]
+) -> Sequence[Tensor]:
+    """Keys and values of all requests, each [requests, kv_heads, longest, dim] in float32."""
+    if page_table is not None:
+        return gather_pages(k_pages, v_pages, kv_scales, page_table, lengths)
+    return [own.narrow(2, 0, max(lengths)) for own in (k_pages, v_pages)]
+
+
+def attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Every beam of a request over the same keys, in one product per KV head.
 
     q: [rows, kv_heads, group, dim], scaled, as many rows of each request; keys, values: [requests, kv_heads, longest,
@@ -121,7 +126,7 @@ def _flash_on_cpu(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int
 def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
     """Each beam over its own tokens, found through its ancestors.
 
-    q: [rows, kv_heads, group, dim], scaled. Returns as _attend_prefix; of a single token, which all of a group attend
+    q: [rows, kv_heads, group, dim], scaled. Returns as attend_prefix; of a single token, which all of a group attend
     to alike, the attention once for all of them.
     """
     steps, slots_of_step, kv_heads, dim = suffix_k.shape

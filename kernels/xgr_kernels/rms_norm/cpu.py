@@ -1,0 +1,42 @@
+"""rms_norm in C, in float32; the rest by the reference."""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.compiled import function
+from xgr_kernels.rms_norm.reference import rms_norm as reference
+
+_rms_norm = function(
+    Path(__file__).with_suffix(".c"),
+    "rms_norm",
+    *(c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_void_p),
+)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
+    fp8: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    scaled = row_scale is not None or column_scale is not None
+    if fp8 or scaled or x.dtype is not torch.float32 or weight.dtype is not torch.float32 or x.stride(1) != 1:
+        return reference(x, weight, eps, residual, row_scale, column_scale, fp8)
+    rows, size = x.shape
+    normed, weight = torch.empty(rows, size), weight.contiguous()
+    summed = None
+    if residual is not None:
+        summed, residual = torch.empty(rows, size), residual.contiguous()
+    _rms_norm(
+        *(rows, size, x.data_ptr(), x.stride(0), None if residual is None else residual.data_ptr()),
+        *(weight.data_ptr(), eps, None if summed is None else summed.data_ptr(), normed.data_ptr()),
+    )
+    return normed, None, summed

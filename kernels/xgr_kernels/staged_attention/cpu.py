@@ -1,0 +1,68 @@
+"""staged_attention with the beams' own tokens in C; torch's flash attention reads the prefixes."""
+
+from __future__ import annotations
+
+from ctypes import c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xgr_kernels.compiled import function
+from xgr_kernels.staged_attention import reference
+from xgr_kernels.staged_attention.reference import Plan, plan, whole_prefixes
+
+__all__ = ["plan", "staged_attention", "whole_prefixes"]
+
+_Strides = c_int64 * 3
+_attend_own = function(
+    Path(__file__).with_suffix(".c"),
+    "attend_own",
+    *([c_int64] * 5),
+    *(c_void_p, c_void_p, _Strides, c_void_p, _Strides, c_void_p, c_void_p, c_int64, c_void_p, c_int64),
+    *(c_void_p, c_void_p),
+)
+
+
+def staged_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor | None,
+    prefix_lengths: Tensor,
+    row_starts: Tensor,
+    suffix_k: Tensor,
+    suffix_v: Tensor,
+    ancestors: Tensor,
+    *,
+    scale: float,
+    kv_scales: Tensor | None = None,
+    plan: Plan | None = None,
+) -> Tensor:
+    how = plan or reference.plan(row_starts, prefix_lengths)
+    rows, heads, dim = q.shape
+    steps, _, kv_heads, _ = suffix_k.shape
+    if not how.is_even(rows) or q.dtype is not torch.float32 or suffix_k.dtype is not torch.float32:
+        return reference.staged_attention(
+            *(q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors),
+            scale=scale,
+            kv_scales=kv_scales,
+            plan=how,
+        )
+    scaled = (q * scale).view(rows, kv_heads, heads // kv_heads, dim)
+    keys, values = reference.even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)
+    attended, log_total = reference.attend_prefix(scaled, keys, values, how.lengths)
+    suffix_k, suffix_v = suffix_k.contiguous(), suffix_v.contiguous()
+    out, weights = torch.empty(rows, heads, dim), torch.empty(steps)
+    _attend_own(
+        *(rows, kv_heads, heads // kv_heads, dim, steps, scaled.data_ptr()),
+        *(
+            attended.data_ptr(),
+            _Strides(*attended.stride()[:3]),
+            log_total.data_ptr(),
+            _Strides(*log_total.stride()[:3]),
+        ),
+        *(suffix_k.data_ptr(), suffix_v.data_ptr(), suffix_k.stride(0), ancestors.data_ptr(), ancestors.stride(0)),
+        *(weights.data_ptr(), out.data_ptr()),
+    )
+    return out
