@@ -78,6 +78,7 @@ def plan(
     rows, chunk_tokens = _rows(costs, context, beam)
     found = planning.plan(planning.costs_of(rows, load, chunk_tokens), load, p99_ms)
     latency = found.latency
+    lines, memory = _memory(rows, peak.users, found.workers, device_gib, host_cache_mib, user_mib)
     batch_rows = max(MAX_BEAM_WIDTH, found.batch * rows[0]["beam"])  # EngineConfig takes no fewer
     figures: dict[str, object] = {
         "workers": found.workers,
@@ -105,8 +106,8 @@ def plan(
     if load.events_per_s and math.isfinite(found.ahead_per_s):
         figures["appends_ahead_per_s"] = round(found.ahead_per_s)
         click.echo(f"time for {found.ahead_per_s:,.0f} appends/s or more before the users' requests, which do the rest")
-    figures |= _memory(rows, peak.users, found.workers, device_gib, host_cache_mib, user_mib)
-    click.echo(json.dumps(figures))
+    click.echo("\n".join(lines))
+    click.echo(json.dumps(figures | memory))
 
 
 def _peak(trace: Path | None, rates: Mapping[str, float | None]) -> traces.Peak:
@@ -149,8 +150,8 @@ def _memory(
     device_gib: float | None,
     host_cache_mib: int,
     user_mib: float | None,
-) -> dict[str, object]:
-    """Say how a worker's memory is split, as far as it is known; the figures of that."""
+) -> tuple[list[str], dict[str, object]]:
+    """How a worker's memory is split, as far as it is known: in words, and the figures."""
     from xgr_stream.history.store import history_bytes
 
     each = math.ceil(users / workers)
@@ -160,11 +161,11 @@ def _memory(
         user_mib = memory_split.user_mib_of(rows)
     if user_mib is not None:
         figures["cache_gib_per_worker"] = round(each * user_mib / 1024, 3)
-    click.echo("memory of a worker:")
+    lines = ["memory of a worker:"]
     if user_mib is None:
-        click.echo("  device: not known without --user-mib (`xgr-stream doctor` tells it) and --device-gib")
+        lines.append("  device: not known without --user-mib (`xgr-stream doctor` tells it) and --device-gib")
     elif device_gib is None:
-        click.echo(
+        lines.append(
             f"  device: {each * user_mib / 1024:,.1f} GiB of KV cache for all of its {each:,} active users, "
             f"{user_mib:,.2f} MiB each; split with --device-gib"
         )
@@ -179,16 +180,16 @@ def _memory(
             "users_host": split.host,
             "users_cold": rest,
         }
-        click.echo(
+        lines.append(
             f"  device, {device_gib:g} GiB: {split.model_mib / 1024:,.1f} weights, catalog and work space, "
             f"{split.free_mib / 1024:,.1f} kept free, {split.cache_mib / 1024:,.1f} KV cache "
             f"(--cache-mib {split.cache_mib})"
         )
-        click.echo(
+        lines.append(
             f"  of its {each:,} active users, {user_mib:,.2f} MiB each: {split.warm:,} warm on the device, "
             f"{split.host:,} in {host_cache_mib:,} MiB of host memory (--host-cache-mib), {rest:,} cold"
         )
         if rest:
-            click.echo("  --cold must be those users' share of the requests: `xgr-stream bench tiers` tells it")
-    click.echo(f"  host: {history_gib:,.2f} GiB of histories, {host_cache_mib / 1024:,.1f} GiB of prefixes")
-    return figures
+            lines.append("  --cold must be those users' share of the requests: `xgr-stream bench tiers` tells it")
+    lines.append(f"  host: {history_gib:,.2f} GiB of histories, {host_cache_mib / 1024:,.1f} GiB of prefixes")
+    return lines, figures
