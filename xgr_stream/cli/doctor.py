@@ -173,11 +173,10 @@ def _tier(size: int, user_bytes: int, what: str, available: int, option: str) ->
 
 def _history_plan(users: int) -> Finding:
     """Host memory of the histories, against what the machine has."""
-    from xgr_stream.history.store import USER_BYTES
-    from xgr_stream.history.user import EVENT_BYTES
+    from xgr_stream.history.store import history_bytes
 
     keep = HistoryConfig().keep_events
-    few, most = (users * (USER_BYTES + events * EVENT_BYTES) / 2**30 for events in (200, keep))
+    few, most = (history_bytes(users, events) / 2**30 for events in (200, keep))
     what = f"histories of {users:,} users: {few:.1f} GiB with 200 events each, {most:.1f} GiB with all {keep:,} kept"
     available = _available_bytes() / 2**30
     if available and few > available:
