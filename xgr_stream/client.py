@@ -23,7 +23,7 @@ from xgr_stream.errors import (
 from xgr_stream.stream import codec as codecs
 from xgr_stream.stream import protocol
 from xgr_stream.stream.asking import Asking, EventPosition
-from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, stop_client
 from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
 
 __all__ = ["EventPosition", "RecommendClient"]
@@ -173,6 +173,9 @@ class RecommendClient(Asking):
         topic = self._topics.responses
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
+                # All names are asked for: to ask for one may create it, before a worker does as it should be.
+                while topic not in await consumer.topics():  # noqa: ASYNC110
+                    await asyncio.sleep(RETRY_AFTER_S)
                 numbers = await producer.partitions_for(topic)
         except (KafkaError, TimeoutError) as error:
             raise TopologyError(f"topic {topic} must exist before a client starts: start a worker first") from error
