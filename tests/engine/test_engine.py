@@ -121,6 +121,17 @@ def test_pending_tokens_bound_what_warming_computes(engine):
     assert engine.pending_tokens(engine.history.view("user")) == 3
 
 
+def test_what_needs_no_tokens_counts_as_no_append(engine):
+    """An item that the catalog lacks, and a prefix that is up to date already."""
+    reports = []
+    for item in ("item-1", "unheard-of", "item-2", None):
+        if item is not None:
+            engine.history.apply(UserEvent("ann", item))
+        reports.append(engine.warm([engine.history.view("ann")]))
+    assert [(report.users, report.tokens > 0) for report in reports] == [(1, True), (0, False), (1, True), (0, False)]
+    assert engine.recommend("ann", k=1)
+
+
 def test_an_unknown_user_is_answered_from_popularity(engine):
     popularity = dict(zip(tiny_items()["item_id"], tiny_items()["popularity"], strict=True))
     best = sorted(popularity, key=popularity.__getitem__, reverse=True)
