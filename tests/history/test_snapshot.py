@@ -43,7 +43,7 @@ def write(store: HistoryStore, path: Path, *, chunk: int = 3) -> None:
     for start in range(0, len(ids), chunk):
         writer.add([view for user in ids[start : start + chunk] if (view := store.view(user)) is not None])
     actions = [store.action_names[i] for i in range(len(store.action_names))]
-    writer.finish(source, store, actions, store.forgotten(PARTITION))
+    writer.finish(source, store, actions, store.forgotten(PARTITION), store.watermarks(PARTITION))
     writer.publish()
     writer.abandon()
 
@@ -56,7 +56,7 @@ def read(path: Path, store: HistoryStore) -> HistoryStore:
         packed = list(snapshot.users(numbering))
     finally:
         snapshot.close()
-    store.restoring(PARTITION).begin_with(packed, snapshot.forgotten)
+    store.restoring(PARTITION).begin_with(packed, snapshot.forgotten, snapshot.watermarks)
     return store
 
 
