@@ -33,7 +33,9 @@ def source_of(headers: Headers) -> SourcePosition | None:
 
 def source_from(fields: Any) -> SourcePosition:
     """Of a header or in the changelog. Raises `ValueError` or `TypeError`."""
-    topic, partition, offset = fields[:3] if type(fields) is list else ()
+    if type(fields) is not list:
+        raise TypeError("a source must be an array")
+    topic, partition, offset = fields[:3]
     if type(topic) is not str or type(partition) is not int or type(offset) is not int:
         raise TypeError("a source must be a topic's name, a partition and an offset")
     if not (0 <= partition <= _MAX_OFFSET and 0 <= offset <= _MAX_OFFSET):
