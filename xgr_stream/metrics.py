@@ -83,7 +83,8 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self.events = self._counter("events", "Events that were added to a history.")
         self.events_replayed = self._counter(
-            "events_replayed", "Events read again whose offset the history already included; they changed nothing."
+            "events_replayed",
+            "Events and copies that came again, which a history already included; they changed nothing.",
         )
         self.events_unknown_item = self._counter(
             "events_unknown_item", "Events whose item the catalog does not know; kept, without tokens."

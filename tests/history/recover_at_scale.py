@@ -84,7 +84,7 @@ def make_snapshot(partition: int, args: argparse.Namespace, directory: str) -> f
     if views:
         writer.add(views)
     source = Source("log", partition, b"", 0, 0, CONFIG.keep_events, CONFIG.segment_events)
-    writer.finish(source, store, [], {})
+    writer.finish(source, store, [], {}, [])
     writer.publish()
     return spent
 
@@ -116,7 +116,7 @@ def from_snapshots(args: argparse.Namespace, directory: str) -> None:
             numbering = Numbering.of(snapshot.item_numbers, numbers, [])
             loading.append(threads.submit(lambda s=snapshot, n=numbering: list(s.users(n))))
         for partition in range(args.partitions):
-            made.begin_restore(partition, loading[partition].result(), {})
+            made.begin_restore(partition, loading[partition].result(), {}, [])
             made.restored(partition)
         del loading
     report(args, "snapshot", history, started, cpu, base)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xgr_stream.config import HistoryConfig
-from xgr_stream.history import HistoryStore
+from xgr_stream.history import HistoryStore, SourcePosition
 from xgr_stream.history import snapshot as snapshots
 from xgr_stream.history.packed import Numbering
 from xgr_stream.history.snapshot import Snapshot, SnapshotWriter, Source, Unusable
@@ -27,12 +27,15 @@ Contents = dict[str, tuple[object, ...]]
 def filled(seed: int, *, users: int = 7, events: int = 90, actions: bool = True) -> HistoryStore:
     rng = random.Random(seed)
     store = HistoryStore(CONFIG)
-    for offset in range(events):
+    for offset in range(0, 3 * events, 3):
         user = f"user-{rng.randrange(users)}é{'😀' * rng.randrange(3)}"
         action = rng.choice([None, "view", "buy"]) if actions else None
         store.apply(UserEvent(user, f"item-{rng.randrange(50)}", action), partition=PARTITION, offset=offset)
+        if rng.random() < 0.2:
+            source = SourcePosition("views", rng.randrange(3), offset)
+            store.add_copy(user, "item-1", None, PARTITION, offset + 1, source)
         if rng.random() < 0.03:
-            store.forget_at(user, partition=PARTITION, offset=offset)
+            store.forget_at(user, partition=PARTITION, offset=offset + 2)
     return store
 
 
@@ -43,7 +46,7 @@ def write(store: HistoryStore, path: Path, *, chunk: int = 3) -> None:
     for start in range(0, len(ids), chunk):
         writer.add([view for user in ids[start : start + chunk] if (view := store.view(user)) is not None])
     actions = [store.action_names[i] for i in range(len(store.action_names))]
-    writer.finish(source, store, actions, store.forgotten(PARTITION))
+    writer.finish(source, store, actions, store.forgotten(PARTITION), store.watermarks(PARTITION))
     writer.publish()
     writer.abandon()
 
@@ -56,7 +59,7 @@ def read(path: Path, store: HistoryStore) -> HistoryStore:
         packed = list(snapshot.users(numbering))
     finally:
         snapshot.close()
-    store.restoring(PARTITION).begin_with(packed, snapshot.forgotten)
+    store.restoring(PARTITION).begin_with(packed, snapshot.forgotten, snapshot.watermarks)
     return store
 
 
@@ -89,10 +92,26 @@ def test_what_is_written_is_read_back(
     other.finish_restore(PARTITION)
     assert (other.num_users, other.num_events) == (store.num_users, store.num_events)
     assert other.forgotten(PARTITION) == store.forgotten(PARTITION)
+    assert other.watermarks(PARTITION) == store.watermarks(PARTITION)
     offsets = [store.user_offset(user) for user in store.user_ids()]
     assert other.last_offset(PARTITION) == max([*offsets, *store.forgotten(PARTITION).values()])
     assert contents(other) == contents(store)
     other.check_integrity()
+
+
+def test_a_snapshot_of_a_release_without_watermarks_is_read(tmp_path: Path) -> None:
+    write(filled(3), tmp_path / "s")
+    data = (tmp_path / "s").read_bytes()
+    length, _, magic = snapshots._TRAILER.unpack(data[-snapshots._TRAILER.size :])
+    end = len(data) - snapshots._TRAILER.size
+    footer = msgpack.unpackb(data[end - length : end], strict_map_key=False)
+    del footer["watermarks"]
+    packed = msgpack.packb(footer)
+    trailer = snapshots._TRAILER.pack(len(packed), zlib.crc32(packed), magic)
+    (tmp_path / "s").write_bytes(data[: end - length] + packed + trailer)
+    other = read(tmp_path / "s", HistoryStore(CONFIG))
+    other.finish_restore(PARTITION)
+    assert (contents(other), other.watermarks(PARTITION)) == (contents(filled(3)), [])
 
 
 def test_users_are_unpacked_when_they_are_needed_and_in_the_background(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ async def main(settings: dict[str, object]) -> None:
             broker_session_timeout=6.0,
             broker_rebalance_timeout=4.0,
             broker_heartbeat_interval=0.5,
+            broker_commit_interval=2.8 if settings["commits"] else 3600.0,
         )
         if settings["embedded"]:
             EmbeddedBroker().tune(app)

@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 
 from tests.integration.raw import Raw
@@ -86,22 +87,32 @@ async def test_a_new_worker_knows_what_the_old_one_learnt(broker: Broker, topics
             assert await second.stop() == 0
 
 
-async def test_page_views_of_any_key_become_events_of_their_users(broker: Broker, topics: TopicNames) -> None:
+async def _views(broker: Broker, topics: TopicNames, partitions: int) -> str:
+    """A topic of page views, made beside the recommender's."""
     await ensure_topics(broker.connection, topics, 4)
     admin = broker.connection.admin()
     await admin.start()
-    await admin.create_topics([NewTopic(f"views-{topics.events}", 2, 1)])
+    await admin.create_topics([NewTopic(f"views-{topics.events}", partitions, 1)])
     await admin.close()
-    async with FaustWorker(broker, topics, sources=[f"views-{topics.events}"]) as worker:
+    return f"views-{topics.events}"
+
+
+async def _view(producer: AIOKafkaProducer, views: str, users: list[str], count: int) -> None:
+    """Each user views so many pages; keyed by page."""
+    for number in range(count):
+        for user in users:
+            page = f"item-{number}"
+            await producer.send_and_wait(views, json.dumps({"visitor": user, "page": page}).encode(), page.encode())
+
+
+async def test_page_views_of_any_key_become_events_of_their_users(broker: Broker, topics: TopicNames) -> None:
+    views = await _views(broker, topics, 2)
+    async with FaustWorker(broker, topics, sources=[views]) as worker:
         await worker.ready(count=4)
         producer = await broker.connection.start_producer()
         users = [f"user-{n}" for n in range(8)]
-        for number in range(5):
-            for user in users:
-                page = f"item-{number}"
-                view = json.dumps({"visitor": user, "page": page}).encode()
-                await producer.send_and_wait(f"views-{topics.events}", view, page.encode())
-        await producer.send_and_wait(f"views-{topics.events}", b'{"page": "item-1"}', b"nobody")
+        await _view(producer, views, users, 5)
+        await producer.send_and_wait(views, b'{"page": "item-1"}', b"nobody")
         await producer.stop()
         async with Raw(broker, topics) as raw, RecommendClient(broker.connection, topics=topics) as client:
             assert (await raw.dead_letter("nobody"))["reason"] == "invalid_event"
@@ -112,6 +123,41 @@ async def test_page_views_of_any_key_become_events_of_their_users(broker: Broker
                 await asyncio.sleep(0.1)
             assert counts == {5}
         assert await worker.stop() == 0
+
+
+async def test_page_views_that_are_copied_twice_count_once(broker: Broker, topics: TopicNames) -> None:
+    """A worker is killed when its copies are durable and no offset is committed; another copies all of them again."""
+    views, users = await _views(broker, topics, 2), [f"user-{n}" for n in range(5)]
+    producer = await broker.connection.start_producer()
+    reader = broker.connection.consumer(auto_offset_reset="earliest")
+    await reader.start()
+    reader.assign([TopicPartition(topics.events, number) for number in range(4)])
+
+    async def copied(count: int) -> None:
+        async with asyncio.timeout(60):
+            while count > 0:
+                count -= sum(map(len, (await reader.getmany(timeout_ms=200)).values()))
+
+    async with (
+        FaustWorker(broker, topics, sources=[views], commits=False) as first,
+        FaustWorker(broker, topics, sources=[views], waits=True) as second,
+        RecommendClient(broker.connection, topics=topics) as client,
+    ):
+        await first.ready(count=4)
+        await _view(producer, views, users, 40)
+        await copied(200)
+        for user in users:  # their histories hold some of it, or all
+            await client.recommend(user, timeout=20)
+        await first.kill()
+        second.go()
+        await second.ready(count=4)
+        await copied(200)
+        for user in users:
+            position = await client.send_event(user, "one more")
+            assert (await client.recommend(user, timeout=20, after=position)).event_count == 41
+        assert await second.stop() == 0
+    await producer.stop()
+    await reader.stop()
 
 
 async def test_a_worker_that_is_told_to_stop_answers_what_it_took(broker: Broker, topics: TopicNames) -> None:

@@ -105,7 +105,7 @@ async def test_what_is_not_to_be_trusted_is_ignored_and_counted(
                 config.history.segment_events,
             )
             writer = SnapshotWriter(path)
-            writer.finish(source, HistoryStore(config.history), [], {})
+            writer.finish(source, HistoryStore(config.history), [], {}, [])
             writer.publish()
     with caplog.at_level(logging.WARNING):
         async with kafka_worker(broker, config) as again:

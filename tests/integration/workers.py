@@ -69,8 +69,10 @@ class FaustWorker:
         group: str = "",
         sources: Sequence[str] = (),
         waits: bool = False,
+        commits: bool = True,
     ) -> None:
-        """`sources`: topics of page views to repartition. `waits`: it loads, and joins when it is told to `go`."""
+        """`sources`: topics of page views to repartition. `waits`: it loads, and joins when it is told to `go`.
+        `commits`: false, it commits no offset while it runs."""
         self._settings = {
             "broker": broker.bootstrap,
             "embedded": isinstance(broker, EmbeddedBroker),
@@ -79,6 +81,7 @@ class FaustWorker:
             "group": group or f"group-{topics.events}",
             "sources": list(sources),
             "waits": waits,
+            "commits": commits,
         }
         self.process: asyncio.subprocess.Process | None = None
 
@@ -130,8 +133,11 @@ class FaustWorker:
         assert self.process.returncode is not None
         return self.process.returncode
 
-    async def __aexit__(self, *_: object) -> None:
+    async def kill(self) -> None:
         assert self.process is not None
         if self.process.returncode is None:
             self.process.kill()
             await self.process.communicate()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()

@@ -64,7 +64,8 @@ def newer(entry: Entry, rng: random.Random) -> Entry:
     """As a later minor release may write it: with one element more."""
     if entry.value is None or rng.random() > 0.1:
         return entry
-    value: bytes = msgpack.packb([*msgpack.unpackb(entry.value), "new"])
+    fields = msgpack.unpackb(entry.value)
+    value: bytes = msgpack.packb([*fields, *([None] if len(fields) == 4 else []), "new"])
     return Entry(entry.key, value)
 
 

@@ -32,11 +32,11 @@ def through_a_file(store: HistoryStore, path: Path) -> HistoryStore:
         assert view is not None
         writer.add([view])
     source = Source("log", PARTITION, b"", 0, 0, config.keep_events, config.segment_events)
-    writer.finish(source, store, [], store.forgotten(PARTITION))
+    writer.finish(source, store, [], store.forgotten(PARTITION), store.watermarks(PARTITION))
     writer.publish()
     snapshot, other = Snapshot(path), HistoryStore(config)
     numbering = Numbering.of(snapshot.item_numbers, other.item_names.add_all(snapshot.item_names), [])
-    other.restoring(PARTITION).begin_with(list(snapshot.users(numbering)), snapshot.forgotten)
+    other.restoring(PARTITION).begin_with(list(snapshot.users(numbering)), snapshot.forgotten, snapshot.watermarks)
     snapshot.close()
     return other
 

@@ -12,6 +12,7 @@ class Batch:
 
     def __init__(self, room: int) -> None:
         self.values: list[bytes | None] = []
+        self.headers: list[list[Any]] = []
         self._room = room
 
     def append(
@@ -20,6 +21,7 @@ class Batch:
         if len(self.values) == self._room:
             return None
         self.values.append(value)
+        self.headers.append(headers or [])
         return self
 
     def close(self) -> None:
@@ -33,6 +35,8 @@ class Producer:
         self.sent: list[tuple[str, list[bytes | None]]] = []
         self.partitions: list[int] = []
         """Of the batches."""
+        self.headers: list[list[Any]] = []
+        """Of the batches' records."""
         self.futures: list[asyncio.Future[None]] = []
         self.fate: deque[Exception | None] = deque()
         self.room = 100
@@ -45,6 +49,7 @@ class Producer:
 
     async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
         self.partitions.append(partition)
+        self.headers += batch.headers
         return self._take(topic, batch.values)
 
     def _take(self, topic: str, values: list[bytes | None]) -> asyncio.Future[None]:

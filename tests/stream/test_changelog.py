@@ -52,7 +52,7 @@ def test_a_record_that_is_not_ours_is_an_error(key: bytes | None, value: bytes |
 
 def test_elements_that_a_later_minor_release_adds_are_ignored() -> None:
     store = HistoryStore(HistoryConfig(segment_events=2))
-    changelog.restore(store, 0, DELTA, pack(1, 5, "a", None, "new"))
+    changelog.restore(store, 0, DELTA, pack(1, 5, "a", None, None, "new"))
     store.finish_restore(0)
     assert store.last_offset(0) == 5
 

@@ -13,9 +13,10 @@ import pytest
 from xgr_stream import errors
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import MalformedMessage, NothingLegal
-from xgr_stream.history import HistoryStore
+from xgr_stream.history import HistoryStore, SourcePosition
 from xgr_stream.stream import changelog, codec, protocol
 from xgr_stream.stream.records import Record
+from xgr_stream.stream.source_header import source_header, source_of
 from xgr_stream.types import (
     CacheState,
     CatalogUpdate,
@@ -78,6 +79,7 @@ SCORING_RESPONSE = RecommendResponse(
 )
 UPDATE = CatalogUpdate("item-42", (3, 0, 7), ("film", "comedy"), available=False)
 REFUSAL = RecommendResponse.failure("r-1", "user-7", NothingLegal("no item"))
+SOURCE = SourcePosition("page-views", 2, 5120)
 REFUSED = Record("user-events", 3, 1042, b"user-7", b"\xff\x00", 1_700_000_000_000)
 
 MESSAGES = {
@@ -160,7 +162,36 @@ def test_the_changelog_bytes_are_what_is_written() -> None:
     assert written[1] == (HEX["segment key"], HEX["segment value"])
     assert changelog.delta_key("user-7", 11) == HEX["delta key"]
     assert changelog.forget_entry("user-7", 1041).key == HEX["forget key"]
+    assert changelog.forget_entry("user-7", 1041, [SOURCE]).value == HEX["forget value with sources"]
     assert changelog.fence(b"\x00\x00") == (HEX["fence key"], HEX["fence value"])
+
+
+def test_the_bytes_of_copies_are_what_is_written() -> None:
+    assert source_header(SOURCE) == ("xgr-source", HEX["source header"])
+    assert source_of((("xgr-source", HEX["source header"]),)) == SOURCE
+    store = HistoryStore(HistoryConfig(keep_events=32, segment_events=2))
+    copied = store.add_copy("user-7", "item-42", "view", 0, 1041, SOURCE)
+    assert copied is not None
+    assert changelog.entry_of(EVENT, 1041, copied, store).value == HEX["delta value of a copy"]
+    event = UserEvent("user-7", "item-9")
+    applied = store.apply(event, partition=0, offset=1042)
+    assert applied is not None
+    assert changelog.entry_of(event, 1042, applied, store).value == HEX["segment value with sources"]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (changelog.delta_key("user-7", 0), "delta value of a copy"),
+        (HEX["segment key"], "segment value with sources"),
+        (HEX["forget key"], "forget value with sources"),
+    ],
+)
+def test_the_bytes_of_copies_are_read(key: bytes, name: str) -> None:
+    store = HistoryStore(HistoryConfig(keep_events=32, segment_events=2))
+    changelog.restore(store, 0, key, HEX[name])
+    store.finish_restore(0)
+    assert [watermark.source for watermark in store.watermarks(0)] == [SOURCE]
 
 
 def test_the_changelog_bytes_are_read() -> None:

@@ -16,6 +16,7 @@ from xgr_stream.config import StreamConfig
 from xgr_stream.stream import codec, repartition
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.stream.source_header import source_of
 from xgr_stream.testing import NullEngine
 from xgr_stream.types import UserEvent
 
@@ -83,6 +84,38 @@ async def test_a_repartition_places_keys_as_the_configuration_says(app: faust.Ap
     assert (written, producer.partitions) == (users, [zlib.crc32(user.encode()) % 4 for user in users])
 
 
+async def test_copies_of_a_topics_records_name_them_and_those_of_a_channels_name_none(app: faust.App) -> None:
+    producer = Producer()
+    producer.fate += [None] * 2
+    views = app.topic("page-views", value_type=PageView)
+    made = app.channel(value_type=PageView)
+    attach(app, engine=NullEngine(), events=[views, made], event=to_event, repartition=True)
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    driver.runtime = FakeRuntime(producer)  # type: ignore[assignment]
+    view = PageView(user="user-1", item="item-1")
+    async with app.agents["xgr-repartition-user-events-0"].test_context() as converting:
+        event = await put(converting, view.dumps(serializer="json"))
+        message = event.message
+    async with app.agents["xgr-repartition-user-events-1"].test_context() as converting:
+        await put(converting, view)
+    [of_topic, of_channel] = producer.headers
+    assert source_of(tuple(of_topic)) == (message.topic, message.partition, message.offset)
+    assert of_channel == []
+
+
+async def test_nothing_is_written_behind_what_failed_in_a_way_unforeseen(app: faust.App) -> None:
+    """The worker ends instead: later copies would make the missing ones pass for written."""
+    producer = Producer()
+    producer.fate += [RuntimeError("a mistake"), None]
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime)
+    async with agent.test_context() as converting:
+        for number in range(2):
+            await put(converting, PageView(user="user-1", item=f"item-{number}").dumps(serializer="json"))
+        assert str(runtime.failure) == "a mistake"
+        assert len(producer.batches) == 1
+
+
 def repartitioning(app: faust.App, runtime: FakeRuntime, config: StreamConfig | None = None) -> Any:
     """The agent that converts page views, in an attached app that writes with this runtime."""
     views = app.topic("page-views", value_type=PageView)
@@ -101,6 +134,10 @@ class FakeRuntime:
     def __init__(self, producer: Producer) -> None:
         self.producer = producer
         self.renewed = False
+        self.failure: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        self.failure = error
 
     async def renew_producer(self, spoilt: Producer) -> None:
         self.renewed = spoilt is self.producer

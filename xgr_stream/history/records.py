@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from xgr_stream.history.sources import SourcePosition
+
 FIRST_LIFE = -1
 """The life of a user who was never forgotten. To be forgotten begins another one, named by the offset of the record
 that did it: numbers start anew in it, and records of an earlier life count no more, however late they are written."""
@@ -20,6 +22,8 @@ class Applied(NamedTuple):
     sealed: int | None
     """The segment that this event completed, if it did: events `sealed * segment_events` up to this one."""
     life: int = FIRST_LIFE
+    source: SourcePosition | None = None
+    """Of a copy."""
 
 
 Numbered = tuple[str, int] | tuple[str, int, int]
@@ -31,6 +35,8 @@ class Delta(NamedTuple):
     offset: int
     item_id: str
     action: str | None
+    sources: Sequence[SourcePosition] = ()
+    """What the event is a copy of."""
 
 
 class Segment(NamedTuple):
@@ -41,6 +47,8 @@ class Segment(NamedTuple):
     items: Sequence[str]
     actions: Sequence[str | None] | None
     """One per item; None: none of them has one."""
+    sources: Sequence[SourcePosition] = ()
+    """The watermarks that the user held with the last of them."""
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from xgr_stream.history.interner import Interner
 from xgr_stream.history.packed import PackedUsers
 from xgr_stream.history.records import FIRST_LIFE, Delta, Numbered, Segment, Stale, numbered, user_digest
 from xgr_stream.history.rows import Records, Row, Rows
+from xgr_stream.history.sources import SourcePosition, Watermark, Watermarks
 from xgr_stream.history.user import UserHistory
 
 REPLAYED_AT_ONCE = 500
@@ -42,8 +43,8 @@ class _Aside:
 
 
 class PartitionRestore:
-    """Rebuilds one partition's histories. Feed `delta`, `segment`, `forget` and `add`, then `finish`, then take `users`
-    and `forgotten`. Both may be given something to begin with, as a snapshot held it."""
+    """Rebuilds one partition's histories. Feed `delta`, `segment`, `forget` and `add`, then `finish`, then take
+    `users`, `forgotten` and `watermarks`. All may be given something to begin with, as a snapshot held it."""
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class PartitionRestore:
         self.users: dict[str, UserHistory | PackedUsers] = {}
         self.forgotten: dict[bytes, int] = {}
         """Digest of a user → offset of the record that last made them forgotten."""
+        self.watermarks = Watermarks()
+        """The latest of any record that was fed, whether or not it counts otherwise: it did when it was written."""
         self.row_changes = 0
         """How often a user whom `row_users` had numbered got another number, or none."""
         self.partition = partition
@@ -71,12 +74,15 @@ class PartitionRestore:
         """Deltas with a tombstone though no segment of theirs has been read: of users being forgotten."""
         self._deleted_segments: set[Numbered] = set()
 
-    def begin_with(self, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
+    def begin_with(
+        self, packed: Iterable[PackedUsers], forgotten: dict[bytes, int], watermarks: Iterable[Watermark]
+    ) -> None:
         """Take what a snapshot held, before anything else."""
         for users in packed:
             self._packed.append(users)
             self.users.update(dict.fromkeys(users.ids, users))
         self.forgotten = forgotten
+        self.watermarks = Watermarks(watermarks)
 
     def row_users(self, user_ids: Sequence[str], *, but: Set[str] = frozenset()) -> list[int]:
         """For each user the number by which `add` takes rows of them; -1: `delta` and `segment` take their records.
@@ -122,6 +128,8 @@ class PartitionRestore:
         if delta is None:
             self._delete_delta(user_id, number, life)
             return
+        if delta.sources:
+            self.watermarks.note(delta.sources, user_id)
         held = self.users.get(user_id)
         user = self._user(user_id) if isinstance(held, PackedUsers) else held
         if user is None or user.life != life:
@@ -148,6 +156,8 @@ class PartitionRestore:
         if segment is None:
             self._delete_segment(user_id, number, life)
             return
+        if segment.sources:
+            self.watermarks.note(segment.sources, user_id)
         held = self.users.get(user_id)
         user = self._user(user_id) if isinstance(held, PackedUsers) else held
         if user is None or user.life != life:
@@ -171,11 +181,14 @@ class PartitionRestore:
         elif first < user.first_number:
             self._below(user_id, user, number, segment)
 
-    def forget(self, digest: bytes, offset: int, *, deleted: bool = False) -> None:
-        """Feed the record that a user was forgotten at `offset`; deleted: its tombstone."""
+    def forget(
+        self, digest: bytes, offset: int, sources: Iterable[SourcePosition] = (), *, deleted: bool = False
+    ) -> None:
+        """Feed the record that a user was forgotten at `offset`, who held these watermarks; deleted: its tombstone."""
         if deleted:
             self._stale.forgets.discard((digest, offset))
             return
+        self.watermarks.note(sources, digest)
         last = self.forgotten.get(digest, FIRST_LIFE)
         if last != offset and last != FIRST_LIFE:
             self._stale.forgets.add((digest, min(last, offset)))

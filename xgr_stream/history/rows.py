@@ -8,7 +8,7 @@ Users with any other records (late, twice, tombstones, gaps) are given back, to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xgr_stream.config import HistoryConfig
 from xgr_stream.history.packed import PackedUsers
 from xgr_stream.history.records import FIRST_LIFE
+from xgr_stream.history.sources import SourcePosition
 
 CHUNK_USERS = 512
 """Users put together at a time, in one or two milliseconds."""
@@ -40,6 +41,8 @@ class Events(NamedTuple):
     """Interned, [records, events of each]."""
     actions: NDArray[np.int16] | None
     """As `items`, -1 for none; None: no event has one."""
+    sources: Mapping[int, Sequence[SourcePosition]] = {}
+    """Of those records that hold any, by their place among these."""
 
 
 class Records(NamedTuple):

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgr_stream.history.packed import Numbering, PackedUsers
+from xgr_stream.history.sources import SourcePosition, Watermark
 from xgr_stream.history.store import HistoryStore
 from xgr_stream.history.user import HistoryView
 
@@ -109,7 +110,12 @@ class SnapshotWriter:
         return len(chunk)
 
     def finish(
-        self, source: Source, history: HistoryStore, action_names: Sequence[str], forgotten: Mapping[bytes, int]
+        self,
+        source: Source,
+        history: HistoryStore,
+        action_names: Sequence[str],
+        forgotten: Mapping[bytes, int],
+        watermarks: Sequence[Watermark],
     ) -> None:
         """Write what the chunks are of, and flush all of it to the disk."""
         numbers = np.flatnonzero(self._used).astype("<i4")
@@ -122,6 +128,7 @@ class SnapshotWriter:
                 "item_names": [history.item_names[number] for number in numbers.tolist()],
                 "action_names": list(action_names),
                 "forgotten": list(forgotten.items()),
+                "watermarks": watermarks,
             }
         )
         self._file.write(footer)
@@ -163,6 +170,10 @@ class Snapshot:
             self.item_names: list[str] = footer["item_names"]
             self.action_names: list[str] = footer["action_names"]
             self.forgotten: dict[bytes, int] = dict(footer["forgotten"])
+            self.watermarks = [
+                Watermark(SourcePosition(*source), holder)
+                for source, holder in footer.get("watermarks", ())  # files of before have none
+            ]
             self.item_numbers = np.frombuffer(footer["item_numbers"], "<i4")
             """What `item_names` are in the chunks."""
             self._chunks = [Chunk(*chunk) for chunk in footer["chunks"]]

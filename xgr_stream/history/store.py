@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from xgr_stream.config import HistoryConfig, settings_or_default
 from xgr_stream.errors import HistoryError, InvalidEvent
@@ -10,6 +11,7 @@ from xgr_stream.history.interner import Interner
 from xgr_stream.history.packed import PackedUsers
 from xgr_stream.history.records import FIRST_LIFE, Applied, Delta, Segment, Stale, numbered, user_digest, user_hash
 from xgr_stream.history.restore import PartitionRestore
+from xgr_stream.history.sources import SourcePosition, Watermark, Watermarks
 from xgr_stream.history.user import EVENT_BYTES, HistoryView, UserHistory
 from xgr_stream.types import UserEvent
 
@@ -43,6 +45,7 @@ class HistoryStore:
         self._last_offsets: dict[int, int] = {}
         self._restoring: dict[int, PartitionRestore] = {}
         self._forgotten: dict[int, dict[bytes, int]] = {}
+        self._watermarks: defaultdict[int, Watermarks] = defaultdict(Watermarks)
         self._num_events = 0
         self._buffer_bytes = 0
 
@@ -85,11 +88,22 @@ class HistoryStore:
         count = user.shift + user.end
         segments, rest = divmod(count, self._segment_events)
         if rest:
-            return _new(Applied, (count - 1, None, user.life))
+            return _new(Applied, (count - 1, None, user.life, None))
         first_number = user.first_number
         user.trim(self.config.first_kept(count))
         self._num_events -= user.first_number - first_number
         return Applied(count - 1, segments - 1, user.life)
+
+    def add_copy(
+        self, user_id: str, item_id: str, action: str | None, partition: int, offset: int, source: SourcePosition
+    ) -> Applied | None:
+        """`add`, of an event that is a copy of another topic's record; None, too, when the histories include that."""
+        watermarks = self._watermarks[partition]
+        if source.offset <= watermarks.offset(source.topic, source.partition):
+            return None
+        applied = self.add(user_id, item_id, action, partition, offset)
+        watermarks.note([source], user_id)  # not of one that is refused: no record of the changelog would hold it
+        return None if applied is None else applied._replace(source=source)
 
     def segment(self, user_id: str, number: int) -> Segment:
         """The segment that the user's last event completed, for the changelog."""
@@ -106,6 +120,7 @@ class HistoryStore:
             user.last_offset,
             [self.item_names[i] for i in view.items[-size:].tolist()],
             actions if any(a is not None for a in actions) else None,
+            self.sources(user.partition, user_id),
         )
 
     def forget_at(self, user_id: str, *, partition: int, offset: int) -> Stale | None:
@@ -132,6 +147,8 @@ class HistoryStore:
             stale.forgets.add((digest, forgotten[digest]))
         forgotten[digest] = offset
         self._last_offsets[partition] = max(offset, self._last_offsets.get(partition, -1))
+        if partition in self._watermarks:
+            self._watermarks[partition].forget(user_id, digest)
         self.forget(user_id)
         return stale
 
@@ -155,6 +172,20 @@ class HistoryStore:
     def forgotten(self, partition: int) -> dict[bytes, int]:
         """Digests of the partition's users who were forgotten, and the offset at which they last were. A copy."""
         return dict(self._forgotten.get(partition, {}))
+
+    def watermark(self, partition: int, topic: str, source_partition: int) -> int:
+        """The highest offset of a source's partition that the partition's histories include, -1 for none."""
+        watermarks = self._watermarks.get(partition)
+        return -1 if watermarks is None else watermarks.offset(topic, source_partition)
+
+    def watermarks(self, partition: int) -> list[Watermark]:
+        """How far the partition's histories include what its events are copies of."""
+        return list(self._watermarks.get(partition, ()))
+
+    def sources(self, partition: int, holder: str | bytes) -> Sequence[SourcePosition]:
+        """The watermarks that a user, or the digest of one who was forgotten, holds."""
+        watermarks = self._watermarks.get(partition)
+        return () if watermarks is None else watermarks.held_by(holder)
 
     def partition(self, user_id: str) -> int | None:
         """The partition that holds the user's history."""
@@ -184,6 +215,7 @@ class HistoryStore:
         self._last_offsets.pop(partition, None)
         self._restoring.pop(partition, None)
         self._forgotten.pop(partition, None)
+        self._watermarks.pop(partition, None)
         return dropped
 
     def forget(self, user_id: str) -> bool:
@@ -287,6 +319,8 @@ class HistoryStore:
         self._last_offsets[partition] = last_offset
         if restore.forgotten:
             self._forgotten[partition] = restore.forgotten
+        if restore.watermarks:
+            self._watermarks[partition] = restore.watermarks
         return stale
 
     def check_actions(self, names: Iterable[str]) -> None:

@@ -66,9 +66,9 @@ def attach(
     events (name or Faust topic) instead of `config.topics.events`; `event` turns one of its values, as an agent of
     that topic would get it, into a `UserEvent`, or None for one that is none of ours. It must be keyed by user id. With
     `repartition=True`, `events` may be any topics and channels, keyed by anything: they are converted and written
-    into `config.topics.events`. Each copy has a position of its own, written before the original's offset is committed:
-    after a crash or a rebalance in between it is written again, and **that event counts twice**. To have each counted
-    once, key the source by user and use it directly, without `repartition`.
+    into `config.topics.events`. A topic's record counts once, though its copy may be written again after a crash or a
+    rebalance: copies name their originals. What comes from a channel has no offset, and counts as often as it comes.
+    `event` must say the same of the same record each time.
 
     The app's consumer must keep equal partition numbers together: Faust's own assignor, which it uses while
     `table_standby_replicas` is at least 1. `/metrics`, `/healthz` and `/readyz` are added to the app's web server.

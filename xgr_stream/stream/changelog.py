@@ -6,7 +6,7 @@ that was frozen and writes late can only repeat what is already there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -14,8 +14,9 @@ import msgpack
 
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
-from xgr_stream.history import FIRST_LIFE, Applied, Delta, HistoryStore, Segment, Stale, user_digest
+from xgr_stream.history import FIRST_LIFE, Applied, Delta, HistoryStore, Segment, SourcePosition, Stale, user_digest
 from xgr_stream.history.restore import PartitionRestore
+from xgr_stream.stream.source_header import source_from
 from xgr_stream.types import UserEvent
 
 MAJOR = 1
@@ -65,10 +66,10 @@ def forget_key(digest: bytes, offset: int) -> bytes:
     return key
 
 
-def forget_entry(user_id: str, offset: int) -> Entry:
+def forget_entry(user_id: str, offset: int, sources: Sequence[SourcePosition] = ()) -> Entry:
     """What says that a user was forgotten at `offset` of the events. It names them by a digest alone, and stays: what
-    it makes void may still be written late."""
-    return Entry(forget_key(user_digest(user_id), offset), _pack((MAJOR,)))
+    it makes void may still be written late. `sources`: the watermarks that they held."""
+    return Entry(forget_key(user_digest(user_id), offset), _pack((MAJOR, sources) if sources else (MAJOR,)))
 
 
 def entry_of(event: UserEvent, offset: int, applied: Applied, history: HistoryStore) -> Entry:
@@ -80,11 +81,14 @@ def written(
     user_id: str, item_id: str, action: str | None, offset: int, applied: Applied, history: HistoryStore
 ) -> tuple[bytes, bytes]:
     """`entry_of`, from an event's fields, as key and value."""
-    number, sealed, life = applied
+    number, sealed, life, source = applied
     if sealed is None:
         key = _pack((_DELTA, user_id, number) if life == FIRST_LIFE else (_DELTA, user_id, number, life))
-        return key, _pack((MAJOR, offset, item_id, action))
-    return segment_key(user_id, sealed, life), _pack((MAJOR, *history.segment(user_id, sealed)))
+        if source is None:
+            return key, _pack((MAJOR, offset, item_id, action))
+        return key, _pack((MAJOR, offset, item_id, action, (source,)))
+    segment = history.segment(user_id, sealed)
+    return segment_key(user_id, sealed, life), _pack((MAJOR, *(segment if segment.sources else segment[:3])))
 
 
 def superseded_by(user_id: str, sealed: int, config: HistoryConfig, life: int = FIRST_LIFE) -> list[Entry]:
@@ -158,21 +162,24 @@ def _restore_plain(restoring: PartitionRestore, key: bytes | None, value: bytes 
     if key is None or value is None:
         return False
     fields, values = msgpack.unpackb(key), msgpack.unpackb(value)
-    if type(fields) is not list or len(fields) != 3 or type(values) is not list or len(values) != 4:
+    if type(fields) is not list or len(fields) != 3 or type(values) is not list or len(values) not in (4, 5):
         return False
     kind, user_id, number = fields
     if type(user_id) is not str or type(number) is not int or values[0] != MAJOR or type(values[1]) is not int:
         return False
+    sources: Sequence[SourcePosition] = ()
+    if len(values) == 5:
+        sources = sources_of([values.pop()])
     _, offset, items, actions = values
     if kind == _DELTA:
         if type(items) is not str or (actions is not None and type(actions) is not str):
             return False
-        restoring.delta(user_id, number, _new(Delta, (offset, items, actions)))
+        restoring.delta(user_id, number, _new(Delta, (offset, items, actions, sources)))
         return True
     if kind != _SEGMENT or type(items) is not list or actions is not None:
         return False
     "".join(items)  # a TypeError unless all are strings
-    restoring.segment(user_id, number, _new(Segment, (offset, items, None)))
+    restoring.segment(user_id, number, _new(Segment, (offset, items, None, sources)))
     return True
 
 
@@ -207,9 +214,8 @@ def _restore(history: HistoryStore, partition: int, key: bytes | None, value: by
         digest, offset = rest[:2]
         _check(digest, bytes, "digest")
         _check(offset, int, "offset")
-        if value is not None:
-            _fields(value)
-        history.restoring(partition).forget(digest, offset, deleted=value is None)
+        sources = () if value is None else sources_of(_fields(value)[:1])
+        history.restoring(partition).forget(digest, offset, sources, deleted=value is None)
     else:
         raise ValueError(f"kind must be 0, 1, 2 or 3, not {kind!r}")
 
@@ -238,24 +244,31 @@ def _fields(value: bytes) -> list[Any]:
 
 def delta_of(value: bytes) -> Delta:
     """What a delta's value holds. Raises `ValueError` or `TypeError`."""
-    offset, item_id, action = _fields(value)[:3]
+    fields = _fields(value)
+    offset, item_id, action = fields[:3]
     _check(offset, int, "offset")
     _check(item_id, str, "item")
     if action is not None:
         _check(action, str, "action")
-    return Delta(offset, item_id, action)
+    return Delta(offset, item_id, action, sources_of(fields[3:4]))
 
 
 def segment_of(value: bytes) -> Segment:
     """What a segment's value holds. Raises `ValueError` or `TypeError`."""
-    last_offset, items, actions = _fields(value)[:3]
+    fields = _fields(value)
+    last_offset, items, actions = fields[:3]
     _check(last_offset, int, "last_offset")
     _check(items, list, "items")
     if not set(map(type, items)) <= {str}:
         raise TypeError("items must be strings")
     if actions is not None and (len(actions) != len(items) or not set(map(type, actions)) <= {str, type(None)}):
         raise ValueError("actions must be null or hold a string or null for each item")
-    return Segment(last_offset, items, actions)
+    return Segment(last_offset, items, actions, sources_of(fields[3:4]))
+
+
+def sources_of(trailing: Sequence[Any]) -> Sequence[SourcePosition]:
+    """What the element behind those that each value has holds, if there is one. Raises `ValueError` or `TypeError`."""
+    return () if not trailing or trailing[0] is None else tuple(map(source_from, trailing[0]))
 
 
 def _check(value: object, kind: type, name: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgr_stream.errors import InvalidEvent
-from xgr_stream.history import HistoryStore
+from xgr_stream.history import HistoryStore, SourcePosition
 from xgr_stream.history.restore import PartitionRestore
 from xgr_stream.history.rows import Events, Records
 from xgr_stream.history.tokens import PADDING, TokenNumbers
@@ -23,8 +23,8 @@ from xgr_stream.stream.changelog import MAJOR, KeyValue, Kind
 
 _SEGMENT = Kind.SEGMENT.value
 _KINDS = frozenset((Kind.DELTA.value, _SEGMENT))
-_KEY, _VALUE = 0x93, 0x94
-"""First byte of an array of three, and of four."""
+_KEY, _VALUE, _COPY_VALUE = 0x93, 0x94, 0x95
+"""First byte of an array of three, of four, and of five: with source positions."""
 _NULL = 0xC0
 _STR8 = 0xD9
 _STRINGS = np.zeros(256, dtype=np.int64)
@@ -60,6 +60,7 @@ class _Single(NamedTuple):
     offset: int
     items: Sequence[str]
     actions: Sequence[str | None]
+    sources: Sequence[SourcePosition]
 
 
 class _Users(NamedTuple):
@@ -113,6 +114,8 @@ class BatchReader:
         segments = self._records(columns.of(is_row & is_segment), values, self._segments)
         deltas = self._records(columns.of(is_row & ~is_segment), values, self._deltas)
         restoring.add(segments, deltas, read=len(keys))
+        for records in (segments, deltas):
+            _note_sources(restoring, keys, records)
         return sorted([*others, *columns.places[~is_row].tolist()])
 
     def _columns(self, restoring: PartitionRestore, keys: Sequence[bytes | None]) -> _Keys | None:
@@ -193,7 +196,8 @@ class BatchReader:
         """Of records that hold `size` items each, and actions, behind such a header. `singly`: what reads one that is
         anything else. Raises what msgpack raises, and `ValueError`, `TypeError`, `OverflowError` or `InvalidEvent`."""
         data, octets, at, ends = _joined(values)
-        read = (octets[at] == _VALUE) & (octets[at + 1] == MAJOR)
+        more = octets[at] == _COPY_VALUE
+        read = ((octets[at] == _VALUE) | more) & (octets[at + 1] == MAJOR)
         width = _INTEGERS.take(octets[at + 2])
         offsets = _integers(data, octets, at + 2, width)
         read &= (width >= 0) & (offsets >= 0)
@@ -205,7 +209,11 @@ class BatchReader:
         if len(acting):
             names = _Strings(octets, at[acting] - 1, read[acting], size, _STRINGS_OR_NULL, header)
             at[acting], read[acting] = names.end, names.read
-        read &= at == ends
+        read &= np.where(more, at < ends, at == ends)
+        sources = {
+            i: changelog.sources_of([msgpack.unpackb(data[at[i] : ends[i]], max_ext_len=0)])
+            for i in np.flatnonzero(read & more).tolist()
+        }
         items = np.empty((len(values), size), dtype=np.int32)
         items[read] = strings.numbers(data, self._items, read)
         actions = None
@@ -213,7 +221,7 @@ class BatchReader:
             actions = np.full((len(values), size), -1, dtype=np.int16)
             actions[acting[read[acting]]] = names.numbers(data, self._actions, read[acting])
         for i in np.flatnonzero(~read).tolist():  # long strings, a newer release's, or not ours
-            offsets[i], of_one, their_actions = singly(values[i])
+            offsets[i], of_one, their_actions, sources[i] = singly(values[i])
             if len(of_one) != size:
                 raise ValueError(f"a segment must hold {size} items, not {len(of_one)}")
             items[i] = self._history.item_names.add_all(of_one)
@@ -221,17 +229,25 @@ class BatchReader:
                 if actions is None:
                     actions = np.full((len(values), size), -1, dtype=np.int16)
                 actions[i] = [-1 if name is None else self._history.add_action(name) for name in their_actions]
-        return Events(offsets, items, actions)
+        return Events(offsets, items, actions, sources)
 
     @staticmethod
     def _delta(value: bytes) -> _Single:
         delta = changelog.delta_of(value)
-        return _Single(delta.offset, [delta.item_id], [delta.action])
+        return _Single(delta.offset, [delta.item_id], [delta.action], delta.sources)
 
     @staticmethod
     def _segment(value: bytes) -> _Single:
         segment = changelog.segment_of(value)
-        return _Single(segment.last_offset, segment.items, segment.actions or [])
+        return _Single(segment.last_offset, segment.items, segment.actions or [], segment.sources)
+
+
+def _note_sources(restoring: PartitionRestore, keys: Sequence[bytes | None], records: Records) -> None:
+    if records.events is None or not records.events.sources:
+        return
+    places = (records.places if records.held is None else records.places[records.held]).tolist()
+    for at, sources in records.events.sources.items():
+        restoring.watermarks.note(sources, msgpack.unpackb(keys[places[at]])[1])
 
 
 def _joined(values: Sequence[bytes]) -> tuple[bytes, Octets, Index, Index]:

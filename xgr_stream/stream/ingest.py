@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import InvalidEvent, InvalidInput, MessageTooLarge, Misplaced
-from xgr_stream.history import HistoryStore
+from xgr_stream.history import Applied, HistoryStore, SourcePosition, user_digest
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog, codec, protocol
 from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
 from xgr_stream.stream.records import Produce, Record
+from xgr_stream.stream.source_header import source_of
 from xgr_stream.types import UserEvent, check_user_id
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ _Event = tuple[str, str, str | None]
 
 MAX_LOGGED_ITEMS = 10_000
 """Unknown items that are named in the log, once each, before it falls silent about them."""
+REWOUND = 10_000
+"""Source offsets that a copy must be below its watermark for this to be logged."""
 
 
 class _Written:
@@ -75,6 +78,7 @@ class Ingest:
         self._on_forget = on_forget
         self._metrics = metrics
         self._logged_items: set[str] = set()
+        self._rewound: set[tuple[int, str, int]] = set()
 
     def take(self, partition: Partition, records: Iterable[Record]) -> set[str]:
         """Process events of a restored partition, in offset order. Returns the users whose history grew."""
@@ -84,7 +88,7 @@ class Ingest:
         changelog_topic, number = self._config.topics.changelog, partition.number
         history, knows_item = self._history, self._knows_item
         for record in records:
-            _, _, offset, key, value, _, _ = record
+            _, _, offset, key, value, _, headers = record
             partition.events_seen = offset
             try:
                 if value is None:
@@ -98,7 +102,7 @@ class Ingest:
                     continue
                 user_id, item_id, action = event
                 self._placement.check(user_id, number)
-                applied = history.add(user_id, item_id, action, number, offset)
+                applied = self._add(event, record) if headers else history.add(user_id, item_id, action, number, offset)
             except InvalidInput as error:
                 if isinstance(error, Misplaced):
                     self._metrics.misplaced_records.labels(record.topic).inc()
@@ -123,6 +127,37 @@ class Ingest:
         self._metrics.events.inc(added)
         self._metrics.events_replayed.inc(replayed)
         return grown
+
+    def _add(self, event: _Event, record: Record) -> Applied | None:
+        """Add an event that may be a copy of another topic's record to its history; None: it was there already.
+
+        A copy that is not above the watermark of its source's partition came before. For a repartitioner writes copies
+        in their order, what fails again before anything behind it, and begins at the group's committed offset, below
+        which all copies are durable; so before any copy each one below it was written at least once, whatever others,
+        frozen ones too, write in between. The watermark is a function of the events up to here, so that all workers
+        that come to a copy decide alike.
+        """
+        number, offset = record.partition, record.offset
+        source = source_of(record.headers)
+        if source is None:
+            return self._history.add(*event, number, offset)
+        applied = self._history.add_copy(*event, number, offset, source)
+        if applied is None:
+            self._note_rewound(number, source)
+        return applied
+
+    def _note_rewound(self, number: int, source: SourcePosition) -> None:
+        """Say once if this is no copy that was written twice."""
+        name = (number, source.topic, source.partition)
+        behind = self._history.watermark(number, source.topic, source.partition) - source.offset
+        if behind >= REWOUND and name not in self._rewound:
+            self._rewound.add(name)
+            logger.warning(
+                "events partition %d passes over copies of %s-%d, %d offsets below what it has counted: its offsets "
+                "were set back, or the topic was made anew, and then these events are missing (docs/operations.md)",
+                *name,
+                behind,
+            )
 
     def tombstones(self, partition: Partition, entries: Iterable[changelog.Entry]) -> None:
         """Delete keys from the changelog; no offset waits for it."""
@@ -171,7 +206,8 @@ class Ingest:
             entries = changelog.stale_entries(stale)
             self._outbox.put(Output(partition, tuple(self._produce(partition, e) for e in entries), record=record))
 
-        entry = changelog.forget_entry(user_id, record.offset)
+        held = self._history.sources(record.partition, user_digest(user_id))
+        entry = changelog.forget_entry(user_id, record.offset, held)
         self._outbox.put(Output(partition, (self._produce(partition, entry),), then=clean_up))
         return user_id
 

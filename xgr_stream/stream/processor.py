@@ -41,7 +41,7 @@ from typing import NamedTuple
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import HistoryError, NotOwned, ShuttingDown, TopologyError, XgrError
-from xgr_stream.history import HistoryStore, PackedUsers
+from xgr_stream.history import HistoryStore, PackedUsers, Watermark
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import changelog
@@ -174,10 +174,16 @@ class Processor:
         """Whether so much was fed that it should be settled before more is, for its memory."""
         return partition in self.restoring and self._history.restoring(partition).full
 
-    def begin_restore(self, partition: int, packed: Iterable[PackedUsers], forgotten: dict[bytes, int]) -> None:
+    def begin_restore(
+        self,
+        partition: int,
+        packed: Iterable[PackedUsers],
+        forgotten: dict[bytes, int],
+        watermarks: Iterable[Watermark],
+    ) -> None:
         """Begin with what a snapshot held. To `restore` is then what the changelog got after it."""
         if partition in self.restoring:
-            self._history.restoring(partition).begin_with(packed, forgotten)
+            self._history.restoring(partition).begin_with(packed, forgotten, watermarks)
 
     def restart_restore(self, partition: int) -> None:
         """Drop what was restored of a partition whose restore failed; it is to be fed from the start."""

@@ -16,6 +16,7 @@ from faust.types import ChannelT, TopicT
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import InvalidEvent, InvalidInput
+from xgr_stream.history import SourcePosition
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import RETRY_AFTER_S
@@ -25,6 +26,7 @@ from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.publisher import OUT_OF_STEP
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.source_header import source_header
 from xgr_stream.types import UserEvent
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,14 @@ class Copy(NamedTuple):
 
     key: bytes
     value: bytes
+    headers: list[tuple[str, bytes]]
 
 
 class Repartition:
     """One agent per source. An event is acknowledged when its copy in the events topic is durable, in offset order: at
-    least once, since a copy that was written before a crash and not acknowledged yet is written again, and counts."""
+    least once, since a copy that was written before a crash and not acknowledged yet is written again. That it counts
+    once rests on the position in its header, and on the order of the copies (`Ingest`): those of one partition of a
+    source are written one call of `_forward` after the other."""
 
     def __init__(
         self,
@@ -60,14 +65,17 @@ class Repartition:
     def _agent(self, source: ChannelT[Any], to_event: ToEvent, number: int) -> Any:
         async def convert(stream: Any) -> None:
             async for events in batches(stream):
-                await self._forward(events, to_event)
+                try:
+                    await self._forward(events, to_event, is_topic)
+                except Exception as error:  # noqa: BLE001  Faust would go on with what is behind these
+                    await self._stop(error)
 
         is_topic = isinstance(source, TopicT)
         channel = raw_topic(self._app, source.get_topic_name()) if is_topic else source
         name = f"xgr-repartition-{self._config.topics.events}-{number}"
         return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
 
-    async def _forward(self, events: list[Event], to_event: ToEvent) -> None:
+    async def _forward(self, events: list[Event], to_event: ToEvent, is_topic: bool) -> None:
         """Write what becomes of these events, then acknowledge them. Tries again for ever."""
         while (runtime := self._driver.runtime) is None or not runtime.started:  # noqa: ASYNC110  it knows of no event
             await asyncio.sleep(RETRY_AFTER_S)
@@ -77,7 +85,7 @@ class Repartition:
         copies: defaultdict[int, list[Copy]] = defaultdict(list)
         for event in events:
             try:
-                copy = self._copy(event, to_event)
+                copy = self._copy(event, to_event, is_topic)
             except InvalidInput as error:
                 writes.append(self._write_letter(runtime, event.message, self._letter(event.message, error)))
             else:
@@ -88,6 +96,14 @@ class Repartition:
         for event in events:
             event.ack()
 
+    async def _stop(self, error: Exception) -> None:
+        """End the worker. Until then nothing more is written here: its copies would make those that are missing pass
+        for written."""
+        logger.exception("repartitioning failed")
+        if self._driver.runtime is not None:
+            self._driver.runtime.fail(error)
+        await asyncio.Event().wait()
+
     async def _write(self, runtime: Runtime, partition: int, copies: list[Copy]) -> None:
         """Write events of one partition in their order, a batch at a time: what fails is written again before anything
         behind it, and what is durable is not."""
@@ -97,7 +113,7 @@ class Repartition:
             batch = producer.create_batch()
             fit = 0
             for copy in copies:
-                if batch.append(timestamp=None, key=copy.key, value=copy.value) is None:
+                if batch.append(timestamp=None, key=copy.key, value=copy.value, headers=copy.headers) is None:
                     break
                 fit += 1
             batch.close()
@@ -111,14 +127,19 @@ class Repartition:
             sending = producer.send(self._config.topics.dead_letters, letter, _bytes(message.key))
             written = await _durable(runtime, producer, sending, 1)
 
-    def _copy(self, event: Event, to_event: ToEvent) -> Copy | None:
-        """None for a record that is no event. Raises `InvalidInput` for one that can't be converted."""
+    def _copy(self, event: Event, to_event: ToEvent, is_topic: bool) -> Copy | None:
+        """None for a record that is no event. Raises `InvalidInput` for one that can't be converted. What comes from a
+        channel has no position."""
+        message = event.message
+        headers = []
+        if is_topic:
+            headers.append(source_header(SourcePosition(message.topic, message.partition, message.offset)))
         try:
             converted = to_event(event.value)
             if converted is None:
                 return None
             value = codec.encode(protocol.event_message(converted), self._config.codec)
-            return Copy(converted.user_id.encode(), value)
+            return Copy(converted.user_id.encode(), value, headers)
         except InvalidInput:
             raise
         except Exception as error:  # the application's function may raise or return anything

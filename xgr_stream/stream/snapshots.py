@@ -104,7 +104,7 @@ class Snapshots:
                 await self._ignore(number, error)
                 return None
         source = snapshot.source
-        self._processor.begin_restore(number, packed, snapshot.forgotten)
+        self._processor.begin_restore(number, packed, snapshot.forgotten, snapshot.watermarks)
         self._anchors[number] = (source.anchor, source.anchor_offset)
         self._written_at[number] = time.monotonic()
         return source.position
@@ -224,7 +224,7 @@ class Snapshots:
         config = self._history.config
         position = await self._end(number)
         source = Source(self._topic, number, anchor, anchor_offset, position, config.keep_events, config.segment_events)
-        forgotten = self._history.forgotten(number)
+        forgotten, watermarks = self._history.forgotten(number), self._history.watermarks(number)
         writer = await asyncio.to_thread(SnapshotWriter, self.path(number))
         try:
             ids = await self._latest_first(number)
@@ -238,7 +238,7 @@ class Snapshots:
                         await asyncio.sleep(num_bytes / bytes_per_s)
             mark = self._processor.mark(number)
             actions = [self._history.action_names[i] for i in range(len(self._history.action_names))]
-            await asyncio.to_thread(writer.finish, source, self._history, actions, forgotten)
+            await asyncio.to_thread(writer.finish, source, self._history, actions, forgotten, watermarks)
             if mark is None or mark.partition is not begun.partition:
                 return False
             deadline = time.monotonic() + DURABLE_TIMEOUT_S

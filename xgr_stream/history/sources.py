@@ -1,0 +1,63 @@
+"""Which records of other topics a partition's events are copies of: a watermark for each partition of those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+
+class SourcePosition(NamedTuple):
+    """Of the record that an event is a copy of."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Watermark(NamedTuple):
+    """The highest position of a source's partition that some history includes."""
+
+    source: SourcePosition
+    holder: str | bytes
+    """The user whose event it is; their digest, if they were forgotten since."""
+
+
+class Watermarks:
+    """Of one partition of events. Those of a source's partition come in their order, but may come again.
+
+    Each is kept, in the changelog, by its holder alone, so that a segment holds one or two of them and not one for each
+    partition of each source: by the delta of the event; or by the last segment behind it, and the record that the
+    user was forgotten, if they still are the holder then. If they are not, a later event of another user has taken
+    the watermark over, whose records keep it.
+    """
+
+    def __init__(self, watermarks: Iterable[Watermark] = ()) -> None:
+        self._held: dict[tuple[str, int], tuple[int, str | bytes]] = {}
+        for source, holder in watermarks:
+            self.note([source], holder)
+
+    def __iter__(self) -> Iterator[Watermark]:
+        for (topic, partition), (offset, holder) in sorted(self._held.items()):
+            yield Watermark(SourcePosition(topic, partition, offset), holder)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def offset(self, topic: str, partition: int) -> int:
+        """-1: nothing of it has come."""
+        held = self._held.get((topic, partition))
+        return -1 if held is None else held[0]
+
+    def note(self, sources: Iterable[SourcePosition], holder: str | bytes) -> None:
+        """An event of this user is a copy of these. In any order; of one position a digest counts before an id."""
+        for topic, partition, offset in sources:
+            known = self._held.get((topic, partition))
+            if known is None or offset > known[0] or (offset == known[0] and isinstance(holder, bytes)):
+                self._held[topic, partition] = offset, holder
+
+    def held_by(self, holder: str | bytes) -> Sequence[SourcePosition]:
+        return tuple(watermark.source for watermark in self if watermark.holder == holder)
+
+    def forget(self, user_id: str, digest: bytes) -> None:
+        """Hold by the digest what the user holds."""
+        self.note(self.held_by(user_id), digest)
