@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,6 +10,8 @@ import logging
 import os
 import platform
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -17,76 +20,114 @@ from typing import Any, cast
 
 logger = logging.getLogger(__name__)
 
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*/cpu.c")))
 OPTIONS = (
     *("-O3", "-shared", "-fPIC", "-ffp-contract=fast"),
     # Sums in any order, as vectors need. Not -ffast-math: linked with it, a library flushes denormals in all threads.
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
 )
 FOR_THIS_CPU = ("-march=native", "-mcpu=native")
-"""What tells a compiler to use all that this CPU has; each knows one of them."""
-TIMEOUT_S = 60
+"""What tells a compiler to use all that this CPU has; some know but one of them."""
+TIMEOUT_S = 30
+LIBRARY, DIGEST = "cpu.so", "sha256"
 
 
-def function(source: Path, name: str, *arguments: Any) -> Callable[..., Any]:
-    """One of them, which takes these ctypes and returns an int, or nothing that means anything."""
-    functions = library(source)
+def function(name: str, *arguments: Any) -> Callable[..., Any]:
+    """One of the library's functions, which takes these ctypes and returns an int, or nothing that means anything."""
+    functions = library()
     if functions is None:
-        raise RuntimeError(f"{source} is not compiled")
+        raise RuntimeError(f"{name} is not compiled")
     found = getattr(functions, name)
     found.argtypes = arguments
     return cast(Callable[..., Any], found)
 
 
 @functools.cache
-def library(source: Path) -> ctypes.CDLL | None:
-    """The functions of a C file; None where they can't be had, which is logged once."""
-    compiler, unused = find_compiler(), f"{source.parent.name} in C is not used, torch's operations are"
+def library() -> ctypes.CDLL | None:
+    """The functions of all `SOURCES`; None where they can't be had, which is logged. The first call compiles them, in a
+    second or two, unless that was done on this machine before."""
+    compiler, unused = find_compiler(), "what is written in C for a CPU is not used, torch's operations are"
     if compiler is None:
         logger.info("no C compiler: %s", unused)
         return None
     try:
-        return ctypes.CDLL(str(_compiled(source, compiler)))
+        folder = _cache()
+        if folder is not None:
+            return ctypes.CDLL(str(_kept(folder, compiler)))
+        with tempfile.TemporaryDirectory(prefix="xgr-kernels-") as own:
+            return ctypes.CDLL(str(_compile(Path(own), compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("%s can't compile %s: %s: %s", compiler, source, unused, getattr(error, "stderr", None) or error)
+        logger.warning("%s can't compile: %s: %s", compiler, unused, getattr(error, "stderr", None) or error)
         return None
 
 
 def find_compiler() -> str | None:
-    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    """`CC` of the environment, empty for none; else what is there."""
+    if os.name != "posix":
+        return None
+    chosen = os.environ.get("CC")
+    return shutil.which(chosen) if chosen is not None else next(filter(None, map(shutil.which, ("cc", "clang"))), None)
 
 
-def _compiled(source: Path, compiler: str) -> Path:
-    """Where the library lies, for this source, these options and this CPU."""
-    text = source.read_bytes()
-    made_for = repr((text, OPTIONS, compiler, platform.machine(), _cpu()))
-    path = _folder() / f"{source.parent.name}-{hashlib.sha256(made_for.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder, path.name)
-            _compile(source, made, compiler)
-            made.replace(path)  # at once: other processes may be about to do the same
-    return path
+def _kept(cache: Path, compiler: str) -> Path:
+    """The library in the cache, for these sources, options and this CPU; compiled if it is not there, or not whole."""
+    texts = [source.read_bytes() for source in SOURCES]
+    made_for = repr((texts, OPTIONS, compiler, platform.machine(), _cpu()))
+    kept = cache / hashlib.sha256(made_for.encode()).hexdigest()[:32]
+    if not _is_whole(kept):
+        shutil.rmtree(kept, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=cache) as own:
+            made = Path(own, "made")
+            made.mkdir()
+            (made / DIGEST).write_text(_digest(_compile(made, compiler)))
+            with contextlib.suppress(OSError):  # at once; of several processes one is the first
+                made.rename(kept)
+        if not _is_whole(kept):
+            raise OSError(f"{kept} can't be written")
+    return kept / LIBRARY
 
 
-def _compile(source: Path, made: Path, compiler: str) -> None:
+def _is_whole(kept: Path) -> bool:
+    """A part of a library, as a full disk or a lost machine may leave it, would end the process that loads it."""
+    try:
+        return (kept / DIGEST).read_text() == _digest(kept / LIBRARY)
+    except OSError:
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _compile(folder: Path, compiler: str) -> Path:
+    made = folder / LIBRARY
+    failed = []
     for target in FOR_THIS_CPU:
-        command = [compiler, *OPTIONS, target, "-o", str(made), str(source), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        if done.returncode == 0:
-            return
-    done.check_returncode()
+        command = [compiler, *OPTIONS, target, "-o", str(made), *map(str, SOURCES), "-lm"]
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        ) as running:
+            try:
+                _, said = running.communicate(timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)  # with what it started
+                raise
+        if running.returncode == 0 and made.exists():
+            return made
+        failed.append(f"{target}: {said.decode(errors='replace').strip()}")
+    raise subprocess.CalledProcessError(running.returncode, command, stderr="; ".join(failed))
 
 
-def _folder() -> Path:
-    """Where compiled libraries stay; one of this process alone where nothing can."""
+def _cache() -> Path | None:
+    """Where compiled libraries stay; None where they can't, or where others could put theirs."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xgr-kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
+        found = folder.stat()
     except (OSError, RuntimeError):  # no home, or one that can't be written to
-        pass
-    return Path(tempfile.mkdtemp(prefix="xgr-kernels-"))
+        return None
+    ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if ours and os.access(folder, os.W_OK) else None
 
 
 def _cpu() -> str:

@@ -6,17 +6,16 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from xgr_kernels.compiled import library
+from xgr_kernels.compiled import SOURCES, library
 
 
 def implementation(op: str, tensor: Tensor, name: str | None = None) -> Callable[..., Any]:
     """The function `name` (by default `op`) of the op's kernel.py for a CUDA tensor, where triton is installed, of its
-    cpu.py for a CPU's, where there is one and its C can be compiled, else of its reference.py."""
+    cpu.py for a CPU's, where there is one and C can be compiled, else of its reference.py."""
     return _implementation(op, name or op, tensor.is_cuda, tensor.is_cpu)
 
 
@@ -30,5 +29,5 @@ def _implementation(op: str, name: str, on_cuda: bool, on_cpu: bool) -> Callable
 def _module(op: str, on_cuda: bool, on_cpu: bool) -> str:
     if on_cuda and importlib.util.find_spec("triton") is not None:
         return "kernel"
-    source = Path(__file__).parent / op / "cpu.c"
-    return "cpu" if on_cpu and source.exists() and library(source) is not None else "reference"
+    in_c = on_cpu and any(source.parent.name == op for source in SOURCES)
+    return "cpu" if in_c and library() is not None else "reference"

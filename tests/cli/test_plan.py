@@ -122,6 +122,13 @@ def test_what_no_number_of_workers_gives_is_refused() -> None:
         plan(costs_of(OF_5000, Load(10.0), CHUNK), Load(10.0), 1.0)
     with pytest.raises(ConfigError, match="more than 10,000 workers answer within 9 ms"):
         plan(costs_of(OF_5000, Load(1e8), CHUNK), Load(1e8), 9.0)
+    with pytest.raises(ConfigError, match="more than the hosts of 10,000 workers take in"):
+        plan(costs_of(OF_5000, Load(1.0, 1e9), CHUNK), Load(1.0, 1e9), 200.0)
+
+
+def test_hosts_take_in_events_too() -> None:
+    load = Load(10.0, 200_000.0)
+    assert plan(costs_of(OF_5000, load, CHUNK), load, 200.0).workers == 7
 
 
 @pytest.mark.parametrize(

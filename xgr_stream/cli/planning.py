@@ -12,9 +12,9 @@ One worker's device, as the scheduler (`xgr_stream.scheduler`) runs it, under re
   each batch for `SHARE` of its time, or one chunk. After `PATIENCE` nobody goes before the rest of it. Then it is
   decoded. Where prefills are whole (on a CPU), it is one of the batch.
 
-Requests are spread evenly over the workers. The host is left out: half a millisecond of a request, and a core at some
-15,000 events and 1,500 requests a second. On a CPU the model has the same cores, and batches take several times as long
-as alone.
+Requests are spread evenly over the workers. The host's half a millisecond of a request is left out; that its one core
+takes in no more than some 15,000 events and 1,500 requests a second is not. On a CPU the model has the same cores, and
+batches take several times as long as alone.
 
 To measure step times once, and to simulate what they allow, is Hercules' way (Ke et al., HPCA 2022). What this says of
 loads that were measured: docs/performance.md, "Planning".
@@ -34,6 +34,8 @@ from xgr_stream.scheduler.policy import AGEING_S, APPEND_SHARE
 from xgr_stream.scheduler.prefill import PATIENCE, SHARE
 
 MAX_WORKERS = 10_000
+HOST_EVENTS_PER_S, HOST_REQUESTS_PER_S = 30_000, 3_000
+"""Of the one or the other, at most: a core takes in half as many of both at the same time (docs/performance.md)."""
 REQUESTS = 20_000
 """That are simulated: 200 of them are beyond P99, which moves by 3 % from seed to seed then."""
 SAME = 1.03
@@ -235,6 +237,9 @@ def plan(costs: Costs, load: Load, target_ms: float) -> Plan:
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if suffices(middle) else (middle, enough)
+    enough = max(enough, math.ceil(load.events_per_s / HOST_EVENTS_PER_S + load.requests_per_s / HOST_REQUESTS_PER_S))
+    if enough > MAX_WORKERS:
+        raise ConfigError(f"{load} is more than the hosts of {MAX_WORKERS:,} workers take in")
     doublings = [1 << power for power in range((largest - 1).bit_length())]
     found = {batch: simulated(costs, load, enough, batch) for batch in (*doublings, largest)}
     lowest_ms = min(latency.p99_ms for latency in found.values())

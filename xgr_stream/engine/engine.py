@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from xgr_kernels.compiled import library
 from xgr_stream.cache import DecayedRate, PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
@@ -107,6 +108,8 @@ class Engine:
         check_history(history.config, self.window)
         self.history = history
         keep_freed_memory()
+        if model.decoder.device.type == "cpu":
+            library()  # compiled now, where it never was, and not while a request waits
         pool = page_pool(model, config.cache, self.window)
         costs = RestoreCosts(
             lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size

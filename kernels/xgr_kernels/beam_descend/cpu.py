@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from xgr_kernels.beam_descend.reference import beam_descend as reference
 from xgr_kernels.compiled import function
 
-_beam_descend = function(Path(__file__).with_suffix(".c"), "beam_descend", *([c_int64] * 5), *([c_void_p] * 11))
+_beam_descend = function("beam_descend", *([c_int64] * 5), *([c_void_p] * 11))
 
 
 def beam_descend(
@@ -39,11 +38,12 @@ def beam_descend(
             ancestors=ancestors,
         )
     rows, size, steps = parents.shape[0], embedding.shape[1], ancestors.shape[1]
-    descended, positions = torch.empty(rows, steps, dtype=torch.int32), torch.empty(rows, dtype=torch.int64)
-    hidden = torch.empty(rows, size)
+    descended = parents.new_empty(rows, steps)
+    positions, hidden = parents.new_empty(rows, dtype=torch.int64), embedding.new_empty(rows, size)
     # Held until the call is over.
-    beams = (parents, nodes, child_codes, token_ids, embedding, row_starts, prefix_lengths.int(), ancestors)
-    inputs = [x.contiguous() for x in beams]
+    level = (child_codes.int(), token_ids.long(), embedding)
+    requests = (row_starts.int(), prefix_lengths.int())
+    inputs = [x.contiguous() for x in (parents, nodes, *level, *requests, ancestors)]
     _beam_descend(
         *(rows, prefix_lengths.shape[0], size, steps, step),
         *[x.data_ptr() for x in inputs],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_int, c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from xgr_kernels.compiled import function
 from xgr_kernels.scales import in_float32
 
 _beam_select = function(
-    Path(__file__).with_suffix(".c"),
     "beam_select",
     *(c_int64, c_int64, c_void_p, c_int64, *[c_void_p] * 8, c_int64, *[c_void_p] * 3, c_int, c_int, *[c_void_p] * 5),
 )
@@ -46,9 +44,9 @@ def beam_select(
         log_normalizer = in_float32(log_normalizer).contiguous()
     requests, out = mask_index.shape[0], out_starts.tolist()[-1]
     num_out = out if num_out is None else num_out
-    best = torch.empty(num_out)
-    parents, reached = torch.empty(2, num_out, dtype=torch.int32).unbind()
-    scanned, kept = torch.empty(2, requests, dtype=torch.int32).unbind()
+    best = scores.new_empty(num_out)
+    parents, reached = nodes.new_empty(2, num_out).unbind()
+    scanned, kept = nodes.new_empty(2, requests).unbind()
     if num_out > out:
         for x, missing in ((best, -torch.inf), (parents, 0), (reached, -1)):
             x[out:] = missing

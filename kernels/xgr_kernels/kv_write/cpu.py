@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_float, c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from xgr_kernels.kv_write.reference import kv_write as reference
 __all__ = ["kv_write", "plan"]
 
 _kv_write = function(
-    Path(__file__).with_suffix(".c"),
     "kv_write",
     *([c_int64] * 5),
     *([c_void_p, c_int64] * 3),
@@ -63,7 +61,7 @@ def kv_write(
             column_scale=column_scale,
             kv_scales=kv_scales,
         )
-    turned = torch.empty(tokens, heads, dim)
+    turned = q.new_empty(tokens, heads, dim)
     # Held until the call is over.
     inputs = [x if x is None else x.contiguous() for x in (positions, slots, cos_sin, q_norm, k_norm)]
     _kv_write(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_float, c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from xgr_kernels.compiled import function
 from xgr_kernels.rms_norm.reference import rms_norm as reference
 
 _rms_norm = function(
-    Path(__file__).with_suffix(".c"),
     "rms_norm",
     *(c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_void_p),
 )
@@ -31,10 +29,10 @@ def rms_norm(
     if fp8 or scaled or x.dtype is not torch.float32 or weight.dtype is not torch.float32 or x.stride(1) != 1:
         return reference(x, weight, eps, residual, row_scale, column_scale, fp8)
     rows, size = x.shape
-    normed, weight = torch.empty(rows, size), weight.contiguous()
+    normed, weight = x.new_empty(rows, size), weight.contiguous()
     summed = None
     if residual is not None:
-        summed, residual = torch.empty(rows, size), residual.contiguous()
+        summed, residual = x.new_empty(rows, size), residual.contiguous()
     _rms_norm(
         *(rows, size, x.data_ptr(), x.stride(0), None if residual is None else residual.data_ptr()),
         *(weight.data_ptr(), eps, None if summed is None else summed.data_ptr(), normed.data_ptr()),

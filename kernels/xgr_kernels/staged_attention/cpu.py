@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_float, c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from xgr_kernels.staged_attention.reference import Plan, plan, whole_prefixes
 __all__ = ["plan", "staged_attention", "whole_prefixes"]
 
 _attend_own = function(
-    Path(__file__).with_suffix(".c"),
     "attend_own",
     *([c_int64] * 6),
     *(c_void_p, c_float),
@@ -53,7 +51,8 @@ def staged_attention(
     keys, values = reference.even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)
     beams = reference.beams_of(q.view(rows, kv_heads, heads // kv_heads, dim), len(how.lengths))
     attended, log_total = reference.flash_on_cpu(beams, keys, values, how.lengths, scale)
-    out, weights = torch.empty(rows, heads, dim), torch.empty(steps)
+    out, weights = q.new_empty(rows, heads, dim), q.new_empty(steps)
+    ancestors = ancestors.int().contiguous()
     _attend_own(
         *(rows, how.beams[0], kv_heads, heads // kv_heads, dim, steps, q.data_ptr(), scale),
         *(attended.data_ptr(), *attended.stride()[:3], log_total.data_ptr(), *log_total.stride()),

@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     def is_even(self, rows: int) -> bool:
         """Whether all are computed together, with as many beams each and nothing behind them, over some prefix."""
         even = max(self.beams) * len(self.beams) == sum(self.beams) == rows
-        return even and len(self.classes) == 1 and max(self.lengths) > 0
+        return even and rows > 0 and len(self.classes) == 1 and max(self.lengths) > 0
 
 
 def staged_attention(
@@ -54,6 +54,8 @@ def staged_attention(
         return merged if merged.dtype is q.dtype else merged.to(q.dtype)
     out = torch.empty_like(q)
     for requests in how.classes:
+        if not max(how.beams[i] for i in requests):
+            continue
         part = torch.tensor(requests, device=q.device)
         starts = row_starts.index_select(0, part)
         index, real = padded_index(starts, row_starts.index_select(0, part + 1) - starts)
