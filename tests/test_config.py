@@ -35,6 +35,12 @@ def attach_to_an_app(**settings: Any) -> None:
     attach(app, engine=NullEngine(), **settings)
 
 
+@pytest.mark.parametrize("device", ["", "gpu", "CUDA", "mps", "cpu:1", "cuda:", "cuda:-1", 0])
+def test_a_device_that_is_none_is_named(device: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^device must be 'cpu', 'cuda' or 'cuda:N' .*, not {device!r}$"):
+        EngineConfig(device=device)
+
+
 @pytest.mark.parametrize(
     ("build", "names"),
     [
@@ -55,7 +61,6 @@ def attach_to_an_app(**settings: Any) -> None:
         (lambda: EngineConfig(normalizer="softmax"), "normalizer"),  # type: ignore[arg-type]
         (lambda: EngineConfig(dtype="int8"), "dtype"),  # type: ignore[arg-type]
         (lambda: EngineConfig(fp8="no"), "fp8"),  # type: ignore[arg-type]
-        (lambda: EngineConfig(device=0), "device"),  # type: ignore[arg-type]
         (lambda: EngineConfig(window=512), "window"),  # type: ignore[arg-type]
         (lambda: EngineConfig(cache=1 << 30), "cache"),  # type: ignore[arg-type]
         (lambda: EngineConfig(max_batch_rows=1), "max_batch_rows"),

@@ -8,9 +8,11 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xgr_stream.errors import InvalidEvent, InvalidRequest, InvalidUpdate
+from xgr_stream.stream import codec, protocol
 from xgr_stream.types import (
     MAX_BEAM_WIDTH,
     MAX_CANDIDATES,
@@ -128,6 +130,26 @@ def test_ids_may_be_as_long_as_stated() -> None:
 def test_a_request_names_its_wrong_field(fields: dict[str, Any], names: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"^{names} must be .*, not "):
         RecommendRequest(**{"request_id": "r", "user_id": "u", **fields})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16])
+def test_integers_of_any_kind_are_taken_as_such(kind: Any) -> None:
+    fields = {"k": 10, "beam_width": 50, "timeout_ms": 5, "min_offset": 7, "min_offset_partition": 1, "seed": 3}
+    request = RecommendRequest(
+        "r", "u", tail=[kind(1)], caps={"red": kind(2)}, temperature=1, **{n: kind(v) for n, v in fields.items()}
+    )
+    assert request == RecommendRequest("r", "u", tail=[1], caps={"red": 2}, temperature=1, **fields)
+    assert {type(getattr(request, name)) for name in fields} == {int}
+    codec.encode(protocol.request_message(request), "msgpack")
+    event, update = UserEvent("u", "i", timestamp_ms=kind(8)), CatalogUpdate("i", (kind(1), kind(2)))
+    assert (event, update) == (UserEvent("u", "i", timestamp_ms=8), CatalogUpdate("i", (1, 2)))
+    assert [*map(type, (event.timestamp_ms, *(update.sid or ())))] == [int] * 3
+
+
+@pytest.mark.parametrize("value", [np.True_, np.float64(10), np.array([10])])
+def test_what_is_no_integer_is_refused_whatever_it_is(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^k must be an integer from 1 to 1024, not "):
+        RecommendRequest("r", "u", k=value)
 
 
 def test_a_request_may_go_to_the_limits() -> None:

@@ -23,7 +23,7 @@ from xgr_stream.errors import (
 from xgr_stream.stream import codec as codecs
 from xgr_stream.stream import protocol
 from xgr_stream.stream.asking import Asking, EventPosition
-from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, stop_client
 from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
 
 __all__ = ["EventPosition", "RecommendClient"]
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
 DEFAULT_TIMEOUT_S = 1.0
+EVENT_TIMEOUT_S = 30.0
+"""Kafka takes 10 s and more to find a partition another leader, and an event given up before may be written twice."""
 REMEMBERED = 10_000
 """Finished requests that are remembered to tell late and duplicate responses from those of other clients."""
 
@@ -132,11 +134,25 @@ class RecommendClient(Asking):
                 self._finished.popitem(last=False)
 
     async def send_event(
-        self, user_id: str, item_id: str, action: str | None = None, *, timestamp_ms: int | None = None
+        self,
+        user_id: str,
+        item_id: str,
+        action: str | None = None,
+        *,
+        timestamp_ms: int | None = None,
+        timeout: float | None = None,
     ) -> EventPosition:
-        """Write an event, durably; its position can be passed to `recommend(after=...)` to read your own write."""
+        """Write an event, durably; its position can be passed to `recommend(after=...)` to read your own write.
+
+        Raises `DeadlineExceeded` if no broker acknowledges it within `timeout` seconds (30 by default): it may be
+        written all the same, even later, and twice if it is sent again. `RequestFailed` if it can't be written."""
+        timeout_ms = self._timeout_ms(EVENT_TIMEOUT_S if timeout is None else timeout)
         message = protocol.event_message(UserEvent(user_id, item_id, action, timestamp_ms))
-        return await self._send(self._topics.events, user_id, codecs.encode(message, self._codec))
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await self._send(self._topics.events, user_id, codecs.encode(message, self._codec))
+        except TimeoutError:
+            raise DeadlineExceeded(f"no broker acknowledged the event within {timeout_ms} ms") from None
 
     async def _send(self, topic: str, user_id: str, value: bytes) -> EventPosition:
         """Write a record, durably. The producer places it by its key: murmur2, as Java's does."""
@@ -157,6 +173,9 @@ class RecommendClient(Asking):
         topic = self._topics.responses
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
+                # All names are asked for: to ask for one may create it, before a worker does as it should be.
+                while topic not in await consumer.topics():  # noqa: ASYNC110
+                    await asyncio.sleep(RETRY_AFTER_S)
                 numbers = await producer.partitions_for(topic)
         except (KafkaError, TimeoutError) as error:
             raise TopologyError(f"topic {topic} must exist before a client starts: start a worker first") from error

@@ -24,6 +24,7 @@ MAX_SEGMENT_EVENTS = 500
 """With the longest item ids and actions (256 characters of 4 bytes) a segment of so many is still within what a broker
 takes by default (1,048,588 bytes). One that it refuses stops the worker."""
 
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
 
@@ -126,6 +127,7 @@ class EngineConfig:
     normalizer: Normalizer | None = None
     """None: what the checkpoint's xgr.json names, else `level`."""
     device: str = "cpu"
+    """Where a model that is loaded from a path computes: `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """None: float32 on the CPU, bfloat16 on CUDA."""
     fp8: bool = False
@@ -152,8 +154,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be from 1 to {MAX_BEAM_WIDTH}, not {width!r}")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', not {self.dtype!r}")
-        if not isinstance(self.device, str):
-            raise ConfigError(f"device must be a string like 'cpu' or 'cuda:0', not {self.device!r}")
+        if not isinstance(self.device, str) or _DEVICE.fullmatch(self.device) is None:
+            raise ConfigError(f"device must be 'cpu', 'cuda' or 'cuda:N' (N from 0), not {self.device!r}")
         if not isinstance(self.fp8, bool):
             raise ConfigError(f"fp8 must be True or False, not {self.fp8!r}")
         check_settings("window", self.window, WindowConfig, optional=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,9 +14,11 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from xgr_stream.catalog.table import read_json_lines
+from xgr_stream.config import HistoryConfig
 from xgr_stream.engine import Engine
 from xgr_stream.errors import InvalidInput, NothingLegal, error_from
-from xgr_stream.types import ItemFilter, RecommendRequest, Status, UserEvent
+from xgr_stream.history import HistoryStore
+from xgr_stream.types import NO_FILTER, ItemFilter, RecommendRequest, Status, UserEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,12 @@ class Quality:
         return sqrt(self.recall * (1 - self.recall) / self.users)
 
 
+def whole_histories() -> HistoryStore:
+    """For an engine that is to be evaluated: what its history does not keep of a user, `exclude_seen` excludes by name,
+    10,000 items at most."""
+    return HistoryStore(HistoryConfig(keep_events=sys.maxsize))
+
+
 def evaluate(
     engine: Engine,
     sequences: Sequence[UserSequence],
@@ -116,7 +125,10 @@ def recommend(
     """
     lists: list[list[str]] = []
     for batch in _batches(sequences, batch_users):
-        requests = [_request(number, sequence, k, beam_width, exclude_seen) for number, sequence in enumerate(batch)]
+        requests = [
+            RecommendRequest(f"evaluate-{n}", f"evaluate-{n}", k, beam_width, _seen(engine, sequence, exclude_seen))
+            for n, sequence in enumerate(batch)
+        ]
         for request, sequence in zip(requests, batch, strict=True):
             for item, action in sequence.events:
                 engine.history.apply(UserEvent(request.user_id, item, action))
@@ -163,6 +175,9 @@ def read_sequences(path: str | Path) -> list[UserSequence]:
     missing = {"user_id", "items"} - set(table.column_names)
     if missing:
         raise InvalidInput(f"sequences {str(path)!r} must have the columns user_id and items, not {table.column_names}")
+    for name in ("user_id", "items", "actions"):
+        if (number := table.column_names.count(name)) > 1:
+            raise InvalidInput(f"sequences {str(path)!r} must have one column {name}, not {number}")
     columns = [table[name].to_pylist() for name in ("user_id", "items")]
     columns.append(table["actions"].to_pylist() if "actions" in table.column_names else [None] * len(table))
     return [_sequence(number, *row) for number, row in enumerate(zip(*columns, strict=True), start=1)]
@@ -178,6 +193,11 @@ def _sequence(number: int, user_id: object, items: object, actions: object) -> U
     return UserSequence(str(user_id), tuple(map(str, items)), named)
 
 
+def _read_parquet(path: Path) -> pa.Table:
+    with pa.parquet.ParquetFile(path) as file:
+        return file.read()
+
+
 def _read_csv(path: Path) -> pa.Table:
     # Ids stay strings, so that "007" is not read as 7.
     types = {"user_id": pa.string(), "items": pa.string(), "actions": pa.string()}
@@ -185,7 +205,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".parquet": pa.parquet.read_table,
+    ".parquet": _read_parquet,
     ".csv": _read_csv,
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
@@ -197,8 +217,10 @@ def _batches(sequences: Sequence[UserSequence], size: int) -> Iterator[Sequence[
         yield sequences[start : start + size]
 
 
-def _request(
-    number: int, sequence: UserSequence, k: int, beam_width: int | None, exclude_seen: bool
-) -> RecommendRequest:
-    seen = ItemFilter(exclude=tuple(dict.fromkeys(sequence.history))) if exclude_seen else ItemFilter()
-    return RecommendRequest(f"evaluate-{number}", f"evaluate-{number}", k, beam_width, seen)
+def _seen(engine: Engine, sequence: UserSequence, exclude_seen: bool) -> ItemFilter:
+    """All of the sequence's history: what the engine's keeps of it, and by name what that lets go."""
+    if not exclude_seen:
+        return NO_FILTER
+    history = sequence.history
+    gone = history[: engine.history.config.first_kept(len(history))]
+    return ItemFilter(exclude=tuple(dict.fromkeys(gone)), seen=True)

@@ -93,7 +93,7 @@ class Metrics:
         self.events_behind = self._gauge(
             "events_behind", "Offsets between the end of the events topic and what was processed of it.", "partition"
         )
-        self.appends = self._counter("appends", "User prefixes brought up to date before anybody asked.")
+        self.appends = self._counter("appends", "User prefixes that took work to be up to date before anybody asked.")
         self.append_tokens = self._counter("append_tokens", "Tokens appended or prefilled for them.")
         self.requests = self._counter(
             "requests", "Requests answered, by outcome (status or error code) and cache state.", "outcome", "cache"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral
 from typing import NamedTuple, cast
 
 from xgr_stream.errors import InvalidEvent, InvalidRequest, InvalidUpdate, XgrError
@@ -93,6 +94,11 @@ def check_user_id(value: str) -> str:
     return value
 
 
+def _integer(value: object) -> object:
+    """An integer of any kind, NumPy's for instance, as an `int`; anything else, a truth value too, as it came."""
+    return value if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+
+
 def _caps(value: object) -> Caps:
     # Pairs, too: that is what they are kept as.
     pairs = tuple(value.items()) if isinstance(value, Mapping) else value
@@ -100,6 +106,7 @@ def _caps(value: object) -> Caps:
         raise InvalidRequest(f"caps must be a mapping of tags to numbers of items, not {_shown(value)}")
     if len(pairs) > MAX_TAGS:
         raise InvalidRequest(f"caps must hold at most {MAX_TAGS} entries, not {len(pairs)}")
+    pairs = tuple((tag, _integer(most)) for tag, most in pairs)
     for tag, most in pairs:
         _identifier(InvalidRequest, "a tag of caps", tag)
         if type(most) is not int or not 1 <= most <= MAX_BEAM_WIDTH:
@@ -109,27 +116,28 @@ def _caps(value: object) -> Caps:
     return tuple(sorted(dict(pairs).items()))
 
 
+def _natural_numbers(value: object) -> tuple[int, ...] | None:
+    """A sequence's; None: it is not one of such."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return None
+    numbers = tuple(map(_integer, value))
+    return cast("tuple[int, ...]", numbers) if all(type(n) is int and n >= 0 for n in numbers) else None
+
+
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
-    if (
-        not isinstance(value, Sequence)
-        or isinstance(value, str | bytes)
-        or not all(type(token) is int and token >= 0 for token in value)
-    ):
+    tokens = _natural_numbers(value)
+    if tokens is None:
         raise InvalidRequest(f"{name} must be None or a sequence of token ids of at least 0, not {_shown(value)}")
-    if len(value) > MAX_TAIL_TOKENS:
-        raise InvalidRequest(f"{name} must hold at most {MAX_TAIL_TOKENS} tokens, not {len(value)}")
-    return tuple(value)
+    if len(tokens) > MAX_TAIL_TOKENS:
+        raise InvalidRequest(f"{name} must hold at most {MAX_TAIL_TOKENS} tokens, not {len(tokens)}")
+    return tokens
 
 
 def _codes(value: object) -> tuple[int, ...]:
-    if (
-        not isinstance(value, Sequence)
-        or isinstance(value, str | bytes)
-        or not value
-        or not all(type(code) is int and code >= 0 for code in value)
-    ):
+    codes = _natural_numbers(value)
+    if not codes:
         raise InvalidUpdate(f"sid must be None or a sequence of codes of at least 0, not {_shown(value)}")
-    return tuple(value)
+    return codes
 
 
 def _shown(value: object) -> str:
@@ -156,7 +164,10 @@ class UserEvent:
         if self.action is not None:
             _identifier(InvalidEvent, "action", self.action)
         if self.timestamp_ms is not None and (type(self.timestamp_ms) is not int or self.timestamp_ms < 0):
-            raise InvalidEvent(f"timestamp_ms must be milliseconds since 1970 or None, not {_shown(self.timestamp_ms)}")
+            milliseconds = _integer(self.timestamp_ms)
+            if type(milliseconds) is not int or milliseconds < 0:
+                raise InvalidEvent(f"timestamp_ms must be milliseconds since 1970 or None, not {_shown(milliseconds)}")
+            object.__setattr__(self, "timestamp_ms", milliseconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +319,10 @@ class RecommendRequest:
     def __post_init__(self) -> None:
         _identifier(InvalidRequest, "request_id", self.request_id)
         _identifier(InvalidRequest, "user_id", self.user_id)
+        for name in ("k", "beam_width", "timeout_ms", "min_offset", "min_offset_partition", "seed"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                object.__setattr__(self, name, _integer(value))
         if type(self.k) is not int or not 1 <= self.k <= MAX_BEAM_WIDTH:
             raise InvalidRequest(f"k must be an integer from 1 to {MAX_BEAM_WIDTH}, not {_shown(self.k)}")
         width = self.beam_width

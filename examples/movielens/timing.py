@@ -40,10 +40,6 @@ class ColdAndWarm:
     warm: list[Answer]
 
     @property
-    def answers(self) -> list[Answer]:
-        return self.cold + self.warm
-
-    @property
     def factor(self) -> float:
         """How many times faster the warm requests were in the worker, by their medians."""
         return Latency.of(self.cold).p50 / Latency.of(self.warm).p50
@@ -59,6 +55,8 @@ class Prober:
     """Asks for users whose replay is over; each answer sees all of its user's events."""
 
     def __init__(self, data: MovieLens, client: RecommendClient, replayed: Replayed, k: int) -> None:
+        self.answers: list[Answer] = []
+        """All that were given, those without a response too."""
         self._data, self._client, self._k = data, client, k
         self._last = replayed.last
 
@@ -71,24 +69,27 @@ class Prober:
             on_user()
         kept = [pair for pair in pairs if [_state(answer) for answer in pair] == [CacheState.COLD, CacheState.WARM]]
         if not kept:
-            raise RuntimeError("no user was answered cold and then warm")
+            errors = [f": {answer.error}" for answer in self.answers if answer.response is None]
+            raise RuntimeError(f"no user was answered cold and then warm{errors[0] if errors else ''}")
         return ColdAndWarm([cold for cold, _ in kept], [warm for _, warm in kept])
 
-    async def requests_per_second(self, users: Sequence[UserEvents]) -> tuple[list[Answer], float]:
-        """Ask for every user once, `CONCURRENCY` requests at a time; (answers, requests per second)."""
+    async def requests_per_second(self, users: Sequence[UserEvents]) -> float:
+        """Ask for every user once, `CONCURRENCY` requests at a time."""
         slots = asyncio.Semaphore(CONCURRENCY)
 
-        async def one(user: UserEvents) -> Answer:
+        async def one(user: UserEvents) -> None:
             async with slots:
-                return await self._ask(user)
+                await self._ask(user)
 
         started = time.perf_counter()
-        answers = await asyncio.gather(*map(one, users))
-        return answers, len(answers) / (time.perf_counter() - started)
+        await asyncio.gather(*map(one, users))
+        return len(users) / (time.perf_counter() - started)
 
     async def _ask(self, user: UserEvents) -> Answer:
         after = self._last[user.user_id]
-        return await ask(self._data, self._client, user, len(user.items), self._k, after=after)
+        answer = await ask(self._data, self._client, user, len(user.items), self._k, after=after)
+        self.answers.append(answer)
+        return answer
 
 
 def _state(answer: Answer) -> CacheState | None:

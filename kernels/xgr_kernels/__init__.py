@@ -1,8 +1,8 @@
 """Tensor functions of a generative recommender's decode: paged KV, beams over a shared prefix, exact beam selection.
 
 Pure functions of tensors: torch, and triton where there is CUDA. Each folder holds one op: the wrapper that checks and
-dispatches, `reference.py` in plain torch (which is the CPU's path), `kernel.py` and its benchmark; some a `cpu.c`, which a
-CPU takes instead of the reference where there is a C compiler.
+dispatches, `reference.py` in plain torch (which is the CPU's path), `kernel.py` and its benchmark; some a `cpu.c`,
+which a CPU takes instead of the reference where there is a C compiler.
 """
 
 from xgr_kernels.append_attention import append_attention, plan_append_attention

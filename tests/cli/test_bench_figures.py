@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from xgr_stream.cli.bench import BENCHES, bench
+from xgr_stream.cli.main import main
 
 TINY = ("--shape", "tiny", "--device", "cpu")
 
@@ -48,9 +49,13 @@ def test_engine_table_holds_every_combination(tmp_path: Path) -> None:
             row[name]["samples"] == 2 and row[name]["median"] > 0 for name in ("warm_ms", "cold_ms", "pending_ms")
         )
         assert "floor_ms" not in row
+        assert 0 < row["user_mib"] < row["cache_mib"]
     assert "floors" in read["notes"][0]
     assert read["setting"]["seed"] == "0"
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    of_rows = ("--context", "31", "--beam", "8", "--p99-ms", "60000", "--requests-per-s", "0.01", "--events-per-s", "1")
+    planned = CliRunner().invoke(main, ["plan", str(tmp_path / "figures.json"), *of_rows])
+    assert planned.output.startswith("1 worker, batches of up to 2 requests"), planned.output
 
 
 def test_engine_times_requests_from_host_memory(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from xgr_stream.cli.main import main
 from xgr_stream.engine import Engine
 from xgr_stream.errors import InvalidInput
-from xgr_stream.evaluation import Quality, UserSequence, evaluate, rank_of, read_sequences
+from xgr_stream.evaluation import Quality, UserSequence, evaluate, rank_of, read_sequences, recommend, whole_histories
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_model
 
 HISTORIES = [("ann", [3, 5, 8]), ("bob", [1, 1, 20, 7]), ("cid", [11, 12])]
@@ -84,6 +84,17 @@ def test_whoever_has_seen_everything_is_a_miss(engine: Engine) -> None:
     assert evaluate(engine, [everything, *sequences()])[0] is None
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_all_that_a_long_history_holds_is_excluded(whole: bool) -> None:
+    """Of the kept part and of what is no longer kept; by name there may be 10,000 items, and 12,100 are seen."""
+    engine = Engine.load(tiny_model(), tiny_catalog(), history=whole_histories() if whole else None)
+    others = [f"other-{n}" for n in range(12_100 if whole else 4_000)]
+    items = ("item-1", *others, "item-2", "item-3", "item-4")
+    everything = set(recommend(engine, [UserSequence("ann", items)], k=60, beam_width=512, exclude_seen=False)[0])
+    (rest,) = recommend(engine, [UserSequence("ann", items)], k=60, beam_width=512)
+    assert everything - set(rest) == {"item-1", "item-2", "item-3"}
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -120,6 +131,9 @@ def write(path: Path) -> None:
     [
         ("a.txt", "", "must be a file that ends in one of"),
         ("a.jsonl", '{"user": "ann"}', "must have the columns user_id and items"),
+        ("a.csv", "user_id,items,items\nann,a|b,a|b", "must have one column items, not 2"),
+        ("a.csv", "user_id,items,actions,actions\nann,a|b,|,|", "must have one column actions, not 2"),
+        ("a.jsonl", '{"user_id": "ann", "items": ["a", "b"], "items": ["c"]}', "items.* was specified twice"),
         ("a.jsonl", "{", "cannot be read as a .jsonl file"),
         ("a.jsonl", '{"user_id": "ann", "items": ["item-1"]}', "must hold a history and a target"),
         ("a.jsonl", '{"user_id": "ann", "items": ["item-1", null]}', "row 1 must have"),
@@ -132,17 +146,28 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str)
         read_sequences(path)
 
 
+def test_a_column_twice_is_named_in_parquet(tmp_path: Path) -> None:
+    items = pa.array([["item-1", "item-2"]])
+    table = pa.table([pa.array(["ann"]), items, items], names=["user_id", "items", "items"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match="must have one column items, not 2"):
+        read_sequences(tmp_path / "a.parquet")
+
+
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     tiny_catalog().save(tmp_path / "catalog.parquet")
     write(tmp_path / "sequences.jsonl")
+    seen = [f"other-{n}" for n in range(12_100)]  # more than a request can exclude by name
+    with (tmp_path / "sequences.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"user_id": "dan", "items": [*seen, "item-1", "item-2"]}))
     paths = {"model": "model", "catalog": "catalog.parquet", "sequences": "sequences.jsonl"}
     arguments = [part for option, name in paths.items() for part in (f"--{option}", str(tmp_path / name))]
     result = CliRunner().invoke(main, ["evaluate", *arguments, "--k", "20", "--normalizer", "legal"])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
     engine = Engine.load(tiny_model(), tiny_catalog())
-    assert figures["users"] == 3
+    assert figures["users"] == 4
     assert figures["normalizer"] == "legal"
     assert figures["model_version"].startswith(engine.model.version)
     assert figures["catalog_version"] == engine.catalog.version

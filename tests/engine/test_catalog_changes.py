@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
 import pytest
 
 from tests.property.users import ask
@@ -9,7 +16,7 @@ from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.errors import CatalogError, NothingLegal
 from xgr_stream.testing import tiny_catalog
-from xgr_stream.types import CacheState, CatalogUpdate
+from xgr_stream.types import CacheState, CatalogUpdate, ItemFilter, UserEvent
 
 
 def test_availability_counts_from_the_next_request_on_and_keeps_users_warm(engine):
@@ -85,6 +92,97 @@ def test_updates_that_there_is_no_memory_to_merge_are_merged_with_the_next(engin
     assert not engine.knows_item("new")
     engine.apply_updates([])
     assert engine.catalog.sid("new") == (1, 1, 1)
+
+
+def test_a_merge_that_fails_anywhere_before_it_swaps_leaves_the_old_catalog_whole(engine: Engine) -> None:
+    """Memory runs out at each line of it in turn; what was to be merged is, once there is enough."""
+    engine.append("user", ["item-1", "new", "item-2"])
+    updates: list[CatalogUpdate] = []
+
+    def arrive(update: CatalogUpdate) -> None:
+        updates.append(update)
+        engine.update_catalog([update], len(updates))
+
+    def answers() -> list[list[str]]:
+        red = ItemFilter(allow=("red",))
+        found = ask(engine, ("user", 9, 32), ("user", 9, 32, red), (f"other-{failed}", 9, 32))
+        return [[item.item_id for item in response.items] for response in found]
+
+    arrive(CatalogUpdate("new", (1, 1, 1), ("red",)))
+    arrive(CatalogUpdate("item-1", (2, 2, 2), ("red",)))
+    row = engine.catalog.row("item-5")
+    assert row is not None
+    other = "item-5", engine.catalog.sid("item-5"), engine.catalog.columns.tags.of_row(row)
+    tried: set[tuple[str, int]] = set()
+    while True:
+        failed = len(tried)
+        merge = engine.begin_merge()
+        assert merge is not None
+        merge.run()
+        arrive(CatalogUpdate(*other, available=bool(failed % 2)))  # to be caught up with
+        engine.append(f"other-{failed}", ["item-3"])
+        before, version = answers(), engine.catalog.version
+        engine.history.apply(UserEvent(f"other-{failed}", f"unknown-{failed}"))  # interned since
+        try:
+            with failing(merge, tried):
+                merge.finish()
+            break
+        except MemoryError:
+            pass
+        assert not merge.swapping
+        assert (answers(), engine.catalog.version) == (before, version)
+        engine.check_integrity()
+        merge.abandon()
+        merge.discard()
+    assert len(tried) > 50
+    merge.discard()
+    engine.check_integrity()
+    fresh = Engine.load(engine.model, tiny_catalog())
+    fresh.apply_updates(updates)
+    fresh.append("user", ["item-1", "new", "item-2"])
+    assert engine.catalog.version == fresh.catalog.version
+    for allow in ([], ["red"]):
+        found, expected = (e.recommend("user", k=9, beam_width=64, allow=allow) for e in (engine, fresh))
+        assert [item.item_id for item in found] == [item.item_id for item in expected]
+
+
+def test_the_swap_itself_takes_no_memory_to_speak_of(engine: Engine) -> None:
+    """Nothing in it can run out of it, with half of the engine changed."""
+    items = [f"new-{n}" for n in range(5_000)]
+    for item in items:
+        engine.history.apply(UserEvent("user", item))
+    engine.update_catalog([CatalogUpdate(item, (1, 1, 1)) for item in items], 1)
+    merge = engine.begin_merge()
+    assert merge is not None
+    merge.run()
+    swap = merge._swap_to(merge._merge, merge._legality, merge._seen)
+    tracemalloc.start()
+    swap()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000
+    assert engine.catalog.sid("new-4999") == (1, 1, 1)
+
+
+@contextlib.contextmanager
+def failing(merge: CatalogMerge, tried: set[tuple[str, int]]) -> Iterator[None]:
+    """Memory runs out at the first line of the package, before the swap, at which it has not yet."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        line = frame.f_code.co_filename, frame.f_lineno
+        if "/xgr_stream/" not in line[0]:
+            return None
+        if event == "line" and line not in tried and not merge.swapping:
+            tried.add(line)
+            raise MemoryError
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def test_a_tag_that_no_item_has_any_more_is_forgotten(engine: Engine) -> None:

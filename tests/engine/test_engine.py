@@ -3,6 +3,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.property.users import ask, record
@@ -119,6 +120,39 @@ def test_pending_tokens_bound_what_warming_computes(engine):
     assert engine.pending_tokens(view) == 0
     record(engine, "user", events(3))
     assert engine.pending_tokens(engine.history.view("user")) == 3
+
+
+def test_what_needs_no_tokens_counts_as_no_append(engine):
+    """An item that the catalog lacks, and a prefix that is up to date already."""
+    reports = []
+    for item in ("item-1", "unheard-of", "item-2", None):
+        if item is not None:
+            engine.history.apply(UserEvent("ann", item))
+        reports.append(engine.warm([engine.history.view("ann")]))
+    assert [(report.users, report.tokens > 0) for report in reports] == [(1, True), (0, False), (1, True), (0, False)]
+    assert engine.recommend("ann", k=1)
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_items_that_there_is_no_memory_to_look_up_are_looked_up_next_time(engine, monkeypatch, failing):
+    """All that is known of an item, or nothing of it."""
+    engine.append("ann", ["item-1"])
+    concatenate, calls = np.concatenate, iter(range(10))
+
+    def short(*arrays: Any, **options: Any) -> Any:
+        if next(calls) == failing:
+            raise MemoryError
+        return concatenate(*arrays, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "concatenate", short)
+        with pytest.raises(MemoryError):
+            engine.append("ann", ["item-2", "item-3"])
+    engine.append("bob", ["item-4", "item-5"])
+    other = Engine.load(engine.model, tiny_catalog())
+    other.append("bob", ["item-4", "item-5"])
+    found, expected = (e.recommend("bob", k=60, beam_width=512, seen=True) for e in (engine, other))
+    assert [item.item_id for item in found] == [item.item_id for item in expected]
 
 
 def test_an_unknown_user_is_answered_from_popularity(engine):

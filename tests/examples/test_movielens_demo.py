@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -12,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from examples.movielens import data as movielens
-from examples.movielens import report
+from examples.movielens import demo, report
 from examples.movielens.data import MovieLens, UserEvents
 from examples.movielens.decoder import Decoder, Shape
-from examples.movielens.replay import Answer, Replay, timeline
+from examples.movielens.replay import Answer, Replay, Replayed, timeline
 from examples.movielens.sids import build_catalog
-from examples.movielens.timing import ColdAndWarm, Latency
+from examples.movielens.timing import ColdAndWarm, Latency, Prober
 from xgr_stream import Recommendation, RecommendResponse, Status
 from xgr_stream.client import EventPosition
 from xgr_stream.errors import DeadlineExceeded
@@ -111,6 +113,62 @@ def test_latencies_of_the_longest_histories(data: MovieLens) -> None:
     assert timed.factor == 3.0
     assert timed.longest_third().factor == 4.5
     assert Latency.of(timed.cold).end_to_end_p50 == 11.0
+
+
+@pytest.mark.parametrize(
+    ("places", "failed", "own", "code", "said"),
+    [
+        ([1, 1, 1], 0, True, 0, ""),
+        ([50, 50, 1], 0, True, 1, "the goal was missed: 1.5 times as many hits as popularity has, and it is 1.0"),
+        ([50, 50, 1], 0, False, 0, "the goal was missed"),
+        ([1, 1, 1], 2, False, 1, "2 requests were not answered"),
+    ],
+)
+def test_its_exit_code_says_whether_it_did_what_it_should(
+    data: MovieLens,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    places: Sequence[int],
+    failed: int,
+    own: bool,
+    code: int,
+    said: str,
+) -> None:
+    """Of three users' next movies popularity recommends the last one's; `places`: where the model has them."""
+    user = data.users[0]
+    popular = [int(item) for item in np.argsort(-data.training_counts, kind="stable")]
+    unseen = [item for item in popular if item not in user.items[:-2]]
+    answers = []
+    for target, place in zip((unseen[10], unseen[11], unseen[0]), places, strict=True):
+        who = UserEvents(user.user_id, np.append(user.items[:-2], [target, unseen[20]]), user.times)
+        items = tuple(Recommendation(data.movies[target].item_id, -1.0, (0, 0, 0)) for _ in range(place == 1))
+        response = RecommendResponse("r", user.user_id, Status.OK, items, stages_ms={"total": 1.0})
+        answers.append(Answer(who, len(user.items) - 2, response, 2.0))
+    timed = ColdAndWarm(answers[:1], answers[:1])
+    outcome = demo.Outcome(Replayed(answers, {}, 100, 1.0), 1, timed, 1.0, failed)
+
+    async def measured(*_: object) -> demo.Outcome:
+        return outcome
+
+    (tmp_path / "xgr.json").write_text("{}")
+    monkeypatch.setattr(demo, "_run", measured)
+    monkeypatch.setattr(demo, "_trained", lambda _: tmp_path)
+    monkeypatch.setattr(demo, "EmbeddedBroker", contextlib.nullcontext)
+    monkeypatch.setattr(report, "show_users", lambda *_: None)
+    result = CliRunner().invoke(demo.main, ["--users", "2", *(() if own else ("--model", str(tmp_path)))])
+    assert result.exit_code == code, result.output
+    assert said in result.stderr if said else not result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["requests_failed"] == failed
+
+
+async def test_a_timed_request_without_an_answer_is_told_of(data: MovieLens) -> None:
+    users = data.users[:2]
+    client = FakeClient(data, silent=[user.user_id for user in users])
+    replayed = Replayed([], {user.user_id: EventPosition(0, 0) for user in users}, 0, 1.0)
+    prober = Prober(data, client, replayed, 10)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no user was answered cold and then warm: no response came"):
+        await prober.cold_and_warm(users, lambda: None)
+    assert [answer.error for answer in prober.answers] == ["no response came"] * 4
 
 
 @pytest.mark.integration

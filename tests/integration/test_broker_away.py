@@ -14,7 +14,8 @@ from aiokafka.errors import KafkaConnectionError
 
 from tests.integration.workers import kafka_worker, until
 from xgr_stream.client import RecommendClient
-from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
+from xgr_stream.errors import DeadlineExceeded, InvalidRequest
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.recovery import Recovery
@@ -43,6 +44,20 @@ async def test_clients_do_not_ask_for_it_as_fast_as_they_are_refused(caplog: pyt
         written.cancel()
         await asyncio.wait([asyncio.ensure_future(producer.stop())], timeout=0.1)
         await producer.client.close()
+
+
+@embedded_alone
+async def test_an_event_waits_for_it_no_longer_than_it_may() -> None:
+    with EmbeddedBroker() as broker:
+        await ensure_topics(broker.connection, TopicNames(), 1)
+        async with RecommendClient(broker.connection) as client:
+            with pytest.raises(InvalidRequest, match="timeout must be a number of seconds from 0 to 86400, not -1"):
+                await client.send_event("user-1", "item-1", timeout=-1)
+            await client.send_event("user-1", "item-1", timeout=20)
+            broker.stop()
+            async with asyncio.timeout(20):
+                with pytest.raises(DeadlineExceeded, match="acknowledged the event within 200 ms"):
+                    await client.send_event("user-1", "item-1", timeout=0.2)
 
 
 @embedded_alone

@@ -12,9 +12,9 @@ from aiokafka import AIOKafkaProducer
 from tests.integration.workers import until
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import TopicNames
-from xgr_stream.errors import DeadlineExceeded, InvalidRequest, NothingLegal, ShuttingDown
+from xgr_stream.errors import DeadlineExceeded, InvalidRequest, NothingLegal, ShuttingDown, TopologyError
 from xgr_stream.stream import codec, protocol
-from xgr_stream.stream.topology import ensure_topics
+from xgr_stream.stream.topology import all_topics, ensure_topics
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status
 
@@ -79,6 +79,28 @@ async def test_error_responses_are_raised_as_what_they_name(broker: Broker, topi
         await producer.send_and_wait(topics.responses, refusal, b"user-1")
         with pytest.raises(NothingLegal, match="nothing is left"):
             await asked
+
+
+async def test_topics_are_a_workers_to_create(
+    broker: Broker, topics: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that creates what it is asked for would do it with settings of its own."""
+    monkeypatch.setattr("xgr_stream.client.START_TIMEOUT_S", 0.5)
+    with pytest.raises(TopologyError, match=f"topic {topics.responses} must exist before a client starts"):
+        await RecommendClient(broker.connection, topics=topics).start()
+    admin = broker.connection.admin()
+    await admin.start()
+    assert not set(all_topics(topics)) & set(await admin.list_topics())
+    await admin.close()
+
+
+async def test_a_client_waits_for_the_worker_that_starts_after_it(broker: Broker, topics: TopicNames) -> None:
+    client = RecommendClient(broker.connection, topics=topics)
+    starting = asyncio.create_task(client.start())
+    await asyncio.sleep(0.5)
+    assert await ensure_topics(broker.connection, topics, 3) == 3
+    await starting
+    await client.stop()
 
 
 async def test_faulty_requests_are_not_sent(broker: Broker, topics: TopicNames) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from dataclasses import replace
 from typing import Any
@@ -178,11 +179,17 @@ async def test_missing_topics_are_refused_if_they_are_not_to_be_created(broker: 
             pass
 
 
-async def test_missing_topics_get_the_partitions_of_their_sisters(broker: Broker, config: StreamConfig) -> None:
+async def test_missing_topics_get_the_partitions_of_their_sisters(
+    broker: Broker, config: StreamConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     await _create(broker, {config.topics.events: 2})
     async with kafka_worker(broker, config) as driver:
         assert driver.runtime.num_partitions == 2
         assert driver.runtime.processor.assigned == {0, 1}
+    assert re.search(rf"WARNING .* {config.topics.events} has 2 partitions, .* to the 4 that", caplog.text)
+    caplog.clear()
+    async with kafka_worker(broker, replace(config, partitions=2)):
+        assert "partitions" not in caplog.text
 
 
 async def test_a_recreated_events_topic_stops_the_worker(broker: Broker, config: StreamConfig) -> None:

@@ -86,10 +86,10 @@ def test_unknown_dtype(tmp_path: Path) -> None:
         load_model(tmp_path, dtype="int8", item_tokens=XGR)
 
 
-@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+@pytest.mark.parametrize("device", ["banana", "CUDA", "mps", "meta", "cuda:99"])
 def test_unknown_device(tmp_path: Path, device: str) -> None:
     save_model(tmp_path)
-    with pytest.raises(ConfigError, match=f"device must be one that torch can use here, not '{device}'"):
+    with pytest.raises(ConfigError, match=rf"device must be 'cpu', or 'cuda' or .* the \d+ .* not '{device}': "):
         load_model(tmp_path, device=device, item_tokens=XGR)
 
 

@@ -15,6 +15,7 @@ from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.catalog_feed import LONGEST_RETRY_S, CatalogFeed
 from xgr_stream.stream.connection import Connection
 from xgr_stream.testing import NullEngine
+from xgr_stream.types import CatalogUpdate
 
 Fetched = list[tuple[list[ConsumerRecord[bytes, bytes]], int]]
 """The records of each fetch, and the consumer's position behind it."""
@@ -111,6 +112,47 @@ async def test_merges_without_memory_are_tried_again_with_growing_pauses(device:
     engine.lacks = False
     assert not await feed._merge()
     assert feed.status["merge_error"] is None
+
+
+class Unfinished:
+    """A merge that there is no memory to finish."""
+
+    def __init__(self, swapping: bool) -> None:
+        self.swapping = False
+        self.calls: list[str] = []
+        self._swaps = swapping
+
+    def run(self) -> None: ...
+    def follow(self, _: object) -> None: ...
+
+    def handed_over(self) -> dict[str, CatalogUpdate]:
+        return {}
+
+    def finish(self) -> None:
+        self.swapping = self._swaps
+        raise MemoryError("none left")
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+
+    def discard(self) -> None:
+        self.calls.append("discard")
+
+
+async def test_a_merge_is_tried_again_that_failed_before_it_changed_anything(device: DeviceWorker) -> None:
+    engine, merge = NullEngine(), Unfinished(swapping=False)
+    engine.begin_merge = lambda: merge  # type: ignore[assignment,method-assign,return-value]
+    feed = feed_of(device, engine, [])
+    await feed.start()
+    assert (merge.calls, feed.merge_error) == (["abandon", "discard"], "no memory for a merge: none left")
+
+
+async def test_half_a_swap_ends_the_feed(device: DeviceWorker) -> None:
+    engine, merge = NullEngine(), Unfinished(swapping=True)
+    engine.begin_merge = lambda: merge  # type: ignore[assignment,method-assign,return-value]
+    with pytest.raises(MemoryError, match="none left"):
+        await feed_of(device, engine, []).start()
+    assert not merge.calls
 
 
 async def test_what_else_fails_in_a_merge_ends_the_feed(device: DeviceWorker) -> None:

@@ -133,10 +133,16 @@ class LiveCatalog:
         came, merge.came = merge.came, {}
         return came
 
+    def catch_up(self, merge: Merge) -> None:
+        """Apply what came and was not handed over to the catalog of the merge that is under way, which is not the
+        current one yet: if it fails, the merge can be abandoned."""
+        if merge.came:
+            _apply(self.base, merge.merged, merge.waiting, list(merge.came.values()))
+            merge.came = {}
+
     def finish(self, merge: Merge) -> None:
-        """Let the catalog of the merge that is under way be the current one. Takes as long as what came and was not
-        handed over."""
-        _apply(self.base, merge.merged, merge.waiting, list(merge.came.values()))
+        """Let the catalog of the merge that is under way be the current one, once it has caught up."""
+        self.catch_up(merge)
         self.catalog = merge.merged
         merge.waiting, self._waiting = self._waiting, merge.waiting
         self.merged_to = merge.position

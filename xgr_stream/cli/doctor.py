@@ -23,7 +23,7 @@ from xgr_stream.config import (
     TopicNames,
     TransactionConfig,
 )
-from xgr_stream.errors import XgrError
+from xgr_stream.errors import ConfigError, XgrError
 from xgr_stream.scheduler.faults import Fault, fault
 from xgr_stream.stream.checks import Finding, check_brokers, check_transactions
 
@@ -85,14 +85,12 @@ def doctor(
 def _check_device(name: str) -> Finding:
     import torch
 
+    from xgr_stream.model.load import usable_device
+
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        return Finding(
-            "error", f"device {name} can't be used: {reason}", "install the driver, or choose another --device"
-        )
+        device = usable_device(name)
+    except ConfigError as error:
+        return Finding("error", str(error), "install the driver, or choose another --device")
     if device.type != "cuda":
         return Finding("ok", f"device {name}, {torch.get_num_threads()} threads")
     free, total = torch.cuda.mem_get_info(device)
@@ -173,11 +171,10 @@ def _tier(size: int, user_bytes: int, what: str, available: int, option: str) ->
 
 def _history_plan(users: int) -> Finding:
     """Host memory of the histories, against what the machine has."""
-    from xgr_stream.history.store import USER_BYTES
-    from xgr_stream.history.user import EVENT_BYTES
+    from xgr_stream.history.store import history_bytes
 
     keep = HistoryConfig().keep_events
-    few, most = (users * (USER_BYTES + events * EVENT_BYTES) / 2**30 for events in (200, keep))
+    few, most = (history_bytes(users, events) / 2**30 for events in (200, keep))
     what = f"histories of {users:,} users: {few:.1f} GiB with 200 events each, {most:.1f} GiB with all {keep:,} kept"
     available = _available_bytes() / 2**30
     if available and few > available:

@@ -14,7 +14,7 @@ from xgr_stream import __version__
 from xgr_stream.cli.cache import kv_cache_dtype_option
 from xgr_stream.config import CacheConfig, EngineConfig, KvCacheDtype
 from xgr_stream.engine import Engine
-from xgr_stream.evaluation import Quality, rank_of, read_sequences, recommend
+from xgr_stream.evaluation import Quality, rank_of, read_sequences, recommend, whole_histories
 from xgr_stream.evaluation import overlap as share_of
 
 
@@ -73,7 +73,7 @@ def evaluate(
     )
     if overlap and kv_cache_dtype == "auto":
         raise click.UsageError("--overlap compares --kv-cache-dtype fp8 with auto, not auto with itself")
-    engine = Engine.load(model, catalog, config=config)
+    engine = Engine.load(model, catalog, config=config, history=whole_histories())
     users = read_sequences(sequences)
     started = time.perf_counter()
 
@@ -87,8 +87,9 @@ def evaluate(
     quality = Quality.of_ranks([rank_of(own, user.target) for own, user in zip(recommended, users, strict=True)], k)
     shared = None
     if overlap:
-        whole = Engine.load(engine.model, engine.catalog, config=replace(config, cache=CacheConfig()))
-        shared = share_of(recommended, lists(whole))
+        whole = replace(config, cache=CacheConfig())
+        other = Engine.load(engine.model, engine.catalog, config=whole, history=whole_histories())
+        shared = share_of(recommended, lists(other))
     unknown = sum(engine.catalog.row(user.target) is None for user in users)
     click.echo(f"Recall@{k}   {quality.recall:.4f}  ± {quality.recall_error:.4f} (standard error)")
     click.echo(f"NDCG@{k}     {quality.ndcg:.4f}")

@@ -26,13 +26,15 @@ class CatalogMerge:
         live: LiveCatalog,
         reader: ContextReader,
         current: LegalityTables,
-        take_over: Callable[[Merge, LegalityTables, SeenItems], None],
+        swap_to: Callable[[Merge, LegalityTables, SeenItems], Callable[[], None]],
     ) -> None:
+        self.swapping = False
+        """Whether `finish` has begun to change the engine. Until then, whatever fails, the merge can be abandoned."""
         self._merge = merge
         self._live = live
         self._reader = reader
         self._current = current
-        self._take_over = take_over
+        self._swap_to = swap_to
         self._tag_filters = current.kept
         self._legality: LegalityTables
         self._seen: SeenItems
@@ -70,15 +72,17 @@ class CatalogMerge:
         self._merge.discard()
 
     def abandon(self) -> None:
-        """Give it up, wherever `run` or `follow` failed: its items go on waiting, and the next merge may begin. On the
-        engine's thread."""
+        """Give it up, wherever it failed before it was `swapping`: its items go on waiting, and the next merge may
+        begin. On the engine's thread."""
         self._live.abandon(self._merge)
 
     @torch.inference_mode()
     def finish(self) -> None:
         """Put it in place. On the engine's thread, between two batches, after `run`. It changes nothing if the engine
         was given another catalog since it began."""
-        self._take_over(self._merge, self._legality, self._seen)
+        swap = self._swap_to(self._merge, self._legality, self._seen)
+        self.swapping = True
+        swap()
 
     def _tables(self, rest: Callable[[], None]) -> LegalityTables:
         tables = LegalityTables(self._merge.merged, self._current.device, like=self._current)

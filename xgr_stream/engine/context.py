@@ -28,6 +28,18 @@ class SeenItems(NamedTuple):
     interned: int
 
 
+class NewPlaces(NamedTuple):
+    """What interned items are in another catalog."""
+
+    catalog: Catalog
+    numbers: NDArray[np.intp]
+    """[items]"""
+    sids: NDArray[np.int32]
+    """[items, levels]"""
+    rows: NDArray[np.int32]
+    """[items]"""
+
+
 class ContextReader:
     """Tokenises events under one catalog, whose items may get other semantic IDs (`retokenise`).
 
@@ -60,18 +72,24 @@ class ContextReader:
             numbers += [number for item_id in part if (number := self._item_names.get(item_id)) is not None]
         return SeenItems(seen, numbers, interned)
 
-    def retokenise(self, catalog: Catalog, seen: SeenItems) -> None:
-        """These items have another semantic ID in `catalog`, or one for the first time, or none any more; all others
-        have the one that they had."""
-        self._catalog = catalog
+    def places_in(self, catalog: Catalog, seen: SeenItems) -> NewPlaces:
+        """What these items, which have another semantic ID in `catalog`, or one for the first time, or none any more,
+        are there; all others have the one that they had."""
         names = self._item_names
         later = [number for number in range(seen.interned, len(names)) if names[number] in seen.item_ids]
         numbers = seen.numbers + later  # one that came meanwhile may be in both
-        if not numbers:
+        if numbers:
+            self._look_up_new_items()
+        places = _places(catalog, [names[number] for number in numbers])
+        return NewPlaces(catalog, np.array(numbers, np.intp), *places)
+
+    def retokenise(self, new: NewPlaces) -> None:
+        """Read with this catalog from now on. Makes no array."""
+        self._catalog = new.catalog
+        if not len(new.numbers):
             return
-        self._look_up_new_items()
-        self._sids[numbers], self._rows[numbers] = self._places([names[number] for number in numbers])
-        self._changed[numbers] = self.revision + 1
+        self._sids[new.numbers], self._rows[new.numbers] = new.sids, new.rows
+        self._changed[new.numbers] = self.revision + 1
         self.revision += 1
 
     def is_current(self, items: NDArray[np.int32], revision: int) -> bool:
@@ -125,12 +143,16 @@ class ContextReader:
 
     def _look_up_new_items(self) -> None:
         names = self._item_names
-        sids, rows = self._places([names[i] for i in range(len(self._sids), len(names))])
-        self._changed = np.concatenate((self._changed, np.zeros(len(rows), np.int32)))
-        self._rows = np.concatenate((self._rows, rows))
-        self._sids = np.concatenate((self._sids, sids))
+        sids, rows = _places(self._catalog, [names[i] for i in range(len(self._sids), len(names))])
+        longer = (
+            np.concatenate((self._changed, np.zeros(len(rows), np.int32))),
+            np.concatenate((self._rows, rows)),
+            np.concatenate((self._sids, sids)),
+        )
+        self._changed, self._rows, self._sids = longer  # all or none: there may be no memory for the last
 
-    def _places(self, item_ids: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Semantic IDs [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
-        rows = self._catalog.rows(item_ids)
-        return np.where(rows[:, None] < 0, np.int32(-1), self._catalog.sids[rows]), rows
+
+def _places(catalog: Catalog, item_ids: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Semantic IDs [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
+    rows = catalog.rows(item_ids)
+    return np.where(rows[:, None] < 0, np.int32(-1), catalog.sids[rows]), rows

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from secrets import randbits
@@ -17,7 +18,7 @@ from xgr_stream.catalog import Catalog, LiveCatalog, Merge
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
 from xgr_stream.engine.batches import Batches
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.engine.context import ContextReader, SeenItems
+from xgr_stream.engine.context import ContextReader, NewPlaces, SeenItems
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers
@@ -233,16 +234,22 @@ class Engine:
         merge = self._live.begin()
         if merge is None:
             return None
-        return CatalogMerge(merge, self._live, self._reader, self._legality, self._take_over)
+        return CatalogMerge(merge, self._live, self._reader, self._legality, self._swap_to)
 
-    def _take_over(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> None:
+    def _swap_to(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> Callable[[], None]:
+        """What puts this merge in place; all that it takes memory for is done here, before it changes anything."""
         if merge is not self._live.merging:  # `use_catalog` came in between
-            return
+            return lambda: None
+        self._live.catch_up(merge)
+        places = self._reader.places_in(merge.merged, seen)
+        return partial(self._swap, merge, legality, places)
+
+    def _swap(self, merge: Merge, legality: LegalityTables, places: NewPlaces) -> None:
         self._live.finish(merge)
         self._catalog = self._live.catalog
         with self._work.decode_lane.current():
             self._legality.replace(legality)
-        self._reader.retokenise(self._catalog, seen)
+        self._reader.retokenise(places)
         self._batches.use(self._catalog, self._reader, self._legality)
         self._retokenised |= bool(merge.retokenised)
 

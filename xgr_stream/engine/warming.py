@@ -29,7 +29,7 @@ class WarmReport:
     """What `Engine.warm` did."""
 
     users: int
-    """Users whose prefix is now up to their view."""
+    """Users whose prefix took something to be up to their view: tokens, or a copy from a lower tier."""
     tokens: int
     """Tokens computed for them."""
     begun: Mark
@@ -76,7 +76,7 @@ class Warming:
                 self._counted.pop(waiting.popleft().user_id, None)
             if plans:
                 self._append(plans)
-            users += len(plans)
+            users += sum(bool(len(plan.tokens)) or plan.copy is not None for plan in plans.values())
             ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
         for plan in ahead:
             try:

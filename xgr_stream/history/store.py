@@ -23,6 +23,11 @@ USER_BYTES = 280
 """Of a user besides the buffer: the object, the id and the dictionary's entry (275 measured, at 1,000,000 users)."""
 
 
+def history_bytes(users: int, events: int) -> int:
+    """What a store takes for so many users, each with so many events kept."""
+    return users * (USER_BYTES + events * EVENT_BYTES)
+
+
 class HistoryStore:
     """Every user's events in order, numbered from 0; at least the last `keep_events` are kept, by whole segments.
 

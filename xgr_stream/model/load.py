@@ -93,7 +93,7 @@ def build_model(
     tensors = check_tensors(parsed, tensors)
     tokens = ItemTokens(settings, parsed.vocab_size, vocabulary)
     _check_window(parsed, settings, tokens)
-    device = _device(device)
+    device = usable_device(device)
     if fp8:
         _check_fp8(parsed, device)
     weights = place_weights(parsed, tensors, device, _dtype(dtype, device))
@@ -108,12 +108,18 @@ def _check_fp8(config: ModelConfig, device: torch.device) -> None:
         raise ConfigError(f"fp8 is not supported for a {config.model_type} with biases")
 
 
-def _device(device: str | torch.device) -> torch.device:
-    """The device, if tensors can be put on it."""
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if tensors can be put on it. Raises `ConfigError`."""
+    reason = "nothing else is supported"
     try:
-        return torch.empty(0, device=device).device
+        if torch.device(device).type in ("cpu", "cuda"):
+            return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for CUDA
-        raise ConfigError(f"device must be one that torch can use here, not {str(device)!r}: {error}") from error
+        reason = str(error).partition("\n")[0]
+    raise ConfigError(
+        f"device must be 'cpu', or 'cuda' or 'cuda:N' of the {torch.cuda.device_count()} CUDA devices that torch finds "
+        f"here, not {str(device)!r}: {reason}"
+    )
 
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype:

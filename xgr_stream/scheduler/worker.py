@@ -6,27 +6,26 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from queue import Empty
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from xgr_stream.config import EngineConfig
-from xgr_stream.errors import DeviceLost, EngineError, OutOfMemory, ShuttingDown, XgrError
+from xgr_stream.errors import DeviceLost, EngineError, ShuttingDown, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.choosing import CONSIDERED, Choice
 from xgr_stream.scheduler.clock import Clock
+from xgr_stream.scheduler.decoding import Decoding
 from xgr_stream.scheduler.faults import Fault, answer_to, fault
 from xgr_stream.scheduler.gauges import Gauges
 from xgr_stream.scheduler.intake import Intake, Item
-from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.pace import Pace
 from xgr_stream.scheduler.policy import hold_s
-from xgr_stream.scheduler.ports import DeviceEngine, PendingAnswers
+from xgr_stream.scheduler.ports import DeviceEngine
 from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.shadow import Shadow
@@ -34,7 +33,7 @@ from xgr_stream.scheduler.timer_slack import EXACT_NS, set_timer_slack
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.warming import Warming
 from xgr_stream.scheduler.work import Work, WorkQueue
-from xgr_stream.types import CacheState, RecommendRequest
+from xgr_stream.types import RecommendRequest
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +46,8 @@ BATCHES_IN_FLIGHT = 2
 """The device works on one while the next is prepared, and is queued behind it without a gap."""
 POLL_S = 5e-5
 """How often the device thread looks for new requests while it waits for a batch."""
-FAILED = (EngineError.code, OutOfMemory.code)
-"""Error codes of a response for which the engine is to blame, not the request."""
 SWEEP_S = 0.002
 """How often the queue is searched for requests that have expired or were withdrawn."""
-
-
-class _Running(NamedTuple):
-    """A batch that the device works on."""
-
-    works: list[Work]
-    engine: DeviceEngine
-    pending: PendingAnswers
-    step: Step
-    begun_at: float
 
 
 class DeviceWorker:
@@ -91,13 +78,23 @@ class DeviceWorker:
         self._on_lost = on_lost
         self._queue = WorkQueue()
         self._appends = AppendQueue()
-        self._decoding: deque[_Running] = deque()
         self._pace = Pace(config, clock)
         self._intake = Intake(self._versions, self._queue, self._pace, clock)
         self._choice = Choice(self._versions, self._queue, self._appends, self._pace, clock, metrics)
         self._prefills = Prefills(self._versions, self._pace, clock, metrics, self._choice.engine_of)
         self._warming = Warming(
             self._versions, self._appends, self._prefills, self._pace, clock, metrics, lose=self._lose
+        )
+        self._decoding = Decoding(
+            self._versions,
+            self._queue,
+            self._choice,
+            self._prefills,
+            self._shadow,
+            self._pace,
+            clock,
+            metrics,
+            lose=self._lose,
         )
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
@@ -165,7 +162,7 @@ class DeviceWorker:
 
         def run() -> T:
             while self._decoding:
-                self._finish()
+                self._decoding.finish()
             return action()
 
         return self._intake.call(run)
@@ -214,7 +211,7 @@ class DeviceWorker:
                 self._refuse_all(EngineError("the scheduler failed; the worker's log says why"))
                 self._appends.clear()
                 while self._decoding:
-                    self._finish()
+                    self._decoding.finish()
         try:
             self._prefills.drop()
         except Exception:
@@ -276,7 +273,7 @@ class DeviceWorker:
         now = self._clock.now()
         if now >= self._swept_at + SWEEP_S:
             self._swept_at = now
-            self._drop(self._queue.take_gone(now), now)
+            self._decoding.drop(self._queue.take_gone(now), now)
         self._warming.learn()
         self._prefills.tidy()
         waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
@@ -293,14 +290,14 @@ class DeviceWorker:
                 self._queue.remove(works)
                 taken = set(works)
                 waiting = [work for work in waiting if work not in taken]
-                self._decode(works)
+                self._decoding.begin(works)
             elif views:
                 self._warming.append(views)
-            if self._decoding and self._decoding[0].pending.done():  # as of an engine that has computed it already
-                self._finish()
+            if self._decoding and self._decoding.oldest_done:  # as of an engine that has computed it already
+                self._decoding.finish()
             # Behind each batch too, so that those whose prefix is at hand do not keep the others waiting for ever.
             if not self._warming.under_way and (long is not None or not (works or waiting)):
-                beside_s = self._pace.decode_s(self._decoding[-1].step) if works and self._decoding else 0.0
+                beside_s = self._decoding.newest_s if works and self._decoding else 0.0
                 self._warming.prefill(long, beside_s)
             if not (works or views or self._decoding or waiting or self._intake.inbox.qsize()):
                 self._spare()
@@ -329,106 +326,13 @@ class DeviceWorker:
 
     def _finish_when_done(self, waiting: Sequence[Work]) -> None:
         """Finish the oldest batch, unless something comes or the time is up to start the next one."""
-        while not self._decoding[0].pending.done():
+        while not self._decoding.oldest_done:
             if self._intake.inbox.qsize():
                 return
             if waiting and len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
                 return
             time.sleep(POLL_S)
-        self._finish()
-
-    def _drop(self, gone: Sequence[Work], now: float) -> None:
-        """Answer requests that left the queue before their decode."""
-        for work in gone:
-            expired = work.expired(now)
-            self._metrics.requests_dropped.labels("expired" if expired else "cancelled").inc()
-            if expired:
-                work.fail(work.late(now))
-
-    def _decode(self, works: Sequence[Work]) -> None:
-        now = self._clock.now()
-        late = [work for work in works if work.expired(now)]
-        self._drop(late, now)
-        batch = [work for work in works if not work.expired(now) and work.run()]
-        self._metrics.requests_dropped.labels("cancelled").inc(len(works) - len(late) - len(batch))
-        if not batch:
-            return
-        engine = self._choice.engine_of(batch[0])
-        step = self._choice.step_of(engine, batch)
-        self._pace.begins(now, step)
-        try:
-            pending = engine.begin([(work.request, work.view) for work in batch])
-        except Exception as error:  # noqa: BLE001, it becomes the batch's answer
-            self._fail(engine, batch, error)
-            return
-        self._pace.begun(now, self._clock.now())
-        self._decoding.append(_Running(batch, engine, pending, step, now))
-
-    def _finish(self) -> None:
-        running = self._decoding.popleft()
-        batch, engine = running.works, running.engine
-        try:
-            responses = running.pending.finish()
-            if len(responses) != len(batch):
-                raise EngineError(f"the engine gave {len(responses)} responses to {len(batch)} requests")
-        except Exception as error:  # noqa: BLE001
-            self._fail(engine, batch, error)
-            return
-        self._pace.ended(running.begun_at, running.step, self._steps())
-        now = self._clock.now()
-        challenger = self._versions.challenger
-        challenged = engine is not self._versions.primary
-        shadow = self._shadow if self._versions.shadow is not None else None
-        failed = []
-        for work, response in zip(batch, responses, strict=True):
-            if challenged and response.error in FAILED:
-                logger.error("the challenger %s failed on a request: %s", engine.version, response.message)
-                failed.append(work)
-                continue
-            if work.prefilled and response.cache is not CacheState.NONE:
-                response = replace(response, cache=CacheState.COLD)
-            if work.foreseen_s:
-                self._pace.kept(work.foreseen_s, now - work.arrived)
-            work.promise.set_result(response)
-            if shadow is not None:
-                shadow.answered(work.request, work.view, response)
-        self._metrics.count_model(
-            engine.version, responses, compares=challenger is not None and challenger.role == "canary"
-        )
-        if failed:
-            self._fall_back(failed)
-
-    def _fall_back(self, works: Sequence[Work]) -> None:
-        """Have the primary answer what its challenger failed on."""
-        for work in works:
-            work.fell_back = True
-            work.prefilled = False
-        self._queue.put_back(works)
-
-    def _steps(self) -> list[Step]:
-        return [running.step for running in self._decoding]
-
-    def _fail(self, engine: DeviceEngine, batch: Sequence[Work], error: Exception) -> None:
-        """Answer a batch that failed; one that was too large for the memory is tried again in parts, and a single
-        request once it has the memory of what is being prefilled."""
-        logger.error("the engine failed on a batch of %d requests", len(batch), exc_info=error)
-        what = fault(error)
-        self._pace.left(self._steps())
-        if what is Fault.MEMORY:
-            self._metrics.out_of_memory.inc()
-            self._pace.cut(engine.version)
-            if len(batch) > 1 or self._prefills.give_way(engine, batch[0]):
-                self._queue.put_back(batch)
-                return
-        if what is not Fault.DEVICE and engine is not self._versions.primary:
-            self._metrics.count_model_failure(engine.version, len(batch))
-            self._fall_back(batch)
-            return
-        failure = answer_to(error)
-        for work in batch:
-            work.fail(failure)
-        if what is Fault.DEVICE:
-            self._lose(error)
+        self._decoding.finish()
 
     def _lose(self, error: Exception) -> None:
         """Nothing will work any more: answer everything, now and from now on."""
@@ -436,9 +340,7 @@ class DeviceWorker:
         failure = lost if isinstance(lost, DeviceLost) else DeviceLost(str(lost))
         first = self._intake.close(failure)
         self._refuse_all(failure)
-        while self._decoding:
-            for work in self._decoding.popleft().works:
-                work.fail(failure)
+        self._decoding.refuse_all(failure)
         self._warming.abandon()
         if first:
             self._on_lost(failure)

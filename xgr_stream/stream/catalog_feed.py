@@ -190,8 +190,9 @@ class CatalogFeed:
                 await asyncio.to_thread(merge.run)
                 while came := await self._on_device(merge.handed_over):
                     await asyncio.to_thread(merge.follow, came)
+                await self._on_device(merge.finish)
         except Exception as error:
-            if fault(error) is not Fault.MEMORY:
+            if fault(error) is not Fault.MEMORY or (merge is not None and merge.swapping):
                 raise
             lacking = str(error) or type(error).__name__
         if lacking is not None:
@@ -201,7 +202,6 @@ class CatalogFeed:
         if merge is None:
             self._rest_s = 0.0
             return False
-        await self._on_device(merge.finish)
         self._rest_s = asyncio.get_running_loop().time() - started  # a trickle of new items is not to cost a core
         self._metrics.catalog_merge_seconds.observe(self._rest_s)
         self._waiting.set()  # more may have come meanwhile

@@ -19,6 +19,11 @@ from xgr_stream.types import CatalogUpdate
 class Merge(Protocol):
     """The next catalog in the making."""
 
+    @property
+    def swapping(self) -> bool:
+        """Whether `finish` has begun to change the engine: nothing that fails then can be taken back."""
+        ...
+
     def run(self) -> None:
         """On any thread."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from aiokafka.errors import TopicAlreadyExistsError, for_code
 from xgr_stream.config import TopicNames
 from xgr_stream.errors import TopologyError
 from xgr_stream.stream.connection import Connection
+
+logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 15.0
 """How long a topic just created may be without a leader."""
@@ -67,8 +70,8 @@ def check_sources(topics: TopicNames, sources: Iterable[str]) -> None:
 async def ensure_topics(connection: Connection, topics: TopicNames, partitions: int | None) -> int:
     """Create the topics that are missing, check those that are there, and return how many partitions they have.
 
-    Missing ones get as many partitions as the others have, `partitions` where there are none yet. Raises
-    `TopologyError` for unequal counts, and for missing topics if `partitions` is None.
+    Missing ones get as many partitions as the others have, `partitions` where there are none yet; a warning tells of
+    others than `partitions`. Raises `TopologyError` for unequal counts, and for missing topics if `partitions` is None.
     """
     admin = connection.admin()
     await admin.start()
@@ -86,7 +89,14 @@ async def ensure_topics(connection: Connection, topics: TopicNames, partitions: 
             await _create(admin, missing, max(present, default=partitions), topics)
             counts = await _counts_when_ready(admin, topics)
         check_counts(topics, counts)
-        return counts[topics.events]
+        number = counts[topics.events]
+        if partitions not in (None, number):
+            logger.warning(
+                "%s has %d partitions, and its sisters too: they were there, and are not changed to the %d that "
+                "StreamConfig.partitions (--partitions) asks for",
+                *(topics.events, number, partitions),
+            )
+        return number
     finally:
         await admin.close()
 

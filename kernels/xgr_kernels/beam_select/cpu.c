@@ -49,13 +49,15 @@ static int by_value(const void *left, const void *right) {
   return (a > b) - (a < b);
 }
 
+/* What a row's candidates have beside their logits. */
+#define OFFSET(row) (log_normalizer ? scores[row] - log_normalizer[row] : scores[row])
 #define IS_LEGAL(node) \
   (legal[node] && !(num_emptied && bsearch(&(node), emptied, num_emptied, sizeof *emptied, by_value)))
 
-/* offsets: what a row's candidates have beside their logits; of_legal: less the log-sum-exp of the row's legal ones.
-   Returns 0, or 1 without memory. */
-int beam_select(int64_t requests, int64_t codes, const float *logits, int64_t row_stride, const float *offsets,
-                const float *scores, const int32_t *nodes, const int32_t *row_starts, const int32_t *out_starts,
+/* log_normalizer: [rows], or null for none; of_legal: each row's is the log-sum-exp of its legal children. Returns 0, or 1
+   without memory. */
+int beam_select(int64_t requests, int64_t codes, const float *logits, int64_t row_stride,
+                const float *log_normalizer, const float *scores, const int32_t *nodes, const int32_t *row_starts, const int32_t *out_starts,
                 const int32_t *child_starts, const int32_t *child_codes, const uint8_t *node_masks, int64_t children,
                 const int32_t *mask_index, const int32_t *emptied_starts, const int32_t *emptied_nodes, int of_legal,
                 int early_stop, float *out_scores, int32_t *out_parents, int32_t *out_nodes, int32_t *beams_scanned,
@@ -84,14 +86,14 @@ int beam_select(int64_t requests, int64_t codes, const float *logits, int64_t ro
       const float *own = logits + row * row_stride;
       float best = own[0];
       for (int64_t code = 1; code < codes; code++) best = own[code] > best ? own[code] : best;
-      beams[alive++] = (Beam){best + offsets[row], row};
+      beams[alive++] = (Beam){best + OFFSET(row), row};
     }
     qsort(beams, alive, sizeof *beams, by_bound);
     for (int64_t i = 0; i < alive; i++) {
       if (early_stop && !of_legal && size == width && (!width || beams[i].bound < heap[0].score)) break;
       const int32_t row = beams[i].row, first = child_starts[nodes[row]], end = child_starts[nodes[row] + 1];
       const float *own = logits + row * row_stride;
-      float offset = offsets[row];
+      float offset = OFFSET(row);
       scanned++;
       if (of_legal) {
         float peak = -INFINITY, total = 0;

@@ -42,7 +42,8 @@ def beam_select(
         logits = logits.log_softmax(-1)
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    offsets = scores if log_normalizer is None else scores - log_normalizer
+    if log_normalizer is not None:
+        log_normalizer = in_float32(log_normalizer).contiguous()
     requests, out = mask_index.shape[0], out_starts.tolist()[-1]
     num_out = out if num_out is None else num_out
     best = torch.empty(num_out)
@@ -52,11 +53,12 @@ def beam_select(
         for x, missing in ((best, -torch.inf), (parents, 0), (reached, -1)):
             x[out:] = missing
     # Held until the call is over.
-    beams = [x.contiguous() for x in (offsets, scores, nodes, row_starts, out_starts)]
+    beams = [x.contiguous() for x in (scores, nodes, row_starts, out_starts)]
     trie = [x.contiguous() for x in (child_starts, child_codes, node_masks)]
     filters = [x.contiguous() for x in (mask_index.int(), emptied_starts, emptied_nodes)]
     failed = _beam_select(
         *(requests, logits.shape[1], logits.data_ptr(), logits.stride(0)),
+        None if log_normalizer is None else log_normalizer.data_ptr(),
         *[x.data_ptr() for x in beams],
         *[x.data_ptr() for x in trie],
         node_masks.shape[1],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -14,13 +14,13 @@ from xgr_kernels.staged_attention.reference import Plan, plan, whole_prefixes
 
 __all__ = ["plan", "staged_attention", "whole_prefixes"]
 
-_Strides = c_int64 * 3
 _attend_own = function(
     Path(__file__).with_suffix(".c"),
     "attend_own",
-    *([c_int64] * 5),
-    *(c_void_p, c_void_p, _Strides, c_void_p, _Strides, c_void_p, c_void_p, c_int64, c_void_p, c_int64),
-    *(c_void_p, c_void_p),
+    *([c_int64] * 6),
+    *(c_void_p, c_float),
+    *([c_void_p, c_int64, c_int64, c_int64] * 2),
+    *(c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p),
 )
 
 
@@ -49,19 +49,14 @@ def staged_attention(
             kv_scales=kv_scales,
             plan=how,
         )
-    scaled = (q * scale).view(rows, kv_heads, heads // kv_heads, dim)
+    q, suffix_k, suffix_v = q.contiguous(), suffix_k.contiguous(), suffix_v.contiguous()
     keys, values = reference.even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)
-    attended, log_total = reference.attend_prefix(scaled, keys, values, how.lengths)
-    suffix_k, suffix_v = suffix_k.contiguous(), suffix_v.contiguous()
+    beams = reference.beams_of(q.view(rows, kv_heads, heads // kv_heads, dim), len(how.lengths))
+    attended, log_total = reference.flash_on_cpu(beams, keys, values, how.lengths, scale)
     out, weights = torch.empty(rows, heads, dim), torch.empty(steps)
     _attend_own(
-        *(rows, kv_heads, heads // kv_heads, dim, steps, scaled.data_ptr()),
-        *(
-            attended.data_ptr(),
-            _Strides(*attended.stride()[:3]),
-            log_total.data_ptr(),
-            _Strides(*log_total.stride()[:3]),
-        ),
+        *(rows, how.beams[0], kv_heads, heads // kv_heads, dim, steps, q.data_ptr(), scale),
+        *(attended.data_ptr(), *attended.stride()[:3], log_total.data_ptr(), *log_total.stride()),
         *(suffix_k.data_ptr(), suffix_v.data_ptr(), suffix_k.stride(0), ancestors.data_ptr(), ancestors.stride(0)),
         *(weights.data_ptr(), out.data_ptr()),
     )

@@ -46,11 +46,11 @@ def staged_attention(
     plan: Plan | None = None,
 ) -> Tensor:
     how = plan or _plan(row_starts, prefix_lengths)
-    scaled = (in_float32(q) * scale).view(q.shape[0], suffix_k.shape[2], -1, q.shape[2])
-    own = _attend_suffix(scaled, suffix_k, suffix_v, ancestors)
+    grouped = in_float32(q).reshape(q.shape[0], suffix_k.shape[2], -1, q.shape[2])
+    own = _attend_suffix(grouped, suffix_k, suffix_v, ancestors, scale)
     if how.is_even(q.shape[0]):  # rows stay where they are
         keys, values = even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)
-        merged = _merge(attend_prefix(scaled, keys, values, how.lengths), own).view(q.shape)
+        merged = _merge(_attend_prefix(grouped, keys, values, how.lengths, scale), own).view(q.shape)
         return merged if merged.dtype is q.dtype else merged.to(q.dtype)
     out = torch.empty_like(q)
     for requests in how.classes:
@@ -61,11 +61,11 @@ def staged_attention(
         own_rows = [x[rows] for x in own]
         lengths = [how.lengths[i] for i in requests]
         if not max(lengths):
-            out[rows] = own_rows[0].expand_as(scaled[rows]).flatten(1, 2).to(out.dtype)
+            out[rows] = own_rows[0].expand_as(grouped[rows]).flatten(1, 2).to(out.dtype)
             continue
         table = part[:, None] if page_table is None else page_table.index_select(0, part)
         keys, values = gather_pages(k_pages, v_pages, kv_scales, table, lengths)
-        shared = attend_prefix(scaled[index.flatten()], keys, values, lengths)
+        shared = _attend_prefix(grouped[index.flatten()], keys, values, lengths, scale)
         merged = _merge([x[real.flatten()] for x in shared], own_rows)
         out[rows] = merged.flatten(1, 2).to(out.dtype)
     return out
@@ -80,19 +80,21 @@ def even_prefixes(
     return [own.narrow(2, 0, max(lengths)) for own in (k_pages, v_pages)]
 
 
-def attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _attend_prefix(
+    q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
     """Every beam of a request over the same keys, in one product per KV head.
 
-    q: [rows, kv_heads, group, dim], scaled, as many rows of each request; keys, values: [requests, kv_heads, longest,
-    dim], none empty. Returns the attention [rows, kv_heads, group, dim] and its log-sum-exp [rows, kv_heads, group, 1].
+    q: [rows, kv_heads, group, dim], as many rows of each request; keys, values: [requests, kv_heads, longest, dim],
+    none empty. Returns the attention [rows, kv_heads, group, dim] and its log-sum-exp [rows, kv_heads, group, 1].
     """
     requests, kv_heads, _, dim = keys.shape
     group = q.shape[2]
-    beams = q.view(requests, -1, kv_heads, group, dim).transpose(1, 2).reshape(requests, kv_heads, -1, dim)
+    beams = beams_of(q, requests)
     if q.device.type == "cpu":
-        attended, log_total = _flash_on_cpu(beams, keys, values, lengths)
+        attended, log_total = flash_on_cpu(beams, keys, values, lengths, scale)
     else:
-        scores = beams @ keys.transpose(-1, -2)
+        scores = (beams * scale) @ keys.transpose(-1, -2)
         if min(lengths) < keys.shape[2]:
             scores.masked_fill_(unread(lengths, q.device)[:, None, None], -torch.inf)
         peak = scores.amax(-1, keepdim=True)
@@ -107,7 +109,15 @@ def attend_prefix(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int
     return per_row(attended, dim), per_row(log_total, 1)
 
 
-def _flash_on_cpu(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def beams_of(q: Tensor, requests: int) -> Tensor:
+    """q [rows, kv_heads, group, dim], as many rows of each request, as [requests, kv_heads, beams · group, dim]."""
+    _, kv_heads, group, dim = q.shape
+    return q.view(requests, -1, kv_heads, group, dim).transpose(1, 2).reshape(requests, kv_heads, -1, dim)
+
+
+def flash_on_cpu(
+    q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
     """Attention [requests, kv_heads, rows, dim] of q, of that shape, and its log-sum-exp [requests, kv_heads, rows].
 
     What torch's `scaled_dot_product_attention` runs on a CPU, called directly for the log-sum-exp. The scores never
@@ -118,15 +128,17 @@ def _flash_on_cpu(q: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int
         beyond = unread(lengths, q.device)
         mask = q.new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)[:, None, None]
     attended, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-        q, keys, values, attn_mask=mask, scale=1.0
+        q, keys, values, attn_mask=mask, scale=scale
     )
     return attended, log_total
 
 
-def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Tensor) -> tuple[Tensor, Tensor]:
+def _attend_suffix(
+    q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """Each beam over its own tokens, found through its ancestors.
 
-    q: [rows, kv_heads, group, dim], scaled. Returns as attend_prefix; of a single token, which all of a group attend
+    q: [rows, kv_heads, group, dim]. Returns as _attend_prefix; of a single token, which all of a group attend
     to alike, the attention once for all of them.
     """
     steps, slots_of_step, kv_heads, dim = suffix_k.shape
@@ -141,7 +153,7 @@ def _attend_suffix(q: Tensor, suffix_k: Tensor, suffix_v: Tensor, ancestors: Ten
         return in_float32(tokens).view(-1, steps, kv_heads, 1, dim)
 
     # Elementwise: as matrix products these are many tiny ones, five times as slow.
-    scores = (q.unsqueeze(1) * own(suffix_k)).sum(-1, keepdim=True)  # [rows, steps, kv_heads, group, 1]
+    scores = (q.unsqueeze(1) * own(suffix_k)).sum(-1, keepdim=True).mul_(scale)  # [rows, steps, kv_heads, group, 1]
     if steps == 1:
         return own(suffix_v).squeeze(1), scores.squeeze(1)
     log_weights = scores.log_softmax(1)

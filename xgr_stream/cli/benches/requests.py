@@ -11,6 +11,7 @@ import torch
 from xgr_stream.cli.benches.floors import Cell, Floor
 from xgr_stream.cli.benches.samples import Samples, measure
 from xgr_stream.cli.benches.subject import Requests, Subject, Users, check_answers, requests_of
+from xgr_stream.config import MIB
 from xgr_stream.engine import Engine
 from xgr_stream.errors import EngineError
 from xgr_stream.history import HistoryView
@@ -138,7 +139,10 @@ class RequestBench:
         needed = cell.batch * self.context * pool.bytes_per_page / pool.page_size
         self._engine.forget([view.user_id for view in self._users.steps[-1][cell.batch :]])
         responses = check_answers(self._engine.answer(requests_of(views, beam=cell.beam, k=cell.beam)))
-        row["kv_over_needed"] = self._engine.stats().bytes_used / needed
+        stats = self._engine.stats()
+        row["kv_over_needed"] = stats.bytes_used / needed
+        # For `xgr-stream plan`: what the cache takes of the peak, and what one user takes of the cache.
+        row["cache_mib"], row["user_mib"] = stats.bytes_budget / MIB, stats.bytes_used / cell.batch / MIB
         catalog = self._subject.catalog
         unknown = sum(catalog.sid(item.item_id) != item.sid for response in responses for item in response.items)
         row["invalid_items"] = self._engine.stats().invalid_items + unknown
