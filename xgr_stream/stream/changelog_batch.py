@@ -210,9 +210,10 @@ class BatchReader:
             names = _Strings(octets, at[acting] - 1, read[acting], size, _STRINGS_OR_NULL, header)
             at[acting], read[acting] = names.end, names.read
         read &= np.where(more, at < ends, at == ends)
+        copies = np.flatnonzero(read & more)
         sources = {
-            i: changelog.sources_of([msgpack.unpackb(data[at[i] : ends[i]], max_ext_len=0)])
-            for i in np.flatnonzero(read & more).tolist()
+            i: changelog.sources_of([msgpack.unpackb(data[start:end], max_ext_len=0)])
+            for i, start, end in zip(copies.tolist(), at[copies].tolist(), ends[copies].tolist(), strict=True)
         }
         items = np.empty((len(values), size), dtype=np.int32)
         items[read] = strings.numbers(data, self._items, read)

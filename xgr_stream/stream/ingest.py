@@ -102,7 +102,10 @@ class Ingest:
                     continue
                 user_id, item_id, action = event
                 self._placement.check(user_id, number)
-                applied = self._add(event, record) if headers else history.add(user_id, item_id, action, number, offset)
+                if headers and (source := source_of(headers)) is not None:
+                    applied = self._add_copy(event, number, offset, source)
+                else:
+                    applied = history.add(user_id, item_id, action, number, offset)
             except InvalidInput as error:
                 if isinstance(error, Misplaced):
                     self._metrics.misplaced_records.labels(record.topic).inc()
@@ -128,8 +131,8 @@ class Ingest:
         self._metrics.events_replayed.inc(replayed)
         return grown
 
-    def _add(self, event: _Event, record: Record) -> Applied | None:
-        """Add an event that may be a copy of another topic's record to its history; None: it was there already.
+    def _add_copy(self, event: _Event, number: int, offset: int, source: SourcePosition) -> Applied | None:
+        """Add a copy of another topic's record to its user's history; None: it was there already.
 
         A copy that is not above the watermark of its source's partition came before. For a repartitioner writes copies
         in their order, what fails again before anything behind it, and begins at the group's committed offset, below
@@ -137,10 +140,6 @@ class Ingest:
         frozen ones too, write in between. The watermark is a function of the events up to here, so that all workers
         that come to a copy decide alike.
         """
-        number, offset = record.partition, record.offset
-        source = source_of(record.headers)
-        if source is None:
-            return self._history.add(*event, number, offset)
         applied = self._history.add_copy(*event, number, offset, source)
         if applied is None:
             self._note_rewound(number, source)

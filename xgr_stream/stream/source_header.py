@@ -40,4 +40,4 @@ def source_from(fields: Any) -> SourcePosition:
         raise TypeError("a source must be a topic's name, a partition and an offset")
     if not (0 <= partition <= _MAX_OFFSET and 0 <= offset <= _MAX_OFFSET):
         raise ValueError("a source's partition and offset must not be negative")
-    return SourcePosition(topic, partition, offset)
+    return tuple.__new__(SourcePosition, (topic, partition, offset))
