@@ -334,6 +334,11 @@ class StreamConfig:
         """What the worker reads of its topics: with transactions, nothing that may yet be aborted."""
         return "read_uncommitted" if self.transactions is None else "read_committed"
 
+    @property
+    def max_answer_bytes(self) -> int:
+        """An answer may be larger than what it answers: at least what brokers take by default."""
+        return max(self.max_message_bytes, MIB)
+
     def __post_init__(self) -> None:
         check_settings("topics", self.topics, TopicNames)
         check_settings("history", self.history, HistoryConfig)

@@ -15,15 +15,29 @@ from xgr_kernels.compiled import SOURCES, library
 
 def implementation(op: str, tensor: Tensor, name: str | None = None) -> Callable[..., Any]:
     """The function `name` (by default `op`) of the op's kernel.py for a CUDA tensor, where triton is installed, of its
-    cpu.py for a CPU's, where there is one and C can be compiled, else of its reference.py."""
+    cpu.py for a CPU's, where there is one and C can be compiled, else of its reference.py. The latter too for whatever
+    a cpu.py returns `NotImplemented` for."""
     return _implementation(op, name or op, tensor.is_cuda, tensor.is_cpu)
 
 
 @functools.cache
 def _implementation(op: str, name: str, on_cuda: bool, on_cpu: bool) -> Callable[..., Any]:
-    module = importlib.import_module(f"xgr_kernels.{op}.{_module(op, on_cuda, on_cpu)}")
-    function: Callable[..., Any] = getattr(module, name)
+    module = _module(op, on_cuda, on_cpu)
+    function = _function(op, module, name)
+    return _or_else(function, _function(op, "reference", name)) if module == "cpu" else function
+
+
+def _function(op: str, module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(f"xgr_kernels.{op}.{module}"), name)
     return function
+
+
+def _or_else(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
+    def either(*args: Any, **options: Any) -> Any:
+        result = first(*args, **options)
+        return second(*args, **options) if result is NotImplemented else result
+
+    return either
 
 
 def _module(op: str, on_cuda: bool, on_cpu: bool) -> str:

@@ -70,7 +70,7 @@ def plan(
     requests have.
 
     Each number of workers is simulated, with the scheduler's order of requests, appends and prefills. The host is left
-    out. It is good to choose what to measure next (docs/performance.md, "Planning").
+    out but for what it can take in. It is good to choose what to measure next (docs/performance.md, "Planning").
     """
     rates = {"--requests-per-s": requests_per_s, "--events-per-s": events_per_s, "--users": users}
     peak = _peak(trace, rates)

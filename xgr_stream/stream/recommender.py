@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from xgr_stream.client import RecommendClient
-from xgr_stream.config import MIB, StreamConfig
+from xgr_stream.config import StreamConfig
 from xgr_stream.errors import NotOwned
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
@@ -70,12 +70,11 @@ class Recommender(Asking):
     async def _started_client(self, runtime: Runtime) -> RecommendClient:
         async with self._client_starting:
             if self._client is None:
-                config = self.config
                 client = RecommendClient(
                     runtime.setup.connection,
-                    topics=config.topics,
-                    codec=config.codec,
-                    max_message_bytes=max(config.max_message_bytes, MIB),  # as answers may be
+                    topics=self.config.topics,
+                    codec=self.config.codec,
+                    max_message_bytes=self.config.max_answer_bytes,
                 )
                 await client.start()
                 self._client = client

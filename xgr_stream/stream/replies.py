@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from xgr_stream.config import MIB, StreamConfig
+from xgr_stream.config import StreamConfig
 from xgr_stream.errors import EngineError, InvalidInput, MessageTooLarge, Misplaced, XgrError
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
@@ -58,7 +58,7 @@ class Replies:
         failure: XgrError | None = None
         try:
             value = self._encoded(response, stages_ms)
-            most = max(self._config.max_message_bytes, MIB) - ROOM
+            most = self._config.max_answer_bytes - ROOM
             if len(value) > most:
                 failure = MessageTooLarge(
                     f"the request must ask for less: its answer takes {len(value)} bytes, and {most} can be written"

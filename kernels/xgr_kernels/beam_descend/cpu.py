@@ -1,4 +1,4 @@
-"""beam_descend in C, of embeddings in float32; the rest by the reference."""
+"""beam_descend in C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from xgr_kernels.beam_descend.reference import beam_descend as reference
 from xgr_kernels.compiled import function
 
 _beam_descend = function("beam_descend", *([c_int64] * 5), *([c_void_p] * 11))
@@ -25,27 +24,15 @@ def beam_descend(
     step: int,
     ancestors: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if embedding.dtype is not torch.float32:
-        return reference(
-            parents,
-            nodes,
-            child_codes=child_codes,
-            token_ids=token_ids,
-            embedding=embedding,
-            row_starts=row_starts,
-            prefix_lengths=prefix_lengths,
-            step=step,
-            ancestors=ancestors,
-        )
-    rows, size, steps = parents.shape[0], embedding.shape[1], ancestors.shape[1]
+    rows, steps = parents.shape[0], ancestors.shape[1]
     descended = parents.new_empty(rows, steps)
-    positions, hidden = parents.new_empty(rows, dtype=torch.int64), embedding.new_empty(rows, size)
+    positions, hidden = parents.new_empty(rows, dtype=torch.int64), embedding.new_empty(rows, embedding.shape[1])
     # Held until the call is over.
     level = (child_codes.int(), token_ids.long(), embedding)
     requests = (row_starts.int(), prefix_lengths.int())
     inputs = [x.contiguous() for x in (parents, nodes, *level, *requests, ancestors)]
     _beam_descend(
-        *(rows, prefix_lengths.shape[0], size, steps, step),
+        *(rows, prefix_lengths.shape[0], embedding.shape[1] * embedding.element_size(), steps, step),
         *[x.data_ptr() for x in inputs],
         *(descended.data_ptr(), positions.data_ptr(), hidden.data_ptr()),
     )

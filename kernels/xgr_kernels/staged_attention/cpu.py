@@ -41,12 +41,7 @@ def staged_attention(
     rows, heads, dim = q.shape
     steps, _, kv_heads, _ = suffix_k.shape
     if not how.is_even(rows) or q.dtype is not torch.float32 or suffix_k.dtype is not torch.float32:
-        return reference.staged_attention(
-            *(q, k_pages, v_pages, page_table, prefix_lengths, row_starts, suffix_k, suffix_v, ancestors),
-            scale=scale,
-            kv_scales=kv_scales,
-            plan=how,
-        )
+        return NotImplemented
     q, suffix_k, suffix_v = q.contiguous(), suffix_k.contiguous(), suffix_v.contiguous()
     keys, values = reference.even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)
     beams = reference.beams_of(q.view(rows, kv_heads, heads // kv_heads, dim), len(how.lengths))
