@@ -233,9 +233,19 @@ def _credentials(security: Mapping[str, Any]) -> Any:
 
 
 def _on_signal(stop: Callable[[], object]) -> None:
+    """Call `stop` at the first SIGTERM or SIGINT. Those behind it change nothing: a supervisor may send several, and
+    the last of them would kill a process whose loop is closed, with everything answered and committed."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def first() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        stop()
+
+    for number in numbers:
+        loop.add_signal_handler(number, first)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
