@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -144,6 +146,21 @@ def test_integers_of_any_kind_are_taken_as_such(kind: Any) -> None:
     event, update = UserEvent("u", "i", timestamp_ms=kind(8)), CatalogUpdate("i", (kind(1), kind(2)))
     assert (event, update) == (UserEvent("u", "i", timestamp_ms=8), CatalogUpdate("i", (1, 2)))
     assert [*map(type, (event.timestamp_ms, *(update.sid or ())))] == [int] * 3
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction])
+def test_numbers_of_any_kind_are_taken_as_such(kind: Any) -> None:
+    request = RecommendRequest("r", "u", min_score=kind(-2.5), temperature=kind(0.5))
+    assert request == RecommendRequest("r", "u", min_score=-2.5, temperature=0.5)
+    assert (type(request.min_score), type(request.temperature)) == (float, float)
+    codec.encode(protocol.request_message(request), "msgpack")
+
+
+@pytest.mark.parametrize("value", [np.True_, np.array(-1.0), 1j, Decimal(-1)])
+def test_what_is_no_number_is_refused_whatever_it_is(value: Any) -> None:
+    for name in ("min_score", "temperature"):
+        with pytest.raises(InvalidRequest, match=rf"^{name} must be None or a .*, not "):
+            RecommendRequest(**{"request_id": "r", "user_id": "u", name: value})
 
 
 @pytest.mark.parametrize("value", [np.True_, np.float64(10), np.array([10])])

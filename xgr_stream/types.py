@@ -11,8 +11,8 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from numbers import Integral
-from typing import NamedTuple, cast
+from numbers import Integral, Real
+from typing import Any, NamedTuple, cast
 
 from xgr_stream.errors import InvalidEvent, InvalidRequest, InvalidUpdate, XgrError
 
@@ -97,6 +97,13 @@ def check_user_id(value: str) -> str:
 def _integer(value: object) -> object:
     """An integer of any kind, NumPy's for instance, as an `int`; anything else, a truth value too, as it came."""
     return value if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+
+
+def _number(value: object) -> Any:
+    """A real number of any kind as an `int` or a `float`; anything else, a truth value too, as it came."""
+    if isinstance(value, Integral):
+        return _integer(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _caps(value: object) -> Caps:
@@ -344,16 +351,18 @@ class RecommendRequest:
             object.__setattr__(self, "tail", _token_ids("tail", self.tail))
         if self.caps != ():
             object.__setattr__(self, "caps", _caps(self.caps))
-        least = self.min_score
+        least = _number(self.min_score)
         if least is not None:
             # An integer may be too large for a float, and a message for an integer.
             if type(least) not in (int, float) or not -sys.float_info.max <= least <= 0:
                 raise InvalidRequest(f"min_score must be None or a log-probability, at most 0, not {_shown(least)}")
             object.__setattr__(self, "min_score", float(least))
-        heat = self.temperature
-        if heat is not None and (type(heat) not in (int, float) or not MIN_TEMPERATURE <= heat <= MAX_TEMPERATURE):
-            expected = f"None or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
-            raise InvalidRequest(f"temperature must be {expected}, not {_shown(heat)}")
+        heat = _number(self.temperature)
+        if heat is not None:
+            if type(heat) not in (int, float) or not MIN_TEMPERATURE <= heat <= MAX_TEMPERATURE:
+                expected = f"None or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+                raise InvalidRequest(f"temperature must be {expected}, not {_shown(heat)}")
+            object.__setattr__(self, "temperature", heat)
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 63 or heat is None):
             raise InvalidRequest(
                 f"seed must be None or an integer from 0 to 2^63 - 1 beside a temperature, not {_shown(self.seed)}"

@@ -110,7 +110,7 @@ class Asking(ABC):
 
     def _timeout_ms(self, timeout: float | None) -> int:
         seconds = self._default_timeout_s if timeout is None else timeout
-        if not isinstance(seconds, int | float) or not 0 <= seconds < MAX_TIMEOUT_S:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MAX_TIMEOUT_S:
             raise InvalidRequest(f"timeout must be a number of seconds from 0 to {MAX_TIMEOUT_S:.0f}, not {timeout!r}")
         return round(seconds * 1000)
 
