@@ -13,6 +13,9 @@ import logging
 import sys
 from typing import Any
 
+from aiokafka.errors import KafkaConnectionError
+
+from xgr_stream.cli.faults.fleet import NO_BROKER
 from xgr_stream.cli.faust_app import make_app, serve_app
 from xgr_stream.cli.logs import log_to_stderr
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
@@ -58,4 +61,8 @@ async def serve(settings: dict[str, Any]) -> None:
 if __name__ == "__main__":
     log_to_stderr()
     logging.getLogger("xgr_stream.stream.recovery").setLevel(logging.INFO)  # what the fleet counts
-    asyncio.run(serve(json.loads(sys.argv[1])))
+    settings = json.loads(sys.argv[1])
+    try:
+        asyncio.run(serve(settings))
+    except KafkaConnectionError as error:
+        sys.exit(f"{NO_BROKER}{settings['broker']}: {error}")
