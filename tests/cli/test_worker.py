@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,35 +105,3 @@ def test_the_options_make_a_challenger(tmp_path: Path, option: str, role: str) -
     said = CliRunner().invoke(command, [option, str(tmp_path), "--fraction", "0.2", "--challenger-cache-mib", "7"])
     assert said.output.strip() == repr(ChallengerConfig(str(tmp_path), role, 0.2, cache_bytes=7 << 20))  # type: ignore[arg-type]
     assert CliRunner().invoke(command, []).output.strip() == "None"
-
-
-TOLD_TWICE = """
-import asyncio, sys
-from xgr_stream.cli.worker import _loop_factory, _on_signal
-
-async def serve():
-    stopping = asyncio.Event()
-    _on_signal(stopping.set)
-    print("serving", flush=True)
-    await stopping.wait()
-
-with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-    runner.run(serve())
-print("answered", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_has_answered_everything_is_not_killed_by_another_signal(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", TOLD_TWICE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "serving\n"
-        process.send_signal(number)
-        assert process.stdout.readline() == "answered\n"
-        process.send_signal(number)
-        process.stdin.close()
-        assert process.wait() == 0

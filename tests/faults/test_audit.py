@@ -14,8 +14,10 @@ from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
 from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.engine import Engine
 from xgr_stream.errors import InvalidRequest, MalformedMessage
+from xgr_stream.history import SourcePosition
 from xgr_stream.stream import changelog, codec, protocol
 from xgr_stream.stream.records import Record
+from xgr_stream.stream.source_header import source_header
 from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.types import Recommendation, RecommendRequest, RecommendResponse
 
@@ -35,7 +37,7 @@ class Run:
 
     def __init__(self) -> None:
         self.truth = Truth()
-        self.written = Written([], [], [], [], [])
+        self.written = Written([], [], [], [], [], [])
         self._engine = engine()
         for number in range(EVENTS_EACH):
             for user in USERS:
@@ -202,6 +204,37 @@ def test_a_run_that_went_well_has_no_differences() -> None:
     assert findings.figures["events in histories"] == 2 * EVENTS_EACH
     assert findings.figures["answers recomputed"] == findings.figures["answers with items"] == 20
     assert findings.figures["answers compared with another"] == 10
+
+
+def _copies(run: Run) -> None:
+    """Make the events copies of as many views."""
+    events = run.written.events
+    run.written.views[:] = [record._replace(topic="views", headers=()) for record in events]
+    events[:] = [
+        record._replace(headers=(*record.headers, source_header(SourcePosition("views", 0, record.offset))))
+        for record in events
+    ]
+
+
+def test_a_copy_that_is_written_again_does_not_count() -> None:
+    run = Run()
+    _copies(run)
+    run.written.events.extend([record._replace(offset=record.offset + 1_000) for record in run.written.events[30:50]])
+    findings = run.audited()
+    assert findings.differences == []
+    assert findings.figures["copies that were written again"] == 20
+    assert findings.figures["views"] == len(run.written.views)
+
+
+def test_an_event_without_a_copy_and_a_copy_that_counts_twice_are_found() -> None:
+    run = Run()
+    _copies(run)
+    del run.written.events[78]
+    assert any("users whose events in the topic" in difference for difference in run.audited().differences)
+    run = Run()
+    _copies(run)
+    _count_an_event_twice(run)
+    assert "histories hold events twice" in run.audited().differences[0]
 
 
 def _items(*scored: tuple[str, float]) -> tuple[Recommendation, ...]:

@@ -241,3 +241,14 @@ async def test_what_we_are_done_with_and_others_are_not_is_waited_for(stage: Sta
     shared.acked = True
     stage.consumer._clean_unacked_messages()
     assert stage.waited_for == 0
+
+
+async def test_what_an_agent_of_ours_has_open_of_another_topic_is_let_go_too(stage: Stage) -> None:
+    views = Message(*THEIRS, offset=7, **NOTHING_ELSE)
+    views.incref()
+    stage.consumer.track_message(views)
+    stage.batches.let_go_of(THEIRS.topic)
+    stage.consumer._clean_unacked_messages()
+    assert stage.waited_for == 1
+    stage.batches.stop()
+    assert stage.waited_for == 0

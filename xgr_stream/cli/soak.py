@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     default=None,
     help="Workers keep copies of each other's histories, or not.  [default: with every second seed]",
 )
+@click.option("--copies", is_flag=True, help="Events come from another topic, which the workers copy (Faust's driver).")
 @click.option("--logs", type=click.Path(file_okay=False), help="Keep the workers' logs of runs with differences here.")
 def soak(
     kafka_home: str | None,
@@ -53,6 +55,7 @@ def soak(
     driver: Literal["kafka", "faust"],
     transactional: bool,
     standby: bool | None,
+    copies: bool,
     logs: str | None,
 ) -> None:
     """Run workers under load and faults, and audit what they did. Ends with 1 if anything is off.
@@ -60,8 +63,9 @@ def soak(
     Faults, at random by seed: a worker is killed, frozen beyond its session, slowed, joins, leaves; the broker is
     stopped, killed; offsets are rewound while the group is stopped; messages are corrupt.
 
-    The audit: every event is in its user's history once and in order; every request is answered; every message that
-    can't be read is a dead letter; answers that saw the same events are equal, and the engine's own.
+    The audit: every event is in its user's history once and in order, however often it was copied; every request is
+    answered; every message that can't be read is a dead letter; answers that saw the same events are equal, and the
+    engine's own.
     """
     from xgr_stream.cli.faults.plan import KINDS, OF_THE_BROKER, Soak
     from xgr_stream.cli.faults.run import soak as run
@@ -71,6 +75,9 @@ def soak(
     kinds = KINDS if broker is None else tuple(kind for kind in KINDS if kind not in OF_THE_BROKER)
     if transactional and driver == "faust":
         raise click.UsageError("--transactional needs --driver kafka: Faust commits offsets by itself")
+    if copies and driver == "kafka":
+        raise click.UsageError("--copies needs --driver faust: an application's topics are repartitioned by its app")
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that the broker is away is no news here
     failed = []
     for seed in range(first_seed, first_seed + seeds):
         plan = Soak(
@@ -86,9 +93,11 @@ def soak(
             transactional=transactional,
             standby=seed % 2 == 1 if standby is None else standby,
             kinds=kinds,
+            copies=copies,
             nodes=int(nodes),
         )
         how = (", transactions" if transactional else "") + (", standby copies" if plan.standby else "")
+        how += ", events copied from another topic" if copies else ""
         click.echo(f"seed {seed}: {minutes:g} min, {workers} workers ({driver} driver{how})")
         findings = asyncio.run(run(plan, kafka_home, broker, click.echo, None if logs is None else Path(logs)))
         _show(findings)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.signals import on_first_signal
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
@@ -161,7 +161,7 @@ async def _serve_with_kafka(setup: Setup, web: tuple[str, int]) -> None:
     models = ModelsPage(lambda: driver.runtime)
     control = {"GET": models.get, "POST": models.post}
     async with served(Pages(lambda: driver.runtime, setup.metrics), *web, control=control):
-        _on_signal(driver.stop)
+        on_first_signal(driver.stop)
         served_from = f"{setup.config.topics.requests} from {setup.connection.bootstrap}"
         click.echo(f"serving {served_from}; metrics on http://{web[0]}:{web[1]}/metrics")
         await driver.run()
@@ -170,23 +170,11 @@ async def _serve_with_kafka(setup: Setup, web: tuple[str, int]) -> None:
 async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
     import faust
 
+    from xgr_stream.cli.faust_app import make_app, serve_app
     from xgr_stream.stream import attach
     from xgr_stream.stream.control import ModelsPage
 
-    connection = setup.connection
-    session_timeout_s = connection.session_timeout_ms / 1000
-    app = faust.App(
-        setup.group_id,
-        broker=[f"kafka://{address}" for address in connection.bootstrap.split(",")],
-        broker_credentials=_credentials(connection.security),
-        consumer_group_instance_id=connection.group_instance_id,
-        web_bind=web[0],
-        web_port=web[1],
-        consumer_auto_offset_reset="earliest",
-        broker_session_timeout=session_timeout_s,
-        broker_rebalance_timeout=session_timeout_s,
-        broker_heartbeat_interval=session_timeout_s / 10,
-    )
+    app = make_app(setup.connection, setup.group_id, web)
     recommender = attach(
         app,
         engine=setup.engine,
@@ -205,47 +193,7 @@ async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
             return await models.post(request)
 
     app.page("/models", name="xgr-models")(ModelsView)
-    app.finalize()
-    stopping = asyncio.Event()
-    _on_signal(stopping.set)
-    await app.start()
-    try:
-        await app.wait_for_stopped(stopping.wait())
-    finally:
-        await app.stop()
-    if app.crash_reason is not None:
-        raise app.crash_reason
-
-
-def _credentials(security: Mapping[str, Any]) -> Any:
-    """Faust's own form of `Connection.security`."""
-    from faust.auth import SASLCredentials, SSLCredentials
-
-    context = security.get("ssl_context")
-    if "sasl_mechanism" in security:
-        return SASLCredentials(
-            username=security["sasl_plain_username"],
-            password=security["sasl_plain_password"],
-            mechanism=security["sasl_mechanism"],
-            ssl_context=context,
-        )
-    return None if context is None else SSLCredentials(context)
-
-
-def _on_signal(stop: Callable[[], object]) -> None:
-    """Call `stop` at the first SIGTERM or SIGINT. Those behind it change nothing: a supervisor may send several, and
-    the last of them would kill a process whose loop is closed, with everything answered and committed."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def first() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)
-        stop()
-
-    for number in numbers:
-        loop.add_signal_handler(number, first)
+    await serve_app(app)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

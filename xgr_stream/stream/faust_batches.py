@@ -72,12 +72,17 @@ class FaustBatches:
         self._take = take
         self._committable = committable
         self._must_rest = must_rest
+        self._let_go_of = {events, requests}
         self._open: dict[TP, _Open] = {}
         self._acknowledged: WeakSet[Any] = WeakSet()
         """Messages that came Faust's way, of which others may still have to do."""
         self._stopped = False
         self._pause_until = float("-inf")
         self._consumer: Any = None
+
+    def let_go_of(self, topic: str) -> None:
+        """Have Faust wait no more, once we have stopped, for what we have open of this topic as well."""
+        self._let_go_of.add(topic)
 
     def start(self) -> None:
         """Before the app's consumer is started."""
@@ -161,7 +166,7 @@ class FaustBatches:
         consumer._unacked_messages -= {message for message in consumer._unacked_messages if self._is_over(message)}
 
     def _is_over(self, message: Any) -> bool:
-        ours = self._stopped and message.tp.topic in self._sizes and message not in self._acknowledged
+        ours = self._stopped and message.tp.topic in self._let_go_of and message not in self._acknowledged
         return message.acked or (ours and message.refcount <= 1)
 
     def _leave_connected(self) -> None:

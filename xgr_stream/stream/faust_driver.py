@@ -29,7 +29,7 @@ from mode import Service
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_delivery import deliver_at_once
-from xgr_stream.stream.faust_topic import MAX_BATCH, Event, batches, raw_topic
+from xgr_stream.stream.faust_topic import MAX_BATCH, Event, raw_topic
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
@@ -85,6 +85,14 @@ class FaustDriver(Service):
         return self._app.agent(raw_topic(self._app, topic), name=f"xgr-{topic}", isolated_partitions=True)(
             self._consume
         )
+
+    def read_too(self, topic: str) -> None:
+        """An agent of ours has this topic: on the way down its remaining records are let go, too."""
+        self._batches.let_go_of(topic)
+
+    def acknowledged(self, message: Any) -> None:
+        """That agent is done with this one."""
+        self._batches.acknowledged(message)
 
     # Service
 
@@ -145,10 +153,10 @@ class FaustDriver(Service):
     # Records
 
     async def _consume(self, stream: Any) -> None:
-        async for events in batches(stream):
-            tp = events[-1].message.tp
-            self._gather(tp.topic, events)
-            del events  # Faust waits for as long as anything refers to what is not acknowledged
+        async for event in stream.noack().events():
+            tp = event.message.tp
+            self._gather(tp.topic, [event])
+            del event  # Faust waits for as long as anything refers to what is not acknowledged
             while self._notes_whether_it_must_rest(tp.topic, tp.partition):
                 self._progress.clear()
                 await self._progress.wait()

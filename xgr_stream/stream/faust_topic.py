@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import faust
@@ -14,17 +15,29 @@ Event = EventT[Any]
 MAX_BATCH = 100
 
 
-async def batches(stream: Any) -> AsyncIterator[list[Event]]:
-    """The events of an agent's stream, not acknowledged, in micro-batches of what is there. Keeps none of them: Faust
-    waits for as long as anything refers to one."""
-    batch: list[Event] = []
-    async for event in stream.noack().events():
-        batch.append(event)
-        del event
-        if len(batch) >= MAX_BATCH or stream.channel.queue.empty():
-            taken, batch = batch, []
-            yield taken
-            del taken
+async def in_batches(stream: Any, take: Callable[[list[Event]], Awaitable[None]]) -> None:
+    """Have `take`, which must not raise, called with the events of an agent's stream, not acknowledged: with those that
+    came during one call by the next one.
+
+    No event waits for another to come. A rebalance drops what an agent has not been handed yet, and waits for what it
+    has; so does the app's end.
+    """
+    came: asyncio.Queue[Event] = asyncio.Queue(MAX_BATCH)
+
+    async def taking() -> None:
+        while True:
+            events = [await came.get()]
+            while not came.empty():
+                events.append(came.get_nowait())
+            await take(events)
+            del events  # Faust waits for as long as anything refers to one
+
+    async with asyncio.TaskGroup() as tasks:
+        until_the_stream_ends = tasks.create_task(taking())
+        async for event in stream.noack().events():
+            await came.put(event)
+            del event
+        until_the_stream_ends.cancel()
 
 
 class RawTopic(Topic):

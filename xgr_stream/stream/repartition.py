@@ -21,7 +21,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import RETRY_AFTER_S
 from xgr_stream.stream.faust_driver import FaustDriver
-from xgr_stream.stream.faust_topic import Event, batches, raw_topic
+from xgr_stream.stream.faust_topic import Event, in_batches, raw_topic
 from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.publisher import OUT_OF_STEP
 from xgr_stream.stream.records import Record
@@ -63,15 +63,19 @@ class Repartition:
         self.agents = [self._agent(source, to_event, number) for number, (source, to_event) in enumerate(sources)]
 
     def _agent(self, source: ChannelT[Any], to_event: ToEvent, number: int) -> Any:
+        async def forward(events: list[Event]) -> None:
+            try:
+                await self._forward(events, to_event, is_topic)
+            except Exception as error:  # noqa: BLE001  Faust would go on with what is behind these
+                await self._stop(error)
+
         async def convert(stream: Any) -> None:
-            async for events in batches(stream):
-                try:
-                    await self._forward(events, to_event, is_topic)
-                except Exception as error:  # noqa: BLE001  Faust would go on with what is behind these
-                    await self._stop(error)
+            await in_batches(stream, forward)
 
         is_topic = isinstance(source, TopicT)
         channel = raw_topic(self._app, source.get_topic_name()) if is_topic else source
+        if is_topic:
+            self._driver.read_too(source.get_topic_name())
         name = f"xgr-repartition-{self._config.topics.events}-{number}"
         return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
 
@@ -95,6 +99,7 @@ class Repartition:
         await asyncio.gather(*writes)
         for event in events:
             event.ack()
+            self._driver.acknowledged(event.message)
 
     async def _stop(self, error: Exception) -> None:
         """End the worker. Until then nothing more is written here: its copies would make those that are missing pass

@@ -13,6 +13,7 @@ from xgr_stream.errors import HistoryError
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream import changelog, codec, protocol
 from xgr_stream.stream.records import Record
+from xgr_stream.stream.source_header import source_of
 from xgr_stream.types import RecommendResponse, Status
 
 MAX_BYTES = 1 << 30
@@ -42,10 +43,15 @@ class Offsets:
 
 
 def audit_events(truth: Truth, written: Written, findings: Findings) -> Offsets:
-    """The events topic holds each event once and in order: the ground on which all else stands."""
+    """The events topic holds each event once and in order, but for copies that were written again: the ground on which
+    all else stands."""
     offsets = Offsets()
     found = defaultdict(list)
-    for record in written.events:
+    counting = list(_first_copies(written.events))
+    if written.views:
+        findings.figures["views"] = len(written.views)
+        findings.figures["copies that were written again"] = len(written.events) - len(counting)
+    for record in counting:
         if _corrupt(record) is None:
             event = protocol.parse_event(codec.decode(record.value or b"", MAX_BYTES), record.key)
             found[event.user_id].append(event)
@@ -159,7 +165,7 @@ def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findi
     """Every message that can't be read is a dead letter, and nothing else is."""
     corrupt = {
         (record.topic, record.partition, record.offset): what
-        for record in (*written.events, *written.requests)
+        for record in (*written.views, *written.events, *written.requests)
         if (what := _corrupt(record)) is not None
     }
     letters = [codec.decode(record.value or b"", MAX_BYTES) for record in written.dead_letters]
@@ -175,6 +181,19 @@ def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findi
     findings.differ("good messages became dead letters", sorted(places.keys() - corrupt.keys()))
     findings.figures["corrupt messages"] = len(corrupt)
     findings.figures["dead letters"] = len(letters)
+
+
+def _first_copies(events: Iterable[Record]) -> Iterable[Record]:
+    """Without the copies whose original, or one behind it in its partition, was copied before."""
+    copied: dict[tuple[int, str, int], int] = {}
+    for record in events:
+        source = source_of(record.headers)
+        if source is not None:
+            origin = record.partition, source.topic, source.partition
+            if source.offset <= copied.get(origin, -1):
+                continue
+            copied[origin] = source.offset
+        yield record
 
 
 def _untrue(responses: Sequence[RecommendResponse], offsets: Offsets) -> Iterable[str]:

@@ -10,12 +10,14 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from xgr_stream.cli.faults.copying_worker import glance, view
 from xgr_stream.cli.faults.plan import Soak
+from xgr_stream.cli.faults.topics import Views
 from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
 from xgr_stream.config import TopicNames
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import Connection, stop_client
-from xgr_stream.stream.partitioner import partitioner
+from xgr_stream.stream.partitioner import by_key
 from xgr_stream.types import ItemFilter, RecommendRequest
 
 TICK_S = 0.02
@@ -27,18 +29,23 @@ STRANGERS = 0.03
 """Part of the requests that ask for a user without events."""
 UNSEEN_ONLY = 0.2
 """Part of the requests that exclude what the user has seen."""
+GLANCES = 0.1
+"""As many of the application's records that are no events, for each that is one."""
 AFTER_OWN_EVENT = 0.3
-"""Part of the requests that wait for the user's last event (`min_offset`)."""
+"""Part of the requests that wait for the user's last event (`min_offset`), where the load knows its offset."""
 TIMEOUTS_MS = (500, 2_000, 10_000, 30_000)
 
 
 class Load:
     """Writes at the plan's rates from `run` to `end`, which returns when all is durable."""
 
-    def __init__(self, soak: Soak, connection: Connection, topics: TopicNames, truth: Truth) -> None:
+    def __init__(
+        self, soak: Soak, connection: Connection, topics: TopicNames, views: Views | None, truth: Truth
+    ) -> None:
         self._soak = soak
         self._connection = connection
         self._topics = topics
+        self._views = views
         self._truth = truth
         self._chance = random.Random(soak.seed + 1)
         self._users = [f"user-{n}" for n in range(soak.users)]
@@ -46,7 +53,7 @@ class Load:
         self._last_offset: dict[str, int] = {}
         self._writes: set[asyncio.Future[Any]] = set()
         self._failed: list[BaseException] = []
-        self._place = partitioner("murmur2", soak.partitions)
+        self._place = by_key("murmur2", soak.partitions)
         self._producer: AIOKafkaProducer | None = None
         self._ended = False
 
@@ -85,6 +92,11 @@ class Load:
     async def _write_event(self) -> None:
         user = self._chance.choices(self._users, self._weights)[0]
         event = self._truth.next_event(user, f"item-{self._chance.randrange(NUM_ITEMS)}")
+        if self._views is not None:
+            if self._chance.random() < GLANCES:
+                await self._write_view(user, glance())
+            await self._write_view(user, view(event.user_id, event.item_id, event.action))
+            return
         message = codec.encode(protocol.event_message(event), self._chance.choice(("msgpack", "json")))
 
         def note(offset: int) -> None:
@@ -117,8 +129,12 @@ class Load:
         """Write messages among the others that must become dead letters or error responses."""
         for number in range(count):
             user = self._chance.choice(self._users)
-            topic, what, value, shift = self._corrupt_message(user)
             self._truth.corrupt += 1
+            if self._views is not None and self._chance.random() < 0.5:
+                what, value = self._chance.choice((("noise", self._chance.randbytes(40)), ("no page", b"{}")))
+                await self._write_view(user, value, corrupt=what)
+                continue
+            topic, what, value, shift = self._corrupt_message(user)
             await self._write(topic, user, value, corrupt=what, shift=shift)
             request_id = f"faulty-{len(self._truth.refusable)}"
             self._truth.refusable.add(request_id)
@@ -143,6 +159,14 @@ class Load:
             )
         )
 
+    async def _write_view(self, user: str, value: bytes, *, corrupt: str | None = None) -> None:
+        """All of a user's in one partition, or nobody could say in which order they came."""
+        if self._views is None:
+            raise RuntimeError("this run has no topic of views")
+        key = f"session-of-{user}".encode()
+        partition = by_key("murmur2", self._views.partitions)(key)
+        await self._send(self._views.topic, partition, key, value, corrupt=corrupt)
+
     async def _write(
         self,
         topic: str,
@@ -153,11 +177,23 @@ class Load:
         corrupt: str | None = None,
         shift: int = 0,
     ) -> None:
-        """Hand a record to the producer; `note` is called with its offset when it is durable."""
-        if self._producer is None or self._place is None:
-            raise RuntimeError("the load must be started before it writes")
         key = user.encode()
         partition = (self._place(key) + shift) % self._soak.partitions
+        await self._send(topic, partition, key, value, note=note, corrupt=corrupt)
+
+    async def _send(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes,
+        value: bytes,
+        *,
+        note: Callable[[int], None] | None = None,
+        corrupt: str | None = None,
+    ) -> None:
+        """Hand a record to the producer; `note` is called with its offset when it is durable."""
+        if self._producer is None:
+            raise RuntimeError("the load must be started before it writes")
         headers = [] if corrupt is None else [(CORRUPT_HEADER, corrupt.encode())]
         written = await self._producer.send(topic, value, key, partition=partition, headers=headers)
         self._writes.add(written)

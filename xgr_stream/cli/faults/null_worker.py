@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
 from typing import Any
 
 from xgr_stream.cli.logs import log_to_stderr
+from xgr_stream.cli.signals import on_first_signal
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.connection import Connection
@@ -29,7 +29,7 @@ async def serve(settings: dict[str, Any]) -> None:
     engine = NullEngine(version=settings["name"])
     driver = KafkaDriver(Setup(engine, connection, settings["group"], config, EngineConfig(), metrics))
     async with served(Pages(lambda: driver.runtime, metrics), "127.0.0.1", settings["port"]):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, driver.stop)
+        on_first_signal(driver.stop)
         await driver.run()
 
 

@@ -45,6 +45,8 @@ class Soak:
     """The workers commit transactions, and what is read with `read_committed` is held to: each answer once."""
     standby: bool = False
     """Each worker keeps copies of the others' histories, and takes a partition on from its copy."""
+    copies: bool = False
+    """The events come from a topic of the application's, which the workers copy (Faust's driver alone)."""
     nodes: int = 1
     """Brokers; with three, each record is on all and acknowledged by two at least, and one of them goes at a time."""
 

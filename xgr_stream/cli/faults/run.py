@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from aiokafka import TopicPartition
@@ -27,7 +29,7 @@ from xgr_stream.cli.faults.injector import Breakable, Injector
 from xgr_stream.cli.faults.load import Load
 from xgr_stream.cli.faults.plan import Soak, schedule
 from xgr_stream.cli.faults.recompute import audit_items
-from xgr_stream.cli.faults.topics import Progress, Written, written
+from xgr_stream.cli.faults.topics import Progress, Views, Written, written
 from xgr_stream.cli.faults.truth import Truth
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
 from xgr_stream.engine import Engine
@@ -108,13 +110,14 @@ class _Run:
         self._model = save_tiny_model(folder / "model", xgr=XGR)
         self._catalog = folder / "catalog.parquet"
         tiny_catalog().save(self._catalog)
+        self._views = Views(f"views-{own}", plan.partitions + 1) if plan.copies else None
         self._truth = Truth()
-        self._fleet = Fleet(self._command, folder)
-        self._progress = Progress(connection, self._topics, plan.partitions, self._group)
+        self._fleet = Fleet(self._copying if plan.copies else self._command, folder)
+        self._progress = Progress(connection, self._topics, plan.partitions, self._views, self._group)
 
     async def run(self) -> Findings:
         plan, fleet = self._plan, self._fleet
-        load = Load(plan, self._connection, self._topics, self._truth)
+        load = Load(plan, self._connection, self._topics, self._views, self._truth)
         try:
             await self._create_topics()
             await load.start()
@@ -127,7 +130,9 @@ class _Run:
             findings.differ("records are not committed when all is quiet", await self._settled())
             await asyncio.gather(*map(fleet.leave, fleet.alive()))
             self._timed("the workers have left")
-            held = await written(self._connection, self._topics, plan.partitions, committed=plan.transactional)
+            held = await written(
+                self._connection, self._topics, plan.partitions, self._views, committed=plan.transactional
+            )
             self._timed("the topics are read")
             return self._audited(findings, held)
         finally:
@@ -139,12 +144,14 @@ class _Run:
         self._say(f"  {asyncio.get_running_loop().time() - self._started:6.1f} s  {line}")
 
     async def _create_topics(self) -> None:
-        """The changelog with settings of its own, so that compaction happens within a run."""
+        """The changelog with settings of its own, so that compaction happens within a run, and the application's."""
         admin = self._connection.admin()
         await admin.start()
         replicas = min(3, len((await admin.describe_cluster())["brokers"]))
-        changelog = NewTopic(self._topics.changelog, self._plan.partitions, replicas, topic_configs=CHANGELOG)
-        await admin.create_topics([changelog])
+        created = [NewTopic(self._topics.changelog, self._plan.partitions, replicas, topic_configs=CHANGELOG)]
+        if self._views is not None:
+            created.append(NewTopic(self._views.topic, self._views.partitions, replicas))
+        await admin.create_topics(created)
         await admin.close()
         await ensure_topics(self._connection, self._topics, self._plan.partitions)
 
@@ -222,3 +229,20 @@ class _Run:
             listed.append("--transactional")
         # One thread each: they share the machine's cores.
         return ["env", "OMP_NUM_THREADS=1", sys.executable, "-c", program, "worker", *listed]
+
+    def _copying(self, port: int) -> Sequence[str]:
+        settings = {
+            "broker": self._connection.bootstrap,
+            "group": self._group,
+            "topics": asdict(self._topics),
+            "views": None if self._views is None else self._views.topic,
+            "model": str(self._model),
+            "catalog": str(self._catalog),
+            "port": port,
+            "session_timeout_s": self._plan.session_timeout_s,
+            "cache_bytes": CACHE_MIB << 20,
+            "engine": {"beam_width": BEAM_WIDTH, "prefill_chunk_tokens": CHUNK_TOKENS},
+            "stream": {"standby_bytes": STANDBY_MIB << 20} if self._plan.standby else {},
+        }
+        program = "xgr_stream.cli.faults.copying_worker"
+        return ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", program, json.dumps(settings)]

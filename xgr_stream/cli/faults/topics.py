@@ -22,9 +22,21 @@ class Written:
     responses: list[Record]
     dead_letters: list[Record]
     changelog: list[Record]
+    views: list[Record]
+    """What the events are copies of, if they are."""
 
 
-async def written(connection: Connection, topics: TopicNames, partitions: int, *, committed: bool = False) -> Written:
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The application's topic of which the events are copies."""
+
+    topic: str
+    partitions: int
+
+
+async def written(
+    connection: Connection, topics: TopicNames, partitions: int, views: Views | None, *, committed: bool = False
+) -> Written:
     """Read all topics from their beginning to where they end now; `committed`: what was committed of them alone."""
     isolation = "read_committed" if committed else "read_uncommitted"
 
@@ -37,6 +49,7 @@ async def written(connection: Connection, topics: TopicNames, partitions: int, *
         responses=await read(topics.responses),
         dead_letters=await read(topics.dead_letters, 1),
         changelog=await read(topics.changelog),
+        views=[] if views is None else await read(views.topic, views.partitions),
     )
 
 
@@ -61,27 +74,34 @@ async def _read(connection: Connection, isolation: str, partitions: list[TopicPa
 class Progress:
     """A reader beside the group: how far its commits are behind, and how to set them back while it has no members."""
 
-    def __init__(self, connection: Connection, topics: TopicNames, partitions: int, group_id: str) -> None:
+    def __init__(
+        self, connection: Connection, topics: TopicNames, partitions: int, views: Views | None, group_id: str
+    ) -> None:
         self._events = topics.events
         self.rewound: dict[tuple[str, int], int] = {}
         """(topic, partition) → the lowest offset that it was set back to."""
-        self._partitions = [
-            TopicPartition(topic, number) for topic in (topics.events, topics.requests) for number in range(partitions)
-        ]
+        counts = {} if views is None else {views.topic: views.partitions}
+        counts |= dict.fromkeys((topics.events, topics.requests), partitions)
+        self._topics = [[TopicPartition(topic, number) for number in range(count)] for topic, count in counts.items()]
+        """What is copied comes before what it is copied into."""
         self._consumer = connection.consumer(group_id=group_id, auto_offset_reset="earliest")
 
     async def start(self) -> None:
         await self._consumer.start()
-        self._consumer.assign(self._partitions)
+        self._consumer.assign(self.partitions)
 
     async def stop(self) -> None:
         await stop_client(self._consumer)
 
     async def behind(self) -> dict[TopicPartition, int]:
-        """Records of each partition that are not committed yet, of those that have some."""
-        ends = await self._consumer.end_offsets(self._partitions)
-        committed = {tp: await self._consumer.committed(tp) or 0 for tp in self._partitions}
-        return {tp: ends[tp] - committed[tp] for tp in self._partitions if ends[tp] > committed[tp]}
+        """Records of each partition that are not committed yet, of those that have some. What is committed of views is
+        copied, so that nothing is written to events behind the ends that are asked for after that."""
+        behind: dict[TopicPartition, int] = {}
+        for partitions in self._topics:
+            ends = await self._consumer.end_offsets(partitions)
+            committed = {tp: await self._consumer.committed(tp) or 0 for tp in partitions}
+            behind |= {tp: ends[tp] - committed[tp] for tp in partitions if ends[tp] > committed[tp]}
+        return behind
 
     async def rewind(self, parts: dict[TopicPartition, float]) -> dict[TopicPartition, int]:
         """Set the given partitions back by a part of what was committed; how many records each. Raises `KafkaError`
@@ -100,7 +120,7 @@ class Progress:
 
     @property
     def partitions(self) -> list[TopicPartition]:
-        return list(self._partitions)
+        return [tp for partitions in self._topics for tp in partitions]
 
     def of_events(self, tp: TopicPartition) -> bool:
         return bool(tp.topic == self._events)

@@ -1,0 +1,68 @@
+"""A worker process whose events are copies: `python -m xgr_stream.cli.faults.copying_worker JSON`.
+
+It is an application with a topic of its own, `views`: JSON objects, keyed by session, of which those that name an item
+are events (`attach(repartition=True)`). The JSON names `broker`, `group`, `topics`, `views`, `model`, `catalog`,
+`port`, `session_timeout_s`, and what else `EngineConfig` (`engine`) and `StreamConfig` (`stream`) are to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from typing import Any
+
+from aiokafka.errors import KafkaConnectionError
+
+from xgr_stream.cli.faults.fleet import NO_BROKER
+from xgr_stream.cli.faust_app import make_app, serve_app
+from xgr_stream.cli.logs import log_to_stderr
+from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
+from xgr_stream.stream import attach
+from xgr_stream.stream.connection import Connection
+from xgr_stream.types import UserEvent
+
+
+def view(user_id: str, item_id: str, action: str | None) -> bytes:
+    """A record of the application's that is an event."""
+    return json.dumps({"viewer": user_id, "page": {"item": item_id}, "what": action}).encode()
+
+
+def glance() -> bytes:
+    """One that is none."""
+    return json.dumps({"viewer": "user-0", "page": {}}).encode()
+
+
+def event_of(fields: dict[str, Any]) -> UserEvent | None:
+    """What the application's function makes of a record's value. Raises `KeyError` for one of another form."""
+    item_id = fields["page"].get("item")
+    return None if item_id is None else UserEvent(fields["viewer"], item_id, fields["what"])
+
+
+async def serve(settings: dict[str, Any]) -> None:
+    """Until SIGTERM."""
+    connection = Connection(settings["broker"], session_timeout_ms=round(settings["session_timeout_s"] * 1000))
+    app = make_app(connection, settings["group"], ("127.0.0.1", settings["port"]))
+    cache = CacheConfig(budget_bytes=settings["cache_bytes"])
+    attach(
+        app,
+        model=settings["model"],
+        catalog=settings["catalog"],
+        config=StreamConfig(topics=TopicNames(**settings["topics"]), **settings["stream"]),
+        engine_config=EngineConfig(cache=cache, **settings["engine"]),
+        events=settings["views"],
+        event=event_of,
+        repartition=True,
+    )
+    await serve_app(app)
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    logging.getLogger("xgr_stream.stream.recovery").setLevel(logging.INFO)  # what the fleet counts
+    settings = json.loads(sys.argv[1])
+    try:
+        asyncio.run(serve(settings))
+    except KafkaConnectionError as error:
+        sys.exit(f"{NO_BROKER}{settings['broker']}: {error}")
