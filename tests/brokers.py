@@ -5,6 +5,7 @@ XGR_TEST_KAFKA_HOME=dir: Apache Kafka from there; XGR_TEST_BROKER=host:port: one
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from tests.kafka_node import Addresses
     from xgr_stream.testing.broker import Broker
 
 HOME = os.environ.get("XGR_TEST_KAFKA_HOME")
 ADDRESS = os.environ.get("XGR_TEST_BROKER")
 
-# Large messages, and compaction while a test runs. A node whose heartbeat is late on a busy machine is not fenced: it
-# would leave itself out of its metadata, upon which aiokafka's coordinator fails an assertion.
-PROPERTIES = "message.max.bytes=20000000\nlog.cleaner.backoff.ms=500\nbroker.session.timeout.ms=60000"
-
 _shared = pytest.StashKey[Any]()
-"""The node."""
+"""The node's addresses."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -30,29 +28,37 @@ def pytest_configure_node(node: Any) -> None:
     """Told to each process that pytest-xdist starts. A node of one's own takes each 10 to 20 s of CPU time."""
     if HOME is None or ADDRESS is not None:
         return
-    from xgr_stream.testing.broker import ApacheKafka
+    from tests.kafka_node import kafka_node
 
     stash = node.config.stash
     if _shared not in stash:
-        stash[_shared] = ApacheKafka(HOME, properties=PROPERTIES)
-        node.config.add_cleanup(stash[_shared].stop)
-        stash[_shared].start()
-    node.workerinput["kafka"] = stash[_shared].bootstrap
+        running = contextlib.ExitStack()
+        node.config.add_cleanup(running.close)
+        stash[_shared] = running.enter_context(kafka_node(HOME))
+    node.workerinput["kafka"] = tuple(stash[_shared])
 
 
 @pytest.fixture(scope="session")
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """Others use it at the same time: topics and groups must have names of their test's own."""
+def kafka(request: pytest.FixtureRequest) -> Iterator[Addresses | None]:
+    """The node of Apache Kafka, where the tests have one."""
     # Not before: the tests on a card run where there are no clients of Kafka.
-    from xgr_stream.testing.broker import ApacheKafka, EmbeddedBroker, OutsideBroker
+    from tests.kafka_node import Addresses, kafka_node
 
     shared = getattr(request.config, "workerinput", {}).get("kafka")
-    chosen: Broker
-    if ADDRESS or shared:
-        chosen = OutsideBroker(ADDRESS or shared)
-    elif HOME:
-        chosen = ApacheKafka(HOME, properties=PROPERTIES)
+    if shared is not None:
+        yield Addresses(*shared)
+    elif HOME is None or ADDRESS is not None:
+        yield None
     else:
-        chosen = EmbeddedBroker()
-    with chosen:
+        with kafka_node(HOME) as addresses:
+            yield addresses
+
+
+@pytest.fixture(scope="session")
+def broker(kafka: Addresses | None) -> Iterator[Broker]:
+    """Others use it at the same time: topics and groups must have names of their test's own."""
+    from xgr_stream.testing.broker import EmbeddedBroker, OutsideBroker
+
+    address = ADDRESS or (kafka and kafka.bootstrap)
+    with OutsideBroker(address) if address else EmbeddedBroker() as chosen:
         yield chosen

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tests.profiles  # noqa: F401  loads hypothesis's profile
-from tests.brokers import broker, pytest_configure_node  # noqa: F401  a fixture and a hook
+from tests.brokers import broker, kafka, pytest_configure_node  # noqa: F401  fixtures and a hook
 
 # Read when triton is imported, which no test module has done yet: the kernels run in its interpreter without a GPU.
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():

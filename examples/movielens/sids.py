@@ -47,7 +47,7 @@ def item_vectors(data: MovieLens) -> np.ndarray:
     expected = np.outer(totals, totals) / totals.sum()
     ratio = np.divide(together, expected, out=np.ones_like(together), where=together > 0)
     information = np.log(np.maximum(ratio, 1.0))
-    left, singular, _ = np.linalg.svd(information)
+    left, singular, _ = np.linalg.svd(information, hermitian=True)  # by eigenvalues: half the time
     return (left[:, :DIMENSIONS] * np.sqrt(singular[:DIMENSIONS])).astype(np.float32)
 
 

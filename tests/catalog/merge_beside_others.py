@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +56,14 @@ def watch(thread: int, longest: Longest, ended: threading.Event) -> None:
             before = current
 
 
-def merges(items: int, new: int, times: int, codes: int = 8192) -> list[tuple[float, Longest]]:
+def merges(items: int, new: int, times: int, codes: int = 8192) -> Iterator[tuple[float, Longest]]:
     """Seconds of each of so many merges of the same into the same, and what it was to others."""
     live = LiveCatalog(random_catalog((codes,) * 3, items, tags=100))
     sids = np.random.default_rng(1).integers(0, codes, (new, 3)).tolist()
     live.apply([CatalogUpdate(f"new-{i}", tuple(sid), ("tag-3",)) for i, sid in enumerate(sids)], new)
     begun = live.begin()
     assert begun is not None
-    switched, found = sys.getswitchinterval(), []
+    switched = sys.getswitchinterval()
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -74,17 +75,17 @@ def merges(items: int, new: int, times: int, codes: int = 8192) -> list[tuple[fl
             watching.start()
             started = time.perf_counter()
             merge.run()
-            found.append((time.perf_counter() - started, longest))
+            seconds = time.perf_counter() - started
             ended.set()
             watching.join()
+            yield seconds, longest
     finally:
         sys.setswitchinterval(switched)
         gc.unfreeze()
-    return found
 
 
 def main(items: int = 20_000_000, new: int = 100_000) -> None:
-    found = merges(items, new, 3)
+    found = list(merges(items, new, 3))
     figures = {"items": items, "new": new, "merge_s": [round(seconds, 2) for seconds, _ in found]}
     longest = {
         "clock_ms": [round(own.clock_ms, 1) for _, own in found],

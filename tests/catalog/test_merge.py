@@ -13,8 +13,8 @@ HELD_MS = 8.0
 
 
 def test_other_threads_run_while_millions_are_merged() -> None:
-    found = merges(3_000_000, 20_000, 4)
-    assert min(longest.held_ms for _, longest in found) < HELD_MS
+    """In one of four: something else on this machine may hold up the others."""
+    assert any(longest.held_ms < HELD_MS for _, longest in merges(3_000_000, 20_000, 4))
 
 
 def test_semantic_ids_of_more_combinations_than_a_number_holds_are_in_order() -> None:

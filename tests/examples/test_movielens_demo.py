@@ -20,9 +20,8 @@ from examples.movielens import demo, report
 from examples.movielens.data import MovieLens, UserEvents
 from examples.movielens.decoder import Decoder, Shape
 from examples.movielens.replay import Answer, Replay, Replayed, timeline
-from examples.movielens.sids import build_catalog
 from examples.movielens.timing import ColdAndWarm, Latency, Prober
-from xgr_stream import Recommendation, RecommendResponse, Status
+from xgr_stream import Catalog, Recommendation, RecommendResponse, Status
 from xgr_stream.client import EventPosition
 from xgr_stream.errors import DeadlineExceeded
 from xgr_stream.model import save_checkpoint
@@ -176,7 +175,11 @@ def test_the_demo_runs_to_its_end(data: MovieLens, tmp_path: Path) -> None:
     shape = Shape(hidden=32, layers=1, heads=2, head_dim=16, intermediate=64)
     xgr = {"format": 1, "codes": [64] * 3, "item_tokens": {"offset": 0}, "window": {"max_events": 200}}
     save_checkpoint(tmp_path, shape.config(), Decoder(shape, 0.0).hugging_face_state(), xgr)
-    build_catalog(data).save(tmp_path / "catalog.parquet")
+    items = {
+        "item_id": [movie.item_id for movie in data.movies],
+        "sid": [(n % 64, n // 64, n % 5) for n in range(data.num_items)],
+    }
+    Catalog.from_table(items, codes=(64, 64, 64)).save(tmp_path / "catalog.parquet")
     run = subprocess.run(
         [sys.executable, "-m", "examples.movielens.demo", "--model", tmp_path, "--users", "6"],
         cwd=ROOT,

@@ -19,7 +19,8 @@ def test_two_minutes_bring_every_kind_of_fault(seed: int) -> None:
 
 def test_seeds_differ_and_short_runs_have_faults_too() -> None:
     assert schedule(Soak(1)) != schedule(Soak(2))
-    assert len(schedule(Soak(1, seconds=6))) == LEAST_FAULTS
+    assert {fault.kind for fault in schedule(Soak(1, seconds=6))} == set(KINDS)
+    assert len(schedule(Soak(1, seconds=6, kinds=("rewind",)))) == LEAST_FAULTS
 
 
 def test_brokers_that_are_not_ours_are_left_alone() -> None:

@@ -34,7 +34,7 @@ from xgr_stream.types import CatalogUpdate, RecommendResponse, Status
 
 CODES = (8, 8, 8)
 ITEMS = 60
-TOMBSTONES = 100
+TOMBSTONES = 75
 P99_S = 1.0
 
 

@@ -28,7 +28,7 @@ from xgr_stream.testing import NullEngine, save_tiny_model, tiny_catalog
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import CatalogUpdate, RecommendRequest, RecommendResponse, Status
 
-USERS = [f"user-{n}" for n in range(12)]
+USERS = [f"user-{n}" for n in range(8)]
 
 
 class Shop:

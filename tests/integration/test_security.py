@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,58 +14,28 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from tests.integration.conftest import own_topics
 from tests.integration.workers import ROOT, kafka_worker
+from tests.kafka_node import PASSWORD, Addresses
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import ConfigError, TopologyError
 from xgr_stream.stream.connection import Connection, security
 from xgr_stream.testing import save_tiny_model, tiny_catalog
-from xgr_stream.testing.broker import ApacheKafka, free_port
+from xgr_stream.testing.broker import Broker, OutsideBroker, free_port
 
 MAIN = "from xgr_stream.cli.main import main; main()"
-PASSWORD = "shop secret"
-PROPERTIES = """\
-listener.security.protocol.map=BROKER:SASL_SSL,CONTROLLER:PLAINTEXT
-sasl.enabled.mechanisms=PLAIN
-sasl.mechanism.inter.broker.protocol=PLAIN
-listener.name.broker.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
-username="admin" password="admin" user_admin="admin" user_shop="{password}";
-ssl.keystore.type=PEM
-ssl.keystore.location={both}
-ssl.truststore.type=PEM
-ssl.truststore.location={certificate}
-"""
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1; beside it, with its key, what the broker wants."""
-    home = tmp_path_factory.mktemp("tls")
-    made, key = home / "certificate.pem", home / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", str(key), "-out", str(made)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    (home / "both.pem").write_bytes(key.read_bytes() + made.read_bytes())
-    return made
-
-
-@pytest.fixture(scope="module")
-def kafka(certificate: Path) -> Iterator[ApacheKafka]:
-    home = os.environ.get("XGR_TEST_KAFKA_HOME")
-    if home is None:
+@pytest.fixture
+def tls(kafka: Addresses | None) -> Broker:
+    """The node, as its user with a password reaches it."""
+    if kafka is None:
         pytest.skip("needs Apache Kafka: XGR_TEST_KAFKA_HOME")
-    both = certificate.with_name("both.pem")
-    properties = PROPERTIES.format(password=PASSWORD, both=both, certificate=certificate)
-    with ApacheKafka(home, properties=properties) as broker:
-        broker.connection = secured(broker.bootstrap, certificate)
-        yield broker
+    broker = OutsideBroker(kafka.tls)
+    broker.connection = secured(kafka.tls, kafka.certificate)
+    return broker
 
 
-def secured(bootstrap: str, certificate: Path, password: str = PASSWORD) -> Connection:
+def secured(bootstrap: str, certificate: str, password: str = PASSWORD) -> Connection:
     return Connection(
         bootstrap, security(ca_file=certificate, sasl_mechanism="PLAIN", username="shop", password=password)
     )
@@ -81,16 +49,14 @@ async def asks(connection: Connection, config: StreamConfig) -> int:
         return response.event_count
 
 
-async def test_client_and_worker_over_tls_with_a_password(kafka: ApacheKafka) -> None:
+async def test_client_and_worker_over_tls_with_a_password(tls: Broker) -> None:
     config = StreamConfig(topics=own_topics())
-    async with kafka_worker(kafka, config):
-        assert await asks(kafka.connection, config) == 1
+    async with kafka_worker(tls, config):
+        assert await asks(tls.connection, config) == 1
 
 
 @pytest.mark.parametrize("driver", ["kafka", "faust"])
-async def test_the_worker_command_of_each_driver(
-    kafka: ApacheKafka, certificate: Path, tmp_path: Path, driver: str
-) -> None:
+async def test_the_worker_command_of_each_driver(tls: Broker, kafka: Addresses, tmp_path: Path, driver: str) -> None:
     save_tiny_model(tmp_path / "model")
     catalog = tmp_path / "catalog.parquet"
     tiny_catalog().save(catalog)
@@ -98,9 +64,9 @@ async def test_the_worker_command_of_each_driver(
     config = StreamConfig(topics=own_topics())
     roles = ("events", "requests", "responses", "dead_letters", "changelog", "catalog")
     command = [
-        *(sys.executable, "-c", MAIN, "worker", "--driver", driver, "--broker", kafka.bootstrap),
+        *(sys.executable, "-c", MAIN, "worker", "--driver", driver, "--broker", tls.bootstrap),
         *("--model", str(tmp_path / "model"), "--catalog", str(catalog), "--group", config.topics.events),
-        *("--tls-ca", str(certificate), "--sasl-mechanism", "PLAIN", "--sasl-username", "shop"),
+        *("--tls-ca", kafka.certificate, "--sasl-mechanism", "PLAIN", "--sasl-username", "shop"),
         *("--sasl-password-file", str(tmp_path / "password"), "--web-port", str(port := free_port())),
         *("--instance", "worker-1", "--snapshots", str(tmp_path / "snapshots")),
         *(part for role in roles for part in ("--topic", f"{role}={getattr(config.topics, role)}")),
@@ -111,7 +77,7 @@ async def test_the_worker_command_of_each_driver(
         async with asyncio.timeout(50):
             while True:
                 try:
-                    assert await asks(kafka.connection, config) >= 1
+                    assert await asks(tls.connection, config) >= 1
                     break
                 except TopologyError:
                     assert worker.returncode is None
@@ -131,13 +97,13 @@ async def test_the_worker_command_of_each_driver(
 
 
 @pytest.mark.parametrize("wrong", ["password", "authority", "plaintext"])
-async def test_nobody_gets_in_without(kafka: ApacheKafka, certificate: Path, wrong: str) -> None:
+async def test_nobody_gets_in_without(tls: Broker, kafka: Addresses, wrong: str) -> None:
     connection = {
-        "password": secured(kafka.bootstrap, certificate, "wrong"),
+        "password": secured(tls.bootstrap, kafka.certificate, "wrong"),
         "authority": Connection(
-            kafka.bootstrap, security(tls=True, sasl_mechanism="PLAIN", username="shop", password=PASSWORD)
+            tls.bootstrap, security(tls=True, sasl_mechanism="PLAIN", username="shop", password=PASSWORD)
         ),
-        "plaintext": Connection(kafka.bootstrap),
+        "plaintext": Connection(tls.bootstrap),
     }[wrong]
     admin = connection.admin()
     with pytest.raises((KafkaConnectionError, KafkaError)):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests import profiles
 from xgr_kernels import dispatch
 from xgr_kernels.compiled import library
 
@@ -18,7 +19,7 @@ Run = Callable[..., object]
 
 INTERPRETER_CASES = 2
 """Of each test, evenly spaced: Triton's interpreter takes seconds where the reference takes milliseconds (beam_select's
-80 cases: four minutes). XGR_EVERY_CASE=1 runs all of them."""
+80 cases: four minutes). XGR_EVERY_CASE=1 runs all of them. On CI those that only a seed tells apart are one."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,10 +34,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         id(item)
         for cases in by_test.values()
         for place, item in enumerate(cases)
-        if place % -(-len(cases) // INTERPRETER_CASES)
+        if place % -(-len(cases) // _how_many(item))
     }
     config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
     items[:] = [item for item in items if id(item) not in left_out]
+
+
+def _how_many(item: pytest.Item) -> int:
+    differ_by_seed = item.callspec.params.keys() <= {"run", "device", "seed"}  # type: ignore[attr-defined]
+    return 1 if differ_by_seed and profiles.PROFILE == "ci" else INTERPRETER_CASES
 
 
 def _implementations(op: str) -> list[str]:

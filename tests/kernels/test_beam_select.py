@@ -154,7 +154,7 @@ def test_equals_exhaustive_loop(run, seed: int) -> None:
 def test_ties_go_to_the_smaller_node(run, width: int, normalizer: str) -> None:
     """Of beams that stand at their nodes in any order: neither rows nor the order of scanning may settle a tie."""
     case = random_case(
-        random.Random(3), requests=3, rows=17, codes=7, width=width, normalizer=normalizer, dead=0.0, dense=True
+        random.Random(3), requests=2, rows=11, codes=7, width=width, normalizer=normalizer, dead=0.0, dense=True
     )
     case.logits.zero_()
     case.scores.zero_()
@@ -165,7 +165,7 @@ def test_ties_go_to_the_smaller_node(run, width: int, normalizer: str) -> None:
     assert chosen.nodes.tolist() == smallest
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(1, 7))  # the largest by far is 0's
 def test_padding_does_not_matter(run, seed: int) -> None:
     """Rows, requests, outputs and emptied nodes of a bucket that no request uses."""
     case = random_case(random.Random(seed))
@@ -195,7 +195,7 @@ def test_padding_does_not_matter(run, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_early_stop_changes_only_what_is_scanned(run, seed: int) -> None:
-    case = random_case(random.Random(seed), requests=2, rows=17, codes=130, width=4)
+    case = random_case(random.Random(seed), requests=2, rows=9, codes=130, width=4)
     stopped = case.select(run)
     case.early_stop = False
     scanned = case.select(run)

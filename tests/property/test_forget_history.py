@@ -8,9 +8,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.test_replay_history import PARTITION, compacted, configs, interleaved, restored
 from xgr_stream.config import HistoryConfig
 from xgr_stream.history import HistoryStore
@@ -79,7 +80,7 @@ def contents(store: HistoryStore) -> dict[str, tuple[object, ...]]:
 
 
 @given(action_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_a_cut_compacted_changelog_of_two_writers_holds_nothing_of_a_forgotten_life(
     log: Actions, config: HistoryConfig, seed: int
 ) -> None:
@@ -114,7 +115,7 @@ def expected_live(log: Actions, config: HistoryConfig) -> dict[bytes, bytes | No
 
 
 @given(action_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=100)
+@examples(100)
 def test_replaying_any_part_in_its_order_changes_nothing(log: Actions, config: HistoryConfig, seed: int) -> None:
     store = apply_all(HistoryStore(config), log)
     before = contents(store)

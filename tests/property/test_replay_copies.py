@@ -18,13 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.profiles import examples
-from tests.property.test_replay_processor import Life, Topics
+from tests.property.test_replay_processor import METRICS, Life, Topics
 from tests.stream.harness import CHANGELOG, EVENTS
 from xgr_stream.config import HistoryConfig, StreamConfig
 from xgr_stream.history import HistoryStore, SourcePosition
 from xgr_stream.history.packed import Numbering
 from xgr_stream.history.snapshot import Snapshot, SnapshotWriter, Source
-from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog, codec
 from xgr_stream.stream.changelog_batch import BatchReader
 from xgr_stream.stream.processor import Processor
@@ -175,7 +174,7 @@ class CopyLife(Life):
             self.history = standby
             config = StreamConfig(history=HISTORY)
             self.processor = Processor(
-                self.device, standby, config, knows_item=bool, clock=self.topics.clock, metrics=Metrics()
+                self.device, standby, config, knows_item=bool, clock=self.topics.clock, metrics=METRICS
             )
             self.processor.assign([0], 1)
             log = log[fed:]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from xgr_stream.config import HistoryConfig
 from xgr_stream.history import HistoryStore, Stale
 from xgr_stream.stream import changelog
@@ -100,7 +101,7 @@ def contents(store: HistoryStore) -> dict[str, tuple[object, ...]]:
 
 
 @given(event_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_a_cut_compacted_changelog_of_two_writers_restores_the_same_history(
     events: Events, config: HistoryConfig, seed: int
 ) -> None:
@@ -127,7 +128,7 @@ def test_a_cut_compacted_changelog_of_two_writers_restores_the_same_history(
 
 
 @given(event_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=100)
+@examples(100)
 def test_replaying_any_part_of_the_events_changes_nothing(events: Events, config: HistoryConfig, seed: int) -> None:
     rng = random.Random(seed)
     store = apply_all(HistoryStore(config), events)
@@ -140,7 +141,7 @@ def test_replaying_any_part_of_the_events_changes_nothing(events: Events, config
 
 
 @given(event_logs(), configs)
-@settings(deadline=None, max_examples=50)
+@examples(50)
 def test_the_changelog_of_a_steady_worker_holds_each_event_once(events: Events, config: HistoryConfig) -> None:
     always = random.Random(0)
     always.random = lambda: 0.0  # type: ignore[method-assign]

@@ -13,9 +13,10 @@ from dataclasses import replace
 from unittest import mock
 
 import msgpack
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property import test_forget_history as forgetting
 from tests.property.test_replay_history import (
     PARTITION,
@@ -74,7 +75,7 @@ LONGER = ["", "x" * 20, "x" * 36, "ü" * 12, "x" * 50, "x" * 240]
 
 
 @given(event_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_batches_restore_what_single_records_do(events: Events, config: HistoryConfig, seed: int) -> None:
     rng = random.Random(seed)
     events = [
@@ -94,7 +95,7 @@ def test_batches_restore_what_single_records_do(events: Events, config: HistoryC
 
 
 @given(forgetting.action_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_batches_forget_what_single_records_do(log: forgetting.Actions, config: HistoryConfig, seed: int) -> None:
     rng = random.Random(seed)
     whole = interleaved(forgetting.written(log, config, rng), forgetting.written(log, config, rng), rng)
@@ -109,7 +110,7 @@ def test_batches_forget_what_single_records_do(log: forgetting.Actions, config: 
 
 
 @given(event_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_what_a_steady_worker_leaves_is_put_together_without_going_through_it(
     events: Events, config: HistoryConfig, seed: int
 ) -> None:
@@ -129,7 +130,7 @@ def test_what_a_steady_worker_leaves_is_put_together_without_going_through_it(
 
 
 @given(event_logs(), configs, st.integers(0, 2**32), st.binary(max_size=12))
-@settings(deadline=None, max_examples=300)
+@examples(300)
 def test_a_record_that_is_not_ours_is_refused_among_others_as_alone(
     events: Events, config: HistoryConfig, seed: int, junk: bytes
 ) -> None:

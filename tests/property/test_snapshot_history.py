@@ -10,9 +10,10 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from tests.property.test_forget_history import Actions, action_logs, apply_all, contents, written
 from tests.property.test_replay_history import PARTITION, compacted, configs, interleaved
 from xgr_stream.config import HistoryConfig
@@ -42,7 +43,7 @@ def through_a_file(store: HistoryStore, path: Path) -> HistoryStore:
 
 
 @given(action_logs(), configs, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_a_snapshot_shortens_the_changelog(
     tmp_path_factory: pytest.TempPathFactory, log: Actions, config: HistoryConfig, seed: int
 ) -> None:

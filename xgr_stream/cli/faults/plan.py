@@ -64,7 +64,7 @@ class Fault:
 def schedule(soak: Soak) -> list[Fault]:
     """The faults of a run in the order of their times. Each kind comes once before any comes again; they overlap."""
     chance = random.Random(soak.seed)
-    count = max(LEAST_FAULTS, round(soak.seconds / SECONDS_A_FAULT))
+    count = max(LEAST_FAULTS, len(soak.kinds), round(soak.seconds / SECONDS_A_FAULT))
     last_s = max(FIRST_AFTER_S, soak.seconds * 0.9)
     times = sorted(chance.uniform(FIRST_AFTER_S, last_s) for _ in range(count))
     kinds: list[Kind] = []

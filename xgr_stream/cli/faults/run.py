@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import aiohttp
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
@@ -24,7 +26,7 @@ from xgr_stream.cli.faults.audit import (
     audit_histories,
     audit_once,
 )
-from xgr_stream.cli.faults.fleet import Fleet
+from xgr_stream.cli.faults.fleet import PAGE_TIMEOUT_S, Fleet, WorkerProcess
 from xgr_stream.cli.faults.injector import Breakable, Injector
 from xgr_stream.cli.faults.load import Load
 from xgr_stream.cli.faults.plan import Soak, schedule
@@ -94,6 +96,20 @@ async def _broker(
         await asyncio.to_thread(broker.stop)
 
 
+async def _served_and_copied(worker: WorkerProcess) -> tuple[int, int]:
+    """Partitions that it serves, and that it has copies of; none while it is not ready."""
+    page, timeout = f"http://127.0.0.1:{worker.port}", aiohttp.ClientTimeout(PAGE_TIMEOUT_S)
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with (
+            aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
+            session.get(f"{page}/readyz") as ready,
+            session.get(f"{page}/metrics") as metrics,
+        ):
+            copies = re.search(r"^xgr_standby_partitions (\d+)", await metrics.text(), re.MULTILINE)
+            return len((await ready.json())["partitions"]), int(copies[1]) if copies else 0
+    return 0, 0
+
+
 class _Run:
     def __init__(self, plan: Soak, connection: Connection, broker: Breakable | None, folder: Path, say: Say) -> None:
         self._plan = plan
@@ -128,6 +144,8 @@ class _Run:
             await self._under_faults(load)
             findings = Findings()
             findings.differ("records are not committed when all is quiet", await self._settled())
+            if plan.standby:
+                await self._hand_over()
             await asyncio.gather(*map(fleet.leave, fleet.alive()))
             self._timed("the workers have left")
             held = await written(
@@ -186,6 +204,26 @@ class _Run:
             for worker in self._fleet.alive():
                 self._timed(f"{worker}: {await self._fleet.readiness(worker) or 'ready'}")
         return [f"{tp.topic}-{tp.partition} by {count}" for tp, count in behind.items()]
+
+    async def _hand_over(self) -> None:
+        """One worker leaves when everything is copied, so that a copy is taken on however slow all was before."""
+        while len(self._fleet.alive()) < 2:
+            await self._fleet.start()
+        await self._until_whole()
+        await self._fleet.leave(self._fleet.alive()[0])
+        await self._until_whole()
+        self._timed("the partitions of a worker that left are taken on")
+
+    async def _until_whole(self) -> None:
+        """Until every partition is served, and each worker has copies of those that it does not serve."""
+        count = self._plan.partitions
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while True:
+                    told = [await _served_and_copied(worker) for worker in self._fleet.alive()]
+                    if sum(own for own, _ in told) == count and all(own + copies == count for own, copies in told):
+                        return
+                    await asyncio.sleep(SETTLE_POLL_S)
 
     def _audited(self, findings: Findings, held: Written) -> Findings:
         config, truth = StreamConfig().history, self._truth
