@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from xgr_stream.catalog import beside
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6, 8])
-def test_running_sums_go_on_from_piece_to_piece(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(beside, "PIECE", 3)
-    values = np.arange(1, count + 1, dtype=np.int32)
-    wanted = np.cumsum(values)
-    beside.run_sum(values)
-    assert values.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6, 8])

@@ -44,20 +44,22 @@ class Catalog:
         self,
         columns: ItemColumns,
         *,
-        order: Int32Array | None = None,
+        trie: Trie | None = None,
         origin: Catalog | None = None,
         twin: Catalog | None = None,
     ) -> None:
-        """`origin`: the catalog of a table that this one came from, by updates, and `order` the item rows in SID order;
-        None: `columns` are a table's own, in that order. `twin`: another catalog of the same table (`anew`)."""
+        """`origin`: the catalog of a table that this one came from, by updates, and `trie` its own; None: `columns` are
+        a table's own, in SID order. `twin`: another catalog of the same table (`anew`)."""
         self.codes = columns.codes
         self.levels = len(columns.codes)
         self.sids = columns.sids
         """[rows, levels]; a row of -1 has no place in the catalog."""
-        order = np.arange(len(columns.sids), dtype=np.int32) if order is None else order
-        self.num_items = len(order)
         rows = len(columns.sids)
-        self.trie: Trie = Trie.from_sids(columns.sids, columns.codes, order) if twin is None else twin.trie
+        if trie is None:
+            in_order = np.arange(rows, dtype=np.int32)
+            trie = Trie.from_sids(columns.sids, columns.codes, in_order) if twin is None else twin.trie
+        self.trie: Trie = trie
+        self.num_items = len(trie.items)
         self._origin = origin
         self.names: ItemNames
         """Shared by all catalogs of a table."""
@@ -79,7 +81,7 @@ class Catalog:
         self._named: str | None = None
         self._flipped: deque[Int32Array] = deque()
         self._num_flipped = 0
-        self._by_popularity = self._ranked(columns, order)
+        self._by_popularity = self._ranked(columns)
         self._popularity_rank: Int32Array | None = None
         if self._by_popularity is not None:
             self._popularity_rank = np.empty(rows, np.int32)
@@ -294,11 +296,11 @@ class Catalog:
         if self._away != storage.rows_hash(np.flatnonzero(~self._live.items)):
             raise CatalogError("the version does not match the availability")
 
-    def _ranked(self, columns: ItemColumns, order: Int32Array) -> Int32Array | None:
+    def _ranked(self, columns: ItemColumns) -> Int32Array | None:
         """Rows, the most popular first."""
         if columns.popularity is None:
             return None
         if self._origin is None:
             return np.argsort(-columns.popularity, kind="stable").astype(np.int32)
-        base = self._origin._by_popularity
+        base, order = self._origin._by_popularity, self.trie.items
         return None if base is None else np.concatenate((base, order[order >= len(base)]))

@@ -1,23 +1,26 @@
 """A catalog and changed items → another catalog, made on a thread of its own while the first one serves.
 
-Nearly all of it is NumPy on whole arrays, in calls that let go of the GIL (`np.repeat`, `np.cumsum` and `np.bincount`
-do not). What is Python takes small steps: a single call that makes 100,000 strings into an array would hold up the
-device thread for as long.
+What stays is copied, and what changes is spliced in (`xgr_stream.catalog.splice`), by calls of NumPy that let go of the
+GIL or are short. What is Python takes small steps: a single call that makes 100,000 strings into an array would hold up
+the device thread for as long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from xgr_stream.catalog.beside import in_steps, none_of, pieces, run_sum
+from xgr_stream.catalog.beside import in_steps, none_of
 from xgr_stream.catalog.catalog import Catalog
 from xgr_stream.catalog.columns import ItemColumns
-from xgr_stream.catalog.tags import BoolArray, TagIndex
-from xgr_stream.catalog.trie import Int32Array
+from xgr_stream.catalog.names import ItemNames
+from xgr_stream.catalog.tags import BoolArray
+from xgr_stream.catalog.tags_merge import changed_tags
+from xgr_stream.catalog.trie import Int32Array, Trie
+from xgr_stream.catalog.trie_merge import changed_trie
 
 
 class Place(NamedTuple):
@@ -33,17 +36,19 @@ Changes = Mapping[str, Place | None]
 """What each changed item is to be; None: it has no place any more."""
 
 
-def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
-    """The catalog with these changes, and `available` [rows] for the other items. Reads `catalog`'s unchanging parts
-    alone and adds to its names."""
+def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> tuple[Catalog, BoolArray]:
+    """The catalog with these changes, and `available` [rows] for the other items; and which of the changes give another
+    semantic ID. Reads `catalog`'s unchanging parts alone and adds to its names."""
     names = catalog.names
     changed = np.concatenate([names.add(part) for part in in_steps(changes)])
-    num_rows = max(len(names), len(catalog.sids))
+    old_rows, num_rows = len(catalog.sids), max(len(names), len(catalog.sids))
     placed = [place for place in changes.values() if place is not None]
     rows = changed[np.fromiter((place is not None for place in changes.values()), np.bool_, len(changes))]
 
-    sids = np.full((num_rows, catalog.levels), -1, np.int32)
-    sids[: len(catalog.sids)] = catalog.sids
+    sids = np.empty((num_rows, catalog.levels), np.int32)
+    sids[:old_rows] = catalog.sids
+    sids[old_rows:] = -1
+    before = sids.take(changed, axis=0)
     sids[changed] = -1
     codes = np.array(catalog.codes)
     done = 0
@@ -57,72 +62,30 @@ def merge(catalog: Catalog, available: BoolArray, changes: Changes) -> Catalog:
     now_available[changed] = False
     now_available[rows] = np.fromiter((place.available for place in placed), np.bool_, len(placed))
 
-    touched = none_of(num_rows)
-    touched[changed] = True
-    stay = catalog.trie.items[~touched.take(catalog.trie.items)]
     columns = ItemColumns(
         item_ids=names,
         sids=sids,
         codes=tuple(codes.tolist()),
-        tags=_tags(catalog.columns.tags, touched, placed, rows, num_rows),
+        tags=changed_tags(catalog.columns.tags, changed, rows, (place.tags for place in placed), num_rows),
         popularity=_popularity(catalog.columns, num_rows),
         available=now_available,
     )
-    return Catalog(columns, order=_order(columns, stay, rows), origin=catalog.origin)
+    now = sids.take(changed, axis=0)
+    moved = (before != now).any(axis=1)
+    go, come = (changed[moved & (own[:, 0] >= 0)] for own in (before, now))
+    trie = changed_trie(catalog.trie, sids, columns.codes, go, come)
+    _put_in_order(trie, come, names)
+    return Catalog(columns, trie=trie, origin=catalog.origin), moved
 
 
-def _order(columns: ItemColumns, stay: Int32Array, come: Int32Array) -> Int32Array:
-    """All rows in SID order, then in order of their item ids. `stay` are so already; `come`, few, in any order."""
-    keys = _keys(columns, np.concatenate((stay, come)))
-    old, new = keys[: len(stay)], keys[len(stay) :]
-    ascending = np.argsort(new, kind="stable")
-    new = new[ascending]
-    places = old.searchsorted(new, side="right")
-    order = np.insert(stay, places, come[ascending])
-    keys = np.insert(old, places, new)
-    # Only where an item that comes shares its SID with another is there something left to put in order.
-    new = new[np.diff(new, prepend=-1) != 0]
-    first, last = keys.searchsorted(new), keys.searchsorted(new, side="right")
+def _put_in_order(trie: Trie, come: Int32Array, names: ItemNames) -> None:
+    """Order the items of leaves that `come`, of which some are the last there, share with others. Mutates."""
+    leaves = np.sort(trie.leaves.take(come))
+    leaves = leaves[np.diff(leaves, prepend=-1) != 0]
+    first, last = trie.item_starts.take(leaves), trie.item_starts.take(leaves + 1)
     shared = last - first > 1
     for begin, end in zip(first[shared].tolist(), last[shared].tolist(), strict=True):
-        order[begin:end] = sorted(order[begin:end].tolist(), key=columns.item_ids.__getitem__)
-    return order
-
-
-def _keys(columns: ItemColumns, rows: Int32Array) -> npt.NDArray[np.int64]:
-    """Of each row a number that stands for its SID, in SID order."""
-    keys = np.zeros(len(rows), np.int64)
-    combinations = 1
-    for level, codes in enumerate(columns.codes):
-        combinations *= codes
-        if combinations > 1 << 62:  # number the distinct prefixes so far, which are at most as many as the rows
-            ascending = np.argsort(keys, kind="stable")
-            begins = np.diff(keys[ascending], prepend=-1).astype(np.bool_).astype(np.int64)
-            run_sum(begins)
-            keys[ascending] = begins
-            combinations = (len(rows) + 1) * codes
-        # In pieces: to free an array of 20 million takes some ms, which no other thread has.
-        for place in pieces(len(rows)):
-            piece = keys[place]
-            piece *= codes
-            piece += columns.sids[rows[place], level]
-    return keys
-
-
-def _tags(old: TagIndex, touched: BoolArray, placed: Sequence[Place], rows: Int32Array, num_rows: int) -> TagIndex:
-    names = dict(old.index)
-    tags, of = [], []
-    for part in in_steps(zip(rows, placed, strict=True)):
-        for row, place in part:
-            for tag in place.tags:
-                tags.append(names.setdefault(tag, len(names)))
-                of.append(row)
-    stay = ~touched[old.rows]
-    new_tags = np.concatenate([old.tag_of_pair[stay], *(np.array(part, np.int32) for part in in_steps(tags))])
-    new_rows = np.concatenate([old.rows[stay], *(np.array(part, np.int32) for part in in_steps(of))])
-    made = TagIndex.from_pairs(names, new_tags.astype(np.int64), new_rows.astype(np.int32), num_rows)
-    _ = made.by_row  # now, and not when the device thread first asks for an item's tags
-    return made
+        trie.items[begin:end] = sorted(trie.items[begin:end].tolist(), key=names.__getitem__)
 
 
 def _popularity(columns: ItemColumns, num_rows: int) -> npt.NDArray[np.float64] | None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xgr_stream.catalog.beside import none_of, run_sum
-
 Int32Array = npt.NDArray[np.int32]
 
 
@@ -42,17 +40,15 @@ class Trie:
         (num_rows, levels), num_items = sids.shape, len(items)
         first_rows: Int32Array = np.zeros(1, np.int32)  # of a depth: the first item of each node
         node_of: Int32Array = np.zeros(num_items, np.int32)  # of a depth: the node above each item
-        begins_node = none_of(num_items)
+        begins_node = np.zeros(num_items, np.bool_)
         begins_node[0] = True
         node_codes, child_starts, parents = [], [], []
-        # All of it in calls that let go of the GIL, or short ones: a merge makes a trie beside the batches.
         for level in range(levels):
             own = sids[:, level].take(items)
             begins_node[1:] |= own[1:] != own[:-1]
             first_of_children = np.flatnonzero(begins_node).astype(np.int32)
             parents.append(node_of.take(first_of_children))
-            node_of = begins_node.astype(np.int32)
-            run_sum(node_of)
+            node_of = np.cumsum(begins_node, dtype=np.int32)
             node_of -= 1
             node_codes.append(own.take(first_of_children))
             child_starts.append(np.append(node_of.take(first_rows), np.int32(len(first_of_children))))
