@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
 
 from xgr_stream.cli.signals import on_first_signal
+from xgr_stream.cli.worker import DEVICE_LOST
+from xgr_stream.errors import DeviceLost
 from xgr_stream.stream.connection import Connection
+
+END_S = 5.0
+"""For the ends of all clients, behind what the shutdown timeout is for: to answer what was taken."""
 
 
 def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> faust.App:
@@ -31,19 +38,38 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
     )
 
 
-async def serve_app(app: faust.App) -> None:
-    """Until SIGTERM or SIGINT. Raises what the app crashes with."""
+async def serve_app(app: faust.App, shutdown_timeout_s: float) -> None:
+    """Until SIGTERM or SIGINT. Raises what the app crashes with. An app that has not ended `END_S` after its shutdown
+    timeout takes the process with it: without a broker Faust tries its last commit for ever, in a thread of its own."""
     app.finalize()
     stopping = asyncio.Event()
     on_first_signal(stopping.set)
     click.echo(f"serving with Faust; metrics on http://{app.conf.web_bind}:{app.conf.web_port}/metrics")
-    await app.start()
+    told = asyncio.create_task(stopping.wait())
+    starting = asyncio.create_task(app.start())
     try:
-        await app.wait_for_stopped(stopping.wait())
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await app.wait_for_stopped(told)
     finally:
-        await app.stop()
+        starting.cancel()
+        told.cancel()
+        ending = asyncio.create_task(app.stop())
+        await asyncio.wait({ending}, timeout=shutdown_timeout_s + END_S)
+        if not ending.done():
+            _exit_at_once(app.crash_reason)
+        ending.result()
     if app.crash_reason is not None:
         raise app.crash_reason
+
+
+def _exit_at_once(crash_reason: BaseException | None) -> NoReturn:
+    click.echo("Faust did not end in time; what it has not committed comes again", err=True)
+    if crash_reason is not None:
+        click.echo(f"Error: {crash_reason}", err=True)
+    sys.stdout.flush()
+    os._exit(0 if crash_reason is None else DEVICE_LOST if isinstance(crash_reason, DeviceLost) else 1)
 
 
 def _credentials(security: Mapping[str, Any]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -77,7 +79,6 @@ def soak(
         raise click.UsageError("--transactional needs --driver kafka: Faust commits offsets by itself")
     if copies and driver == "kafka":
         raise click.UsageError("--copies needs --driver faust: an application's topics are repartitioned by its app")
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that the broker is away is no news here
     failed = []
     for seed in range(first_seed, first_seed + seeds):
         plan = Soak(
@@ -99,13 +100,26 @@ def soak(
         how = (", transactions" if transactional else "") + (", standby copies" if plan.standby else "")
         how += ", events copied from another topic" if copies else ""
         click.echo(f"seed {seed}: {minutes:g} min, {workers} workers ({driver} driver{how})")
-        findings = asyncio.run(run(plan, kafka_home, broker, click.echo, None if logs is None else Path(logs)))
+        with _clients_silent():
+            findings = asyncio.run(run(plan, kafka_home, broker, click.echo, None if logs is None else Path(logs)))
         _show(findings)
         if findings.differences:
             failed.append(seed)
     click.echo(f"{seeds - len(failed)} of {seeds} runs without a difference")
     if failed:
         raise click.ClickException(f"differences with seeds {', '.join(map(str, failed))}")
+
+
+@contextlib.contextmanager
+def _clients_silent() -> Iterator[None]:
+    """That the broker is away is no news here."""
+    logger = logging.getLogger("aiokafka")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _show(findings: Findings) -> None:

@@ -193,7 +193,7 @@ async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
             return await models.post(request)
 
     app.page("/models", name="xgr-models")(ModelsView)
-    await serve_app(app)
+    await serve_app(app, setup.config.shutdown_timeout_s)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -45,17 +45,18 @@ async def serve(settings: dict[str, Any]) -> None:
     connection = Connection(settings["broker"], session_timeout_ms=round(settings["session_timeout_s"] * 1000))
     app = make_app(connection, settings["group"], ("127.0.0.1", settings["port"]))
     cache = CacheConfig(budget_bytes=settings["cache_bytes"])
+    config = StreamConfig(topics=TopicNames(**settings["topics"]), **settings["stream"])
     attach(
         app,
         model=settings["model"],
         catalog=settings["catalog"],
-        config=StreamConfig(topics=TopicNames(**settings["topics"]), **settings["stream"]),
+        config=config,
         engine_config=EngineConfig(cache=cache, **settings["engine"]),
         events=settings["views"],
         event=event_of,
         repartition=True,
     )
-    await serve_app(app)
+    await serve_app(app, config.shutdown_timeout_s)
 
 
 if __name__ == "__main__":
