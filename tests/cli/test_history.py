@@ -15,3 +15,11 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["history", "import", str(path)])
     assert result.exit_code == 1
     assert f"{path} cannot be read as a Parquet file" in result.output
+
+
+def test_what_is_no_users_id_is_refused() -> None:
+    result = CliRunner().invoke(main, ["history", "inspect", "", "--broker", "127.0.0.1:1"])
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: invalid_event: user_id must be a string of 1 to 256 characters, not ''\n",
+    )

@@ -219,7 +219,13 @@ def test_figures_that_are_none(costs: Path, option: str, value: str) -> None:
     assert f"Invalid value for '{option}': {value}" in refusal(costs, "--p99-ms", "9", option, value)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"rows": 3}', '{"rows": [3]}', "not json", '{"rows": [], "setting": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "{}", '{"rows": 3}', '{"rows": [3]}', "not json", '{"rows": [], "setting": 3}'),
+        pytest.param("[" * 100_000, id="nested"),
+    ],
+)
 def test_costs_that_are_none(costs: Path, text: str) -> None:
     costs.write_text(text)
     message = refusal(costs, "--p99-ms", "9", "--requests-per-s", "1")

@@ -16,6 +16,7 @@ from xgr_stream.cli.writing import Message, write_all
 from xgr_stream.config import Codec, HistoryConfig, Partitioner, TopicNames
 from xgr_stream.errors import TopologyError, XgrError
 from xgr_stream.stream.checks import topic_settings
+from xgr_stream.types import check_user_id
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
@@ -120,6 +121,7 @@ def inspect_history(
 ) -> None:
     """What the changelog holds of one user, as a line of JSON. Reads the user's whole partition."""
     config = HistoryConfig(keep_events, segment_events)
+    check_user_id(user_id)
     found = asyncio.run(_inspect(connection, topics, user_id, partitioner, config))
     click.echo(json.dumps(found, ensure_ascii=False))
 

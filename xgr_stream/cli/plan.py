@@ -130,7 +130,7 @@ def _rows(path: Path, context: int | None, beam: int | None) -> tuple[list[dict[
         figures = json.loads(path.read_text())
         rows = [dict(row) for row in figures["rows"]]
         on_cuda = "cuda" in figures.get("setting", {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} must be what `xgr-stream bench engine --json` writes: {error!r}") from error
     chosen = [
         row
