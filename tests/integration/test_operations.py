@@ -99,6 +99,18 @@ async def test_what_cannot_be_imported_is_said_before_anything_is_written(
     await consumer.stop()
 
 
+async def test_histories_are_brought_in_where_producers_place_their_users(
+    broker: Broker, topics: TopicNames, tmp_path: Path
+) -> None:
+    await ensure_topics(broker.connection, topics, 4)
+    path = rows(tmp_path / "events.parquet")
+    imported = await on_a_thread(broker, topics, "history", "import", str(path), "--partitioner", "crc32")
+    assert imported.exit_code == 0, imported.output
+    places = await on_a_thread(broker, topics, "doctor", "--partitioner", "crc32")
+    assert f"ok       3 recent records of {topics.events} are where crc32 places them" in places.output, places.output
+    assert "are not where murmur2 places them" in (await on_a_thread(broker, topics, "doctor")).output
+
+
 async def test_the_doctor_finds_a_working_set_up(broker: Broker, config: StreamConfig, tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     tiny_catalog().save(tmp_path / "catalog.parquet")

@@ -34,6 +34,7 @@ POLICY_TIMEOUT_S = 30.0
 @click.option("--action", "action_column", help="Column of the action. Default: `action` where there is one.")
 @click.option("--timestamp-ms", "timestamp_column", help="Column of milliseconds since 1970. Default: `timestamp_ms`.")
 @click.option("--codec", type=click.Choice(["msgpack", "json"]), default="msgpack")
+@click.option("--partitioner", type=click.Choice(["murmur2", "crc32"]), default="murmur2")
 @topic_options
 @broker_options
 def import_history(
@@ -45,6 +46,7 @@ def import_history(
     action_column: str | None,
     timestamp_column: str | None,
     codec: Codec,
+    partitioner: Partitioner,
 ) -> None:
     """Write the rows of a Parquet file into the events topic, in their order: each user's oldest event must come first.
 
@@ -52,7 +54,7 @@ def import_history(
     written if a row of the file is no event.
     """
     columns = (user_column, item_column, action_column, timestamp_column)
-    count = asyncio.run(_import(connection, topics, path, columns, codec))
+    count = asyncio.run(_import(connection, topics, path, columns, codec, partitioner))
     click.echo(f"{count:,} events written to {topics.events}")
 
 
@@ -62,12 +64,14 @@ async def _import(
     path: Path,
     columns: tuple[str, str, str | None, str | None],
     codec: Codec,
+    partitioner: Partitioner,
 ) -> int:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     from xgr_stream.stream import codec as codecs
     from xgr_stream.stream import protocol
+    from xgr_stream.stream.partitioner import partitioner as placing
     from xgr_stream.types import UserEvent
 
     try:
@@ -95,13 +99,15 @@ async def _import(
             except XgrError as error:
                 raise click.ClickException(f"row {number} of {path}: {error} (nothing was written)") from error
 
-    await _partitions(connection, topics, "events")
+    place = placing(partitioner, len(await _partitions(connection, topics, "events")))
     for _ in events():  # what is written before a row that is refused would be there twice the next time
         pass
-    messages = (
-        Message(event.user_id.encode(), codecs.encode(protocol.event_message(event), codec)) for event in events()
-    )
-    return await write_all(connection, topics.events, messages)
+
+    def message(event: UserEvent) -> Message:
+        key = event.user_id.encode()
+        return Message(key, codecs.encode(protocol.event_message(event), codec), None if place is None else place(key))
+
+    return await write_all(connection, topics.events, map(message, events()))
 
 
 @click.command("inspect")
