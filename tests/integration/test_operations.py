@@ -150,6 +150,7 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(broker: Broker, top
     finally:
         await producer.stop()
     result = await on_a_thread(broker, topics, "doctor", "--device", "nonsense")
+    assert f"{topics.events} is not compacted" in result.output, result.output
     assert result.exit_code == 1
     for expected in (
         "device must be 'cpu', or 'cuda' or 'cuda:N' of the",
@@ -158,6 +159,31 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(broker: Broker, top
         "are not where murmur2 places them",
         "cleanup.policy=",
         "→ ",
+    ):
+        assert expected in result.output, result.output
+
+
+async def test_the_doctor_names_topics_that_lose_what_they_must_keep(broker: Broker, topics: TopicNames) -> None:
+    settings = {
+        topics.events: {"cleanup.policy": "compact,delete"},
+        topics.responses: {"retention.ms": "1000"},
+        topics.changelog: {"cleanup.policy": "compact", "delete.retention.ms": "3600000"},
+    }
+    admin = broker.connection.admin()
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, 1, 1, topic_configs=its) for name, its in settings.items()])
+    finally:
+        await admin.close()
+    result = await on_a_thread(broker, topics, "doctor")
+    assert result.exit_code == 1
+    for expected in (
+        f"ERROR    {topics.events} has cleanup.policy=compact,delete: compaction keeps only each user's last event",
+        f"--entity-name {topics.events} --add-config cleanup.policy=delete",
+        f"WARNING  {topics.responses} keeps answers for 1000 ms of the dedup window's 60000",
+        f"--entity-name {topics.responses} --add-config retention.ms=3600000",
+        f"WARNING  {topics.changelog} forgets tombstones after 1 hours",
+        f"--entity-name {topics.changelog} --add-config delete.retention.ms=86400000",
     ):
         assert expected in result.output, result.output
 

@@ -9,16 +9,16 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
-from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
+from xgr_stream.config import Partitioner, StreamConfig, TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
@@ -34,8 +34,15 @@ TRANSACTION_TIMEOUT_S = 20.0
 LOG_APPEND_TIME = 1
 TOPIC_SOURCE = 1
 """Of a setting, as DescribeConfigs tells it: the topic's own."""
-DEFAULT_DELETE_RETENTION_MS = 86_400_000
-YEAR_MS = 365 * 86_400_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+YEAR_MS = 365 * DAY_MS
+DEFAULT_SETTINGS = {
+    "cleanup.policy": "delete",
+    "delete.retention.ms": str(DAY_MS),
+    "retention.ms": str(7 * DAY_MS),
+}
+"""Kafka's, for brokers that tell only what was set."""
 SAMPLE = 50
 """Records of each partition whose place is checked."""
 
@@ -63,10 +70,7 @@ async def check_brokers(connection: Connection, topics: TopicNames, partitioner:
         found = {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
         findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
         findings += _check_topics(topics, found)
-        if topics.changelog in found:
-            findings += await _check_changelog(admin, topics.changelog)
-        if topics.catalog in found:
-            findings += await _check_catalog(admin, topics.catalog, len(found[topics.catalog]["partitions"]))
+        findings += await _check_settings(admin, topics, found)
         findings.append(await _check_clock(connection, admin))
     finally:
         await admin.close()
@@ -89,6 +93,9 @@ def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]
         findings.append(Finding("error", f"partition counts differ: {listed}", remedy))
     elif counts:
         findings.append(Finding("ok", f"partitions: {listed}"))
+    if topics.catalog in found and (count := len(found[topics.catalog]["partitions"])) != 1:
+        what = f"{topics.catalog} has {count} partitions: a catalog's version is a place in its only one"
+        findings.append(Finding("error", what, "recreate it with one partition"))
     leaderless = [
         f"{name}-{p['partition']}" for name, topic in found.items() for p in topic["partitions"] if p["leader"] < 0
     ]
@@ -103,42 +110,94 @@ def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]
     return findings
 
 
-async def _check_changelog(admin: Any, topic: str) -> list[Finding]:
-    try:
-        settings = await topic_settings(admin, topic)
-    except (KafkaError, IndexError, AttributeError) as error:
-        return [Finding("warning", f"the settings of {topic} can't be read: {error}", "allow DescribeConfigs on it")]
-    policy = settings.get("cleanup.policy", "the broker's default")
-    if policy == "compact":
-        return [Finding("ok", f"{topic} is compacted")]
-    remedy = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact"
-    return [Finding("error", f"{topic} has cleanup.policy={policy}: histories are deleted by age", remedy)]
-
-
-async def _check_catalog(admin: Any, topic: str, partitions: int) -> list[Finding]:
+async def _check_settings(admin: Any, topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]:
     findings = []
-    if partitions != 1:
-        what = f"{topic} has {partitions} partitions: a catalog's version is a place in its only one"
-        findings.append(Finding("error", what, "recreate it with one partition"))
-    try:
-        settings = await topic_settings(admin, topic)
-    except (KafkaError, IndexError, AttributeError) as error:
-        remedy = "allow DescribeConfigs on it"
-        return [*findings, Finding("warning", f"the settings of {topic} can't be read: {error}", remedy)]
-    alter = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config"
-    policy = settings.get("cleanup.policy", "the broker's default")
+    checks = (
+        (topics.events, _check_events),
+        (topics.responses, _check_responses),
+        (topics.changelog, _check_changelog),
+        (topics.catalog, _check_catalog),
+    )
+    for topic, check in checks:
+        if topic not in found:
+            continue
+        try:
+            settings = await _effective_settings(admin, topic)
+        except (KafkaError, IndexError, AttributeError) as error:
+            what = f"the settings of {topic} can't be read: {error!r}"
+            findings.append(Finding("warning", what, "allow DescribeConfigs on it"))
+        else:
+            findings += check(topic, settings)
+            if topic in (topics.events, topics.changelog):
+                findings += _check_in_sync(topic, settings, found[topic]["partitions"])
+    return findings
+
+
+def _check_events(topic: str, settings: Mapping[str, str]) -> list[Finding]:
+    policy = settings["cleanup.policy"]
+    if "compact" not in policy:
+        return [Finding("ok", f"{topic} is not compacted")]
+    what = f"{topic} has cleanup.policy={policy}: compaction keeps only each user's last event"
+    return [Finding("error", what, _alter(topic, "cleanup.policy=delete"))]
+
+
+def _check_responses(topic: str, settings: Mapping[str, str]) -> list[Finding]:
+    retention_ms, window_ms = int(settings["retention.ms"]), StreamConfig().dedup_window_ms
+    if not 0 <= retention_ms < window_ms:  # -1: for ever
+        return [Finding("ok", f"{topic} keeps answers for the dedup window")]
+    what = f"{topic} keeps answers for {retention_ms} ms of the dedup window's {window_ms}: requests are answered twice"
+    return [Finding("warning", what, _alter(topic, f"retention.ms={HOUR_MS}"))]
+
+
+def _check_changelog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
+    findings = []
+    policy = settings["cleanup.policy"]
+    if policy != "compact":
+        what = f"{topic} has cleanup.policy={policy}: histories are deleted by age"
+        findings.append(Finding("error", what, _alter(topic, "cleanup.policy=compact")))
+    retention_ms = int(settings["delete.retention.ms"])
+    if retention_ms < DAY_MS:
+        what = (
+            f"{topic} forgets tombstones after {retention_ms / HOUR_MS:.3g} hours: a restore that takes longer brings "
+            "back users who were forgotten"
+        )
+        findings.append(Finding("warning", what, _alter(topic, f"delete.retention.ms={DAY_MS}")))
+    return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones for a day or more")]
+
+
+def _check_catalog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
+    findings = []
+    policy = settings["cleanup.policy"]
     if policy != "compact":
         what = f"{topic} has cleanup.policy={policy}: updates are deleted by age"
-        findings.append(Finding("error", what, f"{alter} cleanup.policy=compact"))
-    retention_ms = int(settings.get("delete.retention.ms", DEFAULT_DELETE_RETENTION_MS))
+        findings.append(Finding("error", what, _alter(topic, "cleanup.policy=compact")))
+    retention_ms = int(settings["delete.retention.ms"])
     if retention_ms < YEAR_MS:
-        what = (
-            f"{topic} forgets tombstones after {retention_ms / 86_400_000:.3g} days: items of the base then come back"
-        )
-        findings.append(
-            Finding("warning", what, f"{alter} delete.retention.ms={CATALOG_CONFIG['delete.retention.ms']}")
-        )
+        what = f"{topic} forgets tombstones after {retention_ms / DAY_MS:.3g} days: items of the base then come back"
+        remedy = _alter(topic, f"delete.retention.ms={CATALOG_CONFIG['delete.retention.ms']}")
+        findings.append(Finding("warning", what, remedy))
     return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones")]
+
+
+def _check_in_sync(topic: str, settings: Mapping[str, str], partitions: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Of a topic with replicas; another finding tells of one without."""
+    if min(len(partition["replicas"]) for partition in partitions) < 2 or settings.get("min.insync.replicas") != "1":
+        return []
+    what = f"{topic} has min.insync.replicas=1: a write may be acknowledged by one broker alone, and lost with it"
+    return [Finding("warning", what, f"with replication 3: {_alter(topic, 'min.insync.replicas=2')}")]
+
+
+def _alter(topic: str, setting: str) -> str:
+    return f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {setting}"
+
+
+async def _effective_settings(admin: Any, topic: str) -> dict[str, str]:
+    """The topic's own and otherwise the broker's. Raises `KafkaError` where it may not be asked."""
+    [response] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    code, _, _, _, entries = response.resources[0]
+    if code:
+        raise for_code(code)
+    return DEFAULT_SETTINGS | {entry[0]: entry[1] for entry in entries}
 
 
 async def topic_settings(admin: Any, topic: str) -> dict[str, str]:
