@@ -8,7 +8,7 @@ from typing import Any
 
 import faust
 import pytest
-from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
+from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber, TopicAuthorizationFailedError
 
 from tests.stream.agents import put
 from tests.stream.batch import Producer
@@ -103,16 +103,17 @@ async def test_copies_of_a_topics_records_name_them_and_those_of_a_channels_name
     assert of_channel == []
 
 
-async def test_nothing_is_written_behind_what_failed_in_a_way_unforeseen(app: faust.App) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("a mistake"), TopicAuthorizationFailedError("a mistake")])
+async def test_nothing_is_written_behind_what_fails_for_good(app: faust.App, error: Exception) -> None:
     """The worker ends instead: later copies would make the missing ones pass for written."""
     producer = Producer()
-    producer.fate += [RuntimeError("a mistake"), None]
+    producer.fate += [error, None]
     runtime = FakeRuntime(producer)
     agent = repartitioning(app, runtime)
     async with agent.test_context() as converting:
         for number in range(2):
             await put(converting, PageView(user="user-1", item=f"item-{number}").dumps(serializer="json"))
-        assert str(runtime.failure) == "a mistake"
+        assert runtime.failure is error
         assert len(producer.batches) == 1
 
 
