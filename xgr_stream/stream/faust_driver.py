@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import faust
-from faust.types import TP
+from faust.types import TP, TopicT
 from mode import Service
 
 from xgr_stream.history import HistoryStore
+from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_delivery import deliver_at_once
 from xgr_stream.stream.faust_topic import MAX_BATCH, Event, raw_topic
@@ -34,6 +35,7 @@ from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.setup import Setup
+from xgr_stream.stream.topology import all_topics, check_sources_exist
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class FaustDriver(Service):
         """What came and nobody has taken yet, by topic."""
         self._due: asyncio.TimerHandle | None = None
         """When it is taken."""
+        self._sources: list[TopicT] = []
+        """What agents of ours read besides."""
         self._taken_at = float("-inf")
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
@@ -86,9 +90,10 @@ class FaustDriver(Service):
             self._consume
         )
 
-    def read_too(self, topic: str) -> None:
-        """An agent of ours has this topic: on the way down its remaining records are let go, too."""
-        self._batches.let_go_of(topic)
+    def read_too(self, topic: TopicT) -> None:
+        """An agent of ours has this topic, which must exist: on the way down its remaining records are let go, too."""
+        self._sources.append(topic)
+        self._batches.let_go_of(topic.get_topic_name())
 
     def acknowledged(self, message: Any) -> None:
         """That agent is done with this one."""
@@ -97,7 +102,7 @@ class FaustDriver(Service):
     # Service
 
     async def on_start(self) -> None:
-        """Raises `TopologyError` for topics that do not belong together: the app then does not start."""
+        """Raises `TopologyError` for topics that are missing or do not belong together: the app then does not start."""
         self._open.clear()
         self._early.clear()
         self._let_go()
@@ -108,9 +113,23 @@ class FaustDriver(Service):
             on_failure=self._crash_app,
             end_offset=self._end_offset,
         )
+        await self._check_sources(self.runtime.setup.connection)
         await self.runtime.start()
         self._batches.start()
         self._recommender.bind(self.runtime)
+
+    async def _check_sources(self, connection: Connection) -> None:
+        """Faust creates topics of the app's own only with its consumer, which starts after us, and only those that it
+        reads itself. What another recommender of the app has is that one's to create."""
+        drivers = [child for child in self._app._children if isinstance(child, FaustDriver)]
+        made = {name for driver in drivers for name in all_topics(driver.topics)}
+        for source in self._sources:
+            if source.internal and self._app.conf.topic_allow_declare:
+                await source.maybe_declare()
+                made.add(source.get_topic_name())
+        there = {source.get_topic_name() for source in self._sources} - made
+        if there:
+            await check_sources_exist(connection, there)
 
     @Service.task
     async def _drain_when_the_app_stops(self) -> None:

@@ -74,8 +74,8 @@ class Repartition:
 
         is_topic = isinstance(source, TopicT)
         channel = raw_topic(self._app, source.get_topic_name()) if is_topic else source
-        if is_topic:
-            self._driver.read_too(source.get_topic_name())
+        if isinstance(source, TopicT):
+            self._driver.read_too(source)
         name = f"xgr-repartition-{self._config.topics.events}-{number}"
         return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
 
