@@ -81,6 +81,8 @@ class Repartition:
 
     async def _forward(self, events: list[Event], to_event: ToEvent, is_topic: bool) -> None:
         """Write what becomes of these events, then acknowledge them. Tries again for as long as it may help."""
+        if is_topic:
+            self._driver.came(events[0].message)
         while (runtime := self._driver.runtime) is None or not runtime.started:  # noqa: ASYNC110  it knows of no event
             await asyncio.sleep(RETRY_AFTER_S)
         name = self._config.partitioner
