@@ -93,6 +93,11 @@ class Metrics:
         self.events_behind = self._gauge(
             "events_behind", "Offsets between the end of the events topic and what was processed of it.", "partition"
         )
+        self.source_behind = self._gauge(
+            "source_behind",
+            "Offsets between the end of a topic to copy events from and what was copied.",
+            "topic",
+        )
         self.appends = self._counter("appends", "User prefixes that took work to be up to date before anybody asked.")
         self.append_tokens = self._counter("append_tokens", "Tokens appended or prefilled for them.")
         self.requests = self._counter(

@@ -6,19 +6,26 @@ import asyncio
 import contextlib
 import json
 import random
+from pathlib import Path
+from typing import Any
 
+import faust
 import pytest
 import torch
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 
+from tests.integration.conftest import own_topics
 from tests.integration.raw import Raw
 from tests.integration.workers import FaustWorker, until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
-from xgr_stream.config import TopicNames
+from xgr_stream.config import StreamConfig, TopicNames
+from xgr_stream.errors import TopologyError
+from xgr_stream.stream.attachment import attach
+from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.topology import ensure_topics
-from xgr_stream.testing import tiny_catalog, tiny_model
+from xgr_stream.testing import NullEngine, tiny_catalog, tiny_model
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendResponse, Status
 
@@ -123,6 +130,44 @@ async def test_page_views_of_any_key_become_events_of_their_users(broker: Broker
                 await asyncio.sleep(0.1)
             assert counts == {5}
         assert await worker.stop() == 0
+
+
+@pytest.fixture
+def app(broker: Broker, tmp_path: Path) -> faust.App:
+    return faust.App("test", broker=f"kafka://{broker.bootstrap}", web_enabled=False, datadir=tmp_path)
+
+
+def _attached(app: faust.App, topics: TopicNames, sources: list[Any]) -> FaustDriver:
+    config = StreamConfig(topics=topics)
+    attach(app, engine=NullEngine(), config=config, events=sources, event=lambda _: None, repartition=True)
+    return next(child for child in app._children if isinstance(child, FaustDriver))
+
+
+async def test_an_app_does_not_start_without_a_topic_that_it_would_copy(
+    broker: Broker, topics: TopicNames, app: faust.App
+) -> None:
+    """Faust would wait for it in silence, and not hear of it later."""
+    driver = _attached(app, topics, [await _views(broker, topics, 2), "misspelt", app.channel()])
+    with pytest.raises(
+        TopologyError, match=r"^events must be topics that exist .*, and misspelt are not there: create"
+    ):
+        await driver.on_start()
+
+
+async def test_what_the_app_and_its_other_recommenders_create_need_not_be_there(
+    broker: Broker, topics: TopicNames, app: faust.App
+) -> None:
+    views, others = app.topic(f"views-{topics.events}", internal=True, partitions=3), own_topics()
+    driver = _attached(app, topics, [views, others.events])
+    attach(app, engine=NullEngine(), config=StreamConfig(topics=others))
+    await driver._check_sources(broker.connection)
+    await app.producer.stop()
+    admin = broker.connection.admin()
+    await admin.start()
+    existing = await admin.list_topics()
+    await admin.close()
+    assert views.get_topic_name() in existing
+    assert others.events not in existing
 
 
 async def test_page_views_that_are_copied_twice_count_once(broker: Broker, topics: TopicNames) -> None:

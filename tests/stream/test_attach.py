@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,8 @@ def test_an_engine_and_a_history_are_one_recommenders_alone(app: faust.App, agai
 @pytest.mark.parametrize(
     ("arguments", "refusal"),
     [
-        ({"event": 5}, "event must be a function from a value to UserEvent or None, not 5"),
+        ({"event": 5}, "event must be a plain function from a value to UserEvent or None, not 5"),
+        ({"event": asyncio.sleep}, "event must be a plain function from a value to UserEvent or None, not <function"),
         ({"events": 5}, "events must be a topic's name, a Faust topic or channel, or a list of some, not 5"),
         ({"events": ["a", 5]}, r"events must be .*, not \['a', 5\]"),
         ({"events": "a b"}, "events must be .*, not 'a b'"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import faust
 import pytest
-from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
+from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber, TopicAuthorizationFailedError
+from faust.types import TP
 
 from tests.stream.agents import put
 from tests.stream.batch import Producer
 from xgr_stream.config import StreamConfig
+from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, repartition
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.faust_driver import FaustDriver
@@ -103,16 +106,42 @@ async def test_copies_of_a_topics_records_name_them_and_those_of_a_channels_name
     assert of_channel == []
 
 
-async def test_nothing_is_written_behind_what_failed_in_a_way_unforeseen(app: faust.App) -> None:
+async def test_a_gauge_tells_how_far_copies_are_behind(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where reading began; what is with another worker counts there."""
+    producer = Producer()
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime)
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    monkeypatch.setattr(driver, "_end_offset", lambda topic, partition: 5)
+
+    def behind() -> float | None:
+        driver.report()
+        return runtime.setup.metrics.registry.get_sample_value("xgr_source_behind", {"topic": "page-views"})
+
+    view = PageView(user="user-1", item="item-1").dumps(serializer="json")
+    async with agent.test_context() as converting:
+        assert behind() == 0
+        await put(converting, view)
+        assert behind() == 5
+        producer.futures[0].set_result(None)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert behind() == 4
+        await driver._on_revoked(None, {TP("page-views", 0)})
+        assert behind() == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a mistake"), TopicAuthorizationFailedError("a mistake")])
+async def test_nothing_is_written_behind_what_fails_for_good(app: faust.App, error: Exception) -> None:
     """The worker ends instead: later copies would make the missing ones pass for written."""
     producer = Producer()
-    producer.fate += [RuntimeError("a mistake"), None]
+    producer.fate += [error, None]
     runtime = FakeRuntime(producer)
     agent = repartitioning(app, runtime)
     async with agent.test_context() as converting:
         for number in range(2):
             await put(converting, PageView(user="user-1", item=f"item-{number}").dumps(serializer="json"))
-        assert str(runtime.failure) == "a mistake"
+        assert runtime.failure is error
         assert len(producer.batches) == 1
 
 
@@ -135,9 +164,12 @@ class FakeRuntime:
         self.producer = producer
         self.renewed = False
         self.failure: BaseException | None = None
+        self.setup = SimpleNamespace(metrics=Metrics())
 
     def fail(self, error: BaseException) -> None:
         self.failure = error
+
+    def revoke(self, revoked: object) -> None: ...
 
     async def renew_producer(self, spoilt: Producer) -> None:
         self.renewed = spoilt is self.producer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,8 @@ def attach(
         )
     check_settings("metrics", metrics, Metrics, optional=True)
     metrics = metrics or Metrics()
-    if event is not None and not callable(event):
-        raise ConfigError(f"event must be a function from a value to UserEvent or None, not {event!r}")
+    if event is not None and (not callable(event) or iscoroutinefunction(event)):
+        raise ConfigError(f"event must be a plain function from a value to UserEvent or None, not {event!r}")
     sources = _sources(events)
     decode_event: DecodeEvent | None = None
     if repartition:

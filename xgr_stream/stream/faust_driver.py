@@ -23,17 +23,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import faust
-from faust.types import TP
+from faust.types import TP, TopicT
 from mode import Service
 
 from xgr_stream.history import HistoryStore
+from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_delivery import deliver_at_once
 from xgr_stream.stream.faust_topic import MAX_BATCH, Event, raw_topic
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
-from xgr_stream.stream.runtime import Runtime
+from xgr_stream.stream.runtime import REPORT_INTERVAL_S, Runtime
 from xgr_stream.stream.setup import Setup
+from xgr_stream.stream.topology import all_topics, check_sources_exist
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,10 @@ class FaustDriver(Service):
         """What came and nobody has taken yet, by topic."""
         self._due: asyncio.TimerHandle | None = None
         """When it is taken."""
+        self._sources: list[TopicT] = []
+        """What agents of ours read besides."""
+        self._done: dict[TP, int] = {}
+        """Up to where they are done with the partitions of which something came."""
         self._taken_at = float("-inf")
         self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
@@ -86,20 +92,29 @@ class FaustDriver(Service):
             self._consume
         )
 
-    def read_too(self, topic: str) -> None:
-        """An agent of ours has this topic: on the way down its remaining records are let go, too."""
-        self._batches.let_go_of(topic)
+    def read_too(self, topic: TopicT) -> None:
+        """An agent of ours has this topic, which must exist: on the way down its remaining records are let go, too."""
+        self._sources.append(topic)
+        self._batches.let_go_of(topic.get_topic_name())
+
+    def came(self, message: Any) -> None:
+        """That agent begins with this one."""
+        if message.generation_id == self._app.consumer_generation_id:
+            self._done.setdefault(message.tp, message.offset)
 
     def acknowledged(self, message: Any) -> None:
         """That agent is done with this one."""
         self._batches.acknowledged(message)
+        if message.tp in self._done and message.generation_id == self._app.consumer_generation_id:
+            self._done[message.tp] = message.offset + 1
 
     # Service
 
     async def on_start(self) -> None:
-        """Raises `TopologyError` for topics that do not belong together: the app then does not start."""
+        """Raises `TopologyError` for topics that are missing or do not belong together: the app then does not start."""
         self._open.clear()
         self._early.clear()
+        self._done.clear()
         self._let_go()
         self._draining = None
         self.runtime = Runtime(
@@ -108,9 +123,23 @@ class FaustDriver(Service):
             on_failure=self._crash_app,
             end_offset=self._end_offset,
         )
+        await self._check_sources(self.runtime.setup.connection)
         await self.runtime.start()
         self._batches.start()
         self._recommender.bind(self.runtime)
+
+    async def _check_sources(self, connection: Connection) -> None:
+        """Faust creates topics of the app's own only with its consumer, which starts after us, and only those that it
+        reads itself. What another recommender of the app has is that one's to create."""
+        drivers = [child for child in self._app._children if isinstance(child, FaustDriver)]
+        made = {name for driver in drivers for name in all_topics(driver.topics)}
+        for source in self._sources:
+            if source.internal and self._app.conf.topic_allow_declare:
+                await source.maybe_declare()
+                made.add(source.get_topic_name())
+        there = {source.get_topic_name() for source in self._sources} - made
+        if there:
+            await check_sources_exist(connection, there)
 
     @Service.task
     async def _drain_when_the_app_stops(self) -> None:
@@ -138,6 +167,20 @@ class FaustDriver(Service):
         self._let_go()
         self._batches.stop()
         self._progress.set()
+
+    @Service.task
+    async def _report_regularly(self) -> None:
+        while not self.should_stop:
+            self.report()
+            await self.sleep(REPORT_INTERVAL_S)
+
+    def report(self) -> None:
+        """Set the gauges of how far the copies of other topics are behind, over this worker's partitions."""
+        if self.runtime is not None:
+            for topic in {source.get_topic_name() for source in self._sources}:
+                ends = ((self._end_offset(*tp), done) for tp, done in self._done.items() if tp.topic == topic)
+                behind = sum(max(0, end - done) for end, done in ends if end is not None)
+                self.runtime.setup.metrics.source_behind.labels(topic).set(behind)
 
     def _end_offset(self, topic: str, partition: int) -> int | None:
         consumer: Any = self._app.consumer
@@ -261,6 +304,7 @@ class FaustDriver(Service):
     async def _on_revoked(self, _: object, revoked: Iterable[TP], **__: object) -> None:
         for tp in revoked:
             self._open.pop((tp.topic, tp.partition), None)
+            self._done.pop(tp, None)
         self._batches.revoked(revoked)
         self._early.clear()
         self._let_go()

@@ -19,7 +19,7 @@ from xgr_stream.errors import InvalidEvent, InvalidInput
 from xgr_stream.history import SourcePosition
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
-from xgr_stream.stream.connection import RETRY_AFTER_S
+from xgr_stream.stream.connection import RETRY_AFTER_S, passes
 from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.faust_topic import Event, in_batches, raw_topic
 from xgr_stream.stream.partitioner import by_key
@@ -74,13 +74,15 @@ class Repartition:
 
         is_topic = isinstance(source, TopicT)
         channel = raw_topic(self._app, source.get_topic_name()) if is_topic else source
-        if is_topic:
-            self._driver.read_too(source.get_topic_name())
+        if isinstance(source, TopicT):
+            self._driver.read_too(source)
         name = f"xgr-repartition-{self._config.topics.events}-{number}"
         return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
 
     async def _forward(self, events: list[Event], to_event: ToEvent, is_topic: bool) -> None:
-        """Write what becomes of these events, then acknowledge them. Tries again for ever."""
+        """Write what becomes of these events, then acknowledge them. Tries again for as long as it may help."""
+        if is_topic:
+            self._driver.came(events[0].message)
         while (runtime := self._driver.runtime) is None or not runtime.started:  # noqa: ASYNC110  it knows of no event
             await asyncio.sleep(RETRY_AFTER_S)
         name = self._config.partitioner
@@ -159,10 +161,13 @@ class Repartition:
 async def _durable(
     runtime: Runtime, producer: AIOKafkaProducer, sending: Coroutine[Any, Any, Awaitable[object]], count: int
 ) -> bool:
-    """Whether these records are; if not, a while later, for them to be written again."""
+    """Whether these records are; if not, a while later, for them to be written again. Raises what the broker refuses
+    them for, if it always will."""
     try:
         await (await sending)
     except KafkaError as error:
+        if not (passes(error) or isinstance(error, OUT_OF_STEP)):
+            raise
         logger.warning("repartitioning %d events failed (%s); trying again", count, error)
         if isinstance(error, OUT_OF_STEP):
             await runtime.renew_producer(producer)

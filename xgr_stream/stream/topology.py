@@ -67,6 +67,21 @@ def check_sources(topics: TopicNames, sources: Iterable[str]) -> None:
         )
 
 
+async def check_sources_exist(connection: Connection, sources: Iterable[str]) -> None:
+    """Raise `TopologyError` if one of them does not: a consumer that subscribes to it would not hear of it later."""
+    admin = connection.admin()
+    await admin.start()
+    try:
+        missing = sorted(set(sources) - set(await admin.list_topics()))
+    finally:
+        await admin.close()
+    if missing:
+        raise TopologyError(
+            f"events must be topics that exist with repartition=True, and {_listed(missing)} are not there: create "
+            "them, correct their names, or give topics that the app creates (app.topic(..., internal=True))"
+        )
+
+
 async def ensure_topics(connection: Connection, topics: TopicNames, partitions: int | None) -> int:
     """Create the topics that are missing, check those that are there, and return how many partitions they have.
 
