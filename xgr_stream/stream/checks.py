@@ -150,33 +150,43 @@ def _check_responses(topic: str, settings: Mapping[str, str]) -> list[Finding]:
 
 
 def _check_changelog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    findings = []
-    policy = settings["cleanup.policy"]
-    if policy != "compact":
-        what = f"{topic} has cleanup.policy={policy}: histories are deleted by age"
-        findings.append(Finding("error", what, _alter(topic, "cleanup.policy=compact")))
-    retention_ms = int(settings["delete.retention.ms"])
-    if retention_ms < DAY_MS:
-        what = (
-            f"{topic} forgets tombstones after {retention_ms / HOUR_MS:.3g} hours: a restore that takes longer brings "
-            "back users who were forgotten"
-        )
-        findings.append(Finding("warning", what, _alter(topic, f"delete.retention.ms={DAY_MS}")))
+    findings = [
+        *_check_compacted(topic, settings, "histories"),
+        *_check_tombstones(
+            *(topic, settings, DAY_MS, "hours", HOUR_MS, str(DAY_MS)),
+            "a restore that takes longer brings back users who were forgotten",
+        ),
+    ]
     return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones for a day or more")]
 
 
 def _check_catalog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    findings = []
-    policy = settings["cleanup.policy"]
-    if policy != "compact":
-        what = f"{topic} has cleanup.policy={policy}: updates are deleted by age"
-        findings.append(Finding("error", what, _alter(topic, "cleanup.policy=compact")))
-    retention_ms = int(settings["delete.retention.ms"])
-    if retention_ms < YEAR_MS:
-        what = f"{topic} forgets tombstones after {retention_ms / DAY_MS:.3g} days: items of the base then come back"
-        remedy = _alter(topic, f"delete.retention.ms={CATALOG_CONFIG['delete.retention.ms']}")
-        findings.append(Finding("warning", what, remedy))
+    findings = [
+        *_check_compacted(topic, settings, "updates"),
+        *_check_tombstones(
+            *(topic, settings, YEAR_MS, "days", DAY_MS, CATALOG_CONFIG["delete.retention.ms"]),
+            "items of the base then come back",
+        ),
+    ]
     return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones")]
+
+
+def _check_compacted(topic: str, settings: Mapping[str, str], held: str) -> list[Finding]:
+    policy = settings["cleanup.policy"]
+    if policy == "compact":
+        return []
+    what = f"{topic} has cleanup.policy={policy}: {held} are deleted by age"
+    return [Finding("error", what, _alter(topic, "cleanup.policy=compact"))]
+
+
+def _check_tombstones(
+    topic: str, settings: Mapping[str, str], least_ms: int, unit: str, unit_ms: int, wanted_ms: str, otherwise: str
+) -> list[Finding]:
+    retention_ms = int(settings["delete.retention.ms"])
+    if retention_ms >= least_ms:
+        return []
+    what = f"{topic} forgets tombstones after {retention_ms / unit_ms:.3g} {unit}: {otherwise}"
+    return [Finding("warning", what, _alter(topic, f"delete.retention.ms={wanted_ms}"))]
 
 
 def _check_in_sync(topic: str, settings: Mapping[str, str], partitions: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -156,13 +158,19 @@ class Fleet:
     async def readiness(self, worker: WorkerProcess) -> str | None:
         """What its /readyz says; None while it serves its partitions."""
         try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PAGE_TIMEOUT_S)) as session,
-                session.get(f"http://127.0.0.1:{worker.port}/readyz") as response,
-            ):
-                return None if response.status == 200 else await response.text()
+            status, text = await _page(worker, "readyz")
         except (aiohttp.ClientError, TimeoutError) as error:
             return f"no answer ({type(error).__name__})"
+        return None if status == 200 else text
+
+    async def served_and_copied(self, worker: WorkerProcess) -> tuple[int, int]:
+        """Partitions that it serves, and that it has copies of; none while it is not ready."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            (ready, readiness), (told, metrics) = [await _page(worker, name) for name in ("readyz", "metrics")]
+            if ready == told == 200:
+                copies = re.search(r"^xgr_standby_partitions (\d+)", metrics, re.MULTILINE)
+                return len(json.loads(readiness)["partitions"]), int(copies[1]) if copies else 0
+        return 0, 0
 
     async def ready(self, worker: WorkerProcess, timeout_s: float) -> bool:
         """Wait until the worker serves its partitions; False if it does not in that time."""
@@ -186,3 +194,12 @@ class Fleet:
     def most_log_lines(self) -> int:
         """Lines of the longest log: a broker that is away must not fill a disk."""
         return max((worker.log.read_bytes().count(b"\n") for worker in self.workers), default=0)
+
+
+async def _page(worker: WorkerProcess, name: str) -> tuple[int, str]:
+    """Status and text of one of its pages. Raises `aiohttp.ClientError` or `TimeoutError`."""
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PAGE_TIMEOUT_S)) as session,
+        session.get(f"http://127.0.0.1:{worker.port}/{name}") as response,
+    ):
+        return response.status, await response.text()

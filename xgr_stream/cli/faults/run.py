@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -13,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import aiohttp
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaError
@@ -26,7 +24,7 @@ from xgr_stream.cli.faults.audit import (
     audit_histories,
     audit_once,
 )
-from xgr_stream.cli.faults.fleet import PAGE_TIMEOUT_S, Fleet, WorkerProcess
+from xgr_stream.cli.faults.fleet import Fleet
 from xgr_stream.cli.faults.injector import Breakable, Injector
 from xgr_stream.cli.faults.load import Load
 from xgr_stream.cli.faults.plan import Soak, schedule
@@ -94,20 +92,6 @@ async def _broker(
         yield broker.connection, broker
     finally:
         await asyncio.to_thread(broker.stop)
-
-
-async def _served_and_copied(worker: WorkerProcess) -> tuple[int, int]:
-    """Partitions that it serves, and that it has copies of; none while it is not ready."""
-    page, timeout = f"http://127.0.0.1:{worker.port}", aiohttp.ClientTimeout(PAGE_TIMEOUT_S)
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-        async with (
-            aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
-            session.get(f"{page}/readyz") as ready,
-            session.get(f"{page}/metrics") as metrics,
-        ):
-            copies = re.search(r"^xgr_standby_partitions (\d+)", await metrics.text(), re.MULTILINE)
-            return len((await ready.json())["partitions"]), int(copies[1]) if copies else 0
-    return 0, 0
 
 
 class _Run:
@@ -220,7 +204,7 @@ class _Run:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while True:
-                    told = [await _served_and_copied(worker) for worker in self._fleet.alive()]
+                    told = [await self._fleet.served_and_copied(worker) for worker in self._fleet.alive()]
                     if sum(own for own, _ in told) == count and all(own + copies == count for own, copies in told):
                         return
                     await asyncio.sleep(SETTLE_POLL_S)
