@@ -16,28 +16,12 @@ from typing import Any
 from aiokafka.errors import KafkaConnectionError
 
 from xgr_stream.cli.faults.fleet import NO_BROKER
+from xgr_stream.cli.faults.views import event_of
 from xgr_stream.cli.faust_app import make_app, serve_app
 from xgr_stream.cli.logs import log_to_stderr
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
 from xgr_stream.stream import attach
 from xgr_stream.stream.connection import Connection
-from xgr_stream.types import UserEvent
-
-
-def view(user_id: str, item_id: str, action: str | None) -> bytes:
-    """A record of the application's that is an event."""
-    return json.dumps({"viewer": user_id, "page": {"item": item_id}, "what": action}).encode()
-
-
-def glance() -> bytes:
-    """One that is none."""
-    return json.dumps({"viewer": "user-0", "page": {}}).encode()
-
-
-def event_of(fields: dict[str, Any]) -> UserEvent | None:
-    """What the application's function makes of a record's value. Raises `KeyError` for one of another form."""
-    item_id = fields["page"].get("item")
-    return None if item_id is None else UserEvent(fields["viewer"], item_id, fields["what"])
 
 
 async def serve(settings: dict[str, Any]) -> None:

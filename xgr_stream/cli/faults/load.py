@@ -10,10 +10,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from xgr_stream.cli.faults.copying_worker import glance, view
 from xgr_stream.cli.faults.plan import Soak
-from xgr_stream.cli.faults.topics import Views
 from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
+from xgr_stream.cli.faults.views import Views, glance, view
 from xgr_stream.config import TopicNames
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import Connection, stop_client

@@ -29,8 +29,9 @@ from xgr_stream.cli.faults.injector import Breakable, Injector
 from xgr_stream.cli.faults.load import Load
 from xgr_stream.cli.faults.plan import Soak, schedule
 from xgr_stream.cli.faults.recompute import audit_items
-from xgr_stream.cli.faults.topics import Progress, Views, Written, written
+from xgr_stream.cli.faults.topics import Progress, Written, written
 from xgr_stream.cli.faults.truth import Truth
+from xgr_stream.cli.faults.views import Views
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
 from xgr_stream.engine import Engine
 from xgr_stream.stream.connection import Connection
@@ -201,13 +202,15 @@ class _Run:
     async def _until_whole(self) -> None:
         """Until every partition is served, and each worker has copies of those that it does not serve."""
         count = self._plan.partitions
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while True:
                     told = [await self._fleet.served_and_copied(worker) for worker in self._fleet.alive()]
                     if sum(own for own, _ in told) == count and all(own + copies == count for own, copies in told):
                         return
                     await asyncio.sleep(SETTLE_POLL_S)
+        except TimeoutError:
+            self._timed(f"not every partition is served and copied within {READY_TIMEOUT_S:.0f} s")
 
     def _audited(self, findings: Findings, held: Written) -> Findings:
         config, truth = StreamConfig().history, self._truth

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aiokafka import TopicPartition
 
+from xgr_stream.cli.faults.views import Views
 from xgr_stream.config import TopicNames
 from xgr_stream.stream.connection import Connection, record_of, stop_client
 from xgr_stream.stream.records import Record
@@ -24,14 +25,6 @@ class Written:
     changelog: list[Record]
     views: list[Record]
     """What the events are copies of, if they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """The application's topic of which the events are copies."""
-
-    topic: str
-    partitions: int
 
 
 async def written(
