@@ -26,7 +26,7 @@ class Tiling:
     descriptors: bool
     """Keys and values come by the copy engine: each tile lies in one page and needs no padding."""
     pipelined: bool = False
-    """Two tiles of rows in flight, explicitly pipelined: Hopper, 16 bits."""
+    """By paged_hopper.cu: Hopper, 16 bits."""
 
 
 @dataclass(slots=True)

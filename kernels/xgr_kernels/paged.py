@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,13 +12,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from xgr_kernels import cuda_cpp, paged_hopper
 from xgr_kernels.attention_plan import Plan, Tiling
 
 LOG2_E = 1.4426950408889634
 MULTIPROCESSORS = 132
 """Of an H100 or H200; it decides only into how many parts contexts go."""
-ENOUGH_PROGRAMS = 180
-"""As many tiles fill the card without cutting contexts, and then the pipelined kernel gains."""
 MERGE_ROWS, MERGE_PARTS = 4, 4
 
 gdc_wait = tl.extra.cuda.gdc_wait
@@ -269,11 +266,12 @@ def attend(
     group, tiling = heads // kv_heads, plan.tiling
     if tiling.pipelined and kv_scales is not None:
         raise ValueError(f"plan must be made for pages of {k_pages.dtype} (page_dtype), not of {q.dtype}")
-    q, page_table = q if q.stride(2) == 1 else q.contiguous(), dense(page_table, 1)
+    readable = paged_hopper.readable if tiling.pipelined else contiguous_rows
+    q, page_table = readable(q), dense(page_table, 1)
     if suffix is None:
         own, own_strides, steps = (q, q, page_table), (0, 0, 0), 0
     else:
-        keys, values = dense(suffix.keys, 2), dense(suffix.values, 2)
+        keys, values = readable(dense(suffix.keys, 2)), readable(dense(suffix.values, 2))
         if keys.stride() != values.stride():
             keys, values = keys.contiguous(), values.contiguous()
         ancestors = dense(suffix.ancestors, 1)
@@ -282,21 +280,17 @@ def attend(
     out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
     dependent = dependent_launch(q.device)
     options = {"launch_pdl": True} if dependent else {}
-    arguments = (
-        out, plan.partial, plan.log_totals, plan.items, q, pages_operand(k_pages, tiling),
-        pages_operand(v_pages, tiling), page_table, lengths, *own, kv_heads, page_table.stride(0), q.stride(0),
-        q.stride(1), *own_strides, scale * LOG2_E,
-    )  # fmt: skip
-    grid = (plan.items.shape[0] * kv_heads,)
     if tiling.pipelined:
-        hopper().attend_kernel[grid](
-            *arguments,
-            GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim, ROWS=tiling.block_m,
-            TILE=tiling.block_n // 2, PDL=dependent, SETTLED=plan.settled, num_warps=tiling.num_warps, **options,
+        paged_hopper.attend(
+            out, plan.partial, plan.log_totals, plan.items, q, k_pages, v_pages, page_table, lengths, *own,
+            steps, page_table.stride(0), q.stride(0), q.stride(1), *own_strides,
+            scale=scale * LOG2_E, causal=causal, dependent=dependent, settled=plan.settled,
         )  # fmt: skip
     else:
-        attend_kernel[grid](
-            *arguments, kv_scales,
+        attend_kernel[(plan.items.shape[0] * kv_heads,)](
+            out, plan.partial, plan.log_totals, plan.items, q, pages_operand(k_pages, tiling),
+            pages_operand(v_pages, tiling), page_table, lengths, *own, kv_heads, page_table.stride(0), q.stride(0),
+            q.stride(1), *own_strides, scale * LOG2_E, kv_scales,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim,
             BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d, DESCRIPTORS=tiling.descriptors,
             PRECISION="ieee", PDL=dependent, SETTLED=plan.settled,
@@ -318,9 +312,11 @@ def pages_operand(pages: Tensor, tiling: Tiling) -> Any:
     """Pages [pages, kv_heads, page_size, dim] as the kernel takes them."""
     if not tiling.descriptors:
         return pages
-    if tiling.pipelined:
-        return hopper().pages_operand(pages, tiling.block_n // 2)
     return TensorDescriptor.from_tensor(pages.view(-1, pages.shape[3]), [tiling.block_n, tiling.block_d])
+
+
+def contiguous_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def dense(tensor: Tensor, last: int) -> Tensor:
@@ -334,22 +330,26 @@ def dense(tensor: Tensor, last: int) -> Tensor:
 
 
 @functools.cache
-def hopper() -> ModuleType:
-    """The pipelined kernel, imported where it is used: it can't run in Triton's interpreter."""
-    return importlib.import_module("xgr_kernels.paged_hopper")
-
-
-@functools.cache
 def dependent_launch(device: torch.device) -> bool:
     """Whether a kernel may start before the one it depends on has ended: Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def pipelined_tiling(
+    rows: int, requests: int, dim: int, page_size: int, page_dtype: torch.dtype, device: torch.device, *, splits: int
+) -> Tiling | None:
+    """paged_hopper.cu's, if it is for this: 16 bits on Hopper, heads of 128, halves of tiles of keys that each lie in one
+    page, and more than half a tile of rows (of q × group) to a request. `splits`: parts of a context at most."""
+    fits = page_dtype.itemsize == 2 and dim == paged_hopper.DIM and page_size % paged_hopper.HALF == 0
+    if not fits or rows <= requests * paged_hopper.ROWS // 2 or not _runs_on(device):
+        return None
+    return Tiling(paged_hopper.ROWS, paged_hopper.KEYS, dim, 12, 3, MULTIPROCESSORS, splits, True, pipelined=True)
+
+
 @functools.cache
-def pipelines(device: torch.device, page_size: int, dim: int, page_dtype: torch.dtype) -> bool:
-    """Whether paged_hopper.py is for this: 16 bits on Hopper, tiles of 64 keys that each lie in one page."""
+def _runs_on(device: torch.device) -> bool:
     on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    return on_hopper and page_dtype.itemsize == 2 and dim == 128 and page_size % 64 == 0
+    return on_hopper and cuda_cpp.available()
 
 
 def tile_width(page_size: int, dim: int, dtype: torch.dtype) -> tuple[int, bool]:

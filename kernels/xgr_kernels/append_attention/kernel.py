@@ -11,8 +11,11 @@ import triton
 from torch import Tensor
 
 from xgr_kernels.attention_plan import Plan, Tiling
-from xgr_kernels.paged import ENOUGH_PROGRAMS, MULTIPROCESSORS, attend, pipelines, tile_width
+from xgr_kernels.paged import MULTIPROCESSORS, attend, pipelined_tiling, tile_width
 from xgr_kernels.work_list import make_plan
+
+ENOUGH_TILES = 180
+"""Of 64 rows: as many fill the card without cutting contexts."""
 
 
 def append_attention(
@@ -71,6 +74,10 @@ def choose_tiling(
     device: torch.device,
 ) -> Tiling:  # fmt: skip
     """Tiles as tall as a user's new rows (rows: tokens × group); the context in parts where tiles are few."""
+    splits = 1 if triton.cdiv(rows, 64) * kv_heads > ENOUGH_TILES else 16
+    pipelined = pipelined_tiling(rows, users, dim, page_size, page_dtype, device, splits=splits)
+    if pipelined is not None:
+        return pipelined
     block_d = triton.next_power_of_2(dim)
     block_n, descriptors = tile_width(page_size, dim, dtype)
     if dtype.itemsize > 2:
@@ -78,10 +85,7 @@ def choose_tiling(
     block_m = max(16, min(64, triton.next_power_of_2(triton.cdiv(rows, users))))
     programs = triton.cdiv(rows, block_m) * kv_heads
     if block_m > 16:
-        enough = programs > ENOUGH_PROGRAMS
-        splits = 1 if enough else 16
-        if block_m == 64 and enough and pipelines(device, page_size, dim, page_dtype):
-            return Tiling(64, 128, block_d, 4, 3, 2 * MULTIPROCESSORS, splits, True, pipelined=True)
+        splits = 1 if programs > ENOUGH_TILES else 16
         return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, splits, descriptors)
     if programs < MULTIPROCESSORS:
         return Tiling(16, block_n, block_d, 4, 4, MULTIPROCESSORS, 16, descriptors)

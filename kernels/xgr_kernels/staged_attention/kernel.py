@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from xgr_kernels.attention_plan import Plan, Tiling
-from xgr_kernels.paged import ENOUGH_PROGRAMS, MULTIPROCESSORS, Suffix, attend, pipelines, tile_width
+from xgr_kernels.paged import MULTIPROCESSORS, Suffix, attend, pipelined_tiling, tile_width
 from xgr_kernels.work_list import make_plan
 
 
@@ -83,13 +83,13 @@ def choose_tiling(
     rows: int, requests: int, kv_heads: int, dim: int, page_size: int, dtype: torch.dtype, page_dtype: torch.dtype,
     device: torch.device,
 ) -> Tiling:  # fmt: skip
-    """Two programs to a multiprocessor, with the context in parts where there would be fewer; rows: beams × group."""
+    """As many programs as run at once, with the context in parts where there would be fewer; rows: beams × group."""
+    pipelined = pipelined_tiling(rows, requests, dim, page_size, page_dtype, device, splits=16)
+    if pipelined is not None:
+        return pipelined
     block_d = triton.next_power_of_2(dim)
     block_n, descriptors = tile_width(page_size, dim, dtype)
     if dtype.itemsize > 2:
         return Tiling(16, block_n, block_d, 4, 2, 2 * MULTIPROCESSORS, 8, descriptors)
     block_m = max(16, min(64, triton.next_power_of_2(triton.cdiv(rows, requests))))
-    programs = triton.cdiv(rows, block_m) * kv_heads
-    if block_m == 64 and programs > ENOUGH_PROGRAMS and pipelines(device, page_size, dim, page_dtype):
-        return Tiling(64, 128, block_d, 4, 3, 2 * MULTIPROCESSORS, 16, True, pipelined=True)
     return Tiling(block_m, block_n, block_d, 4, 3, 2 * MULTIPROCESSORS, 16, descriptors)

@@ -1,0 +1,122 @@
+"""CUDA C++ beside Triton: compiled when first used by NVRTC and launched by the driver, which NVIDIA's `cuda-bindings`
+and PyTorch's CUDA wheels bring. Where they are not there, Triton's kernels serve."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "sm_90a"
+Argument = Any
+"""A ctypes value, as the kernel takes it."""
+
+
+class Kernel:
+    """A function of a CUDA C++ file, on the current device."""
+
+    def __init__(self, source: Path, name: str, threads: int, shared_bytes: int, definitions: Sequence[str]) -> None:
+        driver = _driver()
+        self._threads, self._shared_bytes = threads, shared_bytes
+        torch.cuda.current_stream()  # a context for what follows
+        self._module = _checked(driver.cuModuleLoadData(compiled(source, definitions)))
+        self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuFuncSetAttribute(self._function, most, shared_bytes))
+
+    def launch(self, blocks: int, arguments: Sequence[Argument], *, dependent: bool) -> None:
+        """On the current stream; `dependent`: it may begin before the kernel in front of it ends, for which it waits
+        itself."""
+        driver = _driver()
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self._threads, 1, 1
+        config.sharedMemBytes = self._shared_bytes
+        config.hStream = torch.cuda.current_stream().cuda_stream
+        if dependent:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [attribute], 1
+        places = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        _checked(driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(places), 0))
+
+
+@functools.cache
+def available() -> bool:
+    """Whether CUDA C++ can be compiled and launched; if not, that is logged."""
+    try:
+        _compiled("extern \"C\" __global__ void nothing() {}", "nothing.cu", ())
+    except (ImportError, RuntimeError) as error:  # cuda-bindings' own for a library that is not there is one of them
+        logger.warning("no CUDA C++, Triton's kernels are used instead: %s", error)
+        return False
+    return True
+
+
+def address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def swizzled_rows(matrix: Tensor, box: tuple[int, int]) -> Argument:
+    """The tensor map by which the copy engine fetches `box` (rows, columns; 128 bytes of them) of a matrix [rows,
+    columns], contiguous, in 16 bits, swizzled as the matrix units read it."""
+    driver = _driver()
+    kinds = driver.CUtensorMapDataType
+    kind = {
+        torch.bfloat16: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        torch.float16: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    }[matrix.dtype]
+    (rows, columns), (box_rows, box_columns) = matrix.shape, box
+    long, short = driver.cuuint64_t, driver.cuuint32_t
+    tensor_map = _checked(
+        driver.cuTensorMapEncodeTiled(
+            kind, 2, matrix.data_ptr(), [long(columns), long(rows)], [long(columns * matrix.element_size())],
+            [short(box_columns), short(box_rows)], [short(1), short(1)],
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    )  # fmt: skip
+    return (ctypes.c_char * 128).from_buffer_copy(ctypes.string_at(tensor_map.getPtr(), 128))
+
+
+def compiled(source: Path, definitions: Sequence[str]) -> bytes:
+    """The file as machine code, in about a second. Raises RuntimeError with what the compiler said."""
+    return _compiled(source.read_text(), source.name, definitions)
+
+
+def _compiled(text: str, name: str, definitions: Sequence[str]) -> bytes:
+    nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+    program = _checked(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
+    options = [f"--gpu-architecture={ARCHITECTURE}".encode(), *(f"-D{own}".encode() for own in definitions)]
+    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if result:
+        log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+        _checked(nvrtc.nvrtcGetProgramLog(program, log))
+        raise RuntimeError(f"{name} can't be compiled: {log.decode(errors='replace')}")
+    code = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program)))
+    _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    return bytes(code)
+
+
+def _driver() -> Any:
+    return importlib.import_module("cuda.bindings.driver")
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """What a call of the bindings returned, behind its status. Raises RuntimeError if it failed."""
+    status, *values = result
+    if status:
+        raise RuntimeError(f"CUDA: {status.name}")
+    return values[0] if values else None
