@@ -61,3 +61,12 @@ def check_scales(row_scale: Tensor | None, column_scale: Tensor | None, rows: in
             raise ValueError(f"{name} must be float32, not {scale.dtype}")
         if not scale.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
+
+
+def check_out_scales(out_scales: Tensor | None, kv_heads: int) -> None:
+    """Raise ValueError unless `out_scales`, where given, are a number for each KV head."""
+    if out_scales is None:
+        return
+    check_shape("out_scales", out_scales, (kv_heads,))
+    if out_scales.dtype != torch.float32:
+        raise ValueError(f"out_scales must be float32, not {out_scales.dtype}")

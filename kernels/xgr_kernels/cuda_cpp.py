@@ -17,23 +17,26 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "sm_90a"
-Argument = Any
-"""A ctypes value, as the kernel takes it."""
+TensorMap = ctypes.c_ubyte * 128
 
 
 class Kernel:
-    """A function of a CUDA C++ file, on the current device."""
+    """A function of a CUDA C++ file that takes one structure, on one device."""
 
-    def __init__(self, source: Path, name: str, threads: int, shared_bytes: int, definitions: Sequence[str]) -> None:
+    def __init__(
+        self, source: Path, name: str, threads: int, shared_bytes: int, definitions: Sequence[str], device: torch.device
+    ) -> None:
         driver = _driver()
+        self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         self._threads, self._shared_bytes = threads, shared_bytes
-        torch.cuda.current_stream()  # a context for what follows
-        self._module = _checked(driver.cuModuleLoadData(compiled(source, definitions)))
-        self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuFuncSetAttribute(self._function, most, shared_bytes))
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # a context for what follows
+            self._module = _checked(driver.cuModuleLoadData(_compiled(source.read_text(), source.name, definitions)))
+            self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+            _checked(driver.cuFuncSetAttribute(self._function, most, shared_bytes))
 
-    def launch(self, blocks: int, arguments: Sequence[Argument], *, dependent: bool) -> None:
+    def launch(self, blocks: int, argument: ctypes.Structure, *, dependent: bool) -> None:
         """On the current stream; `dependent`: it may begin before the kernel in front of it ends, for which it waits
         itself."""
         driver = _driver()
@@ -47,28 +50,24 @@ class Kernel:
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
             config.attrs, config.numAttrs = [attribute], 1
-        places = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        _checked(driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(places), 0))
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+        _checked(driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(arguments), 0))
 
 
 @functools.cache
 def available() -> bool:
     """Whether CUDA C++ can be compiled and launched; if not, that is logged."""
     try:
-        _compiled("extern \"C\" __global__ void nothing() {}", "nothing.cu", ())
+        _compiled('extern "C" __global__ void nothing() {}', "nothing.cu", ())
     except (ImportError, RuntimeError) as error:  # cuda-bindings' own for a library that is not there is one of them
         logger.warning("no CUDA C++, Triton's kernels are used instead: %s", error)
         return False
     return True
 
 
-def address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def swizzled_rows(matrix: Tensor, box: tuple[int, int]) -> Argument:
-    """The tensor map by which the copy engine fetches `box` (rows, columns; 128 bytes of them) of a matrix [rows,
-    columns], contiguous, in 16 bits, swizzled as the matrix units read it."""
+def swizzled_rows(matrix: Tensor, box: tuple[int, int]) -> ctypes.Array[ctypes.c_ubyte]:
+    """The TensorMap by which the copy engine fetches `box` (rows, columns: 128 bytes) of a matrix
+    [rows, columns], contiguous, in 16 bits, swizzled as the matrix units read it."""
     driver = _driver()
     kinds = driver.CUtensorMapDataType
     kind = {
@@ -87,15 +86,11 @@ def swizzled_rows(matrix: Tensor, box: tuple[int, int]) -> Argument:
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     )  # fmt: skip
-    return (ctypes.c_char * 128).from_buffer_copy(ctypes.string_at(tensor_map.getPtr(), 128))
-
-
-def compiled(source: Path, definitions: Sequence[str]) -> bytes:
-    """The file as machine code, in about a second. Raises RuntimeError with what the compiler said."""
-    return _compiled(source.read_text(), source.name, definitions)
+    return TensorMap.from_buffer_copy(ctypes.string_at(tensor_map.getPtr(), ctypes.sizeof(TensorMap)))
 
 
 def _compiled(text: str, name: str, definitions: Sequence[str]) -> bytes:
+    """Machine code, in about a second. Raises RuntimeError with what the compiler said."""
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     program = _checked(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
     options = [f"--gpu-architecture={ARCHITECTURE}".encode(), *(f"-D{own}".encode() for own in definitions)]

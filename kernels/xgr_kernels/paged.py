@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from xgr_kernels import cuda_cpp, paged_hopper
 from xgr_kernels.attention_plan import Plan, Tiling
+from xgr_kernels.fp8 import FP8
 
 LOG2_E = 1.4426950408889634
 MULTIPROCESSORS = 132
@@ -95,9 +96,17 @@ def _absorb(q, keys, values, peak, total, acc, qk_scale, hidden, MASKED: tl.cons
 
 
 @triton.jit
+def _store_result(out, out_scales, result, at, inside, kv_head, d, DIM: tl.constexpr):
+    if out_scales is not None:
+        result = tl.minimum(tl.maximum(result / tl.load(out_scales + kv_head), -448.0), 448.0)
+    tl.store(out + at[:, None] * DIM + d[None, :], result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def attend_kernel(
     out, partial, log_totals, items, q, k_pages, v_pages, page_table, lengths, suffix_k, suffix_v, ancestors,
     kv_heads, table_stride, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale, kv_scales,
+    out_scales,
     GROUP: tl.constexpr, STEPS: tl.constexpr, CAUSAL: tl.constexpr, PAGE_SIZE: tl.constexpr, DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr, SETTLED: tl.constexpr,
@@ -179,20 +188,20 @@ def attend_kernel(
 
         if kv_scales is not None:
             acc *= value_scale
-        result = (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)
+        result = acc / tl.where(total > 0, total, 1.0)[:, None]
         if parts == 1:
             at = row.to(tl.int64) * kv_heads * GROUP + head
-            tl.store(out + at[:, None] * DIM + d[None, :], result, mask=inside)
+            _store_result(out, out_scales, result, at, inside, kv_head, d, DIM)
         else:
             at = (item * kv_heads + kv_head).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-            tl.store(partial + at[:, None] * DIM + d[None, :], result, mask=inside)
+            tl.store(partial + at[:, None] * DIM + d[None, :], result.to(partial.dtype.element_ty), mask=inside)
             tl.store(log_totals + at, tl.where(total > 0, peak + tl.log2(total), float("-inf")), mask=real)
 
 
 @triton.jit
 def merge_kernel(
     out, partial, log_totals, items, merges, q, suffix_k, suffix_v, ancestors,
-    kv_heads, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale,
+    kv_heads, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, qk_scale, out_scales,
     GROUP: tl.constexpr, STEPS: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -239,9 +248,8 @@ def merge_kernel(
                 acc = acc * shrink[:, None] + tl.sum(weights[:, :, None] * values.to(tl.float32), 0)
                 total = total * shrink + tl.sum(weights, 0)
                 peak = new_peak
-            result = (acc / total[:, None]).to(out.dtype.element_ty)
             at = row.to(tl.int64) * kv_heads * GROUP + head
-            tl.store(out + at[:, None] * DIM + d[None, :], result, mask=inside)
+            _store_result(out, out_scales, acc / total[:, None], at, inside, kv_head, d, DIM)
     if PDL:  # noqa: SIM102 - decided when compiled
         if tl.program_id(0) == 0:
             gdc_wait()  # also where there is nothing to merge: who comes next waits for this kernel alone
@@ -258,9 +266,9 @@ class Suffix:
 
 def attend(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, kv_scales: Tensor | None, page_table: Tensor, lengths: Tensor,
-    plan: Plan, *, scale: float, causal: bool, suffix: Suffix | None = None,
+    plan: Plan, *, scale: float, causal: bool, suffix: Suffix | None = None, out_scales: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Do what the plan says; q's rows are beams or new tokens. Returns q's shape, contiguous."""
+    """Do what the plan says; q's rows are beams or new tokens. Returns q's shape, contiguous; FP8 with out_scales."""
     rows, heads, dim = q.shape
     kv_heads, page_size = k_pages.shape[1:3]
     group, tiling = heads // kv_heads, plan.tiling
@@ -277,20 +285,20 @@ def attend(
         ancestors = dense(suffix.ancestors, 1)
         own, own_strides = (keys, values, ancestors), (keys.stride(0), keys.stride(1), ancestors.stride(0))
         steps = ancestors.shape[1]
-    out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
+    out = torch.empty(rows, heads, dim, dtype=q.dtype if out_scales is None else FP8, device=q.device)
     dependent = dependent_launch(q.device)
     options = {"launch_pdl": True} if dependent else {}
     if tiling.pipelined:
         paged_hopper.attend(
-            out, plan.partial, plan.log_totals, plan.items, q, k_pages, v_pages, page_table, lengths, *own,
-            steps, page_table.stride(0), q.stride(0), q.stride(1), *own_strides,
-            scale=scale * LOG2_E, causal=causal, dependent=dependent, settled=plan.settled,
+            out, plan, q, k_pages, v_pages, page_table, lengths, *own, out_scales,
+            (steps, page_table.stride(0), q.stride(0), q.stride(1), *own_strides),
+            scale=scale * LOG2_E, causal=causal, dependent=dependent,
         )  # fmt: skip
     else:
         attend_kernel[(plan.items.shape[0] * kv_heads,)](
             out, plan.partial, plan.log_totals, plan.items, q, pages_operand(k_pages, tiling),
             pages_operand(v_pages, tiling), page_table, lengths, *own, kv_heads, page_table.stride(0), q.stride(0),
-            q.stride(1), *own_strides, scale * LOG2_E, kv_scales,
+            q.stride(1), *own_strides, scale * LOG2_E, kv_scales, out_scales,
             GROUP=group, STEPS=steps, CAUSAL=causal, PAGE_SIZE=page_size, DIM=dim,
             BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_D=tiling.block_d, DESCRIPTORS=tiling.descriptors,
             PRECISION="ieee", PDL=dependent, SETTLED=plan.settled,
@@ -301,7 +309,7 @@ def attend(
         pieces = (plan.merges.shape[0] - 1) * kv_heads * (tiling.block_m // MERGE_ROWS)
         merge_kernel[(min(pieces, 16 * MULTIPROCESSORS),)](
             out, plan.partial, plan.log_totals, plan.items, plan.merges, q, *own,
-            kv_heads, q.stride(0), q.stride(1), *own_strides, scale * LOG2_E,
+            kv_heads, q.stride(0), q.stride(1), *own_strides, scale * LOG2_E, out_scales,
             GROUP=group, STEPS=steps, DIM=dim, BLOCK_M=tiling.block_m, BLOCK_D=tiling.block_d,
             ROWS=MERGE_ROWS, PARTS=MERGE_PARTS, PDL=dependent, num_warps=1, **options,
         )  # fmt: skip
@@ -338,8 +346,8 @@ def dependent_launch(device: torch.device) -> bool:
 def pipelined_tiling(
     rows: int, requests: int, dim: int, page_size: int, page_dtype: torch.dtype, device: torch.device, *, splits: int
 ) -> Tiling | None:
-    """paged_hopper.cu's, if it is for this: 16 bits on Hopper, heads of 128, halves of tiles of keys that each lie in one
-    page, and more than half a tile of rows (of q × group) to a request. `splits`: parts of a context at most."""
+    """paged_hopper.cu's, if it is for this: 16 bits on Hopper, heads of 128, halves of tiles of keys that each lie in
+    one page, and more than half a tile of rows (of q × group) to a request. `splits`: parts of a context at most."""
     fits = page_dtype.itemsize == 2 and dim == paged_hopper.DIM and page_size % paged_hopper.HALF == 0
     if not fits or rows <= requests * paged_hopper.ROWS // 2 or not _runs_on(device):
         return None

@@ -1,11 +1,13 @@
 // Attention over pages on Hopper's matrix units: paged.py's attend_kernel for head size 128 in 16 bits.
 //
-// As FlashAttention-3 (Shah et al., 2024) has it: a block takes 128 rows. One warp fetches tiles of 128 keys and values by the
-// copy engine, three ahead; two warpgroups of 64 rows each multiply. While the product of a tile's weights and values is
-// under way a warpgroup takes the softmax of the next tile's scores, and the two take turns at the matrix units. Tiles come
-// last one first, so that those that must be masked come before the loop.
+// As FlashAttention-3 (Shah et al., 2024) has it: a block takes 128 rows at a time. One warp fetches tiles of 128 keys and
+// values by the copy engine, three ahead; two warpgroups of 64 rows each multiply. While the product of a tile's weights and
+// values is under way a warpgroup takes the softmax of the next tile's scores, and the two take turns at the matrix units.
+// Tiles come last one first, so that those that must be masked come before the loop. There are as many blocks as
+// multiprocessors, so that the next item's keys are there when the one before is done.
 //
-// Compiled with DTYPE (bf16 or f16), GROUP (query heads of a KV head), PAGE_SIZE (a multiple of 64) and CAUSAL (0 or 1).
+// Compiled with DTYPE (bf16 or f16), GROUP (query heads of a KV head), PAGE_SIZE (a multiple of 64), CAUSAL (0 or 1),
+// OUT_FP8 (0 or 1) and CALL_BYTES.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -22,11 +24,38 @@ struct Item {  // attention_plan.py: Plan.items
   int first_row, last_row, tile, request, first, stop, parts, distance;
 };
 
+struct Call {  // paged_hopper.py: Call
+  TensorMap k_pages, v_pages;
+  void *out;
+  u16 *partial;
+  float *log_totals;
+  const Item *items;
+  const u16 *q;
+  const int *page_table, *lengths;
+  const u16 *suffix_k, *suffix_v;
+  const int *ancestors;
+  const float *out_scales;  // [kv_heads], if OUT_FP8: what each head's results are divided by
+  int work, kv_heads, steps, table_stride, q_stride, head_stride, step_stride, suffix_stride, ancestors_stride, settled;
+  float scale;
+};
+static_assert(sizeof(Call) == CALL_BYTES, "paged_hopper.py has another Call");
+
+// The ring of tiles that are fetched: where the next one is, and the parity of its barriers.
+struct Slot {
+  int at = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void next();
+};
+
 constexpr int ROWS = 128, KEYS = 128, DIM = 128, STAGES = 3, CONSUMERS = 8 /* warps */;
 constexpr u32 TILE = KEYS * DIM * 2, HALF = TILE / 2, PAGE_PART = 64 * 128, QUERIES = 64 * DIM * 2;  // bytes
 constexpr u32 KEYS_AT = 2 * QUERIES, VALUES_AT = KEYS_AT + STAGES * TILE, BARRIERS_AT = VALUES_AT + STAGES * TILE;
 constexpr float NEVER = -1e30f;
 #define NOTHING __int_as_float(0xff800000)  // minus infinity
+
+__device__ __forceinline__ void Slot::next() {
+  if (++at == STAGES) at = 0, parity ^= 1;
+}
 
 __device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count));
@@ -113,6 +142,12 @@ __device__ __forceinline__ u32 pack(float low, float high) {
   asm("cvt.rn." NAME(DTYPE) "x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
   return d;
 }
+// Two results in FP8.
+__device__ __forceinline__ u16 pack_fp8(float low, float high) {
+  u16 d;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(high), "f"(low));
+  return d;
+}
 struct bf16 {
   static __device__ __forceinline__ float low(u32 x) { return __uint_as_float(x << 16); }
   static __device__ __forceinline__ float high(u32 x) { return __uint_as_float(x & 0xFFFF0000u); }
@@ -136,50 +171,32 @@ __device__ __forceinline__ u32 query_at(u32 queries, int row, int chunk) {
   return queries + chunk / 8 * (QUERIES / 2) + row * 128 + (chunk % 8 ^ row % 8) * 16;
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) attend(
-    u16 *out, u16 *partial, float *log_totals, const Item *items, const u16 *q, const __grid_constant__ TensorMap k_pages,
-    const __grid_constant__ TensorMap v_pages, const int *page_table, const int *lengths, const u16 *suffix_k,
-    const u16 *suffix_v, const int *ancestors, int kv_heads, int steps, int table_stride, int q_stride, int head_stride,
-    int step_stride, int suffix_stride, int ancestors_stride, float scale, int settled) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  const u32 shared = (u32)__cvta_generic_to_shared(memory), barriers = shared + BARRIERS_AT;
-  const u32 keys_there = barriers, values_there = keys_there + 8 * STAGES, keys_done = values_there + 8 * STAGES,
-            values_done = keys_done + 8 * STAGES, values_to_cut = values_done + 8 * STAGES;
-  const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
-  // Beams' prefixes were complete before the kernels that this launch depends on, so their copies begin before it waits;
-  // of a forward's new tokens keys and values were just written.
-  const bool early = settled && !CAUSAL;
-  if (!settled) {
-    wait_for_kernels_before();
-    let_next_kernel_begin();
-  }
-  const int kv_head = blockIdx.x % kv_heads, which = blockIdx.x / kv_heads;
-  const Item item = items[which];
-  if (settled && (CAUSAL || item.request < 0)) {
-    wait_for_kernels_before();
-    let_next_kernel_begin();
-  }
-  if (item.request < 0) return;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      barrier_init(keys_there + 8 * i, 1);
-      barrier_init(values_there + 8 * i, 1);
-      barrier_init(keys_done + 8 * i, CONSUMERS);
-      barrier_init(values_done + 8 * i, CONSUMERS);
-    }
-    barrier_init(values_to_cut, 1);
-    publish();
-  }
-  __syncthreads();
-  const int tiles = (item.stop - item.first + KEYS - 1) / KEYS;
+// This block's items: forth in one round of the blocks and back in the next, since the work is sorted, longest first.
+__device__ __forceinline__ int place(int round) {
+  return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+}
+__device__ __forceinline__ int tiles_of(const Item &item) { return (item.stop - item.first + KEYS - 1) / KEYS; }
 
-  if (warpgroup == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x >= 32) return;
-    const int *table = page_table + (long long)item.request * table_stride;
+struct Barriers {
+  u32 keys_there, values_there, keys_done, values_done, values_to_cut;
+  __device__ explicit Barriers(u32 at)
+      : keys_there(at), values_there(at + 8 * STAGES), keys_done(at + 16 * STAGES), values_done(at + 24 * STAGES),
+        values_to_cut(at + 32 * STAGES) {}
+};
+
+// One warp's part: keys and values of all items, tile by tile.
+__device__ __forceinline__ void fetch_items(const Call &call, u32 shared, const Barriers &barriers) {
+  const int lane = threadIdx.x, kv_heads = call.kv_heads;
+  Slot slot;
+  u32 cuts = 0;
+  for (int round = 0; round * gridDim.x < call.work; round++) {
+    if (place(round) >= call.work) continue;
+    const int kv_head = place(round) % kv_heads;
+    const Item item = call.items[place(round) / kv_heads];
+    if (item.request < 0) continue;
+    const int *table = call.page_table + (long long)item.request * call.table_stride;
     int block = -1, page = 0;  // each lane has the page of one of 32 halves of tiles
-    for (int i = 0; i < tiles; i++) {
-      const int tile = tiles - 1 - i, stage = i % STAGES, round = i / STAGES;
+    for (int tile = tiles_of(item) - 1; tile >= 0; tile--, slot.next()) {
       if (tile / 16 != block) {
         block = tile / 16;
         const int n = item.first + block * 16 * KEYS + lane * 64;
@@ -199,227 +216,298 @@ extern "C" __global__ void __launch_bounds__(384, 1) attend(
           fetch(map, barrier, to + HALF + PAGE_PART, 64, row_too);
         }
       };
-      if (round) wait(keys_done + 8 * stage, (round - 1) & 1);
-      fetch_tile(&k_pages, keys_there + 8 * stage, shared + KEYS_AT + stage * TILE);
-      if (round) wait(values_done + 8 * stage, (round - 1) & 1);
-      const u32 values = shared + VALUES_AT + stage * TILE;
+      wait(barriers.keys_done + 8 * slot.at, slot.parity ^ 1);
+      fetch_tile(&call.k_pages, barriers.keys_there + 8 * slot.at, shared + KEYS_AT + slot.at * TILE);
+      wait(barriers.values_done + 8 * slot.at, slot.parity ^ 1);
+      const u32 values = shared + VALUES_AT + slot.at * TILE, there = barriers.values_there + 8 * slot.at;
       const bool cut = n + KEYS > item.stop;
-      fetch_tile(&v_pages, cut ? values_to_cut : values_there + 8 * stage, values);
+      fetch_tile(&call.v_pages, cut ? barriers.values_to_cut : there, values);
       if (cut) {  // unwritten memory may hold NaN, and 0 * NaN is NaN
-        wait(values_to_cut, 0);
+        wait(barriers.values_to_cut, cuts++ & 1);
         for (int c = (item.stop - n) * 8 + lane; c < KEYS * 8; c += 32) {
           store_shared(values + c * 16, make_uint4(0, 0, 0, 0));
           store_shared(values + HALF + c * 16, make_uint4(0, 0, 0, 0));
         }
         publish();
         __syncwarp();
-        if (lane == 0) arrive(values_there + 8 * stage);
+        if (lane == 0) arrive(there);
       }
     }
+  }
+}
+
+// The online softmax, in base 2, of two of a tile's rows: those that a thread shares with the other three of its quad.
+struct Softmax {
+  float sums[64] = {}, peak[2] = {NEVER, NEVER}, total[2] = {};  // total: the thread's part of it
+};
+
+// Rows of_thread and of_thread + 8 of this warpgroup over their beams' own tokens, two at a time.
+__device__ __forceinline__ void attend_suffix(
+    Softmax &state, const Call &call, const Item &item, int kv_head, u32 queries, int m_first, int of_thread) {
+  const int quad = threadIdx.x % 4;
+  for (int first = 0; first < call.steps; first += 2) {
+    uint4 keys[4][4];
+    u32 values[4][16];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int step = min(first + j / 2, call.steps - 1);
+      const int row = item.first_row + (m_first + of_thread + j % 2 * 8) / GROUP;
+      const int ancestor = row < item.last_row ? call.ancestors[(long long)row * call.ancestors_stride + step] : 0;
+      const long long at = (long long)step * call.step_stride + (long long)ancestor * call.suffix_stride + kv_head * DIM;
+#pragma unroll
+      for (int i = 0; i < 4; i++) keys[j][i] = *(const uint4 *)(call.suffix_k + at + quad * 32 + i * 8);
+#pragma unroll
+      for (int i = 0; i < 16; i++) values[j][i] = *(const u32 *)(call.suffix_v + at + i * 8 + quad * 2);
+    }
+    float score[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      float product = 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        product += dot(load_shared(query_at(queries, of_thread + j % 2 * 8, quad * 4 + i)), keys[j][i]);
+      product = over_quad(product);
+      score[j] = first + j / 2 < call.steps ? product * call.scale : NOTHING;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float now = fmaxf(state.peak[half], fmaxf(score[half], score[half + 2])), less = power(state.peak[half] - now);
+      const float one = power(score[half] - now), two = power(score[half + 2] - now);
+#pragma unroll
+      for (int i = 0; i < 16; i++) {
+        float &a = state.sums[i * 4 + half * 2], &b = state.sums[i * 4 + half * 2 + 1];
+        a = a * less + one * DTYPE::low(values[half][i]) + two * DTYPE::low(values[half + 2][i]);
+        b = b * less + one * DTYPE::high(values[half][i]) + two * DTYPE::high(values[half + 2][i]);
+      }
+      state.total[half] = state.total[half] * less + (quad == 0 ? one + two : 0.f);
+      state.peak[half] = now;
+    }
+  }
+}
+
+// The same rows over the item's `tiles` of keys, as they come into the ring from `slot` on.
+__device__ __forceinline__ void attend_tiles(
+    Softmax &state, Slot &slot, const Call &call, const Item &item, u32 shared, const Barriers &barriers, u32 queries,
+    int own, int m_first, int of_thread) {
+  const int tiles = tiles_of(item), lane = threadIdx.x % 32, quad = lane % 4;
+  const float scale = call.scale;
+  // How many keys of the item each row sees; tiles from `whole` on must be masked.
+  int sees[2] = {item.stop - item.first, item.stop - item.first}, whole = (item.stop - item.first) / KEYS;
+  if (CAUSAL) {
+    const int before = call.lengths[item.request] - (item.last_row - item.first_row) - item.first;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      sees[half] = min(sees[half], before + (m_first + of_thread + half * 8) / GROUP + 1);
+    whole = min(whole, max(before + m_first / GROUP + 1, 0) / KEYS);
+  }
+  const u64 query = matrix<16, 1024>(queries), key = matrix<16, 1024>(shared + KEYS_AT),
+            value = matrix<HALF, 1024>(shared + VALUES_AT);
+  float scores[64], shrink[2];
+  u32 weights[32];
+  auto start_scores = [&] {
+    const u64 keys = key + slot.at * (TILE >> 4);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      multiply(scores, query + j / 4 * (QUERIES / 2 >> 4) + j % 4 * 2, keys + j / 4 * (HALF >> 4) + j % 4 * 2, j > 0);
+    products_end();
+  };
+  auto start_sums = [&](int at) {
+    const u64 values = value + at * (TILE >> 4);
+#pragma unroll
+    for (int j = 0; j < 8; j++) multiply(state.sums, weights + 4 * j, values + j * (16 * 128 >> 4));
+    products_end();
+  };
+  auto mask = [&](int tile) {
+#pragma unroll
+    for (int j = 0; j < 64; j++)
+      if (tile * KEYS + j / 4 * 8 + quad * 2 + j % 2 >= sees[j / 2 % 2]) scores[j] = NOTHING;
+  };
+  auto soften = [&] {  // scores become weights, not rounded yet
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float most = scores[half * 2];
+#pragma unroll
+      for (int j = 0; j < 16; j++) most = fmaxf(most, fmaxf(scores[j * 4 + half * 2], scores[j * 4 + half * 2 + 1]));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+      const float now = fmaxf(state.peak[half], most * scale);
+      shrink[half] = power(state.peak[half] - now);
+      state.peak[half] = now;
+      float sum = 0.f;
+#pragma unroll
+      for (int j = 0; j < 16; j++) {
+        float &a = scores[j * 4 + half * 2], &b = scores[j * 4 + half * 2 + 1];
+        a = power(fmaf(a, scale, -now));
+        b = power(fmaf(b, scale, -now));
+        sum += a + b;
+      }
+      state.total[half] = state.total[half] * shrink[half] + sum;
+    }
+  };
+  auto round_weights = [&] {  // results of products lie as their operands do
+#pragma unroll
+    for (int j = 0; j < 32; j++) weights[j] = pack(scores[2 * j], scores[2 * j + 1]);
+  };
+  auto rescale = [&] {
+#pragma unroll
+    for (int j = 0; j < 64; j++) state.sums[j] *= shrink[j / 2 % 2];
+  };
+  auto release = [&](u32 barrier) {
+    if (lane == 0) arrive(barrier);
+  };
+  const int turn = 3 + own, others_turn = 4 - own;
+  auto step = [&](int tile, bool masked) {
+    const int before = slot.at;
+    slot.next();
+    wait(barriers.keys_there + 8 * slot.at, slot.parity);
+    sync(turn, 256);
+    products_begin();
+    start_scores();
+    rescale();
+    products_begin();
+    start_sums(before);
+    hand_on(others_turn);
+    wait_for_products<1>();
+    settle(scores);
+    release(barriers.keys_done + 8 * slot.at);
+    if (masked) mask(tile);
+    soften();
+    settle(scores);
+    // Not needed yet, but it ends a basic block: the assembler would put off the softmax behind the products' end.
+    wait(barriers.values_there + 8 * slot.at, slot.parity);
+    wait_for_products<0>();
+    settle(state.sums);
+    release(barriers.values_done + 8 * before);
+    round_weights();
+  };
+
+  int tile = tiles - 1;
+  wait(barriers.keys_there + 8 * slot.at, slot.parity);
+  sync(turn, 256);
+  products_begin();
+  start_scores();
+  hand_on(others_turn);
+  wait_for_products<0>();
+  settle(scores);
+  release(barriers.keys_done + 8 * slot.at);
+  if (tile >= whole) mask(tile);
+  soften();
+  round_weights();
+  wait(barriers.values_there + 8 * slot.at, slot.parity);
+  tile--;
+  if (CAUSAL)
+    for (; tile >= whole; tile--) step(tile, true);
+  for (; tile >= 0; tile--) step(tile, false);
+  rescale();
+  products_begin();
+  start_sums(slot.at);
+  wait_for_products<0>();
+  settle(state.sums);
+  release(barriers.values_done + 8 * slot.at);
+  slot.next();
+}
+
+// Results to where the item says, through the queries' place, so that whole lines are written. `Bytes` of a number.
+template <int Bytes>
+__device__ __forceinline__ void write(
+    Softmax &state, const Call &call, const Item &item, int which, int kv_head, u32 queries, int own, int m_first,
+    int of_thread) {
+  const int thread = threadIdx.x % 128, quad = thread % 4;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const float all = over_quad(state.total[half]);
+    float factor = all > 0.f ? 1.f / all : 1.f;
+    if (Bytes == 1) factor /= call.out_scales[kv_head];
+    const int r = of_thread + half * 8;
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+      const float a = state.sums[j * 4 + half * 2] * factor, b = state.sums[j * 4 + half * 2 + 1] * factor;
+      if (Bytes == 1)
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(query_at(queries, r, j / 2) + j % 2 * 8 + quad * 2), "h"(pack_fp8(a, b)) : "memory");
+      else
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(query_at(queries, r, j) + quad * 4), "r"(pack(a, b)) : "memory");
+    }
+    if (item.parts > 1 && quad == 0)
+      call.log_totals[((long long)which * call.kv_heads + kv_head) * ROWS + own * 64 + r] =
+          all > 0.f ? state.peak[half] + log2f(all) : NOTHING;
+  }
+  sync(1 + own, 128);
+  constexpr int CHUNKS = DIM * Bytes / 16;
+#pragma unroll
+  for (int i = 0; i < CHUNKS / 2; i++) {
+    const int c = thread + 128 * i, r = c / CHUNKS, m = m_first + r, row = item.first_row + m / GROUP;
+    if (row < item.last_row) {
+      const long long at = item.parts == 1 ? (long long)row * call.kv_heads * GROUP + kv_head * GROUP + m % GROUP
+                                           : ((long long)which * call.kv_heads + kv_head) * ROWS + own * 64 + r;
+      char *to = (char *)(item.parts == 1 ? call.out : call.partial) + at * DIM * Bytes;
+      *(uint4 *)(to + c % CHUNKS * 16) = load_shared(query_at(queries, r, c % CHUNKS));
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) attend(const __grid_constant__ Call call) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const u32 shared = (u32)__cvta_generic_to_shared(memory);
+  const Barriers barriers(shared + BARRIERS_AT);
+  const int warpgroup = threadIdx.x / 128;
+  // Beams' prefixes were complete before the kernels that this launch depends on, so their copies begin before it waits;
+  // of a forward's new tokens keys and values were just written.
+  const bool early = call.settled && !CAUSAL;
+  if (!early) {
+    wait_for_kernels_before();
+    let_next_kernel_begin();
+  }
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(barriers.keys_there + 8 * i, 1);
+      barrier_init(barriers.values_there + 8 * i, 1);
+      barrier_init(barriers.keys_done + 8 * i, CONSUMERS);
+      barrier_init(barriers.values_done + 8 * i, CONSUMERS);
+    }
+    barrier_init(barriers.values_to_cut, 1);
+    publish();
+  }
+  __syncthreads();
+  if (warpgroup == 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if (threadIdx.x < 32) fetch_items(call, shared, barriers);
     return;
   }
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-  const int own = warpgroup - 1, thread = threadIdx.x % 128, warp = thread / 32, quad = lane % 4;
+  const int own = warpgroup - 1, thread = threadIdx.x % 128, of_thread = thread / 32 * 16 + thread % 32 / 4;
   if (early) {
     wait_for_kernels_before();
     let_next_kernel_begin();
   }
-  // Row m of the tile is query head m % GROUP of beam, or token, m / GROUP; this warpgroup's begin at m_first. A thread
-  // has rows of_thread and of_thread + 8 of them, and of each group of 8 columns two.
   const u32 queries = shared + own * QUERIES;
-  const int m_first = item.tile * ROWS + own * 64, of_thread = warp * 16 + lane / 4;
+  Slot slot;
+  if (own == 1) hand_on(3);
+  for (int round = 0; round * gridDim.x < call.work; round++) {
+    if (place(round) >= call.work) continue;
+    const int kv_head = place(round) % call.kv_heads, which = place(round) / call.kv_heads;
+    const Item item = call.items[which];
+    if (item.request < 0) continue;
+    // Row m of the tile is query head m % GROUP of beam, or token, m / GROUP; this warpgroup's begin at m_first.
+    const int m_first = item.tile * ROWS + own * 64;
+    if (round) sync(1 + own, 128);  // what was written last has been read
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const int c = thread + 128 * i, r = c / 16, m = m_first + r, row = item.first_row + m / GROUP;
-    uint4 x = make_uint4(0, 0, 0, 0);
-    if (row < item.last_row)
-      x = *(const uint4 *)(q + (long long)row * q_stride + (kv_head * GROUP + m % GROUP) * head_stride + c % 16 * 8);
-    store_shared(query_at(queries, r, c % 16), x);
-  }
-  publish();
-  sync(1 + own, 128);
-
-  // The online softmax of rows of_thread and of_thread + 8, in base 2.
-  float sums[64], peak[2] = {NEVER, NEVER}, total[2] = {0.f, 0.f}, shrink[2];
-#pragma unroll
-  for (int i = 0; i < 64; i++) sums[i] = 0.f;
-  if (!CAUSAL && item.parts == 1) {  // over the beams' own tokens, two at a time; with parts the merge does it
-    for (int first = 0; first < steps; first += 2) {
-      uint4 keys[4][4];
-      u32 values[4][16];
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const int step = min(first + j / 2, steps - 1);
-        const int row = item.first_row + (m_first + of_thread + j % 2 * 8) / GROUP;
-        const int ancestor = row < item.last_row ? ancestors[(long long)row * ancestors_stride + step] : 0;
-        const long long at = (long long)step * step_stride + (long long)ancestor * suffix_stride + kv_head * DIM;
-#pragma unroll
-        for (int i = 0; i < 4; i++) keys[j][i] = *(const uint4 *)(suffix_k + at + quad * 32 + i * 8);
-#pragma unroll
-        for (int i = 0; i < 16; i++) values[j][i] = *(const u32 *)(suffix_v + at + i * 8 + quad * 2);
-      }
-      float score[4];
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float product = 0.f;
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          product += dot(load_shared(query_at(queries, of_thread + j % 2 * 8, quad * 4 + i)), keys[j][i]);
-        product = over_quad(product);
-        score[j] = first + j / 2 < steps ? product * scale : NOTHING;
-      }
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float now = fmaxf(peak[half], fmaxf(score[half], score[half + 2])), less = power(peak[half] - now);
-        const float one = power(score[half] - now), two = power(score[half + 2] - now);
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-          float &a = sums[i * 4 + half * 2], &b = sums[i * 4 + half * 2 + 1];
-          a = a * less + one * DTYPE::low(values[half][i]) + two * DTYPE::low(values[half + 2][i]);
-          b = b * less + one * DTYPE::high(values[half][i]) + two * DTYPE::high(values[half + 2][i]);
-        }
-        total[half] = total[half] * less + (quad == 0 ? one + two : 0.f);  // a thread's part of its row's
-        peak[half] = now;
-      }
+    for (int i = 0; i < 8; i++) {
+      const int c = thread + 128 * i, r = c / 16, m = m_first + r, row = item.first_row + m / GROUP;
+      const u16 *from = call.q + (long long)row * call.q_stride + (kv_head * GROUP + m % GROUP) * call.head_stride;
+      store_shared(query_at(queries, r, c % 16),
+                   row < item.last_row ? *(const uint4 *)(from + c % 16 * 8) : make_uint4(0, 0, 0, 0));
     }
-  }
-
-  if (tiles > 0) {
-    // How many keys of the item each row sees; tiles from `whole` on must be masked.
-    int sees[2] = {item.stop - item.first, item.stop - item.first}, whole = (item.stop - item.first) / KEYS;
-    if (CAUSAL) {
-      const int before = lengths[item.request] - (item.last_row - item.first_row) - item.first;
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        sees[half] = min(sees[half], before + (m_first + of_thread + half * 8) / GROUP + 1);
-      whole = min(whole, max(before + m_first / GROUP + 1, 0) / KEYS);
-    }
-    const u64 query = matrix<16, 1024>(queries), key = matrix<16, 1024>(shared + KEYS_AT),
-              value = matrix<HALF, 1024>(shared + VALUES_AT);
-    float scores[64];
-    u32 weights[32];
-    auto start_scores = [&](int i) {
-      const u64 keys = key + i % STAGES * (TILE >> 4);
-#pragma unroll
-      for (int j = 0; j < 8; j++)
-        multiply(scores, query + j / 4 * (QUERIES / 2 >> 4) + j % 4 * 2, keys + j / 4 * (HALF >> 4) + j % 4 * 2, j > 0);
-      products_end();
-    };
-    auto start_sums = [&](int i) {
-      const u64 values = value + i % STAGES * (TILE >> 4);
-#pragma unroll
-      for (int j = 0; j < 8; j++) multiply(sums, weights + 4 * j, values + j * (16 * 128 >> 4));
-      products_end();
-    };
-    auto mask = [&](int i) {
-#pragma unroll
-      for (int j = 0; j < 64; j++)
-        if ((tiles - 1 - i) * KEYS + j / 4 * 8 + quad * 2 + j % 2 >= sees[j / 2 % 2]) scores[j] = NOTHING;
-    };
-    auto soften = [&]() {  // scores become weights, not rounded yet
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float most = scores[half * 2];
-#pragma unroll
-        for (int j = 0; j < 16; j++) most = fmaxf(most, fmaxf(scores[j * 4 + half * 2], scores[j * 4 + half * 2 + 1]));
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-        const float now = fmaxf(peak[half], most * scale);
-        shrink[half] = power(peak[half] - now);
-        peak[half] = now;
-        float sum = 0.f;
-#pragma unroll
-        for (int j = 0; j < 16; j++) {
-          float &a = scores[j * 4 + half * 2], &b = scores[j * 4 + half * 2 + 1];
-          a = power(fmaf(a, scale, -now));
-          b = power(fmaf(b, scale, -now));
-          sum += a + b;
-        }
-        total[half] = total[half] * shrink[half] + sum;
-      }
-    };
-    auto round_weights = [&]() {  // the products' results lie as their operands do
-#pragma unroll
-      for (int j = 0; j < 32; j++) weights[j] = pack(scores[2 * j], scores[2 * j + 1]);
-    };
-    auto rescale = [&]() {
-#pragma unroll
-      for (int j = 0; j < 64; j++) sums[j] *= shrink[j / 2 % 2];
-    };
-    auto release = [&](u32 barrier) {
-      if (lane == 0) arrive(barrier);
-    };
-    const int turn = 3 + own, others_turn = 4 - own;
-    auto step = [&](int i, bool masked) {
-      const int stage = i % STAGES, parity = i / STAGES & 1;
-      wait(keys_there + 8 * stage, parity);
-      sync(turn, 256);
-      products_begin();
-      start_scores(i);
-      rescale();
-      products_begin();
-      start_sums(i - 1);
-      hand_on(others_turn);
-      wait_for_products<1>();
-      settle(scores);
-      release(keys_done + 8 * stage);
-      if (masked) mask(i);
-      soften();
-      settle(scores);
-      // Not needed yet, but it ends a basic block: the assembler would put off the softmax behind the products' end.
-      wait(values_there + 8 * stage, parity);
-      wait_for_products<0>();
-      settle(sums);
-      release(values_done + 8 * ((i - 1) % STAGES));
-      round_weights();
-    };
-
-    if (own == 1) hand_on(3);
-    wait(keys_there, 0);
-    sync(turn, 256);
-    products_begin();
-    start_scores(0);
-    hand_on(others_turn);
-    wait_for_products<0>();
-    settle(scores);
-    release(keys_done);
-    if (tiles > whole) mask(0);
-    soften();
-    round_weights();
-    wait(values_there, 0);
-    int i = 1;
-    if (CAUSAL)
-      for (; i < tiles - whole; i++) step(i, true);
-    for (; i < tiles; i++) step(i, false);
-    rescale();
-    products_begin();
-    start_sums(tiles - 1);
-    wait_for_products<0>();
-    settle(sums);
-  }
-
-  // Through the queries' place, so that whole lines are written.
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const float all = over_quad(total[half]), inverse = all > 0.f ? 1.f / all : 1.f;
-    const int r = of_thread + half * 8;
-#pragma unroll
-    for (int j = 0; j < 16; j++) {
-      const u32 x = pack(sums[j * 4 + half * 2] * inverse, sums[j * 4 + half * 2 + 1] * inverse);
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(query_at(queries, r, j) + quad * 4), "r"(x) : "memory");
-    }
-    if (item.parts > 1 && quad == 0)
-      log_totals[((long long)which * kv_heads + kv_head) * ROWS + own * 64 + r] = all > 0.f ? peak[half] + log2f(all) : NOTHING;
-  }
-  sync(1 + own, 128);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const int c = thread + 128 * i, r = c / 16, m = m_first + r, row = item.first_row + m / GROUP;
-    if (row < item.last_row) {
-      u16 *to = item.parts == 1 ? out + ((long long)row * kv_heads * GROUP + kv_head * GROUP + m % GROUP) * DIM
-                                : partial + (((long long)which * kv_heads + kv_head) * ROWS + own * 64 + r) * DIM;
-      *(uint4 *)(to + c % 16 * 8) = load_shared(query_at(queries, r, c % 16));
-    }
+    publish();
+    sync(1 + own, 128);
+    Softmax state;
+    if (!CAUSAL && item.parts == 1)  // with parts the merge does it
+      attend_suffix(state, call, item, kv_head, queries, m_first, of_thread);
+    if (item.stop > item.first)
+      attend_tiles(state, slot, call, item, shared, barriers, queries, own, m_first, of_thread);
+    if (OUT_FP8 && item.parts == 1)
+      write<1>(state, call, item, which, kv_head, queries, own, m_first, of_thread);
+    else
+      write<2>(state, call, item, which, kv_head, queries, own, m_first, of_thread);
   }
 }

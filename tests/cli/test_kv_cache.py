@@ -48,7 +48,7 @@ def test_evaluate_says_how_many_of_the_best_are_the_same(tmp_path: Path, shop: t
     assert half["dtype"] == "bfloat16"
     assert 0.5 < half["overlap"] <= 1
     refused = run(*options, "--overlap", code=2)
-    assert "--overlap compares --kv-cache-dtype fp8 with auto" in refused.output
+    assert "--overlap compares --fp8 or --kv-cache-dtype fp8 with neither" in refused.output
 
 
 def test_the_bench_compares_users_and_answers(tmp_path: Path) -> None:

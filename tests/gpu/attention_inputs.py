@@ -31,6 +31,10 @@ FP8_SHAPES = _shapes(
 """Of the dtype computed in; the pages are in FP8."""
 
 
+ROUNDED_TO_FP8 = 4e-2
+"""Of results in FP8: what a small difference before takes to the other side of a step, an eighth, differs by one."""
+
+
 def in_fp8(pages: Tensor, scales: Tensor) -> Tensor:
     """The same pages in FP8; what was NaN still is. scales: [kv_heads]"""
     return (pages.float() / scales[:, None, None]).to(torch.float8_e4m3fn)

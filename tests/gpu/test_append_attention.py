@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.gpu.agreement import agree, widened
-from tests.gpu.attention_inputs import FP8_SHAPES, SHAPES, in_fp8, pages
+from tests.gpu.attention_inputs import FP8_SHAPES, ROUNDED_TO_FP8, SHAPES, in_fp8, pages
 from xgr_kernels import append_attention, plan_append_attention
 from xgr_kernels.append_attention.reference import append_attention as reference
 
@@ -79,3 +79,14 @@ def test_a_graph_serves_other_lengths_and_token_counts(users: int, tokens: int) 
         used = sum(new)
         wide = widened((q[:used], k_pages, v_pages))
         agree(out[:used], reference(*wide, table, starts, lengths, scale=0.1))
+
+
+@SHAPES
+def test_results_in_fp8(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
+    scales = 2.0 ** torch.arange(-6, kv_heads - 6, device="cuda").float()
+    for new, prefix in (([300], [0]), ([3, 1, 200, 64], [500, 0, 77, 1000]), ([1] * 40, [130] * 40)):
+        given = arguments(new, prefix, kv_heads, group, dim, dtype)
+        got = append_attention(*given, scale=0.1, out_scales=scales)
+        want = reference(*widened(given), scale=0.1, out_scales=scales)
+        assert got.dtype == want.dtype == torch.float8_e4m3fn
+        agree(got, want, ROUNDED_TO_FP8)

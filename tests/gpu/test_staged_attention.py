@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.gpu.agreement import agree, widened
-from tests.gpu.attention_inputs import FP8_SHAPES, SHAPES, in_fp8, pages
+from tests.gpu.attention_inputs import FP8_SHAPES, ROUNDED_TO_FP8, SHAPES, in_fp8, pages
 from xgr_kernels import plan_staged_attention, staged_attention
 from xgr_kernels.staged_attention.reference import staged_attention as reference
 
@@ -95,3 +95,14 @@ def test_a_graph_serves_other_lengths_and_row_counts(requests: int) -> None:
         own = (*widened(tuple(suffix[:2])), suffix[2][:used])
         for out, layer in zip(outs, (wide[1:], wide[:0:-1]), strict=True):
             agree(out[:used], reference(wide[0], *layer, table, lengths, starts, *own, scale=0.1))
+
+
+@SHAPES
+def test_results_in_fp8(dtype: torch.dtype, kv_heads: int, group: int, dim: int) -> None:
+    scales = 2.0 ** torch.arange(-6, kv_heads - 6, device="cuda").float()
+    for lengths, beams in (([1000], [256]), ([0, 77, 1300], [50, 1, 129]), ([640] * 7 + [2050], [256] * 8)):
+        given = arguments(lengths, beams, kv_heads, group, dim, dtype)
+        got = staged_attention(*given, scale=0.1, out_scales=scales)
+        want = reference(*widened(given), scale=0.1, out_scales=scales)
+        assert got.dtype == want.dtype == torch.float8_e4m3fn
+        agree(got, want, ROUNDED_TO_FP8)

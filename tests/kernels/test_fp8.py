@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from xgr_kernels.fp8 import FP8, FP8_MAX, dequantise, power_of_two_scales, quantise
+from xgr_kernels.fp8 import FP8, FP8_MAX, dequantise, power_of_two_scales, quantise, quantise_heads
 
 
 def test_every_byte_is_the_number_that_torch_says() -> None:
@@ -31,3 +31,14 @@ def test_a_head_of_zeros_has_a_scale_too() -> None:
     scale = power_of_two_scales(torch.zeros(1))
     assert scale > 0
     assert quantise(torch.zeros(3), scale).float().tolist() == [0.0] * 3
+
+
+def test_heads_are_divided_by_the_scale_of_their_kv_head() -> None:
+    x = torch.randn(5, 6, 16)
+    scales = torch.tensor([2.0**-7, 2.0**-9])
+    got = quantise_heads(x, scales)
+    assert got.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(got[:, :3].float() * scales[0], x[:, :3], rtol=1 / 16, atol=2.0**-17)
+    torch.testing.assert_close(
+        got[:, 3:].float() * scales[1], x[:, 3:].clamp(-448 / 512, 448 / 512), rtol=1 / 16, atol=2.0**-19
+    )

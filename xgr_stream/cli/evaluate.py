@@ -41,11 +41,12 @@ from xgr_stream.evaluation import overlap as share_of
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="What the model computes in.  [default: bfloat16 on a GPU, else float32]",
 )
+@click.option("--fp8", is_flag=True, help="Weights of the products in FP8, on a GPU.")
 @kv_cache_dtype_option
 @click.option(
     "--overlap",
     is_flag=True,
-    help="With --kv-cache-dtype fp8: recommend without it, too, and say how many of the best k are the same.",
+    help="With --fp8 or --kv-cache-dtype fp8: recommend without, too, and say how many of the best k are the same.",
 )
 def evaluate(
     model: Path,
@@ -57,6 +58,7 @@ def evaluate(
     exclude_seen: bool,
     device: str,
     dtype: str | None,
+    fp8: bool,
     kv_cache_dtype: KvCacheDtype,
     overlap: bool,
 ) -> None:
@@ -69,10 +71,11 @@ def evaluate(
         normalizer=normalizer,  # type: ignore[arg-type]
         device=device,
         dtype=dtype,  # type: ignore[arg-type]
+        fp8=fp8,
         cache=CacheConfig(kv_cache_dtype=kv_cache_dtype),
     )
-    if overlap and kv_cache_dtype == "auto":
-        raise click.UsageError("--overlap compares --kv-cache-dtype fp8 with auto, not auto with itself")
+    if overlap and kv_cache_dtype == "auto" and not fp8:
+        raise click.UsageError("--overlap compares --fp8 or --kv-cache-dtype fp8 with neither, not neither with itself")
     engine = Engine.load(model, catalog, config=config, history=whole_histories())
     users = read_sequences(sequences)
     started = time.perf_counter()
@@ -87,14 +90,14 @@ def evaluate(
     quality = Quality.of_ranks([rank_of(own, user.target) for own, user in zip(recommended, users, strict=True)], k)
     shared = None
     if overlap:
-        whole = replace(config, cache=CacheConfig())
-        other = Engine.load(engine.model, engine.catalog, config=whole, history=whole_histories())
+        whole = replace(config, fp8=False, cache=CacheConfig())
+        other = Engine.load(model if fp8 else engine.model, engine.catalog, config=whole, history=whole_histories())
         shared = share_of(recommended, lists(other))
     unknown = sum(engine.catalog.row(user.target) is None for user in users)
     click.echo(f"Recall@{k}   {quality.recall:.4f}  ± {quality.recall_error:.4f} (standard error)")
     click.echo(f"NDCG@{k}     {quality.ndcg:.4f}")
     if shared is not None:
-        click.echo(f"overlap     {shared:.4f} of the best {k} are those without --kv-cache-dtype {kv_cache_dtype}")
+        click.echo(f"overlap     {shared:.4f} of the best {k} are those without FP8")
     click.echo(f"users       {quality.users:,}, of which {unknown:,} with a target that the catalog does not hold")
     click.echo(f"scored by   beam {beam}, normalizer {engine.normalizer}, seen items {_kept(exclude_seen)}")
     figures = {
@@ -106,6 +109,7 @@ def evaluate(
         "normalizer": engine.normalizer,
         "exclude_seen": exclude_seen,
         "dtype": str(engine.model.decoder.dtype).removeprefix("torch."),
+        "fp8": fp8,
         "kv_cache_dtype": kv_cache_dtype,
         "overlap": shared,
         "users": quality.users,

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from xgr_kernels.append_attention import append_attention, plan_append_attention
+from xgr_kernels.fp8 import FP8
 from xgr_kernels.kv_write import kv_write, plan_kv_write
 from xgr_stream.cache import Draft, PrefixCache
 from xgr_stream.engine.context import TokenArray
@@ -208,10 +209,11 @@ class Appender:
                 **scaling,
             )
             last = layer == config.num_layers - 1
+            out_scales = decoder.attended_scales(layer)
             if last:
                 q = q[wanted]
                 if not len(q):
-                    return q
+                    return q if out_scales is None else q.to(FP8)
             return append_attention(
                 q,
                 k_pages,
@@ -221,6 +223,7 @@ class Appender:
                 kv_lengths,
                 scale=config.head_dim**-0.5,
                 kv_scales=kv_scales,
+                out_scales=out_scales,
                 plan=last_plan if last else plan,
             )
 

@@ -101,6 +101,7 @@ class Suffix:
                 ancestors,
                 scale=head_dim**-0.5,
                 kv_scales=kv_scales[layer],
+                out_scales=self._decoder.attended_scales(layer),
                 plan=plan,
             )
 

@@ -22,8 +22,8 @@ class Attend(Protocol):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /, **scaling: Tensor) -> Tensor:
         """Normalises and rotates `q` [n, heads, head_dim] and `k` [n, kv_heads, head_dim], keeps `k` and `v`, and
         attends over all that each token may see. `scaling`: what `kv_write` is to multiply them by first, which only
-        decoders on CUDA ask for. Returns [n, heads, head_dim]; in the last layer those of the `wanted` tokens alone,
-        if `forward` was given any."""
+        decoders on CUDA ask for. Returns [n, heads, head_dim], in FP8 divided by the layer's `attended_scales` if there
+        are any; in the last layer those of the `wanted` tokens alone, if `forward` was given any."""
 
 
 class Decoder:
@@ -45,13 +45,13 @@ class Decoder:
         self.fp8 = fp8
         self._embedding, self._head = weights.embedding, weights.head
         self._qk_norms = tuple((layer.q_norm, layer.k_norm) for layer in weights.layers)
-        self._layers = Layers(config, weights.layers, weights.norm, fp8=fp8)
         self._level_heads = tuple(_rows(weights.head, ids) for ids in token_ids)
         self._level_slices = tuple(map(_side_by_side, token_ids))
         self.level_tokens = tuple(torch.from_numpy(ids.copy()).to(weights.head.device) for ids in token_ids)
         table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
         self.cos_sin = table.to(weights.head.device)
         self.kv_bounds = key_value_bounds(config, weights, self.cos_sin)
+        self._layers = Layers(config, weights.layers, weights.norm, self.kv_bounds[:, 1] if fp8 else None)
 
     @property
     def device(self) -> torch.device:
@@ -77,6 +77,10 @@ class Decoder:
     def k_norm(self, layer: int) -> Tensor | None:
         """[head_dim]: the weight of the key's RMSNorm, None where the family has none."""
         return self._qk_norms[layer][1]
+
+    def attended_scales(self, layer: int) -> Tensor | None:
+        """[kv_heads] float32: in FP8, where `attend` is to return it so, what its results are divided by."""
+        return self._layers.attended_scales(layer)
 
     def forward(
         self, tokens: Tensor, attend: Attend, wanted: Tensor | None = None, style: Style | None = None

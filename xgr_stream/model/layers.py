@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xgr_kernels.fp8 import power_of_two_scales
 from xgr_kernels.gate_up_silu import gate_up_silu
 from xgr_kernels.quantize_rows import quantize_rows
 from xgr_kernels.rms_norm import rms_norm, rms_norm_fp8
@@ -43,6 +44,9 @@ class Fp8Layer:
 
     qkv: Tensor
     qkv_scale: Tensor
+    attended_scales: Tensor
+    """[kv_heads]: what the attention's results are divided by to be in FP8, powers of two. The output projection's
+    weights are multiplied by them."""
     output: Tensor
     output_scale: Tensor
     gate_up: Tensor
@@ -54,16 +58,26 @@ class Fp8Layer:
 class Layers:
     """All layers of a decoder on one device."""
 
-    def __init__(self, config: ModelConfig, layers: Sequence[LayerWeights], norm: Tensor, *, fp8: bool) -> None:
-        """`norm` [hidden]: the weight of the norm behind the last layer."""
+    def __init__(
+        self, config: ModelConfig, layers: Sequence[LayerWeights], norm: Tensor, value_bounds: Tensor | None
+    ) -> None:
+        """`norm` [hidden]: the weight of the norm behind the last layer. `value_bounds` [layers, kv_heads]: with these
+        the projections are in FP8; they are the most that an element of a head's values can be, so of its attention's
+        results too."""
+        fp8 = value_bounds is not None
         self._config = config
         self._norm = norm
         biased = config.qkv_bias or config.output_bias or config.mlp_bias
         self._folded = norm.is_cuda and norm.dtype != torch.float32 and not biased and not fp8
         self._layers = tuple(_fold(layer) for layer in layers) if self._folded else tuple(layers)
-        self._fp8 = tuple(map(_quantized, layers)) if fp8 else ()
-        if fp8:
+        self._fp8: tuple[Fp8Layer, ...] = ()
+        if value_bounds is not None:
+            scales = power_of_two_scales(value_bounds)
+            self._fp8 = tuple(_quantized(*each, config.head_dim) for each in zip(layers, scales, strict=True))
             self._layers = tuple(_without_products(layer) for layer in layers)
+
+    def attended_scales(self, layer: int) -> Tensor | None:
+        return self._fp8[layer].attended_scales if self._fp8 else None
 
     def styles(self, rows: int) -> tuple[Style, ...]:
         """Those that may be the fastest for so many rows."""
@@ -126,15 +140,8 @@ class Layers:
             attended = attend(i, *qkv, row_scale=scale, column_scale=own.qkv_scale)
             if last and wanted is not None:
                 hidden = hidden[wanted]
-            attended, scale = quantize_rows(attended.flatten(1))
-            normed, scale, hidden = rms_norm_fp8(
-                product(attended, own.output),
-                layer.post_norm,
-                eps,
-                hidden,
-                row_scale=scale,
-                column_scale=own.output_scale,
-            )
+            output = product(attended.flatten(1), own.output)
+            normed, scale, hidden = rms_norm_fp8(output, layer.post_norm, eps, hidden, column_scale=own.output_scale)
             gate_up = product(normed, own.gate_up)
             gated, scale = silu_mul_fp8(gate_up, row_scale=scale, column_scale=own.gate_up_scale)
             down = product(gated, own.down)
@@ -169,14 +176,17 @@ def _fold(layer: LayerWeights) -> LayerWeights:
     )
 
 
-def _quantized(layer: LayerWeights) -> Fp8Layer:
+def _quantized(layer: LayerWeights, attended_scales: Tensor, head_dim: int) -> Fp8Layer:
     def column_wise(weight: Tensor) -> tuple[Tensor, Tensor]:
         fp8, scale = quantize_rows(weight)
         return fp8, scale.flatten()
 
+    heads = layer.output.unflatten(1, (len(attended_scales), -1, head_dim))
+    output = (heads * attended_scales.to(heads.dtype)[:, None, None]).flatten(1)
     return Fp8Layer(
-        *column_wise(layer.qkv), *column_wise(layer.output), *column_wise(layer.gate_up), *column_wise(layer.down)
-    )
+        *column_wise(layer.qkv), attended_scales, *column_wise(output), *column_wise(layer.gate_up),
+        *column_wise(layer.down),
+    )  # fmt: skip
 
 
 def _without_products(layer: LayerWeights) -> LayerWeights:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.attention_plan import Plan
-from xgr_kernels.checks import check_heads, check_kv_scales, check_pages, check_shape
+from xgr_kernels.checks import check_heads, check_kv_scales, check_out_scales, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
 __all__ = ["append_attention", "plan_append_attention"]
@@ -22,6 +22,7 @@ def append_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     """Each new token attends to its user's tokens up to and with itself.
@@ -30,19 +31,22 @@ def append_attention(
     k_pages, v_pages: [pages, kv_heads, page_size, dim], with the new tokens written already; in FP8, kv_scales
     [2, kv_heads] float32 is what each head's keys, then its values, are multiplied by.
     page_table: [users, max_pages]; query_starts: [users + 1]; kv_lengths: [users], all tokens, the new ones too.
-    Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
+    out_scales: [kv_heads] float32; with them each head's results are divided by its KV head's and are FP8.
+    Returns [tokens, heads, dim], otherwise in q's dtype. Raises ValueError on arguments that do not fit each other.
     """
     check_shape("q", q, (None, None, None))
     check_pages(k_pages, v_pages, q.shape[2])
     check_kv_scales(kv_scales, k_pages)
     check_heads(q.shape[1], k_pages.shape[1])
+    check_out_scales(out_scales, k_pages.shape[1])
     check_shape("page_table", page_table, (None, None))
     users = page_table.shape[0]
     check_shape("query_starts", query_starts, (users + 1,))
     check_shape("kv_lengths", kv_lengths, (users,))
     return implementation("append_attention", q)(
-        q, k_pages, v_pages, page_table, query_starts, kv_lengths, scale=scale, kv_scales=kv_scales, plan=plan
-    )
+        q, k_pages, v_pages, page_table, query_starts, kv_lengths,
+        scale=scale, kv_scales=kv_scales, out_scales=out_scales, plan=plan,
+    )  # fmt: skip
 
 
 def plan_append_attention(

@@ -28,12 +28,15 @@ def append_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: Plan | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
     if plan is None:
         plan = _plan(query_starts, kv_lengths, q, k_pages, tiling)
-    return attend(q, k_pages, v_pages, kv_scales, page_table, kv_lengths, plan, scale=scale, causal=True)
+    return attend(
+        q, k_pages, v_pages, kv_scales, page_table, kv_lengths, plan, scale=scale, causal=True, out_scales=out_scales
+    )  # fmt: skip
 
 
 def _plan(query_starts: Tensor, kv_lengths: Tensor, q: Tensor, k_pages: Tensor, tiling: Tiling | None) -> Plan:

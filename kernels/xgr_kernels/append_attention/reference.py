@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from xgr_kernels.fp8 import quantise_heads
 from xgr_kernels.ragged import counts_of, gather_pages, padded_index, size_classes
 from xgr_kernels.scales import in_float32
 
@@ -22,8 +23,13 @@ def append_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: None = None,
 ) -> Tensor:
+    if out_scales is not None:
+        users = (page_table, query_starts, kv_lengths)
+        out = append_attention(in_float32(q), k_pages, v_pages, *users, scale=scale, kv_scales=kv_scales)
+        return quantise_heads(out, out_scales)
     out = torch.empty_like(q)
     all_counts, all_lengths = counts_of(query_starts.tolist()), kv_lengths.tolist()
     for users in size_classes(all_counts, all_lengths):

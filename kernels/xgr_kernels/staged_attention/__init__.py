@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgr_kernels.checks import check_heads, check_kv_scales, check_pages, check_shape
+from xgr_kernels.checks import check_heads, check_kv_scales, check_out_scales, check_pages, check_shape
 from xgr_kernels.dispatch import implementation
 
 __all__ = ["plan_staged_attention", "staged_attention", "whole_prefixes"]
@@ -27,6 +27,7 @@ def staged_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: Any = None,
 ) -> Tensor:
     """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
@@ -38,7 +39,8 @@ def staged_attention(
     prefix_lengths: [requests], zero allowed; row_starts: [requests + 1].
     suffix_k, suffix_v: [steps, rows, kv_heads, dim], at least one step; ancestors: [rows, steps]: the token of row r
     at step s lies at suffix[s, ancestors[r, s]], so a beam's keys stay where its ancestor wrote them.
-    Returns [rows, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other.
+    out_scales: [kv_heads] float32; with them each head's results are divided by its KV head's and are FP8.
+    Returns [rows, heads, dim], otherwise in q's dtype. Raises ValueError on arguments that do not fit each other.
     """
     check_shape("q", q, (None, None, None))
     rows, heads, dim = q.shape
@@ -46,6 +48,7 @@ def staged_attention(
     check_kv_scales(kv_scales, k_pages)
     kv_heads = k_pages.shape[1]
     check_heads(heads, kv_heads)
+    check_out_scales(out_scales, kv_heads)
     check_shape("prefix_lengths", prefix_lengths, (None,))
     requests = prefix_lengths.shape[0]
     if page_table is None:
@@ -71,6 +74,7 @@ def staged_attention(
         ancestors,
         scale=scale,
         kv_scales=kv_scales,
+        out_scales=out_scales,
         plan=plan,
     )
 

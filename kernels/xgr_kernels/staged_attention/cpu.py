@@ -35,12 +35,14 @@ def staged_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     how = plan or reference.plan(row_starts, prefix_lengths)
     rows, heads, dim = q.shape
     steps, _, kv_heads, _ = suffix_k.shape
-    if not how.is_even(rows) or q.dtype is not torch.float32 or suffix_k.dtype is not torch.float32:
+    in_float32 = q.dtype is torch.float32 and suffix_k.dtype is torch.float32
+    if not how.is_even(rows) or not in_float32 or out_scales is not None:
         return NotImplemented
     q, suffix_k, suffix_v = q.contiguous(), suffix_k.contiguous(), suffix_v.contiguous()
     keys, values = reference.even_prefixes(k_pages, v_pages, kv_scales, page_table, how.lengths)

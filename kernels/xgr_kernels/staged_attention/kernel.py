@@ -29,6 +29,7 @@ def staged_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: Plan | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
@@ -38,7 +39,8 @@ def staged_attention(
         plan = _plan(row_starts, prefix_lengths, q, k_pages, tiling)
     suffix = Suffix(suffix_k, suffix_v, ancestors)
     return attend(
-        q, k_pages, v_pages, kv_scales, page_table, prefix_lengths, plan, scale=scale, causal=False, suffix=suffix
+        q, k_pages, v_pages, kv_scales, page_table, prefix_lengths, plan,
+        scale=scale, causal=False, suffix=suffix, out_scales=out_scales,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from xgr_kernels.fp8 import quantise_heads
 from xgr_kernels.ragged import counts_of, gather_pages, join_pages, padded_index, size_classes, unread
 from xgr_kernels.scales import in_float32
 
@@ -43,9 +44,15 @@ def staged_attention(
     *,
     scale: float,
     kv_scales: Tensor | None = None,
+    out_scales: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
     how = plan or _plan(row_starts, prefix_lengths)
+    if out_scales is not None:
+        prefix = (k_pages, v_pages, page_table, prefix_lengths, row_starts)
+        own = (suffix_k, suffix_v, ancestors)
+        out = staged_attention(in_float32(q), *prefix, *own, scale=scale, kv_scales=kv_scales, plan=how)
+        return quantise_heads(out, out_scales)
     grouped = in_float32(q).reshape(q.shape[0], suffix_k.shape[2], -1, q.shape[2])
     own = _attend_suffix(grouped, suffix_k, suffix_v, ancestors, scale)
     if how.is_even(q.shape[0]):  # rows stay where they are

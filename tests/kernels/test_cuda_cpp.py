@@ -1,0 +1,64 @@
+"""What becomes of attention where CUDA C++ can't be compiled. That it computes what it should: tests/gpu."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from xgr_kernels import cuda_cpp
+
+
+def test_without_bindings_it_is_not_available_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(cuda_cpp, "importlib", SimpleNamespace(import_module=missing))
+    cuda_cpp.available.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert not cuda_cpp.available()
+    cuda_cpp.available.cache_clear()
+    assert "no CUDA C++, Triton's kernels are used instead: No module named 'cuda.bindings.nvrtc'" in caplog.text
+
+
+def test_a_call_that_fails_names_the_status() -> None:
+    class Failed:
+        name = "CUDA_ERROR_INVALID_VALUE"
+
+    with pytest.raises(RuntimeError, match="CUDA: CUDA_ERROR_INVALID_VALUE"):
+        cuda_cpp._checked((Failed(), None))
+    assert cuda_cpp._checked((0, "found")) == "found"
+    assert cuda_cpp._checked((0,)) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernels need triton")
+@pytest.mark.parametrize(
+    ("dtype", "dim", "page_size", "rows"),
+    [
+        (torch.float32, 128, 64, 512),
+        (torch.float8_e4m3fn, 128, 64, 512),
+        (torch.bfloat16, 64, 64, 512),
+        (torch.bfloat16, 128, 16, 512),
+        (torch.bfloat16, 128, 64, 128),
+        (torch.bfloat16, 128, 64, 512),
+    ],
+)
+def test_what_it_is_not_for_goes_to_triton(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dim: int, page_size: int, rows: int
+) -> None:
+    paged = importlib.import_module("xgr_kernels.paged")
+    sizes = {"rows": rows, "requests": 2, "dim": dim, "page_size": page_size, "page_dtype": dtype}
+
+    def chosen() -> bool:
+        return paged.pipelined_tiling(**sizes, device=torch.device("cuda", 0), splits=16) is not None
+
+    monkeypatch.setattr(paged, "_runs_on", lambda _: True)
+    assert chosen() == ((dtype, dim, page_size, rows) == (torch.bfloat16, 128, 64, 512))
+    monkeypatch.setattr(paged, "_runs_on", lambda _: False)
+    assert not chosen()
