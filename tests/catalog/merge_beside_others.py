@@ -69,7 +69,7 @@ def merges(items: int, new: int, times: int, codes: int = 8192) -> Iterator[tupl
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         for _ in range(times):
-            merge = Merge(live.base, live.catalog, begun.changes, begun.position)
+            merge = Merge(live.base, live.catalog, begun.changes, begun.position, 0)
             longest, ended = Longest(), threading.Event()
             watching = threading.Thread(target=watch, args=(threading.get_ident(), longest, ended))
             watching.start()

@@ -15,17 +15,21 @@ import pyarrow as pa
 from xgr_stream.catalog import storage
 from xgr_stream.catalog.columns import ItemColumns
 from xgr_stream.catalog.filters import FilterResolver, Int64Array, ResolvedFilter
+from xgr_stream.catalog.forest import Forest, JoinedTags
 from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
 from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.quantize import residual_kmeans
 from xgr_stream.catalog.strings import PackedStrings
 from xgr_stream.catalog.table import Columns, read_table
+from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import ItemFilter
 
 FLIPS_REMEMBERED = 1 << 16
 """Items that came or went that are remembered for those who hold masks made of them."""
+DELTA_ITEMS = 1_024
+"""Of a delta, at most: to make one of so many takes 5 ms, between two batches."""
 FEW = 1 << 16
 """Popular items are chosen from all that a filter leaves, if they are so few and not among as many popular ones."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
@@ -35,10 +39,15 @@ _NO_KEYS: Int64Array = np.zeros(0, dtype=np.int64)
 class Catalog:
     """Items (an item's row is its number; a table's rows are in SID order), with availability that can change.
 
-    Not thread-safe: `set_available` and `resolve` belong to the thread that decodes, between its batches. What never
-    changes (`row`, `sid`, `rows`, `sids`, `trie`, `codes`) may be read from any thread. What else changes makes another
-    catalog, which shares with this one what it can (`xgr_stream.catalog.merge`).
+    Not thread-safe: `set_available`, `join` and `resolve` belong to the thread that decodes, between its batches. What
+    never changes (`own_row`, `own_rows`, `sids`, `trie`, `columns`, `codes`) may be read from any thread, and `row`,
+    which knows the delta's items too. What else changes makes another catalog, which shares with this one what it can
+    (`xgr_stream.catalog.merge`).
     """
+
+    delta: Catalog | None = None
+    """New items that are searched together with these. Its rows are numbered behind these; `forest`, `tags`, `filters`
+    and `available` are of both, `trie`, `sids`, `columns` and `item_ids` of these alone."""
 
     def __init__(
         self,
@@ -54,11 +63,13 @@ class Catalog:
         self.levels = len(columns.codes)
         self.sids = columns.sids
         """[rows, levels]; a row of -1 has no place in the catalog."""
-        rows = len(columns.sids)
+        rows = self.num_rows = len(columns.sids)
         if trie is None:
             in_order = np.arange(rows, dtype=np.int32)
             trie = Trie.from_sids(columns.sids, columns.codes, in_order) if twin is None else twin.trie
         self.trie: Trie = trie
+        self.forest: Trie | Forest = trie
+        self.tags: TagIndex | JoinedTags = columns.tags
         self.num_items = len(trie.items)
         self._origin = origin
         self.names: ItemNames
@@ -75,7 +86,7 @@ class Catalog:
         self.revision = 0
         """Grows with every change of availability of this object."""
         self.columns = columns
-        self._live = LiveItems(columns.available.copy())
+        self._live = LiveItems(columns.available, DELTA_ITEMS)
         self.filters = FilterResolver(self.trie, columns.tags, self._live)
         self._away = storage.rows_hash(np.flatnonzero(~columns.available))
         self._named: str | None = None
@@ -156,7 +167,7 @@ class Catalog:
 
     @property
     def available(self) -> BoolArray:
-        """[rows]; do not write to it."""
+        """[rows, the delta's too]; do not write to it."""
         return self._live.items
 
     @property
@@ -170,23 +181,78 @@ class Catalog:
 
     def live_counts(self) -> tuple[Int32Array, ...]:
         """[d]: live items below each node of depth d, [nodes of depth d], counted anew."""
-        return counts_below(self.trie, self._live.items)
+        return self.counts_below(self._live.items)
+
+    def counts_below(self, items: BoolArray) -> tuple[Int32Array, ...]:
+        """[d]: of these items [rows], those below each node of depth d, [nodes of depth d]."""
+        counts = counts_below(self.trie, items[: self.num_rows])
+        if self.delta is None:
+            return counts
+        behind = self.delta.counts_below(items[self.num_rows :])
+        return tuple(map(np.concatenate, zip(counts, behind, strict=True)))
 
     def row(self, item_id: str) -> int | None:
+        row, delta = self.own_row(item_id), self.delta
+        if row is None and delta is not None and (row := delta.own_row(item_id)) is not None:
+            row += self.num_rows
+        return row
+
+    def own_row(self, item_id: str) -> int | None:
+        """None for an item of the delta."""
         row = self.names.row(item_id)
-        return row if row is not None and row < len(self.sids) and self.sids[row, 0] >= 0 else None
+        return row if row is not None and row < self.num_rows and self.sids[row, 0] >= 0 else None
 
     def rows(self, item_ids: Collection[str]) -> Int32Array:
         """The row of each item, -1 where the catalog does not know it, [items asked for]."""
-        rows = self.names.rows(item_ids if isinstance(item_ids, Sequence) else list(item_ids))
-        if self._origin is not None or len(self.names) > len(self.sids):
-            rows[rows >= len(self.sids)] = -1
+        item_ids = item_ids if isinstance(item_ids, Sequence) else list(item_ids)
+        rows = self.own_rows(item_ids)
+        if self.delta is not None:
+            unknown = np.flatnonzero(rows < 0)
+            behind = self.delta.own_rows([item_ids[place] for place in unknown.tolist()])
+            rows[unknown] = np.where(behind < 0, -1, behind + self.num_rows)
+        return rows
+
+    def own_rows(self, item_ids: Sequence[str]) -> Int32Array:
+        """The same, -1 for an item of the delta."""
+        rows = self.names.rows(item_ids)
+        if self._origin is not None or len(self.names) > self.num_rows:
+            rows[rows >= self.num_rows] = -1
             rows[self.sids[rows, 0] < 0] = -1
         return rows
 
     def sid(self, item_id: str) -> tuple[int, ...] | None:
-        row = self.row(item_id)
-        return None if row is None else tuple(self.sids[row].tolist())
+        row, delta = self.own_row(item_id), self.delta
+        if row is None:
+            return None if delta is None else delta.sid(item_id)
+        return tuple(self.sids[row].tolist())
+
+    def sids_of(self, rows: npt.NDArray[np.integer]) -> Int32Array:
+        """[rows, levels]; anything for row -1."""
+        sids = self.sids.take(rows, axis=0, mode="clip")
+        if self.delta is not None:
+            behind = np.flatnonzero(rows >= self.num_rows)
+            sids[behind] = self.delta.sids[rows[behind] - self.num_rows]
+        return sids
+
+    def ids_of(self, rows: Int32Array) -> list[str]:
+        """The ids of these rows."""
+        if self.delta is None or not len(rows) or int(rows.max()) < self.num_rows:
+            return self.item_ids.take(rows)
+        behind = rows - self.num_rows
+        delta = self.delta.item_ids
+        return [
+            self.item_ids[row] if place < 0 else delta[place]
+            for row, place in zip(rows.tolist(), behind.tolist(), strict=True)
+        ]
+
+    def join(self, delta: Catalog | None) -> None:
+        """Have this one's items, none of which has a place here, beside one's own, in place of those of the delta
+        before. Mutates; it belongs to this one from here on."""
+        forest = self.trie if delta is None else Forest.of(self.trie, delta.trie)
+        tags = self.columns.tags if delta is None else JoinedTags(self.columns.tags, delta.columns.tags)
+        filters = FilterResolver(forest, tags, self._live)
+        self._live.join(np.zeros(0, np.bool_) if delta is None else delta.available)
+        self.forest, self.tags, self.filters, self.delta = forest, tags, filters, delta
 
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
         """Let items come or go, at once. Mutates. Not for one that follows a topic of updates, whose version would no
@@ -202,7 +268,7 @@ class Catalog:
         self.flip(rows, available)
 
     def flip(self, rows: Int32Array, available: bool) -> None:
-        """`set_available` for these rows, which have a place and do not repeat."""
+        """`set_available` for these rows, which have a place, do not repeat and are none of the delta's."""
         moving = self._live.items.take(rows) != available
         if not moving.all():
             rows = rows[moving]
@@ -250,34 +316,43 @@ class Catalog:
     def items_at(self, leaves: Int32Array) -> tuple[Int32Array, Int32Array]:
         """The items at these leaves, whether they may be returned or not: (position in `leaves`, item row), both
         [items found], in the order of `leaves`, then of item ids. A leaf of -1 (a beam that found nothing) has none."""
-        starts = self.trie.item_starts
-        first, counts = starts[leaves], starts[leaves + 1]
+        starts, items = self.forest.item_starts, self.forest.items
+        first, counts = starts.take(leaves), starts.take(leaves + 1)
         counts -= first
         if len(counts) and int(counts.min()) == 1 == int(counts.max()) and int(leaves.min()) >= 0:  # most often
-            return np.arange(len(leaves), dtype=np.int32), self.trie.items[first]
+            return np.arange(len(leaves), dtype=np.int32), items.take(first)
         counts[leaves < 0] = 0
         positions = np.repeat(np.arange(len(leaves), dtype=np.int32), counts)
         within = np.arange(len(positions)) - np.repeat(counts.cumsum() - counts, counts)
-        return positions, self.trie.items[first[positions] + within]
+        return positions, items.take(first[positions] + within)
 
     def popular(self, k: int, resolved: ResolvedFilter) -> Int32Array:
         """The rows of the k most popular items that may be returned, [at most k]; none if the table named no
-        popularity. Equal ones in row order; those that updates brought come last, in SID order."""
+        popularity. Equal ones in row order; those that updates brought come last, in SID order, the delta's behind."""
         if self._by_popularity is None:
             return np.zeros(0, np.int32)
+        found = self._popular(self._by_popularity, k, resolved)
+        if self.delta is not None and len(found) < k:
+            behind = self.forest.in_order[-1]
+            found = np.concatenate((found, behind[resolved.allows(behind)]))[:k]
+        return found
+
+    def _popular(self, by_popularity: Int32Array, k: int, resolved: ResolvedFilter) -> Int32Array:
         ahead = k + len(resolved.excluded)
         while True:  # usually the first items of the order are enough
             if ahead > FEW and self._popularity_rank is not None and (few := resolved.few(FEW)) is not None:
+                few = few[few < self.num_rows]
                 return few[np.argsort(self._popularity_rank[few])[:k]]
-            candidates = self._by_popularity[:ahead]
+            candidates = by_popularity[:ahead]
             found = candidates[resolved.allows(candidates)][:k]
-            if len(found) == k or len(candidates) == len(self._by_popularity):
+            if len(found) == k or len(candidates) == len(by_popularity):
                 return found
             ahead *= 8
 
     def to_table(self) -> pa.Table:
         """The items that have a place, as `from_table` takes them, current availability included."""
-        return storage.as_table(self.columns, self._live.items).take(np.sort(self.trie.items))
+        own = storage.as_table(self.columns, self._live.items[: self.num_rows]).take(np.sort(self.trie.items))
+        return own if self.delta is None else pa.concat_tables((own, self.delta.to_table()), promote_options="default")
 
     def save(self, path: str | Path) -> None:
         """Write one Parquet file, current availability included; `load` checks it against its own hash. Of a catalog
@@ -293,7 +368,7 @@ class Catalog:
             raise CatalogError(
                 f"{self._live.count} items are said to be live, not {np.count_nonzero(self._live.items)}"
             )
-        if self._away != storage.rows_hash(np.flatnonzero(~self._live.items)):
+        if self._away != storage.rows_hash(np.flatnonzero(~self._live.items[: self.num_rows])):
             raise CatalogError("the version does not match the availability")
 
     def _ranked(self, columns: ItemColumns) -> Int32Array | None:

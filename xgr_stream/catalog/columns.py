@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,15 @@ MAX_CODES = 1 << 20
 """Codes of one level, at most."""
 
 
+class Place(NamedTuple):
+    """Where an item stands in a catalog."""
+
+    sid: tuple[int, ...]
+    tags: tuple[str, ...]
+    """Sorted."""
+    available: bool
+
+
 @dataclass(frozen=True, eq=False)
 class ItemColumns:
     """Items by row. A table's are sorted by SID, those that share one by item id; updates put rows behind them."""
@@ -35,6 +44,23 @@ class ItemColumns:
     """[items]"""
     available: BoolArray
     """[items]"""
+
+    @classmethod
+    def from_places(cls, places: Mapping[str, Place], codes: tuple[int, ...], *, popularity: bool) -> ItemColumns:
+        """Of items that have been checked. `popularity`: whether they have one, of 0."""
+        item_ids = sorted(places, key=lambda item_id: (places[item_id].sid, item_id))
+        in_order = [places[item_id] for item_id in item_ids]
+        names: dict[str, int] = {}
+        pairs = [(names.setdefault(tag, len(names)), row) for row, place in enumerate(in_order) for tag in place.tags]
+        tags, rows = np.array(pairs, np.int64).reshape(-1, 2).T
+        return cls(
+            item_ids=PackedStrings(pa.array(item_ids, pa.large_string())),
+            sids=np.array([place.sid for place in in_order], np.int32),
+            codes=codes,
+            tags=TagIndex.from_pairs(names, tags, rows.astype(np.int32), len(item_ids)),
+            popularity=np.zeros(len(item_ids)) if popularity else None,
+            available=np.array([place.available for place in in_order]),
+        )
 
     @classmethod
     def from_arrow(cls, table: pa.Table, codes: int | Sequence[int] | None = None) -> ItemColumns:

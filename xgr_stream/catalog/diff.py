@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from xgr_stream.catalog.catalog import Catalog
-from xgr_stream.catalog.merge import Place
+from xgr_stream.catalog.columns import Place
 from xgr_stream.types import CatalogUpdate
 
 Kind = Literal["new", "gone", "moved", "retagged", "back", "away"]

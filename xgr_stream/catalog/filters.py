@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from xgr_stream.catalog.forest import Forest, JoinedTags
 from xgr_stream.catalog.legal import BoolArray, LiveItems
 from xgr_stream.catalog.tags import TagIndex, Together
 from xgr_stream.catalog.trie import Int32Array, Trie
@@ -34,8 +35,8 @@ class ResolvedFilter:
     """None: no tag is asked for."""
     excluded: Int64Array
     """The excluded items as `leaf << 32 | row`, sorted, so in SID order, and each once. Live or not, allowed or not."""
-    _trie: Trie
-    _tags: TagIndex
+    _trie: Trie | Forest
+    _tags: TagIndex | JoinedTags
     _live: LiveItems
 
     @property
@@ -93,15 +94,16 @@ class ResolvedFilter:
     def _candidates(self, allow: tuple[Together, ...] | None) -> Iterator[Int32Array]:
         """Rows of items that hold all that it leaves."""
         if allow is None:
-            yield self._trie.items
+            yield from self._trie.in_order
         else:
-            yield from map(self._tags.rarest, allow)
+            for entry in allow:
+                yield from self._tags.candidates(entry)
 
 
 class FilterResolver:
     """Resolves filters."""
 
-    def __init__(self, trie: Trie, tags: TagIndex, live: LiveItems) -> None:
+    def __init__(self, trie: Trie | Forest, tags: TagIndex | JoinedTags, live: LiveItems) -> None:
         self._trie = trie
         self._tags = tags
         self._live = live
@@ -157,7 +159,7 @@ def _together(entry: Tags) -> Together:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _keys(trie: Trie, rows: npt.NDArray[np.integer]) -> Int64Array:
+def _keys(trie: Trie | Forest, rows: npt.NDArray[np.integer]) -> Int64Array:
     """`leaf << 32 | row` of each row."""
     keys: Int64Array = trie.leaves.take(rows).astype(np.int64)
     keys <<= 32

@@ -11,13 +11,22 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class LiveItems:
-    """The items that are to be had."""
+    """The items that are to be had: a catalog's, and a delta's behind them."""
 
-    def __init__(self, items: BoolArray) -> None:
-        """Owns `items`, [rows], from here on."""
-        self.items = items
+    def __init__(self, items: BoolArray, room: int) -> None:
+        """`items`: the catalog's, [rows]; it is copied. `room`: rows that a delta has at most."""
+        self._rows = len(items)
+        self._buffer = np.empty(len(items) + room, np.bool_)
+        self._buffer[: len(items)] = items
+        self.items = self._buffer[: len(items)]
         """[rows]: whether the item is to be had."""
         self.count = int(np.count_nonzero(items))
+
+    def join(self, delta: BoolArray) -> None:
+        """Let these be the delta's, [rows of it]. Mutates."""
+        self.count += int(np.count_nonzero(delta)) - int(np.count_nonzero(self.items[self._rows :]))
+        self.items = self._buffer[: self._rows + len(delta)]
+        self.items[self._rows :] = delta
 
     def flip(self, rows: Int32Array, present: bool) -> None:
         """Mutates. `rows`, which must not repeat, are not so yet."""

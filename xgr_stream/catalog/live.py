@@ -2,10 +2,12 @@
 
 An item that comes or goes is flipped at once. An item that is new, or has another semantic ID or other tags, waits:
 `begin` hands out a merge, `Merge.run` makes the next catalog on another thread, `Merge.follow` takes what came
-meanwhile (`handed_over`), `finish` puts it in place, or `abandon` gives it up. While an item waits it is not
-recommended, so that what is served depends on the updates alone:
+meanwhile (`handed_over`), `finish` puts it in place, or `abandon` gives it up. Until then new items are served from a
+delta beside the catalog, and items that are to be others are not recommended, so that what is served depends on the
+updates alone:
 
-    every update before `merged_to`; of those from there to `position`, that the items concerned come, go, or wait
+    every update before `merged_to`; of those from there to `position`, that items without a place until then have one,
+    the first `DELTA_ITEMS` by their last updates, and that the others come, go, or wait
 
 which is what the version names: `<the base's version>+<position>`, with `<merged_to>~<position>` while something waits.
 """
@@ -13,31 +15,48 @@ which is what the version names: `<the base's version>+<position>`, with `<merge
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from dataclasses import dataclass, field
+from itertools import compress, islice
 
 import numpy as np
 
 from xgr_stream.catalog.beside import STEP, in_steps
-from xgr_stream.catalog.catalog import Catalog
-from xgr_stream.catalog.merge import Place, merge
+from xgr_stream.catalog.catalog import DELTA_ITEMS, Catalog
+from xgr_stream.catalog.columns import ItemColumns, Place
+from xgr_stream.catalog.merge import merge
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import CatalogUpdate
 
 Updates = Mapping[str, CatalogUpdate]
 """The last one of each item."""
-Waiting = dict[str, Place | None]
-"""What each item that waits for a merge is to be; None: it is to have no place."""
 
 LEFT_TO_FINISH = 512
 """Updates that `finish` applies itself: 2 to 4 ms. Of 100,000 that came during a merge it would be 0.8 s."""
 
 
+@dataclass(slots=True)
+class Waiting:
+    """What each item that waits for a merge is to be."""
+
+    changed: dict[str, Place | None] = field(default_factory=dict)
+    """Of those that have a place now; None: they are to have none."""
+    new: dict[str, Place] = field(default_factory=dict)
+    """In the order of their last updates."""
+    joined: dict[str, Place] = field(default_factory=dict)
+    """Those of them that the catalog's delta holds."""
+
+    def __len__(self) -> int:
+        return len(self.changed) + len(self.new)
+
+
 class Merge:
     """One merge. `run` may be called on any thread, once, and `follow` behind it; they disturb nobody."""
 
-    def __init__(self, base: Catalog, catalog: Catalog, changes: Waiting, position: int) -> None:
+    def __init__(
+        self, base: Catalog, catalog: Catalog, changes: dict[str, Place | None], position: int, delta_items: int
+    ) -> None:
         self.changes = changes
-        self.waiting: Waiting = {}
+        self.waiting = Waiting()
         """What of the updates that it followed waits for the next merge; after `finish`, what is to be discarded."""
         self.came: dict[str, CatalogUpdate] = {}
         """The updates that came since it began, and that it was not handed. The decoding thread's."""
@@ -48,11 +67,12 @@ class Merge:
         """After `run`: the items whose semantic ID is another one now."""
         self._base = base
         self._old = catalog
+        self._delta_items = delta_items
 
     def run(self) -> None:
         # Not as it was when the merge began: what has come or gone since is said once more by what `follow` and
         # `finish` apply. To copy 20 million is 4 ms, which is here and not between two batches.
-        self.merged, moved = merge(self._old, self._old.available.copy(), self.changes)
+        self.merged, moved = merge(self._old, self._old.available[: self._old.num_rows].copy(), self.changes)
         self.retokenised = []
         done = 0
         for item_ids in in_steps(self.changes):
@@ -64,11 +84,12 @@ class Merge:
         """These came since it began, or since the last call."""
         for step in in_steps(updates.values()):
             _apply(self._base, self.merged, self.waiting, step)
+        _join(self.merged, self.waiting, self._delta_items)
 
     def discard(self) -> None:
         """Let go of what it holds, on any thread, after `finish` or `abandon`, little by little: 100,000 items that go
         at once hold up all threads for 8 to 15 ms, the arrays of 10 million for 20. It is not to be used any more."""
-        for held in (self.waiting, self.changes):
+        for held in (self.waiting.changed, self.waiting.new, self.changes):
             while held:
                 for _ in range(min(STEP, len(held))):
                     held.popitem()
@@ -81,8 +102,8 @@ class Merge:
 class LiveCatalog:
     """A base and the updates of one log, in their order. All but `Merge.run` belongs to the thread that decodes."""
 
-    def __init__(self, base: Catalog) -> None:
-        """`base` is changed by what comes."""
+    def __init__(self, base: Catalog, *, joins: bool = True) -> None:
+        """`base` is changed by what comes. `joins`: whether new items are served before they are merged."""
         if base.follows_updates:
             raise CatalogError(f"the base must be a table's own catalog, not {base.version}: load its file again")
         self.base = base
@@ -91,7 +112,8 @@ class LiveCatalog:
         self.position = 0
         """Of the log: the first update that is not applied yet."""
         self.merged_to = 0
-        self._waiting: Waiting = {}
+        self._waiting = Waiting()
+        self._delta_items = DELTA_ITEMS if joins else 0
         self.merging: Merge | None = None
         """The merge that has begun, until it is finished or abandoned."""
         self._base_version: str | None = None
@@ -108,10 +130,13 @@ class LiveCatalog:
             raise CatalogError(f"position must be at least {self.position}, not {position}: updates go one way")
         if self._base_version is None:
             self._base_version = self.base.version
-        last = {update.item_id: update for update in updates}  # an item's last one says all of it
+        last = _last(updates)
         if self.merging is not None:
+            for item_id in last:
+                self.merging.came.pop(item_id, None)
             self.merging.came |= last
         _apply(self.base, self.catalog, self._waiting, list(last.values()))
+        _join(self.catalog, self._waiting, self._delta_items)
         self.position = position
         self._name()
 
@@ -119,7 +144,8 @@ class LiveCatalog:
         """What is to be merged now; None: nothing waits, or a merge runs already."""
         if not self._waiting or self.merging is not None:
             return None
-        self.merging = Merge(self.base, self.catalog, dict(self._waiting), self.position)
+        changes = {**self._waiting.changed, **self._waiting.new}
+        self.merging = Merge(self.base, self.catalog, changes, self.position, self._delta_items)
         return self.merging
 
     def handed_over(self, left: int = LEFT_TO_FINISH) -> Updates:
@@ -135,7 +161,7 @@ class LiveCatalog:
         """Apply what came and was not handed over to the catalog of the merge that is under way, which is not the
         current one yet: if it fails, the merge can be abandoned."""
         if merge.came:
-            _apply(self.base, merge.merged, merge.waiting, list(merge.came.values()))
+            merge.follow(merge.came)
             merge.came = {}
 
     def finish(self, merge: Merge) -> None:
@@ -160,26 +186,49 @@ class LiveCatalog:
         self.catalog.name(f"{self._base_version}+{at}")
 
 
+def _last(updates: Iterable[CatalogUpdate]) -> dict[str, CatalogUpdate]:
+    """The last one of each item, which says all of it, in their order."""
+    listed = list(updates)
+    last = {update.item_id: update for update in listed}
+    if len(last) < len(listed):
+        backwards = dict.fromkeys(update.item_id for update in reversed(listed))
+        last = {item_id: last[item_id] for item_id in reversed(backwards)}
+    return last
+
+
+def _join(catalog: Catalog, waiting: Waiting, delta_items: int) -> None:
+    """Have the new items that wait in the catalog's delta. Mutates both."""
+    if not waiting.new and not waiting.joined:
+        return
+    joined = dict(islice(waiting.new.items(), delta_items))
+    if joined != waiting.joined:
+        popularity = catalog.columns.popularity is not None
+        delta = Catalog(ItemColumns.from_places(joined, catalog.codes, popularity=popularity)) if joined else None
+        catalog.join(delta)
+        waiting.joined = joined
+
+
 def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[CatalogUpdate]) -> None:
     """One update of each item. Mutates the catalog and what waits."""
     flips: dict[bool, list[int]] = {True: [], False: []}
     for row, sid, tagged, update in zip(*_places(catalog, last), last, strict=True):
         item_id = update.item_id
         if row >= 0 and update.sid == sid and update.tags == tagged:  # nearly always
-            if waiting:
-                waiting.pop(item_id, None)
+            if waiting.changed:
+                waiting.changed.pop(item_id, None)
             flips[update.available].append(row)
             continue
         target = _target(base, update)
-        if row < 0 and target is None:
-            waiting.pop(item_id, None)
+        if row < 0:
+            waiting.new.pop(item_id, None)  # the last one updated comes last
+            if target is not None:
+                waiting.new[item_id] = target
             continue
-        if row >= 0:
-            flips[False].append(row)
-        if target is not None and (target.sid, target.tags) == (sid, tagged) and row >= 0:
-            waiting.pop(item_id, None)
+        flips[False].append(row)
+        if target is not None and (target.sid, target.tags) == (sid, tagged):
+            waiting.changed.pop(item_id, None)
         else:
-            waiting[item_id] = target
+            waiting.changed[item_id] = target
     for available, changed in flips.items():
         if changed:
             catalog.flip(np.array(changed, np.int32), available)
@@ -188,12 +237,13 @@ def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[Cat
 def _places(
     catalog: Catalog, updates: Sequence[CatalogUpdate]
 ) -> tuple[Iterable[int], Iterable[tuple[int, ...]], Iterable[tuple[str, ...]]]:
-    """Row, semantic ID and tags of each update's item as they are; of row -1 the others mean nothing."""
+    """Row, semantic ID and tags of each update's item as they are, the delta aside; of row -1 the others mean
+    nothing."""
     if len(updates) == 1:  # as the last item is sold, one by one: 5 µs instead of 20
-        row = catalog.row(updates[0].item_id)
+        row = catalog.own_row(updates[0].item_id)
         row = -1 if row is None else row
         return [row], [tuple(catalog.sids[row].tolist())], [catalog.columns.tags.of_row(row)]
-    rows = catalog.rows([update.item_id for update in updates])
+    rows = catalog.own_rows([update.item_id for update in updates])
     return rows.tolist(), zip(*catalog.sids[rows].T.tolist(), strict=True), catalog.columns.tags.of_rows(rows)
 
 

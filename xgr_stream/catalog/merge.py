@@ -8,29 +8,18 @@ the device thread for as long.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from xgr_stream.catalog.beside import in_steps, none_of
 from xgr_stream.catalog.catalog import Catalog
-from xgr_stream.catalog.columns import ItemColumns
+from xgr_stream.catalog.columns import ItemColumns, Place
 from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.tags import BoolArray
 from xgr_stream.catalog.tags_merge import changed_tags
 from xgr_stream.catalog.trie import Int32Array, Trie
 from xgr_stream.catalog.trie_merge import changed_trie
-
-
-class Place(NamedTuple):
-    """Where an item stands in a catalog."""
-
-    sid: tuple[int, ...]
-    tags: tuple[str, ...]
-    """Sorted."""
-    available: bool
-
 
 Changes = Mapping[str, Place | None]
 """What each changed item is to be; None: it has no place any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,14 +78,6 @@ class TagIndex:
         starts, tags = self.by_row
         return tuple(map(self.names.__getitem__, tags[starts.item(row) : starts.item(row + 1)].tolist()))
 
-    def matching(self, pattern: str) -> tuple[int, int]:
-        """(first, last + 1) of the numbers of the tags that are `pattern`, or begin with what stands before its `*`."""
-        names, start = self.names, pattern.removesuffix("*")
-        first = bisect_left(names, start)
-        if start == pattern:
-            return first, first + (start in self.index)
-        return first, bisect_right(names, start, lo=first, key=lambda name: name[: len(start)])
-
     def known(self, entries: Iterable[Together]) -> frozenset[Together]:
         """Those that an item can match: all their tags are known."""
         return frozenset(entry for entry in entries if all(tag in self.index for tag in entry))
@@ -104,7 +95,7 @@ class TagIndex:
         return matched
 
     def mask(self, allow: Iterable[Together] | None, deny: Iterable[Together]) -> BoolArray:
-        """The same of every item, [items]."""
+        """The same of every item, [items]; tags may be unknown."""
 
         def have(entry: Together) -> BoolArray:
             tags_of = np.zeros(self.num_items, np.uint8)
@@ -114,9 +105,9 @@ class TagIndex:
             return both
 
         mask: BoolArray = np.full(self.num_items, allow is None)
-        for entry in allow or ():
+        for entry in self.known(allow or ()):
             mask |= have(entry)
-        for entry in deny:
+        for entry in self.known(deny):
             mask &= ~have(entry)
         return mask
 
@@ -125,10 +116,12 @@ class TagIndex:
         number = self.index[tag]
         return int(self.starts[number]), int(self.starts[number + 1])
 
-    def rarest(self, entry: Together) -> Int32Array:
-        """The rows of the items that have that one of these tags which the fewest have."""
+    def candidates(self, entry: Together) -> tuple[Int32Array, ...]:
+        """The rows of the items that have that one of these tags which the fewest have; none if one is unknown."""
+        if not self.known((entry,)):
+            return ()
         first, last = min((self.span(tag) for tag in entry), key=lambda span: span[1] - span[0])
-        return self.rows[first:last]
+        return (self.rows[first:last],)
 
     def _have(self, rows: npt.NDArray[np.integer], entry: Together) -> BoolArray:
         """Whether each of these items has all these tags."""

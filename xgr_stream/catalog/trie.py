@@ -7,12 +7,20 @@ SID order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
+
+
+class Takes(Protocol):
+    """What values can be taken from, as from an array."""
+
+    def take(self, places: Int32Array, /, *, out: Int32Array, mode: Literal["clip"]) -> Int32Array: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +87,12 @@ class Trie:
     def paths(self, leaves: Int32Array, out: Int32Array | None = None) -> Int32Array:
         """[d]: the node of depth d + 1 above each leaf, [levels, leaves]; the last are the leaves themselves. `out`:
         where to write them."""
-        nodes = np.empty((self.levels, len(leaves)), np.int32) if out is None else out
-        nodes[-1] = leaves
-        for depth in range(self.levels - 1, 0, -1):
-            # "clip" (nothing is out of bounds) writes to where it is told; "raise" first elsewhere.
-            self.parents[depth].take(nodes[depth], out=nodes[depth - 1], mode="clip")
-        return nodes
+        return paths(self.parents, leaves, out)
+
+    @property
+    def in_order(self) -> tuple[Int32Array, ...]:
+        """Item rows in the order of their SIDs, in parts."""
+        return (self.items,)
 
     def item_bounds(self, depth: int) -> Int32Array:
         """Items below node p of `depth` are `items[bounds[p] : bounds[p + 1]]`, [nodes + 1]. Takes a while."""
@@ -92,3 +100,13 @@ class Trie:
         for starts in reversed(self.child_starts[depth:]):
             bounds = bounds[starts]
         return bounds
+
+
+def paths(parents: Sequence[Takes], leaves: Int32Array, out: Int32Array | None) -> Int32Array:
+    """`Trie.paths`, of these `Trie.parents`."""
+    nodes = np.empty((len(parents), len(leaves)), np.int32) if out is None else out
+    nodes[-1] = leaves
+    for depth in range(len(parents) - 1, 0, -1):
+        # "clip" (nothing is out of bounds) writes to where it is told; "raise" first elsewhere.
+        parents[depth].take(nodes[depth], out=nodes[depth - 1], mode="clip")
+    return nodes

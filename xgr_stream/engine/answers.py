@@ -99,12 +99,12 @@ class Answers:
                 continue
             request, shortfall = job.request, None
             if job.selects:
-                selected = select(request, rows[first:last], ranked[first:last], self._catalog.columns.tags)
+                selected = select(request, rows[first:last], ranked[first:last], self._catalog.tags)
                 own = tuple(items[first + place] for place in selected.places.tolist())
                 if len(own) < request.k:
                     # With fewer beams than asked for, none was left out at any level.
                     found = top.stop - top.start
-                    complete = found < job.width or found == self._catalog.trie.num_leaves
+                    complete = found < job.width or found == self._catalog.forest.num_leaves
                     shortfall = Shortfall.THRESHOLD if selected.cut else Shortfall.BEAMS
                     shortfall = Shortfall.EXHAUSTED if complete else shortfall
             else:
@@ -128,8 +128,12 @@ class Answers:
         return responses
 
     def _why_none(self, job: Job) -> XgrError:
-        """A search finds an item unless there is none, or scores can't be compared."""
-        return EngineError(NOT_NUMBERS) if job.filter.leaves_any() else NothingLegal(NOTHING_LEFT)
+        """A search finds an item unless there is none, or scores can't be compared. Draws are from the catalog without
+        its delta."""
+        left, delta = job.filter, self._catalog.delta
+        if job.request.temperature is not None and delta is not None:
+            left = self._catalog.filters.without(left, self._catalog.rows(delta.item_ids))
+        return EngineError(NOT_NUMBERS) if left.leaves_any() else NothingLegal(NOTHING_LEFT)
 
     def _tops(self, jobs: Sequence[Job], beams: Beams) -> list[slice]:
         """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its
@@ -173,7 +177,7 @@ class Answers:
         if not np.isfinite(scores).all():
             return self.failed(job.request, EngineError(NOT_NUMBERS))
         candidates = self._candidates_of(job)
-        own = scores[np.searchsorted(leaves, self._catalog.trie.leaves[candidates.rows])]
+        own = scores[np.searchsorted(leaves, self._catalog.forest.leaves.take(candidates.rows))]
         items = sorted(self._items(candidates.rows, own), key=lambda item: (-item.score, item.sid, item.item_id))
         return self._response(
             job.request,
@@ -241,7 +245,7 @@ class Answers:
         )
 
     def _items(self, rows: NDArray[np.int32], scores: NDArray[np.float32]) -> tuple[Recommendation, ...]:
-        ids, sids = self._catalog.item_ids.take(rows), self._catalog.sids[rows].tolist()
+        ids, sids = self._catalog.ids_of(rows), self._catalog.sids_of(rows).tolist()
         named = zip(ids, scores.tolist(), map(tuple, sids), strict=True)
         return tuple(map(Recommendation._make, named))
 

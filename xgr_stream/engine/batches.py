@@ -190,7 +190,7 @@ class Batches:
         if jobs[0].candidates is not None:
             self._work.decode_lane.await_layers()
             leaves = [job.candidates.leaves for job in jobs if job.candidates is not None]
-            return self._scorer.begin(ends, leaves, self._catalog.trie, self._legality)
+            return self._scorer.begin(ends, leaves, self._catalog.forest, self._legality)
         explorers = [] if jobs[0].request.temperature is None else [job.request for job in jobs]
         widths, filters = [job.width for job in jobs], [job.filter for job in jobs]
         return self._decoder.begin(ends, widths, filters, self._legality, explorers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ class SeenItems(NamedTuple):
     interned: int
 
 
+NOTHING_SEEN = SeenItems((), [], sys.maxsize)
+
+
 class NewPlaces(NamedTuple):
     """What interned items are in another catalog."""
 
@@ -38,6 +42,8 @@ class NewPlaces(NamedTuple):
     """[items, levels]"""
     rows: NDArray[np.int32]
     """[items]"""
+    moved: NDArray[np.intp]
+    """Those of the items that have another semantic ID now."""
 
 
 class ContextReader:
@@ -72,25 +78,27 @@ class ContextReader:
             numbers += [number for item_id in part if (number := self._item_names.get(item_id)) is not None]
         return SeenItems(seen, numbers, interned)
 
-    def places_in(self, catalog: Catalog, seen: SeenItems) -> NewPlaces:
-        """What these items, which have another semantic ID in `catalog`, or one for the first time, or none any more,
-        are there; all others have the one that they had."""
+    def places_in(self, catalog: Catalog, item_ids: Iterable[str], seen: SeenItems = NOTHING_SEEN) -> NewPlaces:
+        """What these items and those that are `seen` are in `catalog`; all others have the semantic ID and the row that
+        they had."""
         names = self._item_names
         later = [number for number in range(seen.interned, len(names)) if names[number] in seen.item_ids]
-        numbers = seen.numbers + later  # one that came meanwhile may be in both
-        if numbers:
+        own = [number for item_id in item_ids if (number := names.get(item_id)) is not None]
+        numbers = np.array(seen.numbers + later + own, np.intp)  # some may be there twice
+        if len(numbers):
             self._look_up_new_items()
-        places = _places(catalog, [names[number] for number in numbers])
-        return NewPlaces(catalog, np.array(numbers, np.intp), *places)
+        sids, rows = _places(catalog, [names[number] for number in numbers.tolist()])
+        moved = numbers[(self._sids[numbers] != sids).any(axis=1)]
+        return NewPlaces(catalog, numbers, sids, rows, moved)
 
     def retokenise(self, new: NewPlaces) -> None:
         """Read with this catalog from now on. Makes no array."""
         self._catalog = new.catalog
-        if not len(new.numbers):
-            return
-        self._sids[new.numbers], self._rows[new.numbers] = new.sids, new.rows
-        self._changed[new.numbers] = self.revision + 1
-        self.revision += 1
+        if len(new.numbers):
+            self._sids[new.numbers], self._rows[new.numbers] = new.sids, new.rows
+        if len(new.moved):
+            self._changed[new.moved] = self.revision + 1
+            self.revision += 1
 
     def is_current(self, items: NDArray[np.int32], revision: int) -> bool:
         """Whether these interned items, read at this revision, would be read the same now. Safe on any thread."""
@@ -155,4 +163,4 @@ class ContextReader:
 def _places(catalog: Catalog, item_ids: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Semantic IDs [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
     rows = catalog.rows(item_ids)
-    return np.where(rows[:, None] < 0, np.int32(-1), catalog.sids[rows]), rows
+    return np.where(rows[:, None] < 0, np.int32(-1), catalog.sids_of(rows)), rows

@@ -109,11 +109,14 @@ class BeamDecoder:
         """Start looking for the `widths[i]` best legal semantic IDs after `prefixes[i]`; with `explorers`, the requests
         themselves, for so many drawn at their temperatures. The prefixes' memory must stay until the beams are
         there."""
-        # No level can have more beams than nodes, so none is computed that could only be dead.
-        level_widths = [[min(width, nodes) for width in widths] for nodes in legality.num_nodes]
-        shape = self._shape(prefixes, level_widths)
         with self._lane.current():
             legality.bring(filters)
+        # No level can have more beams than nodes, so none is computed that could only be dead.
+        level_widths = [[min(width, nodes) for width in widths] for nodes in legality.num_nodes]
+        # A graph is one for catalogs with and without a delta. Draws pass by it: their noise is conditioned on all of
+        # a beam's children, which would be in two places.
+        roots = 1 if explorers or (self._graphs is None and not legality.has_delta) else 2
+        shape = self._shape(prefixes, level_widths, roots)
         staging = self._staging_for(shape)
 
         def write(arrays: Mapping[str, Int32Array]) -> None:
@@ -121,7 +124,7 @@ class BeamDecoder:
             arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
             arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
             fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
-            per_level = ([1] * requests, *level_widths)
+            per_level = ([roots] * requests, *level_widths)
             arrays["row_starts"][:] = [starts_of(lengths, shape.requests) for lengths in per_level]
             legality.write(filters, arrays)
 
@@ -133,12 +136,12 @@ class BeamDecoder:
         row_starts = list(accumulate(level_widths[-1], initial=0))
         return PendingBeams(row_starts, self._results.send(shape.rows[-1], self._lane))
 
-    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[Sequence[int]]) -> DecodeShape:
+    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[Sequence[int]], roots: int) -> DecodeShape:
         rows = [sum(widths) for widths in level_widths]
         columns = max(len(prefix.pages) for prefix in prefixes)
         if not self._cuda:
-            return DecodeShape(len(prefixes), tuple(rows), columns)
-        shape = DecodeShape.bucket(len(prefixes), rows, max(columns, self._page_columns))
+            return DecodeShape(len(prefixes), tuple(rows), columns, roots)
+        shape = DecodeShape.bucket(len(prefixes), rows, max(columns, self._page_columns), roots)
         self._page_columns = shape.page_columns
         return shape
 
@@ -204,14 +207,17 @@ class BeamDecoder:
         trie, row_starts = legality.trie, inputs["row_starts"].unbind()
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
-        scores = torch.zeros(shape.requests, device=self._device)
-        nodes = torch.zeros(shape.requests, dtype=torch.int32, device=self._device)
-        ancestors = nodes.new_empty(shape.requests, max(1, self._levels - 1))
+        nodes = torch.arange(shape.roots, dtype=torch.int32, device=self._device).repeat(shape.requests)
+        scores = torch.zeros(len(nodes), device=self._device)
+        ancestors = nodes.new_empty(len(nodes), max(1, self._levels - 1))
         suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
         if select is None:
             select = beam_select if self._switches.mask_first else select_masking_last
         for level in range(self._levels):
             logits, log_normalizer = self._logits(hidden, level)
+            if level == 0 and shape.roots > 1:
+                logits = logits.repeat_interleave(shape.roots, 0)
+                log_normalizer = None if log_normalizer is None else log_normalizer.repeat_interleave(shape.roots, 0)
             selection = select(
                 logits,
                 scores,

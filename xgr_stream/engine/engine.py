@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from secrets import randbits
 from typing import cast
@@ -174,7 +174,8 @@ class Engine:
         unless both give items the same tokens. A merge that is under way is void."""
         self.model.tokens.check_catalog(catalog.codes)
         self._work.settle()
-        self._live = LiveCatalog(catalog)
+        # What is legal is told by node, so the two of a semantic ID's beginning would each be normalised by its own.
+        self._live = LiveCatalog(catalog, joins=self.normalizer != "legal")
         self._catalog = catalog
         self._legality = LegalityTables(catalog, self.cache.hidden.device)
         self._reader = ContextReader(catalog, self.model, self.window, self.history)
@@ -216,9 +217,14 @@ class Engine:
 
     @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
-        """Let items come and go at once; what is more than that waits for a merge, and is not recommended meanwhile.
-        `updates` must fit `codes`; `position` is where their log goes on behind them."""
+        """Let items come and go at once, and new ones join the catalog's delta (with the normalizer `legal` they wait);
+        what has another semantic ID or other tags waits for a merge, and is not recommended meanwhile. Between two
+        batches. `updates` must fit `codes`; `position` is where their log goes on behind them."""
+        before = self._catalog.delta
         self._live.apply(updates, position)
+        if self._catalog.delta is not before:
+            self._reader.retokenise(self._reader.places_in(self._catalog, self._renumbered(before, self._catalog)))
+            self._retokenised = True
 
     @torch.inference_mode()
     def bring_legality(self, item_filter: ItemFilter = NO_FILTER) -> None:
@@ -244,7 +250,8 @@ class Engine:
         if merge is not self._live.merging:  # `use_catalog` came in between
             return lambda: None
         self._live.catch_up(merge)
-        places = self._reader.places_in(merge.merged, seen)
+        renumbered = self._renumbered(self._catalog.delta, merge.merged)
+        places = self._reader.places_in(merge.merged, renumbered, seen)
         return partial(self._swap, merge, legality, places)
 
     def _swap(self, merge: Merge, legality: LegalityTables, places: NewPlaces) -> None:
@@ -255,6 +262,10 @@ class Engine:
         self._reader.retokenise(places)
         self._batches.use(self._catalog, self._reader, self._legality)
         self._retokenised |= bool(merge.retokenised)
+
+    def _renumbered(self, before: Catalog | None, catalog: Catalog) -> Iterable[str]:
+        """The items of a delta and of the one that `catalog` has now, whose rows are others than they were."""
+        return chain.from_iterable(delta.item_ids for delta in (before, catalog.delta) if delta is not None)
 
     # The facade: one user at a time, out of this engine's own history.
 

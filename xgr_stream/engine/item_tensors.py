@@ -7,7 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xgr_kernels import NodeMasks
 from xgr_stream.catalog import Catalog
+from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.tags import Together
 from xgr_stream.engine.uploads import Uploads
@@ -17,16 +19,18 @@ FEW = 4
 
 
 class ItemTensors:
-    """Made of one catalog. No captured graph reads them, so they need not stay where they are."""
+    """Made of one catalog, with room for a delta's behind them. No captured graph reads them, so they need not stay
+    where they are."""
 
     def __init__(self, catalog: Catalog, uploads: Uploads) -> None:
-        self._trie = catalog.trie
+        self._catalog = catalog
         self._tags = catalog.columns.tags
-        self.live = uploads.tensor(catalog.available.copy())
+        trie, rows = catalog.trie, catalog.num_rows
+        self.live = uploads.tensor(catalog.available[:rows], rows + DELTA_ITEMS)
         """[rows] bool"""
-        self.items = uploads.tensor(catalog.trie.items)
+        self.items = uploads.tensor(trie.items, len(trie.items) + DELTA_ITEMS)
         """[items] int32: rows in SID order."""
-        self.starts = uploads.tensor(catalog.trie.item_starts)
+        self.starts = uploads.tensor(trie.item_starts, len(trie.item_starts) + DELTA_ITEMS)
         """[leaves + 1] int32: where each leaf's items begin."""
         self._tagged = uploads.tensor(self._tags.rows)
         """[pairs of tag and item] int32: rows, tag by tag, sorted inside each."""
@@ -36,11 +40,12 @@ class ItemTensors:
         return self.live, self.items, self.starts, self._tagged
 
     def allow(self, key: TagsKey | None, into: Tensor) -> None:
-        """Write which items pass these tags, live or not. [rows] bool"""
+        """Write which items pass these tags, live or not; of a delta's, anything, unless no tag is asked for. [rows]
+        bool"""
         allow, deny = (None, ()) if key is None else key
         into.fill_(allow is None)
         for allowed, entries in ((True, allow or ()), (False, deny)):
-            for entry in entries:
+            for entry in self._tags.known(entries):
                 rows, have = self._candidates(entry)
                 if have is None:
                     into.index_fill_(0, rows, allowed)
@@ -48,15 +53,15 @@ class ItemTensors:
                     before = into.index_select(0, rows)
                     into.index_copy_(0, rows, before | have if allowed else before & ~have)
 
-    def nodes(self, allowed: Tensor, child_starts: tuple[Tensor, ...]) -> list[Tensor]:
-        """Which nodes have an item below that is live and `allowed` [rows]. Per level, [nodes] bool."""
-        legal = self.live & allowed
+    def nodes(self, tree: NodeMasks, mask: int) -> list[Tensor]:
+        """Which nodes have an item below that is live and that the mask allows. Per level, [nodes] bool."""
+        legal = tree.live & tree.allowed[mask]
         if legal.device.type == "cpu" and FEW * np.count_nonzero(legal.numpy()) < len(legal):
             return self._above(np.flatnonzero(legal.numpy()))
-        bits = legal.index_select(0, self.items)
+        bits = legal.index_select(0, tree.items)
         levels = []
-        # child_starts[0] is where the children of the root begin, which is in no mask.
-        for starts in (self.starts, *reversed(child_starts[1:])):
+        # child_starts[0] is where the children of the roots begin, which are in no mask.
+        for starts in (tree.item_starts, *reversed(tree.child_starts[1:])):
             before = torch.zeros(len(bits) + 1, dtype=torch.int32, device=bits.device)
             torch.cumsum(bits, 0, dtype=torch.int32, out=before[1:])
             bounds = before.index_select(0, starts)
@@ -66,13 +71,13 @@ class ItemTensors:
 
     def _above(self, rows: NDArray[np.intp]) -> list[Tensor]:
         """`nodes`, if these items are all that are legal."""
-        levels, nodes = [], self._trie.leaves.take(rows)
-        for parents in reversed(self._trie.parents):
-            bits = np.full(len(parents), False)  # np.zeros holds the GIL
+        forest = self._catalog.forest
+        levels = []
+        for depth, nodes in enumerate(forest.paths(forest.leaves.take(rows)), start=1):
+            bits = np.full(forest.num_nodes(depth), False)  # np.zeros holds the GIL
             bits[nodes] = True
             levels.append(torch.from_numpy(bits))
-            nodes = parents.take(nodes)
-        return levels[::-1]
+        return levels
 
     def _candidates(self, entry: Together) -> tuple[Tensor, Tensor | None]:
         """The rows of the items that have one of these tags [n], and which of them have all; None: all of them."""

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from operator import ge
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from xgr_kernels import NodeMasks, mask_exclude, mask_flip
 from xgr_stream.catalog import Catalog, ResolvedFilter
+from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.filters import TagsKey
-from xgr_stream.catalog.legal import counts_below
+from xgr_stream.catalog.forest import Forest
+from xgr_stream.catalog.tags import BoolArray
 from xgr_stream.engine.item_tensors import ItemTensors
 from xgr_stream.engine.staging import ALIGNMENT, Int32Array, fill_starts
 from xgr_stream.engine.uploads import Uploads
@@ -39,23 +40,24 @@ _generations = count()
 
 
 HEADROOM = 1 << 16
-"""Nodes per level that the device's arrays have room for beyond an eighth more: 0.5 MB and 64 KB a mask. Within it a
-catalog grows where it is, and no graph is captured again."""
+"""Nodes per level that CUDA's arrays have room for beyond an eighth more: 0.5 MB and 64 KB a mask. Within it a catalog
+grows where it is, and no graph is captured again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrieTensors:
-    """The catalog's trie on the device; see `xgr_stream.catalog.Trie`. On CUDA there may be unused room at the ends."""
+    """The catalog's forest on the device; see `xgr_stream.catalog.Trie`. There is unused room at the ends."""
 
     child_starts: tuple[Tensor, ...]
-    """Per level [nodes of the level's parents + 1] int32."""
+    """Per level [nodes of the level's parents + 1] int32. There always are two roots: without a delta the second has
+    no children."""
     child_codes: tuple[Tensor, ...]
     """Per level [nodes] int32."""
 
 
 class LegalityTables:
-    """The catalog where the search reads it: its trie, and masks of its nodes, made there of which items are live and
-    which tags they have.
+    """The catalog where the search reads it: its trie, its delta's behind it, and masks of their nodes, made there of
+    which items are live and which tags they have.
 
     What captured graphs read (`trie`, `node_masks`, `emptied_nodes`) stays where it is from batch to batch; when it
     must move, `generation` changes. Work on the masks goes to the current stream, which is to be the decodes'.
@@ -77,16 +79,17 @@ class LegalityTables:
         """`like`: the tables that these are to replace; they get the same room, if the catalog fits into it."""
         self.device = device
         trie = catalog.trie
-        self.num_nodes = tuple(len(codes) for codes in trie.node_codes)
+        own = tuple(len(codes) for codes in trie.node_codes)
+        self.num_nodes: tuple[int, ...] = own
         """Nodes that each level chooses from."""
-        self._room = self.num_nodes if device.type == "cpu" else tuple(map(_with_headroom, self.num_nodes))
+        self._room = tuple(_with_room(nodes, device) for nodes in own)
         masks = MAX_MASKS if device.type == "cuda" else 2
         if device.type == "cuda" and like is not None:
             masks = len(like._allowed)
-            if all(map(ge, like._room, self.num_nodes)):
+            if all(room >= nodes + DELTA_ITEMS for room, nodes in zip(like._room, own, strict=True)):
                 self._room = like._room
         self._uploads = Uploads(device) if like is None else like._uploads
-        parents = (1, *self._room[:-1])
+        parents = (2, *self._room[:-1])
         tensor = self._uploads.tensor
         self.trie = TrieTensors(
             tuple(tensor(own, size + 1) for own, size in zip(trie.child_starts, parents, strict=True)),
@@ -94,14 +97,22 @@ class LegalityTables:
         )
         self._catalog = catalog
         self._revision = catalog.revision
+        self._delta: Catalog | None = None
+        """Of the catalog's, what lies here behind its own."""
         self._items = ItemTensors(catalog, self._uploads)
         self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
         """The row of each mask; the last used one last."""
         self._allocate_masks(masks)
         self._allocate_emptied(EMPTIED_NODES if device.type == "cuda" else 0)
+        self._join()
         self._write_mask(None, 0)
         if device.type == "cuda":
             self._compile()
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the second root has children."""
+        return self._delta is not None
 
     @property
     def kept(self) -> tuple[TagsKey, ...]:
@@ -140,11 +151,14 @@ class LegalityTables:
             self.trie, self.node_masks, self._room = new.trie, new.node_masks, new._room
             self.generation = next(_generations)
         self._catalog, self._revision, self._mask_rows = new._catalog, new._revision, new._mask_rows
+        self._delta = new._delta
         self.num_nodes, self._items, self._allowed = new.num_nodes, new._items, new._allowed
         self._connect()
 
     def bring(self, filters: Sequence[ResolvedFilter]) -> None:
         """Have the masks and emptied nodes of a batch on the device, for the work that follows on this stream."""
+        if self._delta is not self._catalog.delta:
+            self._join()
         if self._revision != self._catalog.revision:
             self._follow()
         keys = {f.tags_key: None for f in filters if f.tags_key is not None}
@@ -167,8 +181,8 @@ class LegalityTables:
         self.bring([])
         catalog = self._catalog
         for key, row in self._mask_rows.items():
-            legal = catalog.available if key is None else catalog.available & catalog.columns.tags.mask(*key)
-            for level, counts in enumerate(counts_below(catalog.trie, legal)[1:]):
+            legal = catalog.available if key is None else catalog.available & catalog.tags.mask(*key)
+            for level, counts in enumerate(catalog.counts_below(legal)[1:]):
                 found = self.node_masks[level][row, : len(counts)].cpu().numpy()
                 wrong = np.flatnonzero(found != (counts > 0))
                 if len(wrong):
@@ -205,7 +219,7 @@ class LegalityTables:
         rows = catalog.rows_flipped_since(self._revision)
         self._revision = catalog.revision
         if rows is None:
-            self._items.live.copy_(torch.from_numpy(catalog.available))
+            self._items.live[: len(catalog.available)].copy_(torch.from_numpy(catalog.available))
             for key, row in self._mask_rows.items():
                 self._write_mask(key, row)
             return
@@ -221,27 +235,28 @@ class LegalityTables:
 
     def _exclude(self, filters: Sequence[ResolvedFilter]) -> None:
         """One copy, and one kernel for all levels of all requests."""
-        trie, requests = self._catalog.trie, len(filters)
+        forest, requests = self._catalog.forest, len(filters)
         excluded = np.concatenate([f.excluded for f in filters])
         most = len(excluded)
         starts = -(-requests // ALIGNMENT) * ALIGNMENT
         paths = starts + -(-(requests + 1) // ALIGNMENT) * ALIGNMENT
-        packed = np.empty(paths + (1 + trie.levels) * most, np.int32)
+        levels = self._catalog.levels
+        packed = np.empty(paths + (1 + levels) * most, np.int32)
         packed[:requests] = [self._mask_rows[f.tags_key] for f in filters]
         fill_starts(packed[starts : starts + requests + 1], [len(f.excluded) for f in filters])
-        rows = packed[paths:].reshape(1 + trie.levels, most)
+        rows = packed[paths:].reshape(1 + levels, most)
         halves = excluded.view(np.int32).reshape(most, 2)  # little-endian, as everything that has a GPU
         rows[0] = halves[:, 0]
-        trie.paths(halves[:, 1], out=rows[1:])
+        forest.paths(halves[:, 1], out=rows[1:])
         if self.device.type == "cpu":
-            self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(trie.levels))
+            self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(levels))
         elif most > len(self.emptied_nodes[0]):
             self._settle()
             self._allocate_emptied(2 * most)
         sent = self._tensor(packed)
         mask_exclude(
             self._masks,
-            sent[paths:].view(1 + trie.levels, most),
+            sent[paths:].view(1 + levels, most),
             starts=sent[starts : starts + requests + 1],
             mask_index=sent[:requests],
             emptied=self.emptied_nodes,
@@ -258,8 +273,52 @@ class LegalityTables:
         """Make a mask of what is live."""
         self._mask_rows[key] = row
         self._items.allow(key, self._allowed[row])
-        for table, nodes in zip(self.node_masks, self._items.nodes(self._allowed[row], self._starts), strict=True):
+        if key is not None and self._delta is not None:
+            first = self._catalog.num_rows
+            own = self._tensor(self._delta.tags.mask(*key))
+            self._allowed[row, first : first + len(own)].copy_(own)
+        for table, nodes in zip(self.node_masks, self._items.nodes(self._masks, row), strict=True):
             table[row, : len(nodes)].copy_(nodes)
+
+    def _join(self) -> None:
+        """Write the catalog's delta, or none, behind its own: one copy, and a short one for each array."""
+        catalog, forest, own = self._catalog, self._catalog.forest, self._catalog.trie
+        behind: list[tuple[Tensor, int, NDArray[Any]]] = []
+        if isinstance(forest, Forest) and catalog.delta is not None:
+            for tensors, arrays in (
+                (self.trie.child_starts, forest.child_starts),
+                (self.trie.child_codes, forest.node_codes),
+                ((self._items.items, self._items.starts), (forest.items, forest.item_starts)),
+            ):
+                behind += [(t, len(array.base), array.behind) for t, array in zip(tensors, arrays, strict=True)]
+            behind.append((self._items.live, catalog.num_rows, catalog.delta.available))
+            behind += self._masks_behind(catalog.delta)
+        else:
+            behind.append((self.trie.child_starts[0], 2, own.child_starts[0][-1:]))
+        sent = self._tensor(np.concatenate([array.ravel() for _, _, array in behind], dtype=np.int32))
+        pieces = sent.split([array.size for _, _, array in behind])
+        self._items.live[catalog.num_rows :].fill_(False)  # of the delta before
+        for (tensor, first, array), piece in zip(behind, pieces, strict=True):
+            into = tensor[: len(array)] if array.ndim == 2 else tensor
+            into[..., first : first + array.shape[-1]].copy_(piece.view(array.shape))
+        self._delta = catalog.delta
+        self.num_nodes = tuple(forest.num_nodes(depth + 1) for depth in range(catalog.levels))
+        self._connect()
+
+    def _masks_behind(self, delta: Catalog) -> list[tuple[Tensor, int, NDArray[Any]]]:
+        """What the delta's items and nodes are to be in all masks, [masks, items or nodes], and where that is."""
+        rows = self._mask_rows
+        if not rows:
+            return []
+        every: BoolArray = np.full(len(delta.available), True)
+        allowed = {row: every if key is None else delta.tags.mask(*key) for key, row in rows.items()}
+        in_order = [allowed[row] for row in range(len(rows))]
+        counts = [delta.counts_below(own & delta.available)[1:] for own in in_order]
+        masks = [(self._allowed, self._catalog.num_rows, np.stack(in_order))]
+        for level, table in enumerate(self.node_masks):
+            first = self._catalog.trie.num_nodes(level + 1)
+            masks.append((table, first, np.stack([own[level] > 0 for own in counts])))
+        return masks
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         """On the device, for the work that follows on this stream; the host waits for nothing."""
@@ -273,7 +332,7 @@ class LegalityTables:
     def _allocate_masks(self, rows: int) -> None:
         """Room for so many, with those that there are."""
         old = (self._allowed, *self.node_masks) if self._mask_rows else ()
-        sizes = (len(self._catalog.sids), *self._room)
+        sizes = (len(self._items.live), *self._room)
         self._allowed, *masks = (torch.zeros(rows, size, dtype=torch.bool, device=self.device) for size in sizes)
         self.node_masks = tuple(masks)
         for table, before in zip((self._allowed, *masks), old, strict=False):
@@ -282,11 +341,17 @@ class LegalityTables:
         self.generation = next(_generations)
 
     def _connect(self) -> None:
-        """What the kernels take: all that is there, without the unused room."""
-        parents = (1, *self.num_nodes[:-1])
-        self._starts = tuple(own[: size + 1] for own, size in zip(self.trie.child_starts, parents, strict=True))
-        items = self._items
-        self._masks = NodeMasks(items.live, self._allowed, items.items, items.starts, self._starts, self.node_masks)
+        """What the kernels take: all that is there, of items, leaves and nodes without the unused room."""
+        items, parents = self._items, (2, *self.num_nodes[:-1])
+        delta_items = 0 if self._delta is None else self._delta.num_items
+        self._masks = NodeMasks(
+            items.live,
+            self._allowed,
+            items.items[: self._catalog.num_items + delta_items],
+            items.starts[: self.num_nodes[-1] + 1],
+            tuple(own[: size + 1] for own, size in zip(self.trie.child_starts, parents, strict=True)),
+            self.node_masks,
+        )
         self._masks.check()
 
     def _allocate_emptied(self, size: int) -> None:
@@ -301,6 +366,9 @@ class LegalityTables:
             torch.cuda.synchronize()
 
 
-def _with_headroom(nodes: int) -> int:
-    """Room for more nodes; a multiple of 16, since kernels load 16 bytes of a mask at once."""
+def _with_room(nodes: int, device: torch.device) -> int:
+    """Room for a delta's nodes and, on CUDA, for more of the catalog's; a multiple of 16 there, since kernels load 16
+    bytes of a mask at once."""
+    if device.type == "cpu":
+        return nodes + DELTA_ITEMS
     return -(-(nodes + nodes // 8 + HEADROOM) // 16) * 16

@@ -15,6 +15,7 @@ from torch import Tensor
 from xgr_kernels.beam_descend import beam_descend
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import Catalog, Trie
+from xgr_stream.catalog.forest import Forest
 from xgr_stream.config import Normalizer
 from xgr_stream.engine.decode import PendingBeams
 from xgr_stream.engine.lanes import Lane
@@ -47,7 +48,7 @@ class Candidates:
             for place in np.flatnonzero(~scored).tolist()
         }
         rows = rows[scored]
-        return cls(rows, np.unique(catalog.trie.leaves[rows]), unscored)
+        return cls(rows, np.unique(catalog.forest.leaves.take(rows)), unscored)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +78,11 @@ class CandidateScorer:
         self._results = ResultBuffers(self._device)
 
     def begin(
-        self, prefixes: Sequence[UserPrefix], leaves: Sequence[Int32Array], trie: Trie, legality: LegalityTables
+        self,
+        prefixes: Sequence[UserPrefix],
+        leaves: Sequence[Int32Array],
+        trie: Trie | Forest,
+        legality: LegalityTables,
     ) -> PendingBeams:
         """Start scoring `leaves[i]`, ascending, after `prefixes[i]`: the answer's beams are the leaves, in their order.
         The prefixes' memory must stay until they are there."""
@@ -103,7 +108,7 @@ class CandidateScorer:
         }
         return {name: self._tensor(array) for name, array in arrays.items()}
 
-    def _depths(self, trie: Trie, leaves: Sequence[Int32Array]) -> list[_Depth]:
+    def _depths(self, trie: Trie | Forest, leaves: Sequence[Int32Array]) -> list[_Depth]:
         depths: list[_Depth] = []
         owner = np.repeat(np.arange(len(leaves)), [len(own) for own in leaves])  # [leaves of all]
         everything = np.concatenate(leaves)

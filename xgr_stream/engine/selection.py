@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog, ResolvedFilter
+from xgr_stream.catalog.forest import JoinedTags
 from xgr_stream.catalog.tags import TagIndex
 from xgr_stream.errors import OutOfMemory
 from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Shortfall, Status
@@ -47,7 +48,9 @@ def selects(request: RecommendRequest) -> bool:
     return bool(request.caps) or request.min_score is not None
 
 
-def select(request: RecommendRequest, rows: NDArray[np.int32], scores: NDArray[np.float32], tags: TagIndex) -> Selected:
+def select(
+    request: RecommendRequest, rows: NDArray[np.int32], scores: NDArray[np.float32], tags: TagIndex | JoinedTags
+) -> Selected:
     """Of items [items] with their scores, in their order."""
     good: NDArray[np.intp] = np.arange(len(rows))
     if request.min_score is not None:
@@ -56,19 +59,17 @@ def select(request: RecommendRequest, rows: NDArray[np.int32], scores: NDArray[n
     return Selected(places, len(good) < len(rows) and request.temperature is None)
 
 
-def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex) -> NDArray[np.intp]:
+def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex | JoinedTags) -> NDArray[np.intp]:
     """Places of the first k items that exceed no cap: an item is taken if all its tags have room, and then takes some
     of each. [at most k]"""
     k, caps = request.k, cast(Caps, request.caps)
-    ranges = [(*tags.matching(pattern), most) for pattern, most in caps]
-    starts, numbers = tags.by_row
-    room: dict[int, int | None] = {}
+    room: dict[str, int | None] = {}
     places: list[int] = []
     for place, row in enumerate(rows.tolist()):
-        own = numbers[starts[row] : starts[row + 1]].tolist()
+        own = tags.of_row(row)
         for tag in own:
             if tag not in room:
-                room[tag] = min((most for first, last, most in ranges if first <= tag < last), default=None)
+                room[tag] = min((most for pattern, most in caps if matches(pattern, tag)), default=None)
         if all(room[tag] != 0 for tag in own):
             places.append(place)
             if len(places) == k:
@@ -79,6 +80,11 @@ def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex) -
     return np.array(places, dtype=np.intp)
 
 
+def matches(pattern: str, tag: str) -> bool:
+    """Whether the tag is the pattern, or begins with what stands before its `*`."""
+    return tag.startswith(pattern[:-1]) if pattern.endswith("*") else tag == pattern
+
+
 def popular(catalog: Catalog, request: RecommendRequest, resolved: ResolvedFilter) -> Popular:
     """The most popular items that the filter and the caps leave."""
     if not request.caps:
@@ -87,7 +93,7 @@ def popular(catalog: Catalog, request: RecommendRequest, resolved: ResolvedFilte
     ahead = min(request.k, POPULAR)
     while True:
         rows = catalog.popular(ahead, resolved)
-        taken = rows[capped(rows, request, catalog.columns.tags)]
+        taken = rows[capped(rows, request, catalog.tags)]
         if len(taken) == request.k:
             return Popular(taken, None)
         if len(rows) < ahead:

@@ -25,14 +25,17 @@ class Uploads:
         self._next = 0
 
     def tensor(self, array: NDArray[Any], size: int | None = None) -> Tensor:
-        """The array on the device, with room for `size` values, zeros behind its own; on a CPU the array itself,
-        without room."""
+        """The array on the device, with room for `size` values, zeros behind its own; on a CPU, without `size`, the
+        array itself."""
         own = torch.from_numpy(array)
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and size is None:
             return own
         tensor = torch.empty(len(own) if size is None else size, dtype=own.dtype, device=self._device)
         tensor[len(own) :].zero_()
-        self.copy(own, tensor)
+        if self._device.type == "cpu":
+            tensor[: len(own)] = own
+        else:
+            self.copy(own, tensor)
         return tensor
 
     def copy(self, own: Tensor, into: Tensor) -> None:

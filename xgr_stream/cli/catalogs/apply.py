@@ -13,7 +13,7 @@ from xgr_stream.config import TopicNames
 from xgr_stream.errors import InvalidUpdate
 
 if TYPE_CHECKING:
-    from xgr_stream.catalog.merge import Place
+    from xgr_stream.catalog.columns import Place
     from xgr_stream.stream.connection import Connection
     from xgr_stream.types import CatalogUpdate
 
