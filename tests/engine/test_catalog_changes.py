@@ -89,9 +89,9 @@ def test_updates_that_there_is_no_memory_to_merge_are_merged_with_the_next(engin
         patched.setattr(CatalogMerge, "run", run)
         with pytest.raises(MemoryError):
             engine.apply_updates([CatalogUpdate("new", (1, 1, 1))])
-    assert not engine.knows_item("new")
+    assert (engine.catalog.own_row("new"), engine.catalog.sid("new")) == (None, (1, 1, 1))
     engine.apply_updates([])
-    assert engine.catalog.sid("new") == (1, 1, 1)
+    assert (engine.catalog.delta, engine.catalog.sid("new")) == (None, (1, 1, 1))
 
 
 def test_a_merge_that_fails_anywhere_before_it_swaps_leaves_the_old_catalog_whole(engine: Engine) -> None:

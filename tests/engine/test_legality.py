@@ -14,7 +14,7 @@ from tests.property.masks import assert_same_nodes, counted, legal_nodes
 from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
 from tests.property.test_live_catalog import NEW, base_of
 from xgr_stream.catalog import Catalog, LiveCatalog
-from xgr_stream.catalog.catalog import FLIPS_REMEMBERED
+from xgr_stream.catalog.catalog import DELTA_ITEMS, FLIPS_REMEMBERED
 from xgr_stream.engine.legality import MAX_MASKS, LegalityTables
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import CatalogUpdate, ItemFilter
@@ -147,6 +147,6 @@ def test_a_damaged_mask_is_found() -> None:
 def test_bytes_are_those_of_all_that_lies_on_the_device() -> None:
     catalog = tagged(40)
     tables = LegalityTables(catalog, CPU)
-    nodes, items, masks = sum(tables.num_nodes), 40, len(tables.node_masks[0])
-    starts, pairs = sum((1, *tables.num_nodes[:-1])) + catalog.levels, 80
+    nodes, items, masks = sum(tables.num_nodes) + 2 * DELTA_ITEMS, 40 + DELTA_ITEMS, len(tables.node_masks[0])
+    starts, pairs = sum((2, tables.num_nodes[0] + DELTA_ITEMS)) + catalog.levels, 80
     assert tables.num_bytes == 4 * (starts + nodes + items + (items + 1) + pairs) + masks * (nodes + items) + items

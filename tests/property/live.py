@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
+from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.types import CatalogUpdate
 
 
@@ -27,7 +28,7 @@ def target(base: Base, update: CatalogUpdate) -> Place | None:
     return None if place is None else place._replace(available=False)
 
 
-def content(base: Base, log: Sequence[CatalogUpdate], version: str) -> dict[str, Place]:
+def content(base: Base, log: Sequence[CatalogUpdate], version: str, delta_items: int = DELTA_ITEMS) -> dict[str, Place]:
     """The items that have a place in this version: `<base>`, `<base>+<position>` or `<base>+<merged to>~<position>`."""
     found = re.fullmatch(r"[0-9a-f]{16}\.[0-9a-f]+(?:\+(?:(\d+)~)?(\d+))?", version)
     assert found is not None, version
@@ -40,13 +41,19 @@ def content(base: Base, log: Sequence[CatalogUpdate], version: str) -> dict[str,
             places.pop(update.item_id, None)
         else:
             places[update.item_id] = place
-    merged = dict(places)
-    for item_id, update in {update.item_id: update for update in log[merged_to:position]}.items():
-        now, wanted = merged.get(item_id), target(base, update)
+    merged, since = dict(places), log[merged_to:position]
+    new: dict[str, Place] = {}
+    for number, update in enumerate(since):
+        item_id, wanted = update.item_id, target(base, update)
+        if item_id in {later.item_id for later in since[number + 1 :]}:
+            continue
+        now = merged.get(item_id)
         if now is not None:
             same = wanted is not None and wanted[:2] == now[:2]
             places[item_id] = now._replace(available=same and wanted is not None and wanted.available)
-    return places
+        elif wanted is not None and len(new) < delta_items:
+            new[item_id] = wanted
+    return places | new
 
 
 def updates(
@@ -63,7 +70,7 @@ def updates(
     )
     flips = st.builds(
         lambda item_id, available: CatalogUpdate(item_id, known[item_id].sid, known[item_id].tags, available),
-        st.sampled_from(sorted(known)),
+        st.sampled_from(sorted(known) or [""]),
         st.booleans(),
     )
-    return st.one_of(anything, flips)
+    return st.one_of(anything, flips) if known else anything

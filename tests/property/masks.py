@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog, ResolvedFilter
-from xgr_stream.catalog.legal import counts_below
 from xgr_stream.engine.legality import LegalityTables
 
 Nodes = list[NDArray[np.bool_]]
@@ -39,11 +38,10 @@ def legal_nodes(tables: LegalityTables, filters: Sequence[ResolvedFilter]) -> li
 
 def counted(catalog: Catalog, resolved: ResolvedFilter) -> Nodes:
     """The same by counting the items that the filter leaves below every node."""
-    rows = np.arange(len(catalog.sids), dtype=np.int32)
-    left = np.zeros(len(rows), np.bool_)
-    placed = rows[catalog.trie.leaves >= 0]
+    left = np.zeros(len(catalog.available), np.bool_)
+    placed = np.concatenate(catalog.forest.in_order)
     left[placed] = resolved.allows(placed)
-    return [counts > 0 for counts in counts_below(catalog.trie, left)[1:]]
+    return [counts > 0 for counts in catalog.counts_below(left)[1:]]
 
 
 def assert_same_nodes(found: Sequence[Nodes], expected: Sequence[Nodes]) -> None:

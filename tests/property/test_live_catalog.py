@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.profiles import examples
 from tests.property.live import Base, Place, content, updates
 from tests.property.test_catalog import TAGS, Item, catalog_of, filters, item_lists
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge
+from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.live import LEFT_TO_FINISH, updated
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter
@@ -25,11 +27,18 @@ def base_of(items: list[Any]) -> Base:
 
 
 def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> None:
-    """Every item where it belongs, in order; and those that a filter leaves."""
+    """Every item where it belongs, in order, the delta's behind; and those that a filter leaves."""
     catalog.check_integrity()
-    in_order = sorted(places, key=lambda item_id: (places[item_id].sid, item_id))
-    assert [catalog.item_ids[row] for row in catalog.trie.items] == in_order
-    assert {item_id: catalog.sid(item_id) for item_id in in_order} == {i: places[i].sid for i in in_order}
+    own = {catalog.item_ids[row] for row in catalog.trie.items}
+    in_order = sorted(places, key=lambda item_id: (item_id not in own, places[item_id].sid, item_id))
+    rows = np.concatenate(catalog.forest.in_order)
+    assert catalog.ids_of(rows) == in_order
+    assert [catalog.row(item_id) for item_id in in_order] == catalog.rows(in_order).tolist() == rows.tolist()
+    assert [catalog.sid(item_id) for item_id in in_order] == [places[item_id].sid for item_id in in_order]
+    assert catalog.sids_of(rows).tolist() == [list(places[item_id].sid) for item_id in in_order]
+    assert [catalog.tags.of_row(row) for row in rows.tolist()] == [places[item_id].tags for item_id in in_order]
+    ends = zip(catalog.forest.paths(catalog.forest.leaves.take(rows))[-1].tolist(), in_order, strict=True)
+    assert [places[item_id].sid for _, item_id in sorted(ends)] == [places[item_id].sid for item_id in in_order]
     assert [catalog.sid(item_id) for item_id in NEW if item_id not in places] == [None] * len(set(NEW) - set(places))
 
     def passes(item_id: str) -> bool:
@@ -40,11 +49,12 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
     passing = [item_id for item_id in in_order if passes(item_id)]
     resolved = catalog.resolve(wanted)
     assert resolved.leaves_any() == bool(passing)
-    leaves = np.arange(catalog.trie.num_leaves, dtype=np.int32)
+    leaves = np.arange(catalog.forest.num_leaves, dtype=np.int32)
     _, rows = catalog.items_at(leaves)
-    assert [catalog.item_ids[row] for row in rows[resolved.allows(rows)]] == passing
-    popular = {catalog.item_ids[row] for row in catalog.popular(100, resolved)}
-    assert popular == set(passing)
+    assert catalog.ids_of(rows[resolved.allows(rows)]) == passing
+    assert set(catalog.ids_of(catalog.popular(100, resolved))) == set(passing)
+    if catalog.delta is not None:
+        assert set(Catalog.from_table(catalog.to_table()).item_ids) == set(places)
 
 
 @examples(100)
@@ -52,7 +62,9 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
 def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
     items = data.draw(item_lists())
     base, codes = base_of(items), catalog_of(items).codes
-    live = LiveCatalog(catalog_of(items))
+    most = data.draw(st.sampled_from([0, 1, 2, 3, DELTA_ITEMS]))
+    with patch("xgr_stream.catalog.live.DELTA_ITEMS", most):
+        live = LiveCatalog(catalog_of(items))
     log: list[CatalogUpdate] = []
     merge: Merge | None = None
     some = updates([*base, *NEW], codes, TAGS, base)
@@ -78,7 +90,7 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
             live.abandon(merge)
             merge.discard()
             merge = None
-        check(live.catalog, content(base, log, live.catalog.version), data.draw(filters(items)))
+        check(live.catalog, content(base, log, live.catalog.version, most), data.draw(filters(items)))
     waiting = live.num_waiting
     assert ("~" in live.catalog.version) == (waiting > 0)
 
@@ -126,7 +138,8 @@ def test_what_came_during_a_merge_is_left_to_its_thread() -> None:
     live.finish(merge)
     assert live.num_waiting == len(many) - 1
     assert live.catalog.version.endswith(f"+1~{len(many) + 4}")
-    assert live.catalog.available.tolist() == [True, True]
+    assert live.catalog.available.tolist() == [True, True] + [True] * (len(many) - 1)
+    assert live.catalog.ids_of(live.catalog.rows(["1", "first", "2"])) == ["1", "first", "2"]
     live.catalog.check_integrity()
 
 

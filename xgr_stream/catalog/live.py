@@ -251,7 +251,7 @@ def _target(base: Catalog, update: CatalogUpdate) -> Place | None:
     """None: it is to have no place."""
     if update.sid is not None:
         return Place(update.sid, update.tags, update.available)
-    row = base.row(update.item_id)
+    row = base.own_row(update.item_id)
     if row is None:
         return None
     (tags,) = base.columns.tags.of_rows(np.array([row]))

@@ -69,7 +69,7 @@ def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex | 
         own = tags.of_row(row)
         for tag in own:
             if tag not in room:
-                room[tag] = min((most for pattern, most in caps if matches(pattern, tag)), default=None)
+                room[tag] = min((most for pattern, most in caps if covers(pattern, tag)), default=None)
         if all(room[tag] != 0 for tag in own):
             places.append(place)
             if len(places) == k:
@@ -80,7 +80,7 @@ def capped(rows: NDArray[np.int32], request: RecommendRequest, tags: TagIndex | 
     return np.array(places, dtype=np.intp)
 
 
-def matches(pattern: str, tag: str) -> bool:
+def covers(pattern: str, tag: str) -> bool:
     """Whether the tag is the pattern, or begins with what stands before its `*`."""
     return tag.startswith(pattern[:-1]) if pattern.endswith("*") else tag == pattern
 
