@@ -1,0 +1,208 @@
+"""New items, from the update that brings them until a merge has taken them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event
+
+import pytest
+
+from tests.property.users import ask
+from xgr_stream.catalog.catalog import DELTA_ITEMS
+from xgr_stream.config import EngineConfig
+from xgr_stream.engine import Engine
+from xgr_stream.engine.catalog_merge import CatalogMerge
+from xgr_stream.errors import NothingLegal
+from xgr_stream.metrics import Metrics
+from xgr_stream.scheduler.clock import SystemClock
+from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.testing import tiny_catalog, tiny_model
+from xgr_stream.types import CacheState, CatalogUpdate, Recommendation, RecommendRequest, RecommendResponse
+
+Found = list[Recommendation]
+
+
+class Log:
+    """Updates of one engine's catalog, numbered as they come."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.position = 0
+
+    def apply(self, *updates: CatalogUpdate) -> None:
+        self.position += len(updates)
+        self._engine.update_catalog(updates, self.position)
+
+
+@pytest.fixture
+def log(engine: Engine) -> Log:
+    engine.append("user", ["item-1", "item-2"])
+    return Log(engine)
+
+
+def by_id(found: tuple[Recommendation, ...]) -> Found:
+    return sorted(found)
+
+
+def merged(engine: Engine) -> CatalogMerge:
+    merge = engine.begin_merge()
+    assert merge is not None
+    merge.run()
+    return merge
+
+
+def same(found: Found, expected: Found) -> None:
+    assert [(item.item_id, item.sid) for item in found] == [(item.item_id, item.sid) for item in expected]
+    assert [item.score for item in found] == pytest.approx([item.score for item in expected], abs=1e-4)
+
+
+def test_a_new_item_is_in_the_next_answer_and_a_merge_changes_none(engine: Engine, log: Log) -> None:
+    known = engine.catalog.sid("item-5")
+    log.apply(CatalogUpdate("new", (7, 7, 0), ("red",)), CatalogUpdate("beside-item-5", known, ("only here",)))
+    (response,) = ask(engine, ("user", 200, 500))
+    found = by_id(response.items)
+    assert {"new", "beside-item-5"} < {item.item_id for item in found}
+    assert response.catalog_version.endswith("+0~2")
+    assert response.cache is CacheState.WARM
+    fresh = Engine.load(engine.model, tiny_catalog(), config=engine.config)
+    fresh.apply_updates([CatalogUpdate("new", (7, 7, 0), ("red",)), CatalogUpdate("beside-item-5", known)])
+    fresh.append("user", ["item-1", "item-2"])
+    same(found, by_id(fresh.recommend("user", 200, beam_width=500)))
+    (only,) = engine.recommend("user", allow=["only here"])
+    assert only.item_id == "beside-item-5"
+    scores = engine.score("user", ["new", "beside-item-5", "item-5", "unknown"])
+    assert scores["beside-item-5"] == pytest.approx(scores["item-5"])
+    assert scores["unknown"] is None
+    merged(engine).finish()
+    engine.check_integrity()
+    (after,) = ask(engine, ("user", 200, 500))
+    assert after.catalog_version.endswith("+2")
+    assert engine.catalog.delta is None
+    same(by_id(after.items), found)
+    assert engine.score("user", list(scores)) == pytest.approx(scores)
+
+
+def test_a_new_item_that_is_sold_out_or_gone_is_in_no_further_answer(engine: Engine, log: Log) -> None:
+    def there() -> bool:
+        return "new" in {item.item_id for item in engine.recommend("user", 200, beam_width=500)}
+
+    for available, expected in ((True, True), (False, False), (True, True)):
+        log.apply(CatalogUpdate("new", (7, 7, 0), available=available))
+        assert (there(), engine.knows_item("new")) == (expected, True)
+        engine.check_integrity()
+    log.apply(CatalogUpdate("new", None))
+    assert (there(), engine.knows_item("new"), engine.catalog.delta) == (False, False, None)
+    log.apply(CatalogUpdate("new", (7, 7, 0)))
+    assert "new" not in {item.item_id for item in engine.recommend("user", 200, beam_width=500, exclude=["new"])}
+
+
+def test_what_a_user_did_with_a_new_item_is_read_once_it_is_known(engine: Engine, log: Log) -> None:
+    engine.append("other", ["item-3", "new"])
+    log.apply(CatalogUpdate("new", (7, 7, 0)), CatalogUpdate("newer", (7, 7, 1)))
+
+    def states() -> list[CacheState]:
+        return [response.cache for response in ask(engine, ("user", 3, 8), ("other", 3, 8))]
+
+    assert states() == [CacheState.WARM, CacheState.COLD]
+    merge = merged(engine)
+    log.apply(CatalogUpdate("newest", (0, 7, 7)))  # numbered anew, but not to be read anew
+    assert states() == [CacheState.WARM, CacheState.WARM]
+    merge.finish()
+    assert states() == [CacheState.WARM, CacheState.WARM]
+    assert not {"new", "item-3"} & {item.item_id for item in engine.recommend("other", 200, beam_width=500, seen=True)}
+    assert "newest" in {item.item_id for item in engine.recommend("other", 200, beam_width=500, seen=True)}
+    merged(engine).finish()
+    assert not {"new", "item-3"} & {item.item_id for item in engine.recommend("other", 200, beam_width=500, seen=True)}
+
+
+def test_a_merge_that_is_given_up_leaves_new_items_served(engine: Engine, log: Log) -> None:
+    log.apply(CatalogUpdate("new", (7, 7, 0)))
+    before = engine.recommend("user", 200, beam_width=500)
+    merge = merged(engine)
+    log.apply(CatalogUpdate("newer", (7, 7, 1)))
+    merge.abandon()
+    merge.discard()
+    assert {item.item_id for item in engine.recommend("user", 200, beam_width=500)} == {
+        "newer",
+        *(item.item_id for item in before),
+    }
+    engine.check_integrity()
+
+
+def test_more_new_items_than_a_delta_holds_wait(engine: Engine, log: Log) -> None:
+    """The first by their last updates are served; one that is updated once more is the last."""
+    many = [CatalogUpdate(f"{n}", (n // 64 % 8, n // 8 % 8, n % 8)) for n in range(DELTA_ITEMS + 2)]
+    log.apply(*many)
+    log.apply(many[0])
+    known = {update.item_id for update in many if engine.knows_item(update.item_id)}
+    assert known == {f"{n}" for n in range(1, DELTA_ITEMS + 1)}
+    engine.check_integrity()
+    merged(engine).finish()
+    assert all(engine.knows_item(update.item_id) for update in many)
+    engine.check_integrity()
+
+
+def test_draws_leave_new_items_to_the_merge(engine: Engine, log: Log) -> None:
+    log.apply(CatalogUpdate("new", (7, 7, 0), ("only here",)))
+    drawn = engine.recommend("user", 200, beam_width=500, temperature=1.0)
+    assert {item.item_id for item in drawn} == {f"item-{n}" for n in range(60)}
+    with pytest.raises(NothingLegal):
+        engine.recommend("user", allow=["only here"], temperature=1.0)
+    merged(engine).finish()
+    assert [item.item_id for item in engine.recommend("user", allow=["only here"], temperature=1.0)] == ["new"]
+
+
+def test_caps_count_the_tags_of_new_items_and_others_together(engine: Engine, log: Log) -> None:
+    log.apply(*(CatalogUpdate(f"new-{n}", (7, 7, n), ("brand:a", "red")) for n in range(4)))
+    found = engine.recommend("user", 200, beam_width=500, caps={"brand:*": 2})
+    assert sum(item.item_id.startswith("new-") for item in found) == 2
+    reds = {item.item_id for item in engine.recommend("user", 200, beam_width=500, allow=["red"])}
+    found = engine.recommend("user", 200, beam_width=500, caps={"red": 3})
+    assert sum(item.item_id in reds for item in found) == 3
+
+
+def test_under_the_legal_normalizer_a_new_item_waits() -> None:
+    config = EngineConfig(normalizer="legal")
+    engine = Engine.load(tiny_model(), tiny_catalog(), config=config)
+    engine.append("user", ["item-1"])
+    Log(engine).apply(CatalogUpdate("new", (7, 7, 0)))
+    assert (engine.catalog.delta, engine.knows_item("new")) == (None, False)
+    merged(engine).finish()
+    assert engine.knows_item("new")
+
+
+@pytest.fixture
+def worker(engine: Engine) -> Iterator[DeviceWorker]:
+    worker = DeviceWorker(engine, engine.config, SystemClock(), Metrics())
+    worker.start()
+    yield worker
+    assert worker.stop(30)
+
+
+def test_a_batch_under_way_keeps_its_version(engine: Engine, log: Log, worker: DeviceWorker) -> None:
+    """What comes behind a batch that was begun is applied once the batch is answered."""
+    under_way, go_on = Event(), Event()
+    begin = engine.begin
+
+    def held(requests: list) -> object:  # type: ignore[type-arg]
+        pending = begin(requests)
+        under_way.set()
+        assert go_on.wait(10)
+        return pending
+
+    engine.begin = held  # type: ignore[method-assign, assignment]
+
+    def asked() -> RecommendResponse:
+        return worker.submit(RecommendRequest("r", "user", 200, 500), engine.history.view("user"), None)  # type: ignore[return-value]
+
+    first = asked()
+    assert under_way.wait(10)
+    update = worker.between_batches(lambda: log.apply(CatalogUpdate("new", (7, 7, 0))))
+    second = asked()
+    go_on.set()
+    update.result(10)
+    before, after = (future.result(10) for future in (first, second))  # type: ignore[attr-defined]
+    assert "~" not in before.catalog_version
+    assert "new" not in {item.item_id for item in before.items}
+    assert after.catalog_version.endswith("+0~1")
+    assert "new" in {item.item_id for item in after.items}
