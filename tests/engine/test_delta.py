@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -184,16 +186,16 @@ def test_a_batch_under_way_keeps_its_version(engine: Engine, log: Log, worker: D
     under_way, go_on = Event(), Event()
     begin = engine.begin
 
-    def held(requests: list) -> object:  # type: ignore[type-arg]
+    def held(requests: list[Any]) -> Any:
         pending = begin(requests)
         under_way.set()
         assert go_on.wait(10)
         return pending
 
-    engine.begin = held  # type: ignore[method-assign, assignment]
+    engine.begin = held
 
-    def asked() -> RecommendResponse:
-        return worker.submit(RecommendRequest("r", "user", 200, 500), engine.history.view("user"), None)  # type: ignore[return-value]
+    def asked() -> Future[RecommendResponse]:
+        return worker.submit(RecommendRequest("r", "user", 200, 500), engine.history.view("user"), None)
 
     first = asked()
     assert under_way.wait(10)
@@ -201,7 +203,7 @@ def test_a_batch_under_way_keeps_its_version(engine: Engine, log: Log, worker: D
     second = asked()
     go_on.set()
     update.result(10)
-    before, after = (future.result(10) for future in (first, second))  # type: ignore[attr-defined]
+    before, after = (future.result(10) for future in (first, second))
     assert "~" not in before.catalog_version
     assert "new" not in {item.item_id for item in before.items}
     assert after.catalog_version.endswith("+0~1")

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.property.cases import Case
 from tests.property.masks import assert_same_nodes, counted, legal_nodes
+from tests.property.oracle import assert_same
+from tests.property.users import ask
 from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.engine.legality import EMPTIED_NODES, MAX_MASKS, LegalityTables
 from xgr_stream.testing.shapes import random_catalog
@@ -88,6 +91,48 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
     assert [tensor.data_ptr() for tensor in moved] == places
 
 
+def test_captured_decodes_find_new_items_and_what_is_merged_as_a_cpu_does() -> None:
+    """With beams for all nodes, whose answers no rounding changes, and with few; in batches of two."""
+    rng = random.Random(1)
+    case = Case(
+        (16, 9, 16), 300, 1, framed=False, page_size=16, max_batch_tokens=512, max_events=16,
+        model_config={"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64},
+    )  # fmt: skip
+    engines = [case.engine(8 << 20, device=device) for device in (CUDA.type, "cpu")]
+    for engine in engines:
+        engine.append("ann", ["item-1", "new-1", "item-2"])
+        engine.append("bob", ["item-3", "item-4"])
+    generations = set()
+    position, known, merges = 0, case.items["item_id"], [None, None]
+    for step in range(8):
+        ids = [f"launched-{step}", *(f"new-{rng.randrange(30)}" for _ in range(rng.choice([0, 12])))]
+        sids = [tuple(rng.randrange(most) for most in case.codes) for _ in ids]
+        updates = [CatalogUpdate(*place, ("red",), rng.random() < 0.8) for place in zip(ids, sids, strict=True)]
+        position += len(updates)
+        for engine in engines:
+            engine.update_catalog(updates, position)
+            assert engine.catalog.delta is not None
+        excluded = [*rng.sample(known, 40), f"new-{rng.randrange(30)}"]
+        for wanted in (ItemFilter(), ItemFilter.of(excluded, ["red"], []), ItemFilter.of([], [], ["red"])):
+            for beams, k in ((1000, 1000), (40, 5)):
+                batch = [(user, k, beams, wanted) for user in ("ann", "bob")]
+                for mine, theirs in zip(*(ask(engine, *batch) for engine in engines), strict=True):
+                    assert mine.status == theirs.status
+                    assert mine.catalog_version == theirs.catalog_version
+                    assert_same(mine.items, theirs.items, len(theirs.items))
+        for engine in engines:
+            engine.check_integrity()
+        generations.add(engines[0]._legality.generation)
+        if step % 4 == 1:
+            merges = [engine.begin_merge() for engine in engines]
+            for merge in merges:
+                merge.run()
+        elif step % 4 == 2:
+            for merge in merges:
+                merge.finish()
+    assert len(generations) == 1  # all was written where the graphs read it
+
+
 def test_what_must_move_says_so() -> None:
     catalog = catalog_of(20_000, (64, 64, 64))
     tables = LegalityTables(catalog, CUDA)
@@ -112,6 +157,7 @@ def test_nothing_waits_for_the_device() -> None:
     tables.bring([catalog.resolve(one) for one in wanted])  # kernels are compiled
     catalog.set_available(catalog.item_ids[:1], False)
     tables.bring([])
+    live = LiveCatalog(catalog)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -120,6 +166,10 @@ def test_nothing_waits_for_the_device() -> None:
             catalog.set_available(catalog.item_ids[7 : 7 + count], True)
             resolved = [catalog.resolve(one) for one in (*wanted, ItemFilter(allow=(f"tag-{count % 5 + 2}",)))]
             tables.bring(resolved)
+        for position, count in enumerate((1, 300, 0), start=1):  # a delta that grows and shrinks
+            new = [CatalogUpdate(f"new-{n}", (n % 64, 1, 1) if n < count else None, ("tag-1",)) for n in range(300)]
+            live.apply(new, position)
+            tables.bring([catalog.resolve(one) for one in wanted])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     tables.check_integrity()

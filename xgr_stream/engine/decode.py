@@ -207,7 +207,8 @@ class BeamDecoder:
         trie, row_starts = legality.trie, inputs["row_starts"].unbind()
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
-        nodes = torch.arange(shape.roots, dtype=torch.int32, device=self._device).repeat(shape.requests)
+        beams = torch.arange(shape.requests * shape.roots, dtype=torch.int32, device=self._device)
+        nodes, request_of = beams % shape.roots, beams // shape.roots
         scores = torch.zeros(len(nodes), device=self._device)
         ancestors = nodes.new_empty(len(nodes), max(1, self._levels - 1))
         suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
@@ -216,8 +217,8 @@ class BeamDecoder:
         for level in range(self._levels):
             logits, log_normalizer = self._logits(hidden, level)
             if level == 0 and shape.roots > 1:
-                logits = logits.repeat_interleave(shape.roots, 0)
-                log_normalizer = None if log_normalizer is None else log_normalizer.repeat_interleave(shape.roots, 0)
+                logits = logits.index_select(0, request_of)
+                log_normalizer = None if log_normalizer is None else log_normalizer.index_select(0, request_of)
             selection = select(
                 logits,
                 scores,
