@@ -100,6 +100,7 @@ def test_a_new_item_that_is_sold_out_or_gone_is_in_no_further_answer(engine: Eng
 
 def test_what_a_user_did_with_a_new_item_is_read_once_it_is_known(engine: Engine, log: Log) -> None:
     engine.append("other", ["item-3", "new"])
+    engine.append("third", ["item-3", "newest"])
     log.apply(CatalogUpdate("new", (7, 7, 0)), CatalogUpdate("newer", (7, 7, 1)))
 
     def states() -> list[CacheState]:
@@ -109,12 +110,22 @@ def test_what_a_user_did_with_a_new_item_is_read_once_it_is_known(engine: Engine
     merge = merged(engine)
     log.apply(CatalogUpdate("newest", (0, 7, 7)))  # numbered anew, but not to be read anew
     assert states() == [CacheState.WARM, CacheState.WARM]
+
+    def unseen(user: str) -> set[str]:
+        return {"item-3", "new", "newer", "newest"} & {
+            item.item_id for item in engine.recommend(user, 200, beam_width=500, seen=True)
+        }
+
+    def check() -> None:
+        assert unseen("other") == {"newer", "newest"}
+        assert unseen("third") == {"new", "newer"}
+        assert states() == [CacheState.WARM, CacheState.WARM]
+
+    check()
     merge.finish()
-    assert states() == [CacheState.WARM, CacheState.WARM]
-    assert not {"new", "item-3"} & {item.item_id for item in engine.recommend("other", 200, beam_width=500, seen=True)}
-    assert "newest" in {item.item_id for item in engine.recommend("other", 200, beam_width=500, seen=True)}
+    check()
     merged(engine).finish()
-    assert not {"new", "item-3"} & {item.item_id for item in engine.recommend("other", 200, beam_width=500, seen=True)}
+    check()
 
 
 def test_a_merge_that_is_given_up_leaves_new_items_served(engine: Engine, log: Log) -> None:

@@ -117,6 +117,14 @@ def test_tag_filters_in_use_have_their_masks_after_a_merge() -> None:
     check(tables, live.catalog, [ItemFilter(allow=("x",)), ItemFilter(deny=("y",)), ItemFilter(exclude=("c",))])
 
 
+def test_nothing_is_left_of_a_delta_that_is_gone() -> None:
+    live = LiveCatalog(tagged(3))
+    tables = LegalityTables(live.catalog, CPU)
+    for position, sid in enumerate(((0, 1), None, (7, 7)), start=1):
+        live.apply([CatalogUpdate(f"new-{n}", sid, ("all",)) for n in range(3)], position)
+        check(tables, live.catalog, [ItemFilter(), ItemFilter(deny=(f"tag-{position - 1}",))])
+
+
 def test_exclusions_empty_what_they_leave_without_a_legal_item() -> None:
     columns = {"item_id": ["d", "c", "b", "a"], "sid": [[2, 0], [0, 1], [0, 1], [0, 0]]}
     catalog = Catalog.from_table({**columns, "tags": [["x"], ["y"], ["x", "y"], []]}, codes=(4, 4))

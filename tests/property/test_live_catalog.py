@@ -143,6 +143,33 @@ def test_what_came_during_a_merge_is_left_to_its_thread() -> None:
     live.catalog.check_integrity()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_those_updated_first_are_served_if_more_wait_than_a_delta_holds(at_once: bool) -> None:
+    """Whether updates come one by one or together, before a merge or beside it: a version says what it holds."""
+    with patch("xgr_stream.catalog.live.DELTA_ITEMS", 1):
+        live = LiveCatalog(Catalog.from_table({"item_id": ["base"], "sid": [[0]]}, codes=[8]))
+
+    def apply(*item_ids: str) -> None:
+        updates = [CatalogUpdate(item_id, (1,)) for item_id in item_ids]
+        for part in [updates] if at_once else [[update] for update in updates]:
+            live.apply(part, live.position + len(part))
+
+    def served() -> list[str]:
+        return [item_id for item_id in "abcde" if live.catalog.row(item_id) is not None]
+
+    apply("b", "a", "b")
+    assert served() == ["a"]
+    merge = live.begin()
+    assert merge is not None
+    merge.run()
+    apply("d", "c", "d")
+    merge.follow(live.handed_over(left=0))
+    apply("e", "c", "e", "c")
+    assert served() == ["a"]
+    live.finish(merge)
+    assert served() == ["a", "b", "d"]
+
+
 def test_what_would_make_a_version_lie_is_refused() -> None:
     live = LiveCatalog(Catalog.from_table({"item_id": ["a"], "sid": [[0]]}))
     live.apply([], 5)
