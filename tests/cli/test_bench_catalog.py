@@ -17,5 +17,6 @@ def test_catalog(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
     assert rows["50 flips, until the device has them"]["times"] == 3
+    assert rows["one new item, until it is recommended"]["times"] == 2
     assert rows["300 new ones taken in, 256 at a time"]["times"] == 2
     assert all(row["max_ms"] >= row["median_ms"] > 0 for row in rows.values())

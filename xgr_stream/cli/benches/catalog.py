@@ -65,8 +65,8 @@ def catalog(
 ) -> None:
     """Warm batches without and with filters; a tag that nobody asked for before, until the device has its masks; items
     recommended while others go, of which none may be gone. Availability flips, one and many, until the device has them;
-    a merge of new semantic IDs on a thread of its own; and warm batches without one and beside it, on the device
-    thread's terms."""
+    new items one by one, until they are recommended; a merge of new semantic IDs on a thread of its own; and warm
+    batches without one and beside it, on the device thread's terms."""
     at = torch.device(device)
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
@@ -94,6 +94,9 @@ def catalog(
             )
         )
         report.add(_row("a batch of warm requests behind a flip", bench.repeat(bench.answer_behind_a_flip, repeats)))
+        bench.launch_one()()  # has the mask of its tag made
+        report.add(_row("one new item, until it is recommended", bench.repeat(bench.launch_one, repeats)))
+        report.add(_row("a batch of warm requests beside such items", bench.repeat(lambda: bench.answer, repeats)))
         merge, launching = bench.launch(new)
         report.add(_row(f"{new} new ones taken in, 256 at a time", launching))
         beside, run = bench.beside(merge)
@@ -123,6 +126,7 @@ class _Bench:
         self._requests = [(RecommendRequest("r", f"user-{user}"), view) for user, view in enumerate(views)]
         self._position = 0
         self._tag = 1
+        self._launched = 0
         self._to_be_had = False
 
     def answer(self, filters: Sequence[ItemFilter] = ()) -> None:
@@ -196,10 +200,29 @@ class _Bench:
 
         return apply
 
+    def launch_one(self) -> Callable[[], None]:
+        """To be called to have a new item, and a batch that finds it among those launched so. Raises `EngineError` if
+        it does not."""
+        self._launched += 1
+        item_id, sid = f"launched-{self._launched}", self._sids(1)[0]
+        wanted = self._filtered([ItemFilter.of((), ("launched",), (), False)] * len(self._requests))
+
+        def recommend() -> None:
+            self._update([CatalogUpdate(item_id, sid, ("launched",))])
+            for response in self._engine.answer(
+                [(replace(request, k=self._launched), view) for request, view in wanted]
+            ):
+                if item_id not in {item.item_id for item in response.items}:
+                    raise EngineError("a new item was not recommended")
+
+        return recommend
+
+    def _sids(self, count: int) -> list[tuple[int, ...]]:
+        drawn = np.stack([self._random.integers(0, most, count) for most in self._engine.codes], axis=1)
+        return list(map(tuple, drawn.tolist()))
+
     def launch(self, count: int) -> tuple[CatalogMerge, Times]:
-        codes = self._engine.codes
-        sids = np.stack([self._random.integers(0, most, count) for most in codes], axis=1).tolist()
-        updates = [CatalogUpdate(f"new-{number}", tuple(sid)) for number, sid in enumerate(sids)]
+        updates = [CatalogUpdate(f"new-{number}", sid) for number, sid in enumerate(self._sids(count))]
         times = [
             self._timed(lambda first=first: self._update(updates[first : first + 256]))  # type: ignore[misc]
             for first in range(0, count, 256)
