@@ -205,13 +205,12 @@ class _Bench:
         it does not."""
         self._launched += 1
         item_id, sid = f"launched-{self._launched}", self._sids(1)[0]
-        wanted = self._filtered([ItemFilter.of((), ("launched",), (), False)] * len(self._requests))
+        launched = ItemFilter.of((), ("launched",), (), False)
+        wanted = [(replace(request, k=self._launched, filter=launched), view) for request, view in self._requests]
 
         def recommend() -> None:
             self._update([CatalogUpdate(item_id, sid, ("launched",))])
-            for response in self._engine.answer(
-                [(replace(request, k=self._launched), view) for request, view in wanted]
-            ):
+            for response in self._engine.answer(wanted):
                 if item_id not in {item.item_id for item in response.items}:
                     raise EngineError("a new item was not recommended")
 
