@@ -21,8 +21,8 @@ def test_an_append_fits_into_its_shape_which_was_captured_ahead_if_any_was(users
 
 @given(st.integers(1, 64), st.lists(st.integers(1, 4096), min_size=1, max_size=4), st.integers(1, 200))
 def test_a_decode_fits_into_its_shape(requests, rows, columns):
-    shape = DecodeShape.bucket(requests, rows, columns, 2)
+    shape = DecodeShape.bucket(requests, rows, columns)
     assert shape.requests >= requests
     assert all(size >= own for size, own in zip(shape.rows, rows, strict=True))
     assert shape.page_columns >= columns
-    assert DecodeShape.bucket(shape.requests, shape.rows, shape.page_columns, shape.roots) == shape
+    assert DecodeShape.bucket(shape.requests, shape.rows, shape.page_columns) == shape

@@ -32,6 +32,10 @@ from xgr_stream.model.decoder import Attend
 from xgr_stream.model.layers import Style
 from xgr_stream.types import RecommendRequest
 
+ROOTS = 2
+"""Beams that each request begins with: at the root of the catalog and at that of its delta, so that graphs need not be
+captured anew for one. Without a delta the second has no children, and costs nothing that could be measured."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Beams:
@@ -113,10 +117,7 @@ class BeamDecoder:
             legality.bring(filters)
         # No level can have more beams than nodes, so none is computed that could only be dead.
         level_widths = [[min(width, nodes) for width in widths] for nodes in legality.num_nodes]
-        # A graph is one for catalogs with and without a delta. Draws pass by it: their noise is conditioned on all of
-        # a beam's children, which would be in two places.
-        roots = 1 if explorers or (self._graphs is None and not legality.has_delta) else 2
-        shape = self._shape(prefixes, level_widths, roots)
+        shape = self._shape(prefixes, level_widths)
         staging = self._staging_for(shape)
 
         def write(arrays: Mapping[str, Int32Array]) -> None:
@@ -124,7 +125,7 @@ class BeamDecoder:
             arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
             arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
             fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
-            per_level = ([roots] * requests, *level_widths)
+            per_level = ([1 if explorers else ROOTS] * requests, *level_widths)
             arrays["row_starts"][:] = [starts_of(lengths, shape.requests) for lengths in per_level]
             legality.write(filters, arrays)
 
@@ -136,12 +137,12 @@ class BeamDecoder:
         row_starts = list(accumulate(level_widths[-1], initial=0))
         return PendingBeams(row_starts, self._results.send(shape.rows[-1], self._lane))
 
-    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[Sequence[int]], roots: int) -> DecodeShape:
+    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[Sequence[int]]) -> DecodeShape:
         rows = [sum(widths) for widths in level_widths]
         columns = max(len(prefix.pages) for prefix in prefixes)
         if not self._cuda:
-            return DecodeShape(len(prefixes), tuple(rows), columns, roots)
-        shape = DecodeShape.bucket(len(prefixes), rows, max(columns, self._page_columns), roots)
+            return DecodeShape(len(prefixes), tuple(rows), columns)
+        shape = DecodeShape.bucket(len(prefixes), rows, max(columns, self._page_columns))
         self._page_columns = shape.page_columns
         return shape
 
@@ -187,7 +188,8 @@ class BeamDecoder:
         legality: LegalityTables,
         explorers: Sequence[RecommendRequest],
     ) -> None:
-        """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few."""
+        """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few. From the
+        catalog without its delta: noise is conditioned on all of a beam's children, which would be in two places."""
         self.scanned = []
         with self._lane.current():
             exploration = Exploration(explorers, shape.requests, self._device)
@@ -203,12 +205,13 @@ class BeamDecoder:
         style: Style,
         select: Callable[..., BeamSelection] | None = None,
     ) -> BeamSelection:
-        """`select`: instead of `beam_select`."""
+        """`select`: instead of `beam_select`, from the first root alone."""
         trie, row_starts = legality.trie, inputs["row_starts"].unbind()
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
-        beams = torch.arange(shape.requests * shape.roots, dtype=torch.int32, device=self._device)
-        nodes, request_of = beams % shape.roots, beams // shape.roots
+        roots = ROOTS if select is None else 1
+        beams = torch.arange(shape.requests * roots, dtype=torch.int32, device=self._device)
+        nodes, request_of = beams % roots, beams // roots
         scores = torch.zeros(len(nodes), device=self._device)
         ancestors = nodes.new_empty(len(nodes), max(1, self._levels - 1))
         suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
@@ -216,7 +219,7 @@ class BeamDecoder:
             select = beam_select if self._switches.mask_first else select_masking_last
         for level in range(self._levels):
             logits, log_normalizer = self._logits(hidden, level)
-            if level == 0 and shape.roots > 1:
+            if level == 0 and roots > 1:
                 logits = logits.index_select(0, request_of)
                 log_normalizer = None if log_normalizer is None else log_normalizer.index_select(0, request_of)
             selection = select(

@@ -110,11 +110,6 @@ class LegalityTables:
             self._compile()
 
     @property
-    def has_delta(self) -> bool:
-        """Whether the second root has children."""
-        return self._delta is not None
-
-    @property
     def kept(self) -> tuple[TagsKey, ...]:
         """The tag combinations that have a mask, the least recently used first."""
         return tuple(key for key in self._mask_rows if key is not None)
@@ -310,14 +305,16 @@ class LegalityTables:
         rows = self._mask_rows
         if not rows:
             return []
-        every: BoolArray = np.full(len(delta.available), True)
-        allowed = {row: every if key is None else delta.tags.mask(*key) for key, row in rows.items()}
-        in_order = [allowed[row] for row in range(len(rows))]
-        counts = [delta.counts_below(own & delta.available)[1:] for own in in_order]
-        masks = [(self._allowed, self._catalog.num_rows, np.stack(in_order))]
-        for level, table in enumerate(self.node_masks):
-            first = self._catalog.trie.num_nodes(level + 1)
-            masks.append((table, first, np.stack([own[level] > 0 for own in counts])))
+        allowed: BoolArray = np.full((len(rows), delta.num_items), True)
+        for key, row in rows.items():
+            if key is not None:
+                allowed[row] = delta.tags.mask(*key)
+        before = np.zeros((len(rows), delta.num_items + 1), np.int32)
+        np.cumsum((allowed & delta.available)[:, delta.trie.items], axis=1, out=before[:, 1:])
+        masks = [(self._allowed, self._catalog.num_rows, allowed)]
+        for depth, table in enumerate(self.node_masks, start=1):
+            legal = np.diff(before[:, delta.trie.item_bounds(depth)]) > 0
+            masks.append((table, self._catalog.trie.num_nodes(depth), legal))
         return masks
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

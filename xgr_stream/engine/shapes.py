@@ -27,14 +27,12 @@ class DecodeShape:
     """Beams that each level chooses."""
     page_columns: int
     """Pages of the longest prefix."""
-    roots: int
-    """Beams of a request that its first level chooses from: one, or one more, of the catalog's delta."""
 
     @classmethod
-    def bucket(cls, requests: int, rows: Sequence[int], page_columns: int, roots: int) -> DecodeShape:
+    def bucket(cls, requests: int, rows: Sequence[int], page_columns: int) -> DecodeShape:
         """The captured shape that these fit into."""
         columns = -(-page_columns // PAGE_COLUMNS) * PAGE_COLUMNS
-        return cls(1 << (requests - 1).bit_length(), tuple(map(bucket, rows)), columns, roots)
+        return cls(1 << (requests - 1).bit_length(), tuple(map(bucket, rows)), columns)
 
 
 FEW_USERS, MANY_USERS, MOST_USERS = 4, 64, 512
