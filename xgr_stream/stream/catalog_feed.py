@@ -215,7 +215,7 @@ class CatalogFeed:
         self.merge_error = f"no memory for a merge: {lacking}"
         self._metrics.catalog_merges_failed.inc()
         logger.error(
-            "%s, offset %d: %s. What is new since the last merge is not recommended; the next try is in %.0f s",
+            "%s, offset %d: %s. What else than new items waits is not recommended; the next try is in %.0f s",
             *(self._partition.topic, self.position, self.merge_error, self._rest_s),
         )
         if merge is not None:
