@@ -185,7 +185,7 @@ class Metrics:
             registry=self.registry,
         )
         self.catalog_merges_failed = self._counter(
-            "catalog_merges_failed", "Merges given up for lack of memory; what they were to take in waits, and they are tried again."
+            "catalog_merges_failed", "Merges given up for lack of memory; what waits goes on waiting."
         )
         self.model_loads_failed = self._counter("model_loads_failed", "Challengers that could not be loaded.")
         # By version of the model. What is not loaded any more is removed by `keep_models`.

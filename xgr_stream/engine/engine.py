@@ -223,7 +223,7 @@ class Engine:
         before = self._catalog.delta
         self._live.apply(updates, position)
         if self._catalog.delta is not before:
-            self._reader.retokenise(self._reader.places_in(self._catalog, self._renumbered(before, self._catalog)))
+            self._reader.retokenise(self._reader.places_in(self._catalog, _renumbered(before, self._catalog)))
             self._retokenised = True
 
     @torch.inference_mode()
@@ -250,7 +250,7 @@ class Engine:
         if merge is not self._live.merging:  # `use_catalog` came in between
             return lambda: None
         self._live.catch_up(merge)
-        renumbered = self._renumbered(self._catalog.delta, merge.merged)
+        renumbered = _renumbered(self._catalog.delta, merge.merged)
         places = self._reader.places_in(merge.merged, renumbered, seen)
         return partial(self._swap, merge, legality, places)
 
@@ -262,10 +262,6 @@ class Engine:
         self._reader.retokenise(places)
         self._batches.use(self._catalog, self._reader, self._legality)
         self._retokenised |= bool(merge.retokenised)
-
-    def _renumbered(self, before: Catalog | None, catalog: Catalog) -> Iterable[str]:
-        """The items of a delta and of the one that `catalog` has now, whose rows are others than they were."""
-        return chain.from_iterable(delta.item_ids for delta in (before, catalog.delta) if delta is not None)
 
     # The facade: one user at a time, out of this engine's own history.
 
@@ -448,3 +444,8 @@ class Engine:
         invalid_items = self._batches.counters.invalid_items
         if invalid_items:
             raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")
+
+
+def _renumbered(before: Catalog | None, catalog: Catalog) -> Iterable[str]:
+    """The items of a delta and of the one that `catalog` has now, whose rows are others than they were."""
+    return chain.from_iterable(delta.item_ids for delta in (before, catalog.delta) if delta is not None)
