@@ -89,6 +89,7 @@ def test_updates_that_there_is_no_memory_to_merge_are_merged_with_the_next(engin
         patched.setattr(CatalogMerge, "run", run)
         with pytest.raises(MemoryError):
             engine.apply_updates([CatalogUpdate("new", (1, 1, 1))])
+    engine.bring_legality()
     assert (engine.catalog.own_row("new"), engine.catalog.sid("new")) == (None, (1, 1, 1))
     engine.apply_updates([])
     assert (engine.catalog.delta, engine.catalog.sid("new")) == (None, (1, 1, 1))

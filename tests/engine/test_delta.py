@@ -147,6 +147,7 @@ def test_more_new_items_than_a_delta_holds_wait(engine: Engine, log: Log) -> Non
     many = [CatalogUpdate(f"{n}", (n // 64 % 8, n // 8 % 8, n % 8)) for n in range(DELTA_ITEMS + 2)]
     log.apply(*many)
     log.apply(many[0])
+    engine.bring_legality()
     known = {update.item_id for update in many if engine.knows_item(update.item_id)}
     assert known == {f"{n}" for n in range(1, DELTA_ITEMS + 1)}
     engine.check_integrity()

@@ -37,6 +37,7 @@ def test_masks_follow_batches_flips_and_merges(data: st.DataObject) -> None:
             changes = data.draw(st.lists(some, min_size=1, max_size=4))
             position += len(changes)
             live.apply(changes, position)
+            live.join()
         elif step == "batch":
             wanted = data.draw(st.lists(filters(items), min_size=1, max_size=4))
             resolved = [live.catalog.resolve(one) for one in wanted]
@@ -122,6 +123,7 @@ def test_nothing_is_left_of_a_delta_that_is_gone() -> None:
     tables = LegalityTables(live.catalog, CPU)
     for position, sid in enumerate(((0, 1), None, (7, 7)), start=1):
         live.apply([CatalogUpdate(f"new-{n}", sid, ("all",)) for n in range(3)], position)
+        live.join()
         check(tables, live.catalog, [ItemFilter(), ItemFilter(deny=(f"tag-{position - 1}",))])
 
 

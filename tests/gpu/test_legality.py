@@ -76,6 +76,7 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
         for updates in (flips, new) if step % 3 == 2 else (flips,):
             position += len(updates)
             live.apply(updates, position)
+            live.join()
         tables.check_integrity()
         if step % 3 == 2 and (merge := live.begin()) is not None:
             merge.run()
@@ -111,6 +112,7 @@ def test_captured_decodes_find_new_items_and_what_is_merged_as_a_cpu_does() -> N
         position += len(updates)
         for engine in engines:
             engine.update_catalog(updates, position)
+            engine.bring_legality()
             assert engine.catalog.delta is not None
         excluded = [*rng.sample(known, 40), f"new-{rng.randrange(30)}"]
         for wanted in (ItemFilter(), ItemFilter.of(excluded, ["red"], []), ItemFilter.of([], [], ["red"])):
@@ -169,6 +171,7 @@ def test_nothing_waits_for_the_device() -> None:
         for position, count in enumerate((1, 300, 0), start=1):  # a delta that grows and shrinks
             new = [CatalogUpdate(f"new-{n}", (n % 64, 1, 1) if n < count else None, ("tag-1",)) for n in range(300)]
             live.apply(new, position)
+            live.join()
             tables.bring([catalog.resolve(one) for one in wanted])
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -90,6 +90,7 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
             live.abandon(merge)
             merge.discard()
             merge = None
+        live.join()
         check(live.catalog, content(base, log, live.catalog.version, most), data.draw(filters(items)))
     waiting = live.num_waiting
     assert ("~" in live.catalog.version) == (waiting > 0)
@@ -152,7 +153,10 @@ def test_those_updated_first_are_served_if_more_wait_than_a_delta_holds(at_once:
     def apply(*item_ids: str) -> None:
         updates = [CatalogUpdate(item_id, (1,)) for item_id in item_ids]
         for part in [updates] if at_once else [[update] for update in updates]:
+            delta = live.catalog.delta
             live.apply(part, live.position + len(part))
+            assert live.catalog.delta is delta  # nothing is made for each update
+            live.join()
 
     def served() -> list[str]:
         return [item_id for item_id in "abcde" if live.catalog.row(item_id) is not None]

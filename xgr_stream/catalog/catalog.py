@@ -236,14 +236,13 @@ class Catalog:
 
     def ids_of(self, rows: Int32Array) -> list[str]:
         """The ids of these rows."""
-        if self.delta is None or not len(rows) or int(rows.max()) < self.num_rows:
+        if self.delta is None:
             return self.item_ids.take(rows)
-        behind = rows - self.num_rows
-        delta = self.delta.item_ids
-        return [
-            self.item_ids[row] if place < 0 else delta[place]
-            for row, place in zip(rows.tolist(), behind.tolist(), strict=True)
-        ]
+        behind = rows >= self.num_rows
+        ids = self.item_ids.take(np.where(behind, 0, rows))
+        for place in np.flatnonzero(behind).tolist():
+            ids[place] = self.delta.item_ids[rows.item(place) - self.num_rows]
+        return ids
 
     def join(self, delta: Catalog | None) -> None:
         """Have this one's items, none of which has a place here, beside one's own, in place of those of the delta

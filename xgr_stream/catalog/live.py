@@ -44,6 +44,8 @@ class Waiting:
     """In the order of their last updates."""
     joined: dict[str, Place] = field(default_factory=dict)
     """Those of them that the catalog's delta holds."""
+    stale: bool = False
+    """Whether `new` is not what it was when they joined."""
 
     def __len__(self) -> int:
         return len(self.changed) + len(self.new)
@@ -84,6 +86,10 @@ class Merge:
         """These came since it began, or since the last call."""
         for step in in_steps(updates.values()):
             _apply(self._base, self.merged, self.waiting, step)
+        self.join()
+
+    def join(self) -> None:
+        """Have the new ones of what it followed in the delta of `merged`."""
         _join(self.merged, self.waiting, self._delta_items)
 
     def discard(self) -> None:
@@ -125,7 +131,7 @@ class LiveCatalog:
 
     def apply(self, updates: Iterable[CatalogUpdate], position: int) -> None:
         """These updates happened, in this order, and `position` is where the log goes on behind them. Mutates the
-        current catalog."""
+        current catalog, but for its delta (`join`)."""
         if position < self.position:
             raise CatalogError(f"position must be at least {self.position}, not {position}: updates go one way")
         if self._base_version is None:
@@ -136,9 +142,14 @@ class LiveCatalog:
                 self.merging.came.pop(item_id, None)
             self.merging.came |= last
         _apply(self.base, self.catalog, self._waiting, list(last.values()))
-        _join(self.catalog, self._waiting, self._delta_items)
         self.position = position
         self._name()
+
+    def join(self) -> None:
+        """Have the new items that wait in the current catalog's delta; its version says that they are. To be called
+        before a batch, and not for each update: while a worker reads a log of millions, the delta would be made anew
+        every few hundred."""
+        _join(self.catalog, self._waiting, self._delta_items)
 
     def begin(self) -> Merge | None:
         """What is to be merged now; None: nothing waits, or a merge runs already."""
@@ -198,7 +209,7 @@ def _last(updates: Iterable[CatalogUpdate]) -> dict[str, CatalogUpdate]:
 
 def _join(catalog: Catalog, waiting: Waiting, delta_items: int) -> None:
     """Have the new items that wait in the catalog's delta. Mutates both."""
-    if not waiting.new and not waiting.joined:
+    if not waiting.stale:
         return
     joined = dict(islice(waiting.new.items(), delta_items))
     if joined != waiting.joined:
@@ -206,6 +217,7 @@ def _join(catalog: Catalog, waiting: Waiting, delta_items: int) -> None:
         delta = Catalog(ItemColumns.from_places(joined, catalog.codes, popularity=popularity)) if joined else None
         catalog.join(delta)
         waiting.joined = joined
+    waiting.stale = False
 
 
 def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[CatalogUpdate]) -> None:
@@ -223,6 +235,7 @@ def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[Cat
             waiting.new.pop(item_id, None)  # the last one updated comes last
             if target is not None:
                 waiting.new[item_id] = target
+            waiting.stale = True
             continue
         flips[False].append(row)
         if target is not None and (target.sid, target.tags) == (sid, tagged):

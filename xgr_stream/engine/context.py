@@ -36,6 +36,8 @@ class NewPlaces(NamedTuple):
     """What interned items are in another catalog."""
 
     catalog: Catalog
+    delta: Catalog | None
+    """The other catalog's, then."""
     numbers: NDArray[np.intp]
     """[items]"""
     sids: NDArray[np.int32]
@@ -56,6 +58,8 @@ class ContextReader:
 
     def __init__(self, catalog: Catalog, model: Model, window: WindowConfig, history: HistoryStore) -> None:
         self._catalog = catalog
+        self.delta = catalog.delta
+        """The catalog's delta whose items are read as it says."""
         self._tokens = model.tokens
         self._reads_actions = bool(model.settings.actions)
         self._window = window
@@ -89,11 +93,11 @@ class ContextReader:
             self._look_up_new_items()
         sids, rows = _places(catalog, [names[number] for number in numbers.tolist()])
         moved = numbers[(self._sids[numbers] != sids).any(axis=1)]
-        return NewPlaces(catalog, numbers, sids, rows, moved)
+        return NewPlaces(catalog, catalog.delta, numbers, sids, rows, moved)
 
     def retokenise(self, new: NewPlaces) -> None:
         """Read with this catalog from now on. Makes no array."""
-        self._catalog = new.catalog
+        self._catalog, self.delta = new.catalog, new.delta
         if len(new.numbers):
             self._sids[new.numbers], self._rows[new.numbers] = new.sids, new.rows
         if len(new.moved):

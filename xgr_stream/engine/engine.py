@@ -217,18 +217,27 @@ class Engine:
 
     @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
-        """Let items come and go at once, and new ones join the catalog's delta (with the normalizer `legal` they wait);
-        what has another semantic ID or other tags waits for a merge, and is not recommended meanwhile. Between two
-        batches. `updates` must fit `codes`; `position` is where their log goes on behind them."""
-        before = self._catalog.delta
+        """Let items come and go at once, and new ones be in the catalog's delta (with the normalizer `legal` they
+        wait); what has another semantic ID or other tags waits for a merge, and is not recommended meanwhile. Between
+        two batches. `updates` must fit `codes`; `position` is where their log goes on behind them."""
         self._live.apply(updates, position)
-        if self._catalog.delta is not before:
-            self._reader.retokenise(self._reader.places_in(self._catalog, _renumbered(before, self._catalog)))
+
+    def _join(self) -> None:
+        """Have what came of new items in the catalog's delta, before anything is read with it."""
+        self._live.join()
+        if self._catalog.delta is not self._reader.delta:
+            self._reader.retokenise(self._reader.places_in(self._catalog, self._renumbered(self._catalog)))
             self._retokenised = True
+
+    def _renumbered(self, catalog: Catalog) -> Iterable[str]:
+        """The items of the delta that is read now and of the catalog's: their rows are others there."""
+        deltas = (self._reader.delta, catalog.delta)
+        return chain.from_iterable(delta.item_ids for delta in deltas if delta is not None)
 
     @torch.inference_mode()
     def bring_legality(self, item_filter: ItemFilter = NO_FILTER) -> None:
         """Have what came and went, and the filter's masks, on the device now. The next batch does it otherwise."""
+        self._join()
         with self._work.decode_lane.current():
             self._legality.bring([self._catalog.resolve(item_filter)])
 
@@ -250,8 +259,7 @@ class Engine:
         if merge is not self._live.merging:  # `use_catalog` came in between
             return lambda: None
         self._live.catch_up(merge)
-        renumbered = _renumbered(self._catalog.delta, merge.merged)
-        places = self._reader.places_in(merge.merged, renumbered, seen)
+        places = self._reader.places_in(merge.merged, self._renumbered(merge.merged), seen)
         return partial(self._swap, merge, legality, places)
 
     def _swap(self, merge: Merge, legality: LegalityTables, places: NewPlaces) -> None:
@@ -349,6 +357,7 @@ class Engine:
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
         finished."""
+        self._join()
         pending = self._batches.begin(requests)
         self._batches.counters.requests += len(requests)
         return pending
@@ -356,12 +365,14 @@ class Engine:
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
         """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
         it returns while the last of them is under way."""
+        self._join()
         return self._warming.warm(views)
 
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
         """`warm` of one user who has nothing to go on from, in forwards of at most so many tokens: one for each step,
         with `users` 1 for the last, when the prefix is there. Between two steps anything may be asked of the engine.
         Another user's has no steps: they are warmed at once."""
+        self._join()
         return self._warming.prefilling(view, chunk_tokens)
 
     def expect(self, views: Sequence[HistoryView]) -> None:
@@ -437,6 +448,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
         self._work.settle_file()
+        self._join()
         self.cache.check_integrity()
         self._catalog.check_integrity()
         with torch.inference_mode(), self._work.decode_lane.current():
@@ -444,8 +456,3 @@ class Engine:
         invalid_items = self._batches.counters.invalid_items
         if invalid_items:
             raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")
-
-
-def _renumbered(before: Catalog | None, catalog: Catalog) -> Iterable[str]:
-    """The items of a delta and of the one that `catalog` has now, whose rows are others than they were."""
-    return chain.from_iterable(delta.item_ids for delta in (before, catalog.delta) if delta is not None)
