@@ -164,7 +164,7 @@ def test_popular_items_are_the_most_popular_that_pass(data: st.DataObject) -> No
     passing = [item for item in in_row_order(items) if item.passes(wanted)]
     expected = sorted(passing, key=lambda item: -item.popularity)[:k]
     few = data.draw(st.sampled_from([1, 4, 12, 1 << 16]))  # there are two ways, by how many items there are
-    with patch("xgr_stream.catalog.catalog.FEW", few):
+    with patch("xgr_stream.catalog.popularity.FEW", few):
         found = catalog.popular(k, catalog.resolve(wanted))
     assert [catalog.item_ids[row] for row in found] == [item.item_id for item in expected]
 

@@ -18,6 +18,7 @@ from xgr_stream.catalog.filters import FilterResolver, Int64Array, ResolvedFilte
 from xgr_stream.catalog.forest import Forest, JoinedTags
 from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
 from xgr_stream.catalog.names import ItemNames
+from xgr_stream.catalog.popularity import Ranking
 from xgr_stream.catalog.quantize import residual_kmeans
 from xgr_stream.catalog.strings import PackedStrings
 from xgr_stream.catalog.table import Columns, read_table
@@ -30,8 +31,6 @@ FLIPS_REMEMBERED = 1 << 16
 """Items that came or went that are remembered for those who hold masks made of them."""
 DELTA_ITEMS = 1_024
 """Of a delta, at most: to make one of so many takes 8 ms on two shared cores, between two batches."""
-FEW = 1 << 16
-"""Popular items are chosen from all that a filter leaves, if they are so few and not among as many popular ones."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
 _NO_KEYS: Int64Array = np.zeros(0, dtype=np.int64)
 
@@ -92,11 +91,10 @@ class Catalog:
         self._named: str | None = None
         self._flipped: deque[Int32Array] = deque()
         self._num_flipped = 0
-        self._by_popularity = self._ranked(columns)
-        self._popularity_rank: Int32Array | None = None
-        if self._by_popularity is not None:
-            self._popularity_rank = np.empty(rows, np.int32)
-            self._popularity_rank[self._by_popularity] = np.arange(len(self._by_popularity), dtype=np.int32)
+        self._ranking: Ranking | None = None
+        if columns.popularity is not None:
+            of_table = None if origin is None else origin._ranking
+            self._ranking = of_table.of_merged(trie.items, rows) if of_table else Ranking.of_table(columns.popularity)
 
     def anew(self) -> Catalog:
         """Another catalog of the table that this one was made of, as it was before any change. It shares what never
@@ -174,10 +172,11 @@ class Catalog:
     def arrays(self) -> list[npt.NDArray[Any]]:
         """What is large of it; some of it may be another catalog's too."""
         trie, tags = self.trie, self.columns.tags
-        arrays = [self.sids, self.columns.available, self.available, tags.rows, *tags.by_row]
+        arrays: list[npt.NDArray[Any]] = [self.sids, self.columns.available, self.available, tags.rows, *tags.by_row]
         arrays += [trie.items, trie.item_starts, trie.leaves, *trie.node_codes, *trie.child_starts, *trie.parents]
-        ranks = (self.columns.popularity, self._by_popularity, self._popularity_rank)
-        return arrays + [array for array in ranks if array is not None]
+        if self.columns.popularity is not None and self._ranking is not None:
+            arrays += [self.columns.popularity, *self._ranking.arrays]
+        return arrays
 
     def live_counts(self) -> tuple[Int32Array, ...]:
         """[d]: live items below each node of depth d, [nodes of depth d], counted anew."""
@@ -328,25 +327,13 @@ class Catalog:
     def popular(self, k: int, resolved: ResolvedFilter) -> Int32Array:
         """The rows of the k most popular items that may be returned, [at most k]; none if the table named no
         popularity. Equal ones in row order; those that updates brought come last, in SID order, the delta's behind."""
-        if self._by_popularity is None:
-            return np.zeros(0, np.int32)
-        found = self._popular(self._by_popularity, k, resolved)
+        if self._ranking is None:
+            return _NO_ROWS
+        found = self._ranking.first(k, resolved)
         if self.delta is not None and len(found) < k:
             behind = self.forest.in_order[-1]
             found = np.concatenate((found, behind[resolved.allows(behind)]))[:k]
         return found
-
-    def _popular(self, by_popularity: Int32Array, k: int, resolved: ResolvedFilter) -> Int32Array:
-        ahead = k + len(resolved.excluded)
-        while True:  # usually the first items of the order are enough
-            if ahead > FEW and self._popularity_rank is not None and (few := resolved.few(FEW)) is not None:
-                few = few[few < self.num_rows]
-                return few[np.argsort(self._popularity_rank[few])[:k]]
-            candidates = by_popularity[:ahead]
-            found = candidates[resolved.allows(candidates)][:k]
-            if len(found) == k or len(candidates) == len(by_popularity):
-                return found
-            ahead *= 8
 
     def to_table(self) -> pa.Table:
         """The items that have a place, as `from_table` takes them, current availability included."""
@@ -369,12 +356,3 @@ class Catalog:
             )
         if self._away != storage.rows_hash(np.flatnonzero(~self._live.items[: self.num_rows])):
             raise CatalogError("the version does not match the availability")
-
-    def _ranked(self, columns: ItemColumns) -> Int32Array | None:
-        """Rows, the most popular first."""
-        if columns.popularity is None:
-            return None
-        if self._origin is None:
-            return np.argsort(-columns.popularity, kind="stable").astype(np.int32)
-        base, order = self._origin._by_popularity, self.trie.items
-        return None if base is None else np.concatenate((base, order[order >= len(base)]))
