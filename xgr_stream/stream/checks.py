@@ -22,7 +22,7 @@ from xgr_stream.config import Partitioner, StreamConfig, TopicNames, Transaction
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
-from xgr_stream.stream.topology import CATALOG_CONFIG, all_topics, co_partitioned
+from xgr_stream.stream.topology import CATALOG_CONFIG, IN_SYNC, REPLICAS, all_topics, co_partitioned
 from xgr_stream.stream.transactions import start_producer, transactional_id
 
 Grade = Literal["ok", "warning", "error"]
@@ -105,7 +105,7 @@ def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]
         )
     single = [name for name, topic in found.items() if any(len(p["replicas"]) < 2 for p in topic["partitions"])]
     if single:
-        remedy = "in production: replication 3 and min.insync.replicas=2"
+        remedy = f"in production: replication {REPLICAS} and {'='.join(IN_SYNC)}"
         findings.append(Finding("warning", f"topics with a single replica: {', '.join(single)}", remedy))
     return findings
 
@@ -128,8 +128,7 @@ async def _check_settings(admin: Any, topics: TopicNames, found: Mapping[str, An
             findings.append(Finding("warning", what, "allow DescribeConfigs on it"))
         else:
             findings += check(topic, settings)
-            if topic in (topics.events, topics.changelog):
-                findings += _check_in_sync(topic, settings, found[topic]["partitions"])
+            findings += _check_in_sync(topic, settings, found[topic]["partitions"])
     return findings
 
 
@@ -194,7 +193,7 @@ def _check_in_sync(topic: str, settings: Mapping[str, str], partitions: Sequence
     if min(len(partition["replicas"]) for partition in partitions) < 2 or settings.get("min.insync.replicas") != "1":
         return []
     what = f"{topic} has min.insync.replicas=1: a write may be acknowledged by one broker alone, and lost with it"
-    return [Finding("warning", what, f"with replication 3: {_alter(topic, 'min.insync.replicas=2')}")]
+    return [Finding("warning", what, f"with replication {REPLICAS}: {_alter(topic, '='.join(IN_SYNC))}")]
 
 
 def _alter(topic: str, setting: str) -> str:
