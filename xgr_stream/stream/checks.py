@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from aiokafka import TopicPartition
@@ -18,7 +19,7 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
-from xgr_stream.config import Partitioner, StreamConfig, TopicNames, TransactionConfig
+from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
@@ -56,7 +57,9 @@ class Finding:
     remedy: str = ""
 
 
-async def check_brokers(connection: Connection, topics: TopicNames, partitioner: Partitioner) -> list[Finding]:
+async def check_brokers(
+    connection: Connection, topics: TopicNames, partitioner: Partitioner, dedup_window_ms: int
+) -> list[Finding]:
     """Brokers, topics, partitions, the places of recent records, and the clock."""
     admin = connection.admin()
     try:
@@ -70,7 +73,7 @@ async def check_brokers(connection: Connection, topics: TopicNames, partitioner:
         found = {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
         findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
         findings += _check_topics(topics, found)
-        findings += await _check_settings(admin, topics, found)
+        findings += await _check_settings(admin, topics, found, dedup_window_ms)
         findings.append(await _check_clock(connection, admin))
     finally:
         await admin.close()
@@ -110,11 +113,13 @@ def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]
     return findings
 
 
-async def _check_settings(admin: Any, topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]:
+async def _check_settings(
+    admin: Any, topics: TopicNames, found: Mapping[str, Any], dedup_window_ms: int
+) -> list[Finding]:
     findings = []
     checks = (
         (topics.events, _check_events),
-        (topics.responses, _check_responses),
+        (topics.responses, partial(_check_responses, window_ms=dedup_window_ms)),
         (topics.changelog, _check_changelog),
         (topics.catalog, _check_catalog),
     )
@@ -140,12 +145,12 @@ def _check_events(topic: str, settings: Mapping[str, str]) -> list[Finding]:
     return [Finding("error", what, _alter(topic, "cleanup.policy=delete"))]
 
 
-def _check_responses(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    retention_ms, window_ms = int(settings["retention.ms"]), StreamConfig().dedup_window_ms
+def _check_responses(topic: str, settings: Mapping[str, str], *, window_ms: int) -> list[Finding]:
+    retention_ms = int(settings["retention.ms"])
     if not 0 <= retention_ms < window_ms:  # -1: for ever
         return [Finding("ok", f"{topic} keeps answers for the dedup window")]
     what = f"{topic} keeps answers for {retention_ms} ms of the dedup window's {window_ms}: requests are answered twice"
-    return [Finding("warning", what, _alter(topic, f"retention.ms={HOUR_MS}"))]
+    return [Finding("warning", what, _alter(topic, f"retention.ms={max(HOUR_MS, window_ms)}"))]
 
 
 def _check_changelog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
