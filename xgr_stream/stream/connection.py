@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+)
 
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.records import Record
@@ -176,6 +183,10 @@ class Connection:
             await stop_client(producer)
             raise
         return producer
+
+
+UNREACHABLE = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError)
+"""What a client says that reaches no broker: at first, and later, of one that it had reached."""
 
 
 def passes(error: BaseException) -> bool:
