@@ -51,10 +51,11 @@ async def test_a_broker_that_is_not_the_coordinator_is_heard(monkeypatch: pytest
         return SimpleNamespace(error_code=NotCoordinatorForGroupError.errno, topics=[])
 
     monkeypatch.setattr(AIOKafkaClient, "send", answer)
-    client = Connection("localhost:1").consumer(group_id="group")._client
+    consumer = Connection("localhost:1").consumer(group_id="group")
     with pytest.raises(NotCoordinatorForGroupError):
-        await client.send(0, OffsetFetchRequest("group", []))
-    assert (await client.send(0, MetadataRequest([]))).topics == []
+        await consumer._client.send(0, OffsetFetchRequest("group", []))
+    assert (await consumer._client.send(0, MetadataRequest([]))).topics == []
+    await consumer.stop()
 
 
 def test_records_of_the_topic_are_returned_as_they_were_decoded() -> None:
