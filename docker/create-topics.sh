@@ -11,6 +11,9 @@ kafka_topics=${KAFKA_TOPICS:-/opt/kafka/bin/kafka-topics.sh}
 create() {
   local topic=$1 count=$2
   shift 2
+  if ((replicas >= 3)); then
+    set -- "$@" min.insync.replicas=2  # what is acknowledged is on two brokers, and one may be away
+  fi
   "$kafka_topics" --bootstrap-server "$broker" --create --if-not-exists \
     --topic "$topic" --partitions "$count" --replication-factor "$replicas" "${@/#/--config=}"
 }

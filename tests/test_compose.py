@@ -19,7 +19,7 @@ import yaml
 
 from xgr_stream.config import TopicNames
 from xgr_stream.metrics import Metrics
-from xgr_stream.stream.topology import CATALOG_CONFIG, CHANGELOG_CONFIG
+from xgr_stream.stream.topology import CATALOG_CONFIG, CHANGELOG_CONFIG, IN_SYNC, REPLICAS
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -125,13 +125,14 @@ def test_broker_addresses_are_advertised(services: dict[str, Any]) -> None:
         assert "--broker=broker:19092" in services[name]["command"]
 
 
-def test_topics_are_those_of_the_defaults(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_topics_are_those_of_the_defaults(tmp_path: Path, replicas: int) -> None:
     stub = tmp_path / "kafka-topics"
     stub.write_text('#!/bin/sh\nprintf "%s " "$@"\necho\n')
     stub.chmod(0o755)
     done = subprocess.run(
         ["bash", DOCKER / "create-topics.sh", "broker:19092"],
-        env={**os.environ, "KAFKA_TOPICS": str(stub), "PARTITIONS": "6"},
+        env={**os.environ, "KAFKA_TOPICS": str(stub), "PARTITIONS": "6", "REPLICAS": str(replicas)},
         capture_output=True,
         text=True,
         check=True,
@@ -152,6 +153,8 @@ def test_topics_are_those_of_the_defaults(tmp_path: Path) -> None:
         names.catalog,
     ]
     assert all("--if-not-exists" in line for _, line in created.values())
+    in_sync = f"--config={'='.join(IN_SYNC)} "
+    assert [in_sync in line for _, line in created.values()] == [replicas == REPLICAS] * len(created)
     for topic, config in ((names.changelog, CHANGELOG_CONFIG), (names.catalog, CATALOG_CONFIG)):
         for setting in config.items():
             assert f"--config={'='.join(setting)} " in f"{created[topic][1]} ", "a worker would create it otherwise"

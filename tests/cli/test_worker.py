@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from aiokafka.errors import NodeNotReadyError
 from click.testing import CliRunner
 
 from xgr_stream.cli.challenger import challenger_options
@@ -74,6 +75,16 @@ def _run(shop: Path, *options: str) -> str:
 
 
 def test_a_broker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "Error: no broker at 127.0.0.1:1 (--broker): " in _run(tmp_path, "--web-port", str(free_port()))
+
+
+def test_a_broker_that_goes_away_while_the_worker_starts_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> int:
+        raise NodeNotReadyError("node 1 is not ready")
+
+    monkeypatch.setattr("xgr_stream.stream.runtime.ensure_topics", away)
     assert "Error: no broker at 127.0.0.1:1 (--broker): " in _run(tmp_path, "--web-port", str(free_port()))
 
 

@@ -203,6 +203,7 @@ def test_a_run_that_went_well_has_no_differences() -> None:
     assert findings.differences == []
     assert findings.figures["events in histories"] == 2 * EVENTS_EACH
     assert findings.figures["answers recomputed"] == findings.figures["answers with items"] == 20
+    assert findings.figures["of them to wait for an event"] == 20
     assert findings.figures["answers compared with another"] == 10
 
 

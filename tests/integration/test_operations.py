@@ -175,12 +175,12 @@ async def test_the_doctor_names_topics_that_lose_what_they_must_keep(broker: Bro
         await admin.create_topics([NewTopic(name, 1, 1, topic_configs=its) for name, its in settings.items()])
     finally:
         await admin.close()
-    result = await on_a_thread(broker, topics, "doctor")
+    result = await on_a_thread(broker, topics, "doctor", "--dedup-window", "90000")
     assert result.exit_code == 1
     for expected in (
         f"ERROR    {topics.events} has cleanup.policy=compact,delete: compaction keeps only each user's last event",
         f"--entity-name {topics.events} --add-config cleanup.policy=delete",
-        f"WARNING  {topics.responses} keeps answers for 1000 ms of the dedup window's 60000",
+        f"WARNING  {topics.responses} keeps answers for 1000 ms of the dedup window's 90000",
         f"--entity-name {topics.responses} --add-config retention.ms=3600000",
         f"WARNING  {topics.changelog} forgets tombstones after 1 hours",
         f"--entity-name {topics.changelog} --add-config delete.retention.ms=86400000",

@@ -20,13 +20,15 @@ from tests.integration.workers import kafka_worker, until
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig, TransactionConfig
 from xgr_stream.errors import Fenced
-from xgr_stream.stream import codec
+from xgr_stream.history import HistoryStore
+from xgr_stream.stream import changelog, codec
 from xgr_stream.stream.checks import check_transactions
 from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.topology import ensure_topics
 from xgr_stream.stream.transactions import start_producer, transactional_id
-from xgr_stream.testing.broker import Broker
-from xgr_stream.types import RecommendRequest
+from xgr_stream.testing.broker import ApacheKafka, Broker
+from xgr_stream.types import RecommendRequest, UserEvent
 
 pytestmark = pytest.mark.skipif(
     "XGR_TEST_KAFKA_HOME" not in os.environ, reason="needs Apache Kafka: XGR_TEST_KAFKA_HOME"
@@ -115,11 +117,11 @@ async def test_an_aborted_transaction_leaves_nothing_visible_and_nothing_in_memo
         assert driver.runtime.setup.metrics.transactions.labels("aborted")._value.get() == 1
         driver.runtime.setup.engine.history.check_integrity()
     assert set((await answers(broker.connection, config)).values()) == {1}
-    changelog = Counter(record.key for record in await records_of(broker.connection, config.topics.changelog))
+    kept = Counter(record.key for record in await records_of(broker.connection, config.topics.changelog))
     written = Counter(
         record.key for record in await records_of(broker.connection, config.topics.changelog, "read_uncommitted")
     )
-    assert sum(written.values()) > sum(changelog.values())  # the aborted ones are there
+    assert sum(written.values()) > sum(kept.values())  # the aborted ones are there
 
 
 async def test_a_zombie_is_fenced_and_joins_again(
@@ -204,6 +206,44 @@ async def test_copies_are_in_the_transaction_and_a_topic_that_is_not_there_holds
         assert driver.runtime.setup.metrics.reply_copies_failed._value.get() == 1
         assert driver.runtime.setup.metrics.transactions.labels("aborted")._value.get() == 0
     assert len(await records_of(broker.connection, copies)) == 2
+
+
+async def _ended_but_open(connection: Connection, config: StreamConfig, user: str, *, committed: bool) -> None:
+    """Of the partition of the user's first event: a transaction that takes the event in and is open in the changelog
+    and among the group's offsets, though its coordinator has ended it, and with it all that it knows of."""
+    topics, history = config.topics, HistoryStore(config.history)
+    number = by_key("murmur2", 4)(user.encode())
+    event = UserEvent(user, "item-1")
+    applied = history.apply(event, partition=number, offset=0)
+    assert applied is not None
+    delta = changelog.entry_of(event, 0, applied, history)
+    group = f"group-{topics.events}"
+    producer = await start_producer(connection, transactional_id(group, topics.events, number), 10)
+    await producer.begin_transaction()
+    await producer.send_and_wait(topics.dead_letters, b"known to the coordinator", partition=0)
+    await (producer.commit_transaction() if committed else producer.abort_transaction())
+    await producer.begin_transaction()
+    producer._txn_manager._txn_partitions.add(TopicPartition(topics.changelog, number))  # it is not told of these
+    producer._txn_manager._txn_consumer_group = group
+    await producer.send_and_wait(topics.changelog, delta.value, delta.key, partition=number)
+    await producer.send_offsets_to_transaction({TopicPartition(topics.events, number): 1}, group)
+    await stop_client(producer)
+
+
+async def test_what_a_broker_leaves_open_ends_as_its_transaction_did() -> None:
+    """Apache Kafka does so when a transaction ends while a partition has no leader (docs/log.md)."""
+    settings = "transaction.partition.verification.enable=false"  # or it refuses what the coordinator does not know of
+    with ApacheKafka(os.environ["XGR_TEST_KAFKA_HOME"], properties=settings) as broker:
+        for committed in (True, False):
+            config = StreamConfig(topics=own_topics(), transactions=TransactionConfig(commit_interval_ms=20))
+            await ensure_topics(broker.connection, config.topics, 4)
+            async with RecommendClient(broker.connection, topics=config.topics, read_committed=True) as client:
+                await client.send_event("user-1", "item-1")
+                await _ended_but_open(broker.connection, config, "user-1", committed=committed)
+                async with kafka_worker(broker, config, group=f"group-{config.topics.events}") as driver:
+                    assert (await client.recommend("user-1", timeout=20)).event_count == 1
+                    taken_in = driver.runtime.setup.metrics.events._value.get()
+                    assert taken_in == (0 if committed else 1)
 
 
 async def test_the_doctor_looks_at_transactions(broker: Broker) -> None:

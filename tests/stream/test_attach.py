@@ -25,6 +25,13 @@ def to_event(view: object) -> UserEvent | None:
     return None
 
 
+class Asynchronous:
+    """An event function that has to be awaited, though it is no coroutine function itself."""
+
+    async def __call__(self, view: object) -> UserEvent | None:
+        return to_event(view)
+
+
 def test_attach_needs_something_to_serve(app: faust.App) -> None:
     with pytest.raises(ConfigError, match="model and catalog"):
         attach(app, model="models/shop")
@@ -101,6 +108,7 @@ def test_an_engine_and_a_history_are_one_recommenders_alone(app: faust.App, agai
     [
         ({"event": 5}, "event must be a plain function from a value to UserEvent or None, not 5"),
         ({"event": asyncio.sleep}, "event must be a plain function from a value to UserEvent or None, not <function"),
+        ({"event": Asynchronous()}, "event must be a plain function from a value to UserEvent or None, not <"),
         ({"events": 5}, "events must be a topic's name, a Faust topic or channel, or a list of some, not 5"),
         ({"events": ["a", 5]}, r"events must be .*, not \['a', 5\]"),
         ({"events": "a b"}, "events must be .*, not 'a b'"),

@@ -12,17 +12,18 @@ from xgr_stream.config import TopicNames
 from xgr_stream.stream.checks import Finding, check_brokers
 from xgr_stream.stream.connection import Connection
 
-CHANGELOG = TopicNames().changelog
+CHANGELOG, RESPONSES = TopicNames().changelog, TopicNames().responses
 
 
 class Cluster:
-    """Has the changelog alone, and lets nobody make topics."""
+    """Has one topic alone, and lets nobody make topics."""
 
     bootstrap = "somewhere:9092"
 
-    def __init__(self, replicas: int, settings: dict[str, str], error_code: int = 0) -> None:
+    def __init__(self, replicas: int, settings: dict[str, str], error_code: int = 0, *, topic: str = CHANGELOG) -> None:
+        self._topic = topic
         self._partition = {"partition": 0, "leader": 1, "replicas": list(range(replicas))}
-        self._resource = (error_code, "", 2, CHANGELOG, [(name, value, False, 5) for name, value in settings.items()])
+        self._resource = (error_code, "", 2, topic, [(name, value, False, 5) for name, value in settings.items()])
 
     def admin(self) -> Cluster:
         return self
@@ -32,7 +33,7 @@ class Cluster:
     async def close(self) -> None: ...
 
     async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
-        return [{"topic": CHANGELOG, "error_code": 0, "partitions": [self._partition]}]
+        return [{"topic": self._topic, "error_code": 0, "partitions": [self._partition]}]
 
     async def describe_configs(self, resources: list[Any]) -> list[Any]:
         return [SimpleNamespace(resources=[self._resource])]
@@ -43,20 +44,32 @@ class Cluster:
     async def delete_topics(self, names: list[str]) -> None: ...
 
 
-async def findings(cluster: Cluster) -> list[Finding]:
-    found = await check_brokers(cast("Connection", cluster), TopicNames(), "murmur2")
-    return [finding for finding in found if finding.what.startswith((CHANGELOG, "the settings"))]
+async def findings(cluster: Cluster, dedup_window_ms: int = 60_000) -> list[Finding]:
+    found = await check_brokers(cast("Connection", cluster), TopicNames(), "murmur2", dedup_window_ms)
+    return [finding for finding in found if finding.what.startswith((CHANGELOG, RESPONSES, "the settings"))]
 
 
 @pytest.mark.parametrize(("replicas", "in_sync", "warned"), [(1, "1", False), (3, "1", True), (3, "2", False)])
-async def test_writes_of_one_replica_alone_are_warned_of(replicas: int, in_sync: str, warned: bool) -> None:
-    found = await findings(Cluster(replicas, {"cleanup.policy": "compact", "min.insync.replicas": in_sync}))
+@pytest.mark.parametrize(("topic", "policy"), [(CHANGELOG, "compact"), (RESPONSES, "delete")])
+async def test_writes_of_one_replica_alone_are_warned_of(
+    replicas: int, in_sync: str, warned: bool, topic: str, policy: str
+) -> None:
+    found = await findings(Cluster(replicas, {"cleanup.policy": policy, "min.insync.replicas": in_sync}, topic=topic))
     assert [finding.grade for finding in found] == ["ok", "warning"][: 1 + warned]
     if warned:
         assert "has min.insync.replicas=1" in found[1].what
-        assert found[1].remedy.endswith(f"--entity-name {CHANGELOG} --add-config min.insync.replicas=2")
+        assert found[1].remedy.endswith(f"--entity-name {topic} --add-config min.insync.replicas=2")
 
 
 async def test_settings_that_may_not_be_read_are_no_error() -> None:
     [found] = await findings(Cluster(1, {}, TopicAuthorizationFailedError.errno))
     assert (found.grade, found.remedy) == ("warning", "allow DescribeConfigs on it")
+
+
+@pytest.mark.parametrize(
+    ("window_ms", "remedy"), [(60_000, None), (600_001, "retention.ms=3600000"), (7_200_000, "retention.ms=7200000")]
+)
+async def test_answers_are_to_be_kept_for_the_workers_own_window(window_ms: int, remedy: str | None) -> None:
+    [found] = await findings(Cluster(1, {"retention.ms": "600000"}, topic=RESPONSES), window_ms)
+    assert found.grade == ("ok" if remedy is None else "warning")
+    assert remedy is None or found.remedy.endswith(f" {remedy}")

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.errors import NotCoordinatorForGroupError
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from xgr_stream.client import RecommendClient
 from xgr_stream.errors import ConfigError, RequestFailed
-from xgr_stream.stream.connection import read_plainly
+from xgr_stream.stream.connection import Connection, read_plainly
 
 LOG, OTHER = TopicPartition("log", 3), TopicPartition("other", 3)
 WRITTEN = [(b"a", b"1"), (b"b", None), (b"a", b"")]
@@ -38,6 +42,20 @@ def test_brokers_are_named_by_host_and_port(brokers: Any) -> None:
 async def test_a_client_without_a_broker_says_so() -> None:
     with pytest.raises(RequestFailed, match="no connection to localhost:1: "):
         await RecommendClient("localhost:1").start()
+
+
+async def test_a_broker_that_is_not_the_coordinator_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not, a worker takes nothing to be committed, and reads all again."""
+
+    async def answer(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(error_code=NotCoordinatorForGroupError.errno, topics=[])
+
+    monkeypatch.setattr(AIOKafkaClient, "send", answer)
+    consumer = Connection("localhost:1").consumer(group_id="group")
+    with pytest.raises(NotCoordinatorForGroupError):
+        await consumer._client.send(0, OffsetFetchRequest("group", []))
+    assert (await consumer._client.send(0, MetadataRequest([]))).topics == []
+    await consumer.stop()
 
 
 def test_records_of_the_topic_are_returned_as_they_were_decoded() -> None:

@@ -113,6 +113,20 @@ def test_a_source_that_begins_again_is_said_once(caplog: pytest.LogCaptureFixtur
     assert "passes over copies of page-views-0, 10500 offsets below" in record.getMessage()
 
 
+def test_a_forged_position_silences_its_source_until_a_replay_without_headers(caplog: pytest.LogCaptureFixture) -> None:
+    """As docs/operations.md has it."""
+    stream = Stream()
+    written = [copy(stream, "u", 5), copy(stream, "u", 1 << 62, "item-2"), copy(stream, "u", 6, "item-3")]
+    with caplog.at_level(logging.WARNING):
+        stream.run(*written)
+    assert items(stream, "u") == ["item-1", "item-2"]
+    [record] = caplog.records
+    assert "or a record named a position that it has not come to" in record.getMessage()
+    anew = Stream()
+    anew.run(*(anew.event("u", f"item-{n}") for n in (1, 3)), copy(anew, "u", 7, "item-4"))
+    assert items(anew, "u") == ["item-1", "item-3", "item-4"]
+
+
 @pytest.mark.parametrize(
     "sources", ["page-views", 3, [["page-views", 0]], [["page-views", 0, -1]], [7], {"page-views": 3}]
 )

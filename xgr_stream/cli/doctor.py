@@ -20,6 +20,7 @@ from xgr_stream.config import (
     EngineConfig,
     HistoryConfig,
     Partitioner,
+    StreamConfig,
     TopicNames,
     TransactionConfig,
 )
@@ -43,6 +44,13 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 @challenger_options
 @click.option("--users", default=1_000_000, type=click.IntRange(1), help="Users whose histories a worker is to hold.")
 @click.option("--partitioner", type=click.Choice(["murmur2", "crc32", "any"]), default="murmur2")
+@click.option(
+    "--dedup-window",
+    default=StreamConfig().dedup_window_ms,
+    type=click.IntRange(0),
+    metavar="MS",
+    help="StreamConfig.dedup_window_ms of the workers: how long answers must be kept.",
+)
 @click.option("--transactional", is_flag=True, help="Also whether workers may have transactions.")
 @click.option("--group", default="xgr-stream", help="Their consumer group, which names their transactional ids.")
 @topic_options
@@ -57,6 +65,7 @@ def doctor(
     cache: CacheConfig,
     challenger: ChallengerConfig | None,
     users: int,
+    dedup_window: int,
     transactional: bool,
     group: str,
 ) -> None:
@@ -67,7 +76,7 @@ def doctor(
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
     findings.append(_history_plan(users))
-    brokers = asyncio.run(check_brokers(connection, topics, partitioner))
+    brokers = asyncio.run(check_brokers(connection, topics, partitioner, dedup_window))
     findings += brokers
     if transactional and len(brokers) > 1:  # else none answers
         findings.append(asyncio.run(check_transactions(connection, TransactionConfig(), group)))

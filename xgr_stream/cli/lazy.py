@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
         except XgrError as error:
             raise click.ClickException(f"{error.code}: {error}") from error
         except Exception as error:
-            kafka = sys.modules.get("aiokafka.errors")  # loaded by commands that talk to brokers
-            if kafka is not None and isinstance(error, kafka.KafkaConnectionError):
+            clients = sys.modules.get("xgr_stream.stream.connection")  # loaded by commands that talk to brokers
+            if clients is not None and isinstance(error, clients.UNREACHABLE):
                 raise click.ClickException(f"no broker answers: {error}") from error
             raise

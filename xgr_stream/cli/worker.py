@@ -112,13 +112,12 @@ def worker(
     Exits with 0 after a SIGTERM, 1 for what it can't go on with, 2 for wrong options, 3 when the device failed, 4 when
     another process keeps taking its transactions over.
     """
-    from aiokafka.errors import KafkaConnectionError
-
     from xgr_stream.cli.logs import log_to_stderr
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
     from xgr_stream.metrics import Metrics
     from xgr_stream.scheduler.versions import Versions
+    from xgr_stream.stream.connection import UNREACHABLE
     from xgr_stream.stream.setup import Setup
 
     log_to_stderr()
@@ -144,7 +143,7 @@ def worker(
         gc.set_threshold(*COLLECTOR)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(setup, (web_host, web_port)))
-    except KafkaConnectionError as error:
+    except UNREACHABLE as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
     except (DeviceLost, Fenced) as error:
         failure = click.ClickException(f"{error.code}: {error}")

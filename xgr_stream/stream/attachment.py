@@ -95,7 +95,7 @@ def attach(
         )
     check_settings("metrics", metrics, Metrics, optional=True)
     metrics = metrics or Metrics()
-    if event is not None and (not callable(event) or iscoroutinefunction(event)):
+    if event is not None and (not callable(event) or any(map(iscoroutinefunction, (event, type(event).__call__)))):
         raise ConfigError(f"event must be a plain function from a value to UserEvent or None, not {event!r}")
     sources = _sources(events)
     decode_event: DecodeEvent | None = None

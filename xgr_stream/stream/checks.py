@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from aiokafka import TopicPartition
@@ -18,11 +19,11 @@ from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
-from xgr_stream.config import Partitioner, StreamConfig, TopicNames, TransactionConfig
+from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
-from xgr_stream.stream.topology import CATALOG_CONFIG, all_topics, co_partitioned
+from xgr_stream.stream.topology import CATALOG_CONFIG, IN_SYNC, REPLICAS, all_topics, co_partitioned
 from xgr_stream.stream.transactions import start_producer, transactional_id
 
 Grade = Literal["ok", "warning", "error"]
@@ -56,7 +57,9 @@ class Finding:
     remedy: str = ""
 
 
-async def check_brokers(connection: Connection, topics: TopicNames, partitioner: Partitioner) -> list[Finding]:
+async def check_brokers(
+    connection: Connection, topics: TopicNames, partitioner: Partitioner, dedup_window_ms: int
+) -> list[Finding]:
     """Brokers, topics, partitions, the places of recent records, and the clock."""
     admin = connection.admin()
     try:
@@ -70,7 +73,7 @@ async def check_brokers(connection: Connection, topics: TopicNames, partitioner:
         found = {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
         findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
         findings += _check_topics(topics, found)
-        findings += await _check_settings(admin, topics, found)
+        findings += await _check_settings(admin, topics, found, dedup_window_ms)
         findings.append(await _check_clock(connection, admin))
     finally:
         await admin.close()
@@ -105,16 +108,18 @@ def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]
         )
     single = [name for name, topic in found.items() if any(len(p["replicas"]) < 2 for p in topic["partitions"])]
     if single:
-        remedy = "in production: replication 3 and min.insync.replicas=2"
+        remedy = f"in production: replication {REPLICAS} and {'='.join(IN_SYNC)}"
         findings.append(Finding("warning", f"topics with a single replica: {', '.join(single)}", remedy))
     return findings
 
 
-async def _check_settings(admin: Any, topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]:
+async def _check_settings(
+    admin: Any, topics: TopicNames, found: Mapping[str, Any], dedup_window_ms: int
+) -> list[Finding]:
     findings = []
     checks = (
         (topics.events, _check_events),
-        (topics.responses, _check_responses),
+        (topics.responses, partial(_check_responses, window_ms=dedup_window_ms)),
         (topics.changelog, _check_changelog),
         (topics.catalog, _check_catalog),
     )
@@ -128,8 +133,7 @@ async def _check_settings(admin: Any, topics: TopicNames, found: Mapping[str, An
             findings.append(Finding("warning", what, "allow DescribeConfigs on it"))
         else:
             findings += check(topic, settings)
-            if topic in (topics.events, topics.changelog):
-                findings += _check_in_sync(topic, settings, found[topic]["partitions"])
+            findings += _check_in_sync(topic, settings, found[topic]["partitions"])
     return findings
 
 
@@ -141,12 +145,12 @@ def _check_events(topic: str, settings: Mapping[str, str]) -> list[Finding]:
     return [Finding("error", what, _alter(topic, "cleanup.policy=delete"))]
 
 
-def _check_responses(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    retention_ms, window_ms = int(settings["retention.ms"]), StreamConfig().dedup_window_ms
+def _check_responses(topic: str, settings: Mapping[str, str], *, window_ms: int) -> list[Finding]:
+    retention_ms = int(settings["retention.ms"])
     if not 0 <= retention_ms < window_ms:  # -1: for ever
         return [Finding("ok", f"{topic} keeps answers for the dedup window")]
     what = f"{topic} keeps answers for {retention_ms} ms of the dedup window's {window_ms}: requests are answered twice"
-    return [Finding("warning", what, _alter(topic, f"retention.ms={HOUR_MS}"))]
+    return [Finding("warning", what, _alter(topic, f"retention.ms={max(HOUR_MS, window_ms)}"))]
 
 
 def _check_changelog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
@@ -194,7 +198,7 @@ def _check_in_sync(topic: str, settings: Mapping[str, str], partitions: Sequence
     if min(len(partition["replicas"]) for partition in partitions) < 2 or settings.get("min.insync.replicas") != "1":
         return []
     what = f"{topic} has min.insync.replicas=1: a write may be acknowledged by one broker alone, and lost with it"
-    return [Finding("warning", what, f"with replication 3: {_alter(topic, 'min.insync.replicas=2')}")]
+    return [Finding("warning", what, f"with replication {REPLICAS}: {_alter(topic, '='.join(IN_SYNC))}")]
 
 
 def _alter(topic: str, setting: str) -> str:

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+    for_code,
+)
+from aiokafka.protocol.commit import OffsetFetchRequest
 
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.records import Record
@@ -127,6 +136,7 @@ class Connection:
             **options,
         )
         _make_patient(consumer._client)
+        _heed_coordinators(consumer._client)
         return consumer
 
     def group_consumer(self, group_id: str, **options: Any) -> AIOKafkaConsumer:
@@ -178,6 +188,10 @@ class Connection:
         return producer
 
 
+UNREACHABLE = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError)
+"""What a client says that reaches no broker: at first, and later, of one that it had reached."""
+
+
 def passes(error: BaseException) -> bool:
     """Whether trying again can help. aiokafka does not call its own time-out, nor a lost connection, retriable; and a
     request over a connection that has not yet heard what its broker can is refused as one that the broker can't."""
@@ -197,6 +211,20 @@ def _make_patient(client: AIOKafkaClient) -> None:
         return updated
 
     client._metadata_update = patient
+
+
+def _heed_coordinators(client: AIOKafkaClient) -> None:
+    """Have a broker heard that is not, or not yet, the group's coordinator when it is asked for committed offsets.
+    aiokafka 0.14 looks at the partitions' errors alone, finds no partition, and takes nothing to be committed."""
+    send = client.send
+
+    async def heeding(node_id: int, request: Any, **options: Any) -> Any:
+        response = await send(node_id, request, **options)
+        if isinstance(request, OffsetFetchRequest) and (code := getattr(response, "error_code", 0)):
+            raise for_code(code)
+        return response
+
+    client.send = heeding
 
 
 class _Fetched(OrderedDict[TopicPartition, Any]):

@@ -153,7 +153,8 @@ class Ingest:
             self._rewound.add(name)
             logger.warning(
                 "events partition %d passes over copies of %s-%d, %d offsets below what it has counted: its offsets "
-                "were set back, or the topic was made anew, and then these events are missing (docs/operations.md)",
+                "were set back; or these events are missing, since the topic was made anew or a record named a "
+                "position that it has not come to (docs/operations.md)",
                 *name,
                 behind,
             )

@@ -194,7 +194,7 @@ class Runtime:
             self.setup.config.transactions,
             self.setup.connection,
             group_id=self.setup.group_id,
-            topics=(self.topics.events, self.topics.requests),
+            topics=self.topics,
             on_lost=self._on_lost,
             **options,
         )

@@ -21,6 +21,11 @@ READY_TIMEOUT_S = 15.0
 
 CHANGELOG_CONFIG = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
 
+REPLICAS = 3
+"""Of a topic that is created, where there are as many brokers."""
+IN_SYNC = "min.insync.replicas", "2"
+"""Of a topic with so many replicas: what is acknowledged is on two brokers, and one may be away."""
+
 TEN_YEARS_MS = 315_360_000_000
 WEEK_MS = 604_800_000
 CATALOG_CONFIG = {
@@ -164,13 +169,14 @@ async def _counts(admin: AIOKafkaAdminClient, topics: TopicNames) -> dict[str, i
 
 
 async def _create(admin: AIOKafkaAdminClient, missing: Iterable[str], partitions: int, topics: TopicNames) -> None:
-    brokers = len((await admin.describe_cluster())["brokers"])
+    replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
+    settings = {topics.changelog: CHANGELOG_CONFIG, topics.catalog: CATALOG_CONFIG}
     new = [
         NewTopic(
             name,
             1 if name in (topics.dead_letters, topics.catalog) else partitions,
-            min(3, brokers),
-            topic_configs={topics.changelog: CHANGELOG_CONFIG, topics.catalog: CATALOG_CONFIG}.get(name),
+            replicas,
+            topic_configs=settings.get(name, {}) | dict([IN_SYNC] if replicas == REPLICAS else ()),
         )
         for name in missing
     ]

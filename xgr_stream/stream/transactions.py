@@ -6,6 +6,10 @@ partition from one that has lost it and does not know: the new owner's producer 
 former one and aborts what it had open, before the committed offsets and the changelog are read. An id for each worker
 would fence nobody, and what a killed one left open would hold readers back until its time is over.
 
+A broker may end a transaction and not say so in the partitions that it wrote to: Apache Kafka 4.3 takes one without a
+leader for deleted, as all are while its only broker stops. There it stays open, no reader of what is committed comes
+past it, and nobody will end it. So whoever takes an id over ends its last transaction again, as it ended.
+
 A transaction either ends within its time, or the partition is given up, whatever the reason, and begun anew from what
 was committed: the same way for a fenced worker, a transaction that failed and one of which nobody knows how it ended.
 """
@@ -33,10 +37,11 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
-from xgr_stream.config import TransactionConfig
+from xgr_stream.config import TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError, Fenced
 from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, stop_client
 from xgr_stream.stream.copies import Copies
+from xgr_stream.stream.last_transaction import was_committed
 from xgr_stream.stream.outbox import Output
 from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.publisher import Publisher
@@ -68,17 +73,17 @@ class TransactionalPublisher(Publisher):
         connection: Connection,
         *,
         group_id: str,
-        topics: tuple[str, str],
+        topics: TopicNames,
         on_lost: Callable[[int, bool], None],
         **options: Any,
     ) -> None:
-        """`topics`: of events and of requests. `options`: a `Publisher`'s; its producer writes nothing of the
-        processor's."""
+        """`options`: a `Publisher`'s; its producer writes nothing of the processor's."""
         super().__init__(**options)
         self.config = config
         self.group_id = group_id
-        self.topics = topics
+        self.topics = topics.events, topics.requests
         self.copies = Copies(self._producer, self._metrics)
+        self._names = topics
         self._connection = connection
         self._on_lost = on_lost
         self._writers: dict[int, Writer] = {}
@@ -91,11 +96,8 @@ class TransactionalPublisher(Publisher):
         necessary. Raises `ConfigError` for brokers that won't have it."""
         while True:
             try:
-                producer = await start_producer(
-                    self._connection,
-                    transactional_id(self.group_id, self.topics[0], number),
-                    self.config.timeout_s,
-                )
+                await self._end_again(number)
+                producer = await self._start_producer(number)
                 try:
                     progress = await self._committed(number)
                 except BaseException:
@@ -134,6 +136,31 @@ class TransactionalPublisher(Publisher):
             await asyncio.wait(waits, timeout=timeout_s)
             for wait in waits:
                 wait.cancel()
+
+    async def _start_producer(self, number: int) -> AIOKafkaProducer:
+        name = transactional_id(self.group_id, self.topics[0], number)
+        return await start_producer(self._connection, name, self.config.timeout_s)
+
+    async def _end_again(self, number: int) -> None:
+        """Where the partition's last transaction may be open still, end it: by an empty one that ends alike. Whoever
+        takes the id over next does so when that is done everywhere."""
+        name = transactional_id(self.group_id, self.topics[0], number)
+        committed = await was_committed(self._producer.client, name)
+        if committed is None:
+            return
+        producer = await self._start_producer(number)
+        try:
+            letters = await producer.partitions_for(self._names.dead_letters)
+            await producer.begin_transaction()
+            while not await producer._sender._do_add_offsets_to_txn(self.group_id):
+                """It has waited before it says so."""
+            for topic in (self._names.changelog, self._names.responses):
+                producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, number))
+            for letter in letters:
+                producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(self._names.dead_letters, letter))
+            await (producer.commit_transaction() if committed else producer.abort_transaction())
+        finally:
+            await stop_client(producer)
 
     async def _committed(self, number: int) -> dict[str, Progress]:
         """Where the group is in both topics of a partition; at their beginning where nothing is committed."""

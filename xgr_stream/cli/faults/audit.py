@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from xgr_stream.cli.faults.topics import Written
 from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
+from xgr_stream.cli.faults.views import FirstCopies
 from xgr_stream.config import HistoryConfig, TopicNames
 from xgr_stream.errors import HistoryError
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream import changelog, codec, protocol
 from xgr_stream.stream.records import Record
-from xgr_stream.stream.source_header import source_of
 from xgr_stream.types import RecommendResponse, Status
 
 MAX_BYTES = 1 << 30
@@ -47,7 +47,7 @@ def audit_events(truth: Truth, written: Written, findings: Findings) -> Offsets:
     all else stands."""
     offsets = Offsets()
     found = defaultdict(list)
-    counting = list(_first_copies(written.events))
+    counting = list(filter(FirstCopies().counts, written.events))
     if written.views:
         findings.figures["views"] = len(written.views)
         findings.figures["copies that were written again"] = len(written.events) - len(counting)
@@ -136,6 +136,10 @@ def audit_answers(truth: Truth, written: Written, offsets: Offsets, findings: Fi
     findings.figures["requests written"] = len(asked)
     findings.figures["requests answered"] = len(asked & by_id.keys())
     findings.figures["answers with items"] = len(ok)
+    findings.figures["of them to wait for an event"] = sum(
+        (request := truth.requests.get(response.request_id)) is not None and request.min_offset is not None
+        for response in ok
+    )
     findings.figures["requests answered more than once"] = sum(len(responses) > 1 for responses in by_id.values())
     outcomes = Counter(response.error for response in answered if response.error is not None)
     findings.figures |= {f"answers {code}": count for code, count in sorted(outcomes.items())}
@@ -181,19 +185,6 @@ def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findi
     findings.differ("good messages became dead letters", sorted(places.keys() - corrupt.keys()))
     findings.figures["corrupt messages"] = len(corrupt)
     findings.figures["dead letters"] = len(letters)
-
-
-def _first_copies(events: Iterable[Record]) -> Iterable[Record]:
-    """Without the copies whose original, or one behind it in its partition, was copied before."""
-    copied: dict[tuple[int, str, int], int] = {}
-    for record in events:
-        source = source_of(record.headers)
-        if source is not None:
-            origin = record.partition, source.topic, source.partition
-            if source.offset <= copied.get(origin, -1):
-                continue
-            copied[origin] = source.offset
-        yield record
 
 
 def _untrue(responses: Sequence[RecommendResponse], offsets: Offsets) -> Iterable[str]:

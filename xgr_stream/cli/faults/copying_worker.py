@@ -13,15 +13,13 @@ import logging
 import sys
 from typing import Any
 
-from aiokafka.errors import KafkaConnectionError
-
 from xgr_stream.cli.faults.fleet import NO_BROKER
 from xgr_stream.cli.faults.views import event_of
 from xgr_stream.cli.faust_app import make_app, serve_app
 from xgr_stream.cli.logs import log_to_stderr
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
 from xgr_stream.stream import attach
-from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.connection import UNREACHABLE, Connection
 
 
 async def serve(settings: dict[str, Any]) -> None:
@@ -49,5 +47,5 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     try:
         asyncio.run(serve(settings))
-    except KafkaConnectionError as error:
+    except UNREACHABLE as error:
         sys.exit(f"{NO_BROKER}{settings['broker']}: {error}")

@@ -172,6 +172,12 @@ class Fleet:
                 return len(json.loads(readiness)["partitions"]), int(copies[1]) if copies else 0
         return 0, 0
 
+    async def serving(self) -> list[WorkerProcess]:
+        """Those that are running and serve a partition."""
+        running = self.running()
+        told = await asyncio.gather(*map(self.served_and_copied, running))
+        return [worker for worker, (served, _) in zip(running, told, strict=True) if served]
+
     async def ready(self, worker: WorkerProcess, timeout_s: float) -> bool:
         """Wait until the worker serves its partitions; False if it does not in that time."""
         with contextlib.suppress(TimeoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from aiokafka import TopicPartition
@@ -97,11 +97,15 @@ class Injector:
 
     async def _freeze(self, fault: Fault) -> None:
         async with self._workers:
-            worker = self._pick(fault)
+            serving = await self._fleet.serving()  # of others no partition waits for its session
+            worker = self._pick(fault, serving)
             if worker is None:
                 return
             seconds = self._soak.session_timeout_s * (1.3 + fault.size)
-            self._say(f"{worker}: SIGSTOP for {seconds:.1f} s, its session is {self._soak.session_timeout_s:g} s")
+            served = "" if worker in serving else "; it serves nothing yet"
+            self._say(
+                f"{worker}: SIGSTOP for {seconds:.1f} s, its session is {self._soak.session_timeout_s:g} s{served}"
+            )
             self._fleet.freeze(worker)
         await asyncio.sleep(seconds)
         self._fleet.thaw(worker)
@@ -144,12 +148,14 @@ class Injector:
             worker = await self._fleet.start()
         self._say(f"{worker} joins")
 
-    def _pick(self, fault: Fault) -> WorkerProcess | None:
+    def _pick(self, fault: Fault, rather: Iterable[WorkerProcess] = ()) -> WorkerProcess | None:
+        """One of those that are running; of `rather`, where one of these still is."""
         running = self._fleet.running()
         if not running:
             self._say(f"{fault.kind}: no worker is running just now")
             return None
-        return running[int(fault.size * len(running)) % len(running)]
+        chosen = [worker for worker in rather if worker in running] or running
+        return chosen[int(fault.size * len(chosen)) % len(chosen)]
 
     # The broker
 

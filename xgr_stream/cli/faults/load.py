@@ -8,18 +8,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from xgr_stream.cli.faults.plan import Soak
 from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
-from xgr_stream.cli.faults.views import Views, glance, view
+from xgr_stream.cli.faults.views import FirstCopies, Views, glance, view
 from xgr_stream.config import TopicNames
 from xgr_stream.stream import codec, protocol
-from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.connection import Connection, record_of, stop_client
 from xgr_stream.stream.partitioner import by_key
 from xgr_stream.types import ItemFilter, RecommendRequest
 
 TICK_S = 0.02
+FOLLOW_MS = 200
 WRITE_TIMEOUT_MS = 180_000
 """Longer than any broker is away: an event that may or may not have been written would spoil the truth."""
 NUM_ITEMS = 70
@@ -65,6 +66,9 @@ class Load:
 
     async def run(self) -> None:
         """Until `end`. Not to be cancelled: what was noted must be written."""
+        await asyncio.gather(self._write_all(), self._follow_copies())
+
+    async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
         started, events, requests = loop.time(), 0, 0
         while not self._ended:
@@ -102,6 +106,23 @@ class Load:
             self._last_offset[user] = offset
 
         await self._write(self._topics.events, user, message, note=note)
+
+    async def _follow_copies(self) -> None:
+        """Where a user's last event lies that was copied."""
+        if self._views is None:
+            return
+        first = FirstCopies()
+        consumer = self._connection.consumer(auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            consumer.assign([TopicPartition(self._topics.events, number) for number in range(self._soak.partitions)])
+            while not self._ended:
+                for batch in (await consumer.getmany(timeout_ms=FOLLOW_MS)).values():
+                    for record in filter(first.counts, map(record_of, batch)):
+                        if all(name != CORRUPT_HEADER for name, _ in record.headers):
+                            self._last_offset[(record.key or b"").decode()] = record.offset
+        finally:
+            await stop_client(consumer)
 
     async def _write_request(self, number: int) -> None:
         chance = self._chance
