@@ -344,11 +344,14 @@ def dependent_launch(device: torch.device) -> bool:
 
 
 def pipelined_tiling(
-    rows: int, requests: int, dim: int, page_size: int, page_dtype: torch.dtype, device: torch.device, *, splits: int
-) -> Tiling | None:
-    """paged_hopper.cu's, if it is for this: 16 bits on Hopper, heads of 128, halves of tiles of keys that each lie in
-    one page, and more than half a tile of rows (of q × group) to a request. `splits`: parts of a context at most."""
-    fits = page_dtype.itemsize == 2 and dim == paged_hopper.DIM and page_size % paged_hopper.HALF == 0
+    rows: int, requests: int, dim: int, page_size: int, dtype: torch.dtype, page_dtype: torch.dtype,
+    device: torch.device, *, splits: int,
+) -> Tiling | None:  # fmt: skip
+    """paged_hopper.cu's, if it is for this: the same 16 bits in queries and pages on Hopper, heads of 128, halves of
+    tiles of keys that each lie in one page, and more than half a tile of rows (of q × group) to a request. `splits`:
+    parts of a context at most."""
+    in_16_bits = dtype == page_dtype and dtype.itemsize == 2
+    fits = in_16_bits and dim == paged_hopper.DIM and page_size % paged_hopper.HALF == 0
     if not fits or rows <= requests * paged_hopper.ROWS // 2 or not _runs_on(device):
         return None
     return Tiling(paged_hopper.ROWS, paged_hopper.KEYS, dim, 12, 3, MULTIPROCESSORS, splits, True, pipelined=True)

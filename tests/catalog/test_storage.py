@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from xgr_stream.catalog import Catalog
+from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.catalog.storage import FORMAT
 from xgr_stream.errors import CatalogError
+from xgr_stream.types import CatalogUpdate
 
 
 @pytest.fixture
@@ -104,3 +105,30 @@ def test_a_wrong_header_is_refused(
     pa.parquet.write_table(table.replace_schema_metadata(kept), path)
     with pytest.raises(CatalogError, match=re.escape(message)):
         Catalog.load(path)
+
+
+def test_a_catalog_that_follows_updates_is_saved_with_what_waits_beside_it(tmp_path: Path) -> None:
+    """Also an item of a code that the table has none of, and while names of the next catalog are there already."""
+    path = tmp_path / "catalog.parquet"
+    live = LiveCatalog(Catalog.from_table({"item_id": ["a"], "sid": [[0, 0]], "tags": [["red"]]}))
+
+    def saved() -> dict[str, tuple[int, ...] | None]:
+        live.catalog.save(path)
+        loaded = Catalog.load(path)
+        return {item_id: loaded.sid(item_id) for item_id in loaded.item_ids}
+
+    live.apply([CatalogUpdate("b", (3, 0))], 1)
+    live.join()
+    assert saved() == {"a": (0, 0), "b": (3, 0)}
+    for position, item_id in enumerate("cd", start=2):
+        merge = live.begin()
+        assert merge is not None
+        merge.run()
+        live.finish(merge)
+        live.apply([CatalogUpdate(item_id, (0, position))], position)
+    merge = live.begin()
+    assert merge is not None
+    merge.run()
+    assert saved() == {"a": (0, 0), "b": (3, 0), "c": (0, 2)}
+    live.join()
+    assert saved() == {"a": (0, 0), "b": (3, 0), "c": (0, 2), "d": (0, 3)}

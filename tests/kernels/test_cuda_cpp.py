@@ -39,26 +39,32 @@ def test_a_call_that_fails_names_the_status() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernels need triton")
 @pytest.mark.parametrize(
-    ("dtype", "dim", "page_size", "rows"),
+    ("dtype", "page_dtype", "dim", "page_size", "rows"),
     [
-        (torch.float32, 128, 64, 512),
-        (torch.float8_e4m3fn, 128, 64, 512),
-        (torch.bfloat16, 64, 64, 512),
-        (torch.bfloat16, 128, 16, 512),
-        (torch.bfloat16, 128, 64, 128),
-        (torch.bfloat16, 128, 64, 512),
+        (torch.float32, torch.float32, 128, 64, 512),
+        (torch.float32, torch.bfloat16, 128, 64, 512),
+        (torch.bfloat16, torch.float16, 128, 64, 512),
+        (torch.bfloat16, torch.float8_e4m3fn, 128, 64, 512),
+        (torch.bfloat16, torch.bfloat16, 64, 64, 512),
+        (torch.bfloat16, torch.bfloat16, 128, 16, 512),
+        (torch.bfloat16, torch.bfloat16, 128, 64, 128),
+        (torch.bfloat16, torch.bfloat16, 128, 64, 512),
     ],
 )
 def test_what_it_is_not_for_goes_to_triton(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dim: int, page_size: int, rows: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, page_dtype: torch.dtype, dim: int, page_size: int, rows: int
 ) -> None:
     paged = importlib.import_module("xgr_kernels.paged")
-    sizes = {"rows": rows, "requests": 2, "dim": dim, "page_size": page_size, "page_dtype": dtype}
+    sizes = {"rows": rows, "requests": 2, "dim": dim, "page_size": page_size}
 
     def chosen() -> bool:
-        return paged.pipelined_tiling(**sizes, device=torch.device("cuda", 0), splits=16) is not None
+        tiling = paged.pipelined_tiling(
+            **sizes, dtype=dtype, page_dtype=page_dtype, device=torch.device("cuda", 0), splits=16
+        )
+        return tiling is not None
 
     monkeypatch.setattr(paged, "_runs_on", lambda _: True)
-    assert chosen() == ((dtype, dim, page_size, rows) == (torch.bfloat16, 128, 64, 512))
+    own = (torch.bfloat16, torch.bfloat16, 128, 64, 512)
+    assert chosen() == ((dtype, page_dtype, dim, page_size, rows) == own)
     monkeypatch.setattr(paged, "_runs_on", lambda _: False)
     assert not chosen()

@@ -93,6 +93,12 @@ def test_unknown_device(tmp_path: Path, device: str) -> None:
         load_model(tmp_path, device=device, item_tokens=XGR)
 
 
+def test_fp8_is_refused_in_float16(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    with pytest.raises(ConfigError, match="dtype must be bfloat16 or float32 with fp8, not float16"):
+        load_model(tmp_path, dtype="float16", fp8=True, item_tokens=XGR)
+
+
 def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     model = make_model("qwen3", tie_word_embeddings=False)
     tensors = model.state_dict()

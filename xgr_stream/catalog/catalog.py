@@ -344,7 +344,9 @@ class Catalog:
         """Write one Parquet file, current availability included; `load` checks it against its own hash. Of a catalog
         that follows updates this makes a new one, with a version of its own."""
         if self.follows_updates:
-            Catalog.from_table(self.to_table(), codes=self.codes).save(path)
+            # An update may have a code that the table has not: the model's are more.
+            used = self.codes if self.delta is None else (self.delta.sids.max(axis=0) + 1).tolist()
+            Catalog.from_table(self.to_table(), codes=tuple(map(max, self.codes, used))).save(path)
         else:
             storage.save(self.columns, self._live.items, Path(path), self.version)
 

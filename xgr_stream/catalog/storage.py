@@ -109,7 +109,7 @@ def read_header(table: pa.Table) -> Header | None:
 
 def as_table(columns: ItemColumns, available: BoolArray) -> pa.Table:
     """As `Catalog.from_table` takes it."""
-    item_ids = columns.item_ids.to_arrow()
+    item_ids = columns.item_ids.to_arrow()[: len(columns.sids)]  # a later merge may have added some
     arrays = {
         "item_id": item_ids if item_ids.nbytes >= 1 << 31 else item_ids.cast(pa.string()),
         "sid": pa.FixedSizeListArray.from_arrays(columns.sids.reshape(-1), columns.sids.shape[1]),

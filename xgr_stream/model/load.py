@@ -95,13 +95,15 @@ def build_model(
     _check_window(parsed, settings, tokens)
     device = usable_device(device)
     if fp8:
-        _check_fp8(parsed, device)
+        _check_fp8(parsed, device, dtype)
     weights = place_weights(parsed, tensors, device, _dtype(dtype, device))
     version = content_hash(parsed, tensors, repr(settings), *(str(ids.tolist()) for ids in tokens.token_ids))
     return Model(parsed, Decoder(parsed, weights, tokens.token_ids, fp8=fp8), tokens, settings, version)
 
 
-def _check_fp8(config: ModelConfig, device: torch.device) -> None:
+def _check_fp8(config: ModelConfig, device: torch.device, dtype: str | None) -> None:
+    if dtype == "float16":  # products come before their scales: most of them are beyond its range
+        raise ConfigError("dtype must be bfloat16 or float32 with fp8, not float16")
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(f"fp8 needs CUDA with FP8 products (compute capability 8.9 or more), not {device}")
     if config.qkv_bias or config.output_bias or config.mlp_bias:

@@ -78,7 +78,7 @@ def choose_tiling(
 ) -> Tiling:  # fmt: skip
     """Tiles as tall as a user's new rows (rows: tokens × group); the context in parts where tiles are few."""
     splits = 1 if triton.cdiv(rows, 64) * kv_heads > ENOUGH_TILES else 16
-    pipelined = pipelined_tiling(rows, users, dim, page_size, page_dtype, device, splits=splits)
+    pipelined = pipelined_tiling(rows, users, dim, page_size, dtype, page_dtype, device, splits=splits)
     if pipelined is not None:
         return pipelined
     block_d = triton.next_power_of_2(dim)

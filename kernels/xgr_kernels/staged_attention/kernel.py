@@ -86,7 +86,7 @@ def choose_tiling(
     device: torch.device,
 ) -> Tiling:  # fmt: skip
     """As many programs as run at once, with the context in parts where there would be fewer; rows: beams × group."""
-    pipelined = pipelined_tiling(rows, requests, dim, page_size, page_dtype, device, splits=16)
+    pipelined = pipelined_tiling(rows, requests, dim, page_size, dtype, page_dtype, device, splits=16)
     if pipelined is not None:
         return pipelined
     block_d = triton.next_power_of_2(dim)
