@@ -28,23 +28,23 @@ class Kernel:
     ) -> None:
         driver = _driver()
         self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._threads, self._shared_bytes = threads, shared_bytes
+        self._device, self._threads, self._shared_bytes = device, threads, shared_bytes
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        code = _compiled(source.read_text(), source.name, definitions)
         with torch.cuda.device(device):
-            torch.cuda.current_stream()  # a context for what follows
-            self._module = _checked(driver.cuModuleLoadData(_compiled(source.read_text(), source.name, definitions)))
+            self._module = _loaded(code)
             self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
             _checked(driver.cuFuncSetAttribute(self._function, most, shared_bytes))
 
     def launch(self, blocks: int, argument: ctypes.Structure, *, dependent: bool) -> None:
-        """On the current stream; `dependent`: it may begin before the kernel in front of it ends, for which it waits
-        itself."""
+        """On the device's current stream; `dependent`: it may begin before the kernel in front of it ends, for which it
+        waits itself."""
         driver = _driver()
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self._threads, 1, 1
         config.sharedMemBytes = self._shared_bytes
-        config.hStream = torch.cuda.current_stream().cuda_stream
+        config.hStream = torch.cuda.current_stream(self._device).cuda_stream
         if dependent:
             attribute = driver.CUlaunchAttribute()
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -55,10 +55,13 @@ class Kernel:
 
 
 @functools.cache
-def available() -> bool:
-    """Whether CUDA C++ can be compiled and launched; if not, that is logged."""
+def available(device: torch.device) -> bool:
+    """Whether CUDA C++ can be compiled and loaded; if not, that is logged. What a compiler makes that is newer than the
+    driver can't be loaded."""
     try:
-        _compiled('extern "C" __global__ void nothing() {}', "nothing.cu", ())
+        code = _compiled('extern "C" __global__ void nothing() {}', "nothing.cu", ())
+        with torch.cuda.device(device):
+            _loaded(code)
     except (ImportError, RuntimeError) as error:  # cuda-bindings' own for a library that is not there is one of them
         logger.warning("no CUDA C++, Triton's kernels are used instead: %s", error)
         return False
@@ -87,6 +90,12 @@ def swizzled_rows(matrix: Tensor, box: tuple[int, int]) -> ctypes.Array[ctypes.c
         )
     )  # fmt: skip
     return TensorMap.from_buffer_copy(ctypes.string_at(tensor_map.getPtr(), ctypes.sizeof(TensorMap)))
+
+
+def _loaded(code: bytes) -> Any:
+    """The module, on the current device."""
+    torch.cuda.current_stream()  # a context for what follows
+    return _checked(_driver().cuModuleLoadData(code))
 
 
 def _compiled(text: str, name: str, definitions: Sequence[str]) -> bytes:

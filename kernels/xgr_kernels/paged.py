@@ -360,7 +360,7 @@ def pipelined_tiling(
 @functools.cache
 def _runs_on(device: torch.device) -> bool:
     on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    return on_hopper and cuda_cpp.available()
+    return on_hopper and cuda_cpp.available(device)
 
 
 def tile_width(page_size: int, dim: int, dtype: torch.dtype) -> tuple[int, bool]:

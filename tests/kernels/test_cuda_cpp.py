@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -20,10 +21,8 @@ def test_without_bindings_it_is_not_available_and_that_is_said(
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(cuda_cpp, "importlib", SimpleNamespace(import_module=missing))
-    cuda_cpp.available.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert not cuda_cpp.available()
-    cuda_cpp.available.cache_clear()
+        assert not cuda_cpp.available.__wrapped__(torch.device("cuda", 0))
     assert "no CUDA C++, Triton's kernels are used instead: No module named 'cuda.bindings.nvrtc'" in caplog.text
 
 
@@ -68,3 +67,17 @@ def test_what_it_is_not_for_goes_to_triton(
     assert chosen() == ((dtype, page_dtype, dim, page_size, rows) == own)
     monkeypatch.setattr(paged, "_runs_on", lambda _: False)
     assert not chosen()
+
+
+def test_what_the_driver_does_not_load_is_not_available(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(_: bytes) -> None:
+        raise RuntimeError("CUDA: CUDA_ERROR_INVALID_IMAGE")
+
+    monkeypatch.setattr(cuda_cpp, "_compiled", lambda *_: b"newer than the driver")
+    monkeypatch.setattr(cuda_cpp, "_loaded", refused)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    with caplog.at_level(logging.WARNING):
+        assert not cuda_cpp.available.__wrapped__(torch.device("cuda", 0))
+    assert "Triton's kernels are used instead: CUDA: CUDA_ERROR_INVALID_IMAGE" in caplog.text
