@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from xgr_kernels import cuda_cpp, paged_hopper
 from xgr_kernels.attention_plan import Plan, Tiling
+from xgr_kernels.dependent_launch import dependent_launch
 from xgr_kernels.fp8 import FP8
 
 LOG2_E = 1.4426950408889634
@@ -286,7 +287,7 @@ def attend(
         own, own_strides = (keys, values, ancestors), (keys.stride(0), keys.stride(1), ancestors.stride(0))
         steps = ancestors.shape[1]
     out = torch.empty(rows, heads, dim, dtype=q.dtype if out_scales is None else FP8, device=q.device)
-    dependent = dependent_launch(q.device)
+    dependent = dependent_launch(q)
     options = {"launch_pdl": True} if dependent else {}
     if tiling.pipelined:
         paged_hopper.attend(
@@ -335,12 +336,6 @@ def dense(tensor: Tensor, last: int) -> Tensor:
             return tensor.contiguous()
         expected *= tensor.shape[-dimension]
     return tensor
-
-
-@functools.cache
-def dependent_launch(device: torch.device) -> bool:
-    """Whether a kernel may start before the one it depends on has ended: Hopper and later."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def pipelined_tiling(
