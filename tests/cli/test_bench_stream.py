@@ -132,6 +132,7 @@ def test_in_process_needs_no_kafka_client() -> None:
     assert "kept up with" in done.stdout
 
 
+@pytest.mark.embedded
 @pytest.mark.integration
 @pytest.mark.parametrize("options", [["--driver", "kafka"], ["--driver", "faust", "--echo"]])
 def test_through_a_broker_and_beside_a_bare_echo(options: list[str], tmp_path: Path) -> None:

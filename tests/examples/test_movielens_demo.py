@@ -170,6 +170,7 @@ async def test_a_timed_request_without_an_answer_is_told_of(data: MovieLens) -> 
     assert [answer.error for answer in prober.answers] == ["no response came"] * 4
 
 
+@pytest.mark.embedded
 @pytest.mark.integration
 def test_the_demo_runs_to_its_end(data: MovieLens, tmp_path: Path) -> None:
     shape = Shape(hidden=32, layers=1, heads=2, head_dim=16, intermediate=64)

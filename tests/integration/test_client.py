@@ -18,6 +18,8 @@ from xgr_stream.stream.topology import all_topics, ensure_topics
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status
 
+pytestmark = pytest.mark.embedded
+
 
 @contextlib.asynccontextmanager
 async def connected(broker: Broker, topics: TopicNames) -> AsyncIterator[tuple[RecommendClient, AIOKafkaProducer]]:

@@ -20,7 +20,7 @@ from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import CacheState, RecommendRequest, Shortfall, Status, Unscored
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.embedded]
 
 
 async def test_an_answer_has_seen_ones_own_events(client: RecommendClient) -> None:

@@ -135,8 +135,7 @@ class Connection:
             **self.security,
             **options,
         )
-        _make_patient(consumer._client)
-        _heed_coordinators(consumer._client)
+        set_right(consumer._client)
         return consumer
 
     def group_consumer(self, group_id: str, **options: Any) -> AIOKafkaConsumer:
@@ -197,6 +196,12 @@ def passes(error: BaseException) -> bool:
     request over a connection that has not yet heard what its broker can is refused as one that the broker can't."""
     passing = KafkaTimeoutError | KafkaConnectionError | IncompatibleBrokerVersion
     return isinstance(error, passing) or bool(getattr(error, "retriable", False))
+
+
+def set_right(client: AIOKafkaClient) -> None:
+    """Of a consumer, before it is started: what aiokafka gets wrong while brokers are away or change."""
+    _make_patient(client)
+    _heed_coordinators(client)
 
 
 def _make_patient(client: AIOKafkaClient) -> None:

@@ -29,6 +29,7 @@ from mode import Service
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_batches import FaustBatches
+from xgr_stream.stream.faust_client import set_consumer_right
 from xgr_stream.stream.faust_delivery import deliver_at_once
 from xgr_stream.stream.faust_topic import MAX_BATCH, Event, raw_topic
 from xgr_stream.stream.recommender import Recommender
@@ -125,6 +126,7 @@ class FaustDriver(Service):
         )
         await self._check_sources(self.runtime.setup.connection)
         await self.runtime.start()
+        set_consumer_right(self._app)
         self._batches.start()
         self._recommender.bind(self.runtime)
 
