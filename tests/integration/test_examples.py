@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from aiokafka.admin import NewTopic
 
-from tests.integration.workers import ROOT
+from tests.integration.workers import ROOT, make_topics
 from tests.readme import program
 from xgr_stream.client import RecommendClient
 from xgr_stream.errors import DeadlineExceeded, XgrError
@@ -138,10 +138,7 @@ async def test_worker_command_refuses_topics_that_do_not_belong_together(broker:
     own = {
         role: f"{role}-{uuid.uuid4().hex[:8]}" for role in ("events", "requests", "responses", "changelog", "catalog")
     }
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic(name, 3 if role == "requests" else 4, 1) for role, name in own.items()])
-    await admin.close()
+    await make_topics(broker, *(NewTopic(name, 3 if role == "requests" else 4, 1) for role, name in own.items()))
     options = ["--broker", broker.bootstrap, "--model", str(shop / "model")]
     options += ["--catalog", str(shop / "catalog.parquet"), "--web-port", str(free_port())]
     options += [part for role, name in own.items() for part in ("--topic", f"{role}={name}")]
@@ -191,10 +188,7 @@ async def test_example_that_embeds_in_faust(broker: Broker, shop: Path, tmp_path
         "SHOP_WEB_PORT": str(port),
         "F_DATADIR": str(tmp_path),
     }
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic("offers", 1, 1), NewTopic("page-views", 4, 1)])
-    await admin.close()
+    await make_topics(broker, NewTopic("offers", 1, 1), NewTopic("page-views", 4, 1))
     producer = await broker.connection.start_producer()
     consumer = broker.connection.consumer(auto_offset_reset="earliest")
     consumer.subscribe(["offers"])
@@ -234,10 +228,7 @@ app.main()
 async def test_the_faust_app_and_the_client(broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model(tmp_path / "models" / "shop")
     tiny_catalog().save(tmp_path / "models" / "shop" / "catalog.parquet")
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic("page-views", 4, 1)])
-    await admin.close()
+    await make_topics(broker, NewTopic("page-views", 4, 1))
     shop = RUN_SHOP.format(
         directory=str(tmp_path),
         program=program("xgr.attach").replace("localhost:9092", broker.bootstrap),

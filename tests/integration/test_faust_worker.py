@@ -17,7 +17,7 @@ from aiokafka.admin import NewTopic
 
 from tests.integration.conftest import own_topics
 from tests.integration.raw import Raw
-from tests.integration.workers import FaustWorker, until
+from tests.integration.workers import FaustWorker, make_topics, until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig, TopicNames
@@ -97,10 +97,7 @@ async def test_a_new_worker_knows_what_the_old_one_learnt(broker: Broker, topics
 async def _views(broker: Broker, topics: TopicNames, partitions: int) -> str:
     """A topic of page views, made beside the recommender's."""
     await ensure_topics(broker.connection, topics, 4)
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic(f"views-{topics.events}", partitions, 1)])
-    await admin.close()
+    await make_topics(broker, NewTopic(f"views-{topics.events}", partitions, 1))
     return f"views-{topics.events}"
 
 

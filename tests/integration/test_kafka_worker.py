@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import NewTopic
 
-from tests.integration.workers import kafka_worker, until
+from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import HistoryError, ShuttingDown, TopologyError
@@ -167,7 +167,8 @@ async def test_what_cannot_be_answered_in_time_is_refused(broker: Broker, config
 
 async def test_unequal_partition_counts_are_refused(broker: Broker, config: StreamConfig) -> None:
     topics = config.topics
-    await _create(broker, {topics.events: 4, topics.requests: 3, topics.responses: 4, topics.changelog: 4})
+    counts = {topics.events: 4, topics.requests: 3, topics.responses: 4, topics.changelog: 4}
+    await make_topics(broker, *(NewTopic(name, count, 1) for name, count in counts.items()))
     with pytest.raises(TopologyError, match=rf"{topics.requests} has 3.*[Rr]ecreate"):
         async with kafka_worker(broker, config):
             pass
@@ -182,7 +183,7 @@ async def test_missing_topics_are_refused_if_they_are_not_to_be_created(broker: 
 async def test_missing_topics_get_the_partitions_of_their_sisters(
     broker: Broker, config: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await _create(broker, {config.topics.events: 2})
+    await make_topics(broker, NewTopic(config.topics.events, 2, 1))
     async with kafka_worker(broker, config) as driver:
         assert driver.runtime.num_partitions == 2
         assert driver.runtime.processor.assigned == {0, 1}
@@ -202,13 +203,3 @@ async def test_a_recreated_events_topic_stops_the_worker(broker: Broker, config:
     with pytest.raises(HistoryError, match="recreated"):
         async with kafka_worker(broker, config):
             pass
-
-
-async def _create(broker: Broker, counts: dict[str, int]) -> None:
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic(name, count, 1) for name, count in counts.items()])
-    async with asyncio.timeout(20):
-        while {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics([*counts])} != counts:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    await admin.close()

@@ -15,9 +15,10 @@ from typing import Self
 import pytest
 import torch
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import NewTopic
 from click.testing import CliRunner
 
-from tests.integration.workers import kafka_worker, until
+from tests.integration.workers import kafka_worker, make_topics, until
 from tests.property.live import Place, content
 from xgr_stream import Catalog, Engine
 from xgr_stream.cli.main import main
@@ -242,12 +243,7 @@ async def test_a_worker_without_memory_for_a_merge_serves_on_and_merges_later(
 
 
 async def test_a_topic_of_several_partitions_is_refused(broker: Broker, config: StreamConfig) -> None:
-    from aiokafka.admin import NewTopic
-
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic(config.topics.catalog, 2, 1)])
-    await admin.close()
+    await make_topics(broker, NewTopic(config.topics.catalog, 2, 1))
     with pytest.raises(XgrError, match="must have one partition, and it has 2"):
         async with kafka_worker(broker, config):
             pytest.fail("it serves")

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from click.testing import CliRunner, Result
 
-from tests.integration.workers import kafka_worker, until
+from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.cli.main import main
 from xgr_stream.config import StreamConfig, TopicNames
 from xgr_stream.stream.topology import ensure_topics
@@ -136,22 +136,8 @@ async def test_the_doctor_finds_a_working_set_up(broker: Broker, config: StreamC
     assert "ERROR" not in result.output
 
 
-async def make_topics(broker: Broker, new: list[NewTopic]) -> None:
-    """Create them; a busy broker knows of them only a little later."""
-    names = [topic.name for topic in new]
-    admin = broker.connection.admin()
-    await admin.start()
-    try:
-        await admin.create_topics(new)
-        async with asyncio.timeout(30):
-            while any(topic["error_code"] for topic in await admin.describe_topics(names)):  # noqa: ASYNC110  nothing tells
-                await asyncio.sleep(0.05)
-    finally:
-        await admin.close()
-
-
 async def test_the_doctor_names_what_is_wrong_and_the_remedy(broker: Broker, topics: TopicNames) -> None:
-    await make_topics(broker, [NewTopic(topics.events, 3, 1), NewTopic(topics.changelog, 4, 1)])
+    await make_topics(broker, NewTopic(topics.events, 3, 1), NewTopic(topics.changelog, 4, 1))
     producer = await broker.connection.start_producer()
     try:
         for number in range(3):
@@ -178,7 +164,7 @@ async def test_the_doctor_names_topics_that_lose_what_they_must_keep(broker: Bro
         topics.responses: {"retention.ms": "1000"},
         topics.changelog: {"cleanup.policy": "compact", "delete.retention.ms": "3600000"},
     }
-    await make_topics(broker, [NewTopic(name, 1, 1, topic_configs=its) for name, its in settings.items()])
+    await make_topics(broker, *(NewTopic(name, 1, 1, topic_configs=its) for name, its in settings.items()))
     result = await on_a_thread(broker, topics, "doctor", "--dedup-window", "90000")
     assert result.exit_code == 1
     for expected in (

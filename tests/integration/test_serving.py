@@ -9,7 +9,7 @@ import pytest
 from aiokafka.admin import NewTopic
 
 from tests.integration.raw import Raw
-from tests.integration.workers import until
+from tests.integration.workers import make_topics, until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
 from xgr_stream.errors import InvalidRequest
@@ -70,10 +70,7 @@ async def test_a_request_may_ask_for_a_tail(client: RecommendClient, worker: Kaf
 async def test_a_reply_to_topic_gets_a_copy(broker: Broker, raw: Raw) -> None:
     own = uuid.uuid4().hex
     topic = f"shop-answers-{own}"
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic(topic, 1, 1)])
-    await admin.close()
+    await make_topics(broker, NewTopic(topic, 1, 1))
     consumer = broker.connection.consumer(auto_offset_reset="earliest")
     consumer.subscribe([topic])
     await consumer.start()

@@ -16,7 +16,7 @@ from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaConnectionError, ProducerFenced
 
 from tests.integration.conftest import own_topics
-from tests.integration.workers import kafka_worker, until
+from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig, TransactionConfig
 from xgr_stream.errors import Fenced
@@ -196,10 +196,7 @@ async def test_copies_are_in_the_transaction_and_a_topic_that_is_not_there_holds
 ) -> None:
     monkeypatch.setattr("xgr_stream.stream.copies.LOOK_UP_TIMEOUT_S", 0.5)
     copies = f"copies-{config.topics.events}"
-    admin = broker.connection.admin()
-    await admin.start()
-    await admin.create_topics([NewTopic(copies, 4, 1)])
-    await admin.close()
+    await make_topics(broker, NewTopic(copies, 4, 1))
     async with kafka_worker(broker, config) as driver:
         for reply_to in (copies, "nobody-has-this", copies):
             await client.respond(RecommendRequest(f"to-{reply_to}", "user-1", reply_to=reply_to, timeout_ms=20_000))

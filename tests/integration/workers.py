@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from aiokafka.admin import NewTopic
+
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.kafka_driver import KafkaDriver
@@ -28,6 +30,20 @@ async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> Non
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  what is waited for knows of no event
             await asyncio.sleep(0.005)
+
+
+async def make_topics(broker: Broker, *new: NewTopic) -> None:
+    """Create them; a busy broker knows of them only a little later."""
+    counts = {topic.name: topic.num_partitions for topic in new}
+    admin = broker.connection.admin()
+    await admin.start()
+    try:
+        await admin.create_topics(list(new))
+        async with asyncio.timeout(30):
+            while {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics([*counts])} != counts:  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
 
 
 @contextlib.asynccontextmanager
