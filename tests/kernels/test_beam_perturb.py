@@ -18,6 +18,7 @@ CODES = 4
 CHILD_STARTS = (torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 3, 4, 6], dtype=torch.int32))
 CHILD_CODES = (torch.tensor([0, 2, 3], dtype=torch.int32), torch.tensor([0, 1, 3, 2, 0, 3], dtype=torch.int32))
 LEAVES = 6
+NO_OTHERS = torch.tensor([[0x7FFFFFFF], [-1]], dtype=torch.int32)
 SEEDS = 40_000
 
 
@@ -49,7 +50,7 @@ def draw(seeds: Tensor, width: int, temperature: float, illegal: tuple[int, ...]
         if level and "emptied" in more:
             arguments |= {"emptied_starts": more["emptied"][0], "emptied_nodes": more["emptied"][1]}
         children = beam_perturb(
-            logits, keys, log_probs, nodes,
+            logits, keys, log_probs, nodes, others=NO_OTHERS,
             temperatures=torch.full((requests,), temperature), seeds=seeds, level=level, **arguments,
         )  # fmt: skip
         best = torch.where(keys > -torch.inf, children.keys.amax(1), keys)
@@ -155,6 +156,7 @@ def test_a_low_temperature_is_greedy_and_nothing_is_not_a_number() -> None:
         ("seeds", torch.zeros(1)),
         ("seeds", torch.zeros(2, dtype=torch.int64)),
         ("temperatures", torch.ones(2)),
+        ("others", torch.zeros(1, 2)),
         ("level", -1),
     ],
 )
@@ -167,6 +169,7 @@ def test_arguments_that_do_not_fit_are_named(name: str, value: object) -> None:
         "mask_index": torch.zeros(1, dtype=torch.int32),
         "emptied_starts": torch.zeros(2, dtype=torch.int32),
         "emptied_nodes": torch.zeros(0, dtype=torch.int32),
+        "others": NO_OTHERS,
         "temperatures": torch.ones(1),
         "seeds": torch.zeros(1, dtype=torch.int64),
         "level": 0,

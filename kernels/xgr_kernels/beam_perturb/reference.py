@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xgr_kernels.others import other_nodes
 from xgr_kernels.ragged import contains, keys_in_groups
 
 
@@ -35,7 +36,7 @@ def beam_perturb(
     row = torch.arange(rows, device=logits.device)
     request = torch.searchsorted(row_starts[1:].long(), row, right=True).clamp_(max=len(mask_index) - 1)
     alive = (row < row_starts[-1]) & (keys > -torch.inf)
-    table = torch.full((2, rows, codes + 1), -torch.inf, device=logits.device)
+    table = torch.empty((2, rows, codes), device=logits.device)
     step = max(1, BLOCK // codes)
     for first in range(0, rows, step):
         some = slice(first, first + step)
@@ -50,7 +51,7 @@ def beam_perturb(
             mask_index=mask_index,
             **rest,
         )
-    by_key, by_log_prob = table[:, :, :codes].contiguous()
+    by_key, by_log_prob = table
     return by_key, by_log_prob
 
 
@@ -69,31 +70,46 @@ def _fill(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
+    others: Tensor,
     temperatures: Tensor,
     seeds: Tensor,
     level: int,
 ) -> None:
-    """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes + 1]."""
+    """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes]."""
     codes = logits.shape[1]
-    at = nodes.clamp(min=0).masked_fill(~alive, 0).long()
-    first, last = child_starts[at].long(), child_starts[at + 1].long()
-    # [rows, codes]: the i-th child of each row, if it has so many; the last node stands for one that is none.
-    child = first[:, None] + torch.arange(codes, device=logits.device)
-    legal = (child < last[:, None]) & alive[:, None]
-    child.clamp_(max=len(child_codes) - 1)
-    legal &= node_masks[mask_index.long()[request][:, None], child]
-    legal &= ~_emptied(request, child, emptied_starts, emptied_nodes)
+    masks = mask_index.long()[request][:, None]
 
-    code = child_codes[child].long()
-    own = (logits.gather(1, code).double() / temperatures[request, None].double()).masked_fill(~legal, -torch.inf)
+    def below(at: Tensor) -> Tensor:
+        """The child of each of these nodes [rows], of which -1 is none, by its code; -1 for none. [rows, codes]"""
+        parents = at.clamp(min=0).long()
+        first = child_starts[parents].long()
+        last = torch.where(at < 0, first, child_starts[parents + 1].long())
+        child = first[:, None] + torch.arange(codes, device=logits.device)
+        there = child < last[:, None]
+        child.clamp_(max=len(child_codes) - 1)
+        place = child_codes[child].long().masked_fill_(~there, codes)
+        return child.new_full((len(at), codes + 1), -1).scatter_(1, place, child)[:, :codes]
+
+    def are_legal(child: Tensor) -> Tensor:
+        legal = (child >= 0) & node_masks[masks, child.clamp(min=0)]
+        return legal & ~_emptied(request, child, emptied_starts, emptied_nodes)
+
+    at = nodes.masked_fill(~alive, -1)
+    other = other_nodes(others, at)
+    shared = other >= 0
+    in_first = below(torch.where(shared, torch.minimum(at, other), at))
+    in_second = below(torch.where(shared, torch.maximum(at, other), -1))
+    first_legal, second_legal = are_legal(in_first), are_legal(in_second)
+    legal = first_legal | second_legal
+
+    own = (logits.double() / temperatures[request, None].double()).masked_fill(~legal, -torch.inf)
     conditional = own - own.logsumexp(1, keepdim=True)
-    noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, child).log().neg().log()
-    key = _conditioned(noisy, keys.double()[:, None]).masked_fill(~legal, -torch.inf)
-
-    # By code; what is no legal child goes to the column behind.
-    place = code.masked_fill(~legal, codes)
-    table[0].scatter_(1, place, key.float())
-    table[1].scatter_(1, place, conditional.float())
+    number = torch.where(in_first >= 0, in_first, in_second)
+    noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, number).log().neg().log()
+    key = _conditioned(noisy, keys.double()[:, None])
+    not_its_own = ~torch.where((shared & (at > other))[:, None], second_legal, first_legal)
+    for values, kept in ((key, table[0]), (conditional, table[1])):
+        kept.copy_(values.masked_fill(not_its_own, -torch.inf))
 
 
 def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor) -> Tensor:
