@@ -192,7 +192,7 @@ class BeamDecoder:
         """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few."""
         self.scanned = []
         with self._lane.current():
-            exploration = Exploration(explorers, shape.requests, legality.trie.others, self._device)
+            exploration = Exploration(explorers, shape.requests, legality.shared, self._device)
             style = self._decoder.styles(max(shape.rows))[0]
             selection = self._search(shape, inputs, legality, style, exploration.select)
             self._results.write(selection.nodes, exploration.scores)

@@ -22,7 +22,7 @@ class Exploration:
     """After each selection: the chosen beams' scores, as they would be without chance. [out]"""
 
     def __init__(
-        self, requests: Sequence[RecommendRequest], padded: int, others: Sequence[Tensor], device: torch.device
+        self, requests: Sequence[RecommendRequest], padded: int, others: Sequence[Tensor] | None, device: torch.device
     ) -> None:
         """`padded`: how many requests the decode's arrays have room for; `others`: those of `TrieTensors`."""
         rest = padded - len(requests)
@@ -56,7 +56,7 @@ class Exploration:
             nodes,
             row_starts=row_starts,
             child_codes=child_codes,
-            others=self._others[self._level],
+            others=None if self._others is None else self._others[self._level],
             temperatures=self._temperatures,
             seeds=self._seeds,
             level=self._level,

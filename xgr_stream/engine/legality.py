@@ -123,6 +123,11 @@ class LegalityTables:
         return tuple(key for key in self._mask_rows if key is not None)
 
     @property
+    def shared(self) -> tuple[Tensor, ...] | None:
+        """`TrieTensors.others`; None: there is no delta. What is captured can't be told so."""
+        return None if self._delta is None else self.trie.others
+
+    @property
     def num_bytes(self) -> int:
         """On the device."""
         kept = (*self._read_by_graphs, *self.emptied_nodes, *self._items.tensors, self._allowed)

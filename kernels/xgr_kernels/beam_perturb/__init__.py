@@ -35,7 +35,7 @@ def beam_perturb(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
-    others: Tensor,
+    others: Tensor | None,
     temperatures: Tensor,
     seeds: Tensor,
     level: int,
@@ -62,7 +62,8 @@ def beam_perturb(
         check_shape(name, tensor, (rows,))
     for name, tensor in (("row_starts", row_starts), ("emptied_starts", emptied_starts)):
         check_shape(name, tensor, (requests + 1,))
-    check_shape("others", others, (2, None))
+    if others is not None:
+        check_shape("others", others, (2, None))
     for name, tensor in (("temperatures", temperatures), ("seeds", seeds)):
         check_shape(name, tensor, (requests,))
     check_shape("node_masks", node_masks, (None, len(child_codes)))

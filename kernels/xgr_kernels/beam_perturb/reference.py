@@ -18,6 +18,7 @@ def _int64(value: int) -> int:
 
 BLOCK = 1 << 20
 """Children at once: a dozen intermediates of 8 MB."""
+NO_NODE = 0x7FFFFFFF
 GOLDEN = 0x9E3779B97F4A7C15
 MIX = (_int64(0xBF58476D1CE4E5B9), _int64(0x94D049BB133111EB))
 
@@ -70,52 +71,44 @@ def _fill(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
-    others: Tensor,
+    others: Tensor | None,
     temperatures: Tensor,
     seeds: Tensor,
     level: int,
 ) -> None:
     """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes]."""
-    codes = logits.shape[1]
     masks = mask_index.long()[request][:, None]
 
     def below(at: Tensor) -> Tensor:
         """The child of each of these nodes [rows], of which -1 is none, by its code; -1 for none. [rows, codes]"""
         parents = at.clamp(min=0).long()
-        first = child_starts[parents].long()
-        last = torch.where(at < 0, first, child_starts[parents + 1].long())
-        child = first[:, None] + torch.arange(codes, device=logits.device)
-        there = child < last[:, None]
-        child.clamp_(max=len(child_codes) - 1)
-        place = child_codes[child].long().masked_fill_(~there, codes)
-        return child.new_full((len(at), codes + 1), -1).scatter_(1, place, child)[:, :codes]
+        first, end = child_starts[parents].long(), child_starts[parents + 1].long()
+        last = torch.where((at < 0) | (first == end), -1, end - 1)
+        # Behind the last child it comes again, to the same place.
+        child = torch.minimum(first[:, None] + torch.arange(logits.shape[1], device=logits.device), last[:, None])
+        return torch.full_like(child, -1).scatter_(1, child_codes[child.clamp(min=0)].long(), child)
 
     def are_legal(child: Tensor) -> Tensor:
         legal = (child >= 0) & node_masks[masks, child.clamp(min=0)]
-        return legal & ~_emptied(request, child, emptied_starts, emptied_nodes)
+        return legal & ~_emptied(request, child, emptied_starts, emptied_nodes) if len(emptied_nodes) else legal
 
     at = nodes.masked_fill(~alive, -1)
-    other = other_nodes(others, at)
-    shared = other >= 0
-    in_first = below(torch.where(shared, torch.minimum(at, other), at))
-    in_second = below(torch.where(shared, torch.maximum(at, other), -1))
-    first_legal, second_legal = are_legal(in_first), are_legal(in_second)
-    legal = first_legal | second_legal
-
-    own = (logits.double() / temperatures[request, None].double()).masked_fill(~legal, -torch.inf)
-    conditional = own - own.logsumexp(1, keepdim=True)
-    number = torch.where(in_first >= 0, in_first, in_second)
+    number = below(at)
+    own = legal = are_legal(number)
+    if others is not None:
+        more = below(other_nodes(others, at))
+        legal = own | are_legal(more)
+        number = torch.minimum(number & NO_NODE, more & NO_NODE)  # the first trie's, if both have one
+    scaled = (logits.double() / temperatures[request, None].double()).masked_fill_(~legal, -torch.inf)
+    conditional = scaled - scaled.logsumexp(1, keepdim=True)
     noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, number).log().neg().log()
     key = _conditioned(noisy, keys.double()[:, None])
-    not_its_own = ~torch.where((shared & (at > other))[:, None], second_legal, first_legal)
     for values, kept in ((key, table[0]), (conditional, table[1])):
-        kept.copy_(values.masked_fill(not_its_own, -torch.inf))
+        kept.copy_(values.masked_fill_(~own, -torch.inf))
 
 
 def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor) -> Tensor:
-    """Which children [rows, codes] are among the emptied nodes of their request."""
-    if not len(emptied):
-        return torch.zeros_like(child, dtype=torch.bool)
+    """Which children [rows, codes] are among the emptied nodes of their request, of which there is one at least."""
     place = torch.arange(len(emptied), device=child.device)
     owner = torch.searchsorted(starts[1:].long(), place, right=True)  # behind the last request: no request's
     known = keys_in_groups(owner, emptied.masked_fill(place >= starts[-1], 0))
