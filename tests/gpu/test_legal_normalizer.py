@@ -36,7 +36,9 @@ def draw(children: int, beams: list[int], shared: int, dtype: torch.dtype = torc
     others = torch.tensor([[NO_NODE], [-1]]).repeat(1, 100)
     others[:, : 2 * shared] = torch.stack((torch.cat((first, second)), torch.cat((second, first))))
     rows, unused = sum(beams), [0] * (8 - len(beams))
-    nodes = torch.tensor([rng.choice((-1, rng.randrange(BASE), rng.randrange(BASE, BASE + DELTA))) for _ in range(rows)])
+    nodes = torch.tensor(
+        [rng.choice((-1, rng.randrange(BASE), rng.randrange(BASE, BASE + DELTA))) for _ in range(rows)]
+    )
     logits = torch.randn(700, CODES, device="cuda", dtype=dtype) * 5
     logits[rows:] = torch.nan
     emptied = [torch.randint(0, len(child_codes), (3000,), device="cuda").unique(), *[child_codes[:0].long()] * 7]
