@@ -89,7 +89,7 @@ class Forest:
 
 def _in_base(base: Trie, delta: Trie) -> tuple[Int32Array, ...]:
     """`Forest.in_base`: a binary search among the children of the node above."""
-    found = [np.zeros(1, np.int32)]
+    found: list[Int32Array] = [np.zeros(1, np.int32)]
     for level in range(base.levels - 1):
         codes, starts, own = base.node_codes[level], base.child_starts[level], delta.node_codes[level]
         above = found[level].take(delta.parents[level])
