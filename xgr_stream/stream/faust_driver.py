@@ -31,7 +31,7 @@ from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_client import set_consumer_right
 from xgr_stream.stream.faust_delivery import deliver_at_once
-from xgr_stream.stream.faust_topic import MAX_BATCH, Event, raw_topic
+from xgr_stream.stream.faust_topic import MAX_BATCH, Event, headers_of, raw_topic
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import REPORT_INTERVAL_S, Runtime
@@ -316,7 +316,6 @@ class FaustDriver(Service):
 
 
 def _record(message: Any) -> Record:
-    headers = message.headers or ()
     return Record(
         message.topic,
         message.partition,
@@ -324,5 +323,5 @@ def _record(message: Any) -> Record:
         message.key,
         message.value,
         -1 if message.timestamp is None else round(message.timestamp * 1000),
-        tuple(headers.items() if isinstance(headers, dict) else headers),
+        headers_of(message),
     )

@@ -10,6 +10,8 @@ import faust
 from faust import Topic
 from faust.types import EventT
 
+from xgr_stream.stream.records import Headers
+
 Event = EventT[Any]
 
 MAX_BATCH = 100
@@ -67,6 +69,12 @@ class RawTopic(Topic):
             consumer._unacked_messages.add(message)
         message.incref()
         await self.put(await self.decode(message))
+
+
+def headers_of(message: Any) -> Headers:
+    """Of a message of Faust's."""
+    headers = message.headers or ()
+    return tuple(headers.items() if isinstance(headers, dict) else headers)
 
 
 def raw_topic(app: faust.App, name: str) -> RawTopic:
