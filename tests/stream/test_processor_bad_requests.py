@@ -96,7 +96,9 @@ def size(produce: Produce) -> int:
     return len(produce.key or b"") + len(produce.value or b"") + headers + 30
 
 
-@pytest.mark.parametrize("value", [b"garbage", {"v": 1, "request_id": "r"}, {"v": 1, "request_id": "r", "user_id": "u"}])
+@pytest.mark.parametrize(
+    "value", [b"garbage", {"v": 1, "request_id": "r"}, {"v": 1, "request_id": "r", "user_id": "u"}]
+)
 @pytest.mark.parametrize("topic", [EVENTS, REQUESTS])
 @pytest.mark.parametrize(
     ("key", "headers"),

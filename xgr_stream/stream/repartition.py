@@ -21,7 +21,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import RETRY_AFTER_S, passes
 from xgr_stream.stream.faust_driver import FaustDriver
-from xgr_stream.stream.faust_topic import Event, headers_of, in_batches, raw_topic
+from xgr_stream.stream.faust_topic import Event, Supervisor, headers_of, in_batches, raw_topic
 from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.publisher import OUT_OF_STEP
 from xgr_stream.stream.records import Record, key_passed_on, passed_on
@@ -77,7 +77,9 @@ class Repartition:
         if isinstance(source, TopicT):
             self._driver.read_too(source)
         name = f"xgr-repartition-{self._config.topics.events}-{number}"
-        return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
+        return self._app.agent(channel, name=name, isolated_partitions=is_topic, supervisor_strategy=Supervisor)(
+            convert
+        )
 
     async def _forward(self, events: list[Event], to_event: ToEvent, is_topic: bool) -> None:
         """Write what becomes of these events, then acknowledge them. Tries again for as long as it may help."""
