@@ -42,18 +42,20 @@ def content(base: Base, log: Sequence[CatalogUpdate], version: str, delta_items:
         else:
             places[update.item_id] = place
     merged, since = dict(places), log[merged_to:position]
-    new: dict[str, Place] = {}
+    joined: dict[str, Place] = {}
     for number, update in enumerate(since):
         item_id, wanted = update.item_id, target(base, update)
         if item_id in {later.item_id for later in since[number + 1 :]}:
             continue
         now = merged.get(item_id)
+        if now is not None and wanted is not None and wanted[:2] == now[:2]:
+            places[item_id] = wanted
+            continue
         if now is not None:
-            same = wanted is not None and wanted[:2] == now[:2]
-            places[item_id] = now._replace(available=same and wanted is not None and wanted.available)
-        elif wanted is not None and len(new) < delta_items:
-            new[item_id] = wanted
-    return places | new
+            places[item_id] = now._replace(available=False)
+        if wanted is not None and len(joined) < delta_items:
+            joined[item_id] = wanted
+    return places | joined
 
 
 def updates(

@@ -29,9 +29,12 @@ def base_of(items: list[Any]) -> Base:
 def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> None:
     """Every item where it belongs, in order, the delta's behind; and those that a filter leaves."""
     catalog.check_integrity()
-    own = {catalog.item_ids[row] for row in catalog.trie.items}
-    in_order = sorted(places, key=lambda item_id: (item_id not in own, places[item_id].sid, item_id))
+    behind = set() if catalog.delta is None else set(catalog.delta.item_ids)
+    in_order = sorted(places, key=lambda item_id: (item_id in behind, places[item_id].sid, item_id))
     rows = np.concatenate(catalog.forest.in_order)
+    instead = np.isin(rows, catalog.delta_rows.own)  # of those whose place is another one in the delta
+    assert not catalog.available[rows[instead]].any()
+    rows = rows[~instead]
     assert catalog.ids_of(rows) == in_order
     assert [catalog.row(item_id) for item_id in in_order] == catalog.rows(in_order).tolist() == rows.tolist()
     assert [catalog.sid(item_id) for item_id in in_order] == [places[item_id].sid for item_id in in_order]
@@ -54,7 +57,9 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
     assert catalog.ids_of(rows[resolved.allows(rows)]) == passing
     assert set(catalog.ids_of(catalog.popular(100, resolved))) == set(passing)
     if catalog.delta is not None:
-        assert set(Catalog.from_table(catalog.to_table()).item_ids) == set(places)
+        table = Catalog.from_table(catalog.to_table())
+        assert sorted(table.item_ids) == sorted(places)
+        assert {item_id: table.sid(item_id) for item_id in places} == {i: place.sid for i, place in places.items()}
 
 
 @examples(100)
