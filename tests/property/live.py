@@ -61,7 +61,8 @@ def content(base: Base, log: Sequence[CatalogUpdate], version: str, delta_items:
 def updates(
     item_ids: Sequence[str], codes: Sequence[int], tags: Sequence[str], known: Base
 ) -> st.SearchStrategy[CatalogUpdate]:
-    """Of these items: often what they are in the base, with another availability; else any semantic ID, or none."""
+    """Of these items: often what they are in the base, with another availability or with other tags; else any semantic
+    ID, or none."""
     some_tags = st.lists(st.sampled_from(tags), max_size=2, unique=True).map(tuple)
     anything = st.builds(
         CatalogUpdate,
@@ -75,4 +76,10 @@ def updates(
         st.sampled_from(sorted(known) or [""]),
         st.booleans(),
     )
-    return st.one_of(anything, flips) if known else anything
+    retagged = st.builds(
+        lambda item_id, tags, available: CatalogUpdate(item_id, known[item_id].sid, tags, available),
+        st.sampled_from(sorted(known) or [""]),
+        some_tags,
+        st.sampled_from([True, True, True, False]),
+    )
+    return st.one_of(anything, flips, retagged) if known else anything
