@@ -32,9 +32,10 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
     behind = set() if catalog.delta is None else set(catalog.delta.item_ids)
     in_order = sorted(places, key=lambda item_id: (item_id in behind, places[item_id].sid, item_id))
     rows = np.concatenate(catalog.forest.in_order)
-    instead = np.isin(rows, catalog.delta_rows.own)  # of those whose place is another one in the delta
-    assert not catalog.available[rows[instead]].any()
-    rows = rows[~instead]
+    if catalog.delta is not None:  # whose items have no other place
+        replaced = np.isin(rows, catalog.delta.own_rows)
+        assert not catalog.available[rows[replaced]].any()
+        rows = rows[~replaced]
     assert catalog.ids_of(rows) == in_order
     assert [catalog.row(item_id) for item_id in in_order] == catalog.rows(in_order).tolist() == rows.tolist()
     assert [catalog.sid(item_id) for item_id in in_order] == [places[item_id].sid for item_id in in_order]

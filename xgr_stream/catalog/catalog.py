@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from xgr_stream.catalog import storage
 from xgr_stream.catalog.columns import ItemColumns, Place
-from xgr_stream.catalog.delta_rows import NO_DELTA_ROWS, DeltaRows
+from xgr_stream.catalog.delta import Delta
 from xgr_stream.catalog.filters import FilterResolver, Int64Array, ResolvedFilter
 from xgr_stream.catalog.forest import Forest, JoinedTags
 from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
@@ -46,11 +46,10 @@ class Catalog:
     (`xgr_stream.catalog.merge`).
     """
 
-    delta: Catalog | None = None
+    delta: Delta | None = None
     """Items that are searched together with these: new ones, and some of these with other places. Its rows are numbered
     behind these; `forest`, `tags`, `filters` and `available` are of both, `trie`, `sids`, `columns`, `item_ids` and
     `num_items` of these alone."""
-    delta_rows: DeltaRows = NO_DELTA_ROWS
 
     def __init__(
         self,
@@ -191,11 +190,12 @@ class Catalog:
         counts = counts_below(self.trie, items[: self.num_rows])
         if self.delta is None:
             return counts
-        behind = self.delta.counts_below(items[self.num_rows :])
+        behind = counts_below(self.delta.trie, items[self.num_rows :])
         return tuple(map(np.concatenate, zip(counts, behind, strict=True)))
 
     def row(self, item_id: str) -> int | None:
-        row = self.delta_rows.of.get(item_id)
+        delta = self.delta
+        row = None if delta is None else delta.row_of.get(item_id)
         return self.own_row(item_id) if row is None else row
 
     def own_row(self, item_id: str) -> int | None:
@@ -208,7 +208,7 @@ class Catalog:
         item_ids = item_ids if isinstance(item_ids, Sequence) else list(item_ids)
         rows = self.own_rows(item_ids)
         if self.delta is not None:
-            self.delta_rows.replace(rows, item_ids)
+            self.delta.replace(rows, item_ids)
         return rows
 
     def own_rows(self, item_ids: Sequence[str]) -> Int32Array:
@@ -246,26 +246,26 @@ class Catalog:
         none: there is no delta. Mutates."""
         forest: Trie | Forest = self.trie
         tags: TagIndex | JoinedTags = self.columns.tags
-        delta, delta_rows, available = None, NO_DELTA_ROWS, _NO_ITEMS
+        delta = None
         if places:
             in_order = dict(sorted(places.items(), key=lambda item: (item[1].sid, item[0])))
-            own, popularity = self.own_rows(list(in_order)), self.columns.popularity
+            item_ids, popularity = list(in_order), self.columns.popularity
+            own = self.own_rows(item_ids)
             if popularity is not None:
                 popularity = np.where(own < 0, 0.0, popularity.take(own, mode="clip"))
-            delta = Catalog(ItemColumns.from_places(in_order, self.codes, popularity))
-            delta_rows, available = DeltaRows(in_order, own, self.num_rows), delta.available
-            forest, tags = Forest.of(self.trie, delta.trie), JoinedTags(self.columns.tags, delta.columns.tags)
+            columns = ItemColumns.from_places(in_order, self.codes, popularity)
+            delta = Delta(item_ids, columns, own, self.num_rows)
+            forest, tags = Forest.of(self.trie, delta.trie), JoinedTags(self.columns.tags, delta.tags)
         filters = FilterResolver(forest, tags, self._live)
-        self._live.join(available)
+        self._live.join(_NO_ITEMS if delta is None else delta.available)
         self.forest, self.tags, self.filters, self.delta = forest, tags, filters, delta
-        self.delta_rows = delta_rows
 
     @property
     def delta_retokenises(self) -> bool:
         """Whether the delta gives an item another semantic ID than it has without it, or its first."""
         if self.delta is None:
             return False
-        own = self.delta_rows.own
+        own = self.delta.own_rows
         return bool((own < 0).any() or (self.sids.take(own, axis=0) != self.delta.sids).any())
 
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
@@ -350,16 +350,18 @@ class Catalog:
         if self.delta is not None:
             behind = self.forest.in_order[-1]
             behind = behind[resolved.allows(behind)]
-            own = np.concatenate((found, self.delta_rows.own[behind - self.num_rows]))
+            own = np.concatenate((found, self.delta.own_rows[behind - self.num_rows]))
             found = np.concatenate((found, behind))[np.argsort(self._ranking.ranks(own), kind="stable")[:k]]
         return found
 
     def to_table(self) -> pa.Table:
         """The items that have a place, as `from_table` takes them, current availability included."""
-        rows = np.sort(self.trie.items)
-        rows = rows[~np.isin(rows, self.delta_rows.own)]
-        own = storage.as_table(self.columns, self._live.items[: self.num_rows]).take(rows)
-        return own if self.delta is None else pa.concat_tables((own, self.delta.to_table()), promote_options="default")
+        rows, delta = np.sort(self.trie.items), self.delta
+        own = storage.as_table(self.columns, self._live.items[: self.num_rows])
+        if delta is None:
+            return own.take(rows)
+        own = own.take(rows[~np.isin(rows, delta.own_rows)])
+        return pa.concat_tables((own, storage.as_table(delta.columns, delta.available)), promote_options="default")
 
     def save(self, path: str | Path) -> None:
         """Write one Parquet file, current availability included; `load` checks it against its own hash. Of a catalog
@@ -379,6 +381,6 @@ class Catalog:
             )
         if self._away != storage.rows_hash(np.flatnonzero(~self._live.items[: self.num_rows])):
             raise CatalogError("the version does not match the availability")
-        own = self.delta_rows.own
+        own = _NO_ROWS if self.delta is None else self.delta.own_rows
         if self._live.items[own[own >= 0]].any():
             raise CatalogError("an item of the delta is to be had in its own place, too")
