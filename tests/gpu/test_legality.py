@@ -92,7 +92,7 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
     assert [tensor.data_ptr() for tensor in moved] == places
 
 
-def test_captured_decodes_find_new_items_and_what_is_merged_as_a_cpu_does() -> None:
+def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_does() -> None:
     """With beams for all nodes, whose answers no rounding changes, and with few; in batches of two."""
     rng = random.Random(1)
     case = Case(
@@ -107,6 +107,7 @@ def test_captured_decodes_find_new_items_and_what_is_merged_as_a_cpu_does() -> N
     position, known, merges = 0, case.items["item_id"], [None, None]
     for step in range(8):
         ids = [f"launched-{step}", *(f"new-{rng.randrange(30)}" for _ in range(rng.choice([0, 12])))]
+        ids += rng.sample(known, rng.choice([0, 12]))
         sids = [tuple(rng.randrange(most) for most in case.codes) for _ in ids]
         updates = [CatalogUpdate(*place, ("red",), rng.random() < 0.8) for place in zip(ids, sids, strict=True)]
         position += len(updates)
