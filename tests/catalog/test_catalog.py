@@ -127,6 +127,16 @@ def test_one_item() -> None:
     assert catalog.resolve(ItemFilter(exclude=("only",))).leaves_any() is False
 
 
+def test_an_item_that_is_to_be_had_in_two_places_is_found(catalog: Catalog) -> None:
+    live = LiveCatalog(catalog)
+    live.apply([CatalogUpdate("a", (2, 0))], 1)
+    live.join()
+    catalog.check_integrity()
+    catalog.flip(catalog.own_rows(["a"]), True)
+    with pytest.raises(CatalogError, match="in its own place, too"):
+        catalog.check_integrity()
+
+
 def test_a_table_s_catalog_anew_is_as_it_was_and_goes_its_own_way() -> None:
     items = tiny_items(items=30)
     fresh, first = Catalog.from_table(items), Catalog.from_table(items)

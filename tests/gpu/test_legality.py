@@ -94,7 +94,7 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("normalizer", ["level", "legal"])
-def test_captured_decodes_find_new_items_and_what_is_merged_as_a_cpu_does(normalizer: str) -> None:
+def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_does(normalizer: str) -> None:
     """With beams for all nodes, whose answers no rounding changes, and with few; in batches of two. Captured before
     there is a delta; draws are not captured."""
     rng = random.Random(1)
@@ -112,6 +112,7 @@ def test_captured_decodes_find_new_items_and_what_is_merged_as_a_cpu_does(normal
     position, known, merges = 0, case.items["item_id"], [None, None]
     for step in range(8):
         ids = [f"launched-{step}", *(f"new-{rng.randrange(30)}" for _ in range(rng.choice([0, 12])))]
+        ids += rng.sample(known, rng.choice([0, 12]))
         sids = [tuple(rng.randrange(most) for most in case.codes) for _ in ids]
         updates = [CatalogUpdate(*place, ("red",), rng.random() < 0.8) for place in zip(ids, sids, strict=True)]
         position += len(updates)

@@ -230,7 +230,7 @@ async def test_a_worker_without_memory_for_a_merge_serves_on_and_merges_later(
             response = await client.recommend("user", k=128, beam_width=128, timeout=20)
         check([response], updates.log)
         served = {*base(), "first", "second"} - {"item-1"}
-        assert {item.item_id for item in response.items} == served - {"item-0"}  # what moved waits for the merge
+        assert {item.item_id for item in response.items} == served
         for catalog in (readiness()["catalog"], readiness()["models"][0]["catalog"]):
             assert catalog["merge_error"] == "no memory for a merge: CUDA out of memory"
         assert metrics.get_sample_value("xgr_catalog_merges_failed_total") > 0

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
-from aiokafka.errors import KafkaConnectionError, ProducerFenced
+from aiokafka.errors import InvalidTxnState, KafkaConnectionError, ProducerFenced
 
 from tests.integration.conftest import own_topics
 from tests.integration.workers import kafka_worker, make_topics, until
@@ -26,7 +26,7 @@ from xgr_stream.stream.checks import check_transactions
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.topology import ensure_topics
-from xgr_stream.stream.transactions import start_producer, transactional_id
+from xgr_stream.stream.transactions import MAX_FAILURES, start_producer, transactional_id
 from xgr_stream.testing.broker import ApacheKafka, Broker
 from xgr_stream.types import RecommendRequest, UserEvent
 
@@ -203,6 +203,30 @@ async def test_copies_are_in_the_transaction_and_a_topic_that_is_not_there_holds
         assert driver.runtime.setup.metrics.reply_copies_failed._value.get() == 1
         assert driver.runtime.setup.metrics.transactions.labels("aborted")._value.get() == 0
     assert len(await records_of(broker.connection, copies)) == 2
+
+
+async def test_topics_that_no_transaction_survives_writing_to_end_no_worker(
+    broker: Broker, config: StreamConfig, client: RecommendClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends requests chooses them, and more of them than a partition's transactions may fail."""
+    bad = [f"bad-{number}-{config.topics.events}" for number in range(MAX_FAILURES + 1)]
+    await make_topics(broker, *(NewTopic(name, 1, 1) for name in bad))
+    send = AIOKafkaProducer.send
+
+    async def refused(self: AIOKafkaProducer, topic: str, *arguments: Any, **options: Any) -> Any:
+        if topic in bad:
+            raise InvalidTxnState
+        return await send(self, topic, *arguments, **options)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send", refused)
+    async with kafka_worker(broker, config) as driver:
+        asked = [RecommendRequest(f"to-{name}", "user-1", reply_to=name, timeout_ms=20_000) for name in bad]
+        for request in asked:
+            await client.respond(request)
+        assert driver.runtime.failure is None
+        metrics = driver.runtime.setup.metrics
+        assert metrics.transactions.labels("aborted")._value.get() == len(bad)
+        assert metrics.reply_copies_failed._value.get() >= len(bad)
 
 
 async def _ended_but_open(connection: Connection, config: StreamConfig, user: str, *, committed: bool) -> None:

@@ -42,24 +42,27 @@ def content(base: Base, log: Sequence[CatalogUpdate], version: str, delta_items:
         else:
             places[update.item_id] = place
     merged, since = dict(places), log[merged_to:position]
-    new: dict[str, Place] = {}
+    joined: dict[str, Place] = {}
     for number, update in enumerate(since):
         item_id, wanted = update.item_id, target(base, update)
         if item_id in {later.item_id for later in since[number + 1 :]}:
             continue
         now = merged.get(item_id)
+        if now is not None and wanted is not None and wanted[:2] == now[:2]:
+            places[item_id] = wanted
+            continue
         if now is not None:
-            same = wanted is not None and wanted[:2] == now[:2]
-            places[item_id] = now._replace(available=same and wanted is not None and wanted.available)
-        elif wanted is not None and len(new) < delta_items:
-            new[item_id] = wanted
-    return places | new
+            places[item_id] = now._replace(available=False)
+        if wanted is not None and len(joined) < delta_items:
+            joined[item_id] = wanted
+    return places | joined
 
 
 def updates(
     item_ids: Sequence[str], codes: Sequence[int], tags: Sequence[str], known: Base
 ) -> st.SearchStrategy[CatalogUpdate]:
-    """Of these items: often what they are in the base, with another availability; else any semantic ID, or none."""
+    """Of these items: often what they are in the base, with another availability or with other tags; else any semantic
+    ID, or none."""
     some_tags = st.lists(st.sampled_from(tags), max_size=2, unique=True).map(tuple)
     anything = st.builds(
         CatalogUpdate,
@@ -73,4 +76,10 @@ def updates(
         st.sampled_from(sorted(known) or [""]),
         st.booleans(),
     )
-    return st.one_of(anything, flips) if known else anything
+    retagged = st.builds(
+        lambda item_id, tags, available: CatalogUpdate(item_id, known[item_id].sid, tags, available),
+        st.sampled_from(sorted(known) or [""]),
+        some_tags,
+        st.sampled_from([True, True, True, False]),
+    )
+    return st.one_of(anything, flips, retagged) if known else anything

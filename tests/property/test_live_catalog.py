@@ -29,9 +29,13 @@ def base_of(items: list[Any]) -> Base:
 def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> None:
     """Every item where it belongs, in order, the delta's behind; and those that a filter leaves."""
     catalog.check_integrity()
-    own = {catalog.item_ids[row] for row in catalog.trie.items}
-    in_order = sorted(places, key=lambda item_id: (item_id not in own, places[item_id].sid, item_id))
+    behind = set() if catalog.delta is None else set(catalog.delta.item_ids)
+    in_order = sorted(places, key=lambda item_id: (item_id in behind, places[item_id].sid, item_id))
     rows = np.concatenate(catalog.forest.in_order)
+    if catalog.delta is not None:  # whose items have no other place
+        replaced = np.isin(rows, catalog.delta.own_rows)
+        assert not catalog.available[rows[replaced]].any()
+        rows = rows[~replaced]
     assert catalog.ids_of(rows) == in_order
     assert [catalog.row(item_id) for item_id in in_order] == catalog.rows(in_order).tolist() == rows.tolist()
     assert [catalog.sid(item_id) for item_id in in_order] == [places[item_id].sid for item_id in in_order]
@@ -54,7 +58,30 @@ def check(catalog: Catalog, places: dict[str, Place], wanted: ItemFilter) -> Non
     assert catalog.ids_of(rows[resolved.allows(rows)]) == passing
     assert set(catalog.ids_of(catalog.popular(100, resolved))) == set(passing)
     if catalog.delta is not None:
-        assert set(Catalog.from_table(catalog.to_table()).item_ids) == set(places)
+        table = Catalog.from_table(catalog.to_table())
+        assert sorted(table.item_ids) == sorted(places)
+        assert {item_id: table.sid(item_id) for item_id in places} == {i: place.sid for i, place in places.items()}
+
+
+def check_popular(catalog: Catalog, items: list[Item], places: dict[str, Place], wanted: ItemFilter) -> None:
+    """An item has its table's popularity wherever it stands; those that updates brought come last."""
+    popularity = {item.item_id: item.popularity for item in items}
+    table = base_of(items)
+
+    def order(item_id: str) -> tuple[object, ...]:
+        if item_id in table:
+            return 0, -popularity[item_id], table[item_id].sid, item_id
+        row = catalog.own_row(item_id)
+        return (2, places[item_id].sid, item_id) if row is None else (1, tuple(catalog.sids[row].tolist()), item_id)
+
+    resolved = catalog.resolve(wanted)
+    rows = catalog.rows(list(places))
+    passing = sorted(catalog.ids_of(rows[resolved.allows(rows)]), key=order)
+    for k in (1, 3, 100):
+        assert catalog.ids_of(catalog.popular(k, resolved)) == passing[:k]
+    saved = catalog.to_table()
+    pairs = zip(saved["item_id"].to_pylist(), saved["popularity"].to_pylist(), strict=True)
+    assert sorted(pairs) == sorted((item_id, popularity.get(item_id, 0)) for item_id in places)
 
 
 @examples(100)
@@ -91,7 +118,9 @@ def test_every_version_is_what_its_name_says(data: st.DataObject) -> None:
             merge.discard()
             merge = None
         live.join()
-        check(live.catalog, content(base, log, live.catalog.version, most), data.draw(filters(items)))
+        places, wanted = content(base, log, live.catalog.version, most), data.draw(filters(items))
+        check(live.catalog, places, wanted)
+        check_popular(live.catalog, items, places, wanted)
     waiting = live.num_waiting
     assert ("~" in live.catalog.version) == (waiting > 0)
 
@@ -160,19 +189,20 @@ def test_those_updated_first_are_served_if_more_wait_than_a_delta_holds(at_once:
             live.join()
 
     def served() -> list[str]:
-        return [item_id for item_id in "abcde" if live.catalog.row(item_id) is not None]
+        return [item_id for item_id in ["base", *"abcde"] if live.catalog.sid(item_id) == (1,)]
 
-    apply("b", "a", "b")
-    assert served() == ["a"]
+    apply("b", "base", "b", "a")
+    assert served() == ["base"]
+    assert not live.catalog.available[:1].any()
     merge = live.begin()
     assert merge is not None
     merge.run()
     apply("d", "c", "d")
     merge.follow(live.handed_over(left=0))
     apply("e")
-    assert served() == ["a"]
+    assert served() == ["base"]
     live.finish(merge)
-    assert served() == ["a", "b", "c"]
+    assert served() == ["base", "a", "b", "c"]
 
 
 def test_what_would_make_a_version_lie_is_refused() -> None:

@@ -69,7 +69,8 @@ def check(
 @examples(30)
 @given(st.data())
 def test_answers_are_those_of_the_version_that_they_name(data: st.DataObject) -> None:
-    """New items too, which nothing has merged: they are served from a delta."""
+    """New items too, and those that moved or have other tags, which nothing has merged: they are served from a
+    delta."""
     case = data.draw(cases(normalizers=(data.draw(st.sampled_from(["level", "vocabulary", "legal", "legal"])),)))
     engine = case.engine()
     base = base_of(case)

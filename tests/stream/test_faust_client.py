@@ -27,8 +27,8 @@ async def test_a_broker_that_is_not_the_coordinator_is_heard(tmp_path: Path, mon
 
     monkeypatch.setattr(AIOKafkaClient, "send", answer)
     app: Any = faust.App("app", broker="kafka://localhost:1", web_enabled=False, datadir=tmp_path)
-    set_consumer_right(app)
-    set_consumer_right(app)
+    set_consumer_right(app, pytest.fail)
+    set_consumer_right(app, pytest.fail)
     consumer = app.consumer._thread._create_consumer(loop=asyncio.get_running_loop())
     with pytest.raises(NotCoordinatorForGroupError):
         await consumer._client.send(0, OffsetFetchRequest("app", []))

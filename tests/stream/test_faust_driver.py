@@ -10,6 +10,7 @@ from typing import Any
 import faust
 import pytest
 from faust.types import TP
+from mode import Service
 
 from tests.stream.agents import PARTITION, USER, put
 from xgr_stream.config import EngineConfig, StreamConfig
@@ -219,3 +220,19 @@ async def test_a_request_of_another_worker_s_user_may_be_as_large_as_one_of_ours
     assert driver.runtime is not None
     await recommender._started_client(driver.runtime)
     assert made["max_message_bytes"] == 4 << 20
+
+
+async def test_all_actors_may_be_started_again_at_once(driver: FaustDriver) -> None:
+    """As a rebalance has it. mode's own supervisor ends the process at the second within 10 ms."""
+    again: list[object] = []
+
+    async def replacement(service: object, index: int) -> Any:
+        again.append(service)
+        return Service.from_awaitable(asyncio.sleep(0))
+
+    supervisor = driver.events._new_supervisor()
+    supervisor.replacement = replacement
+    actors: list[Any] = [Service.from_awaitable(asyncio.sleep(0)) for _ in range(50)]
+    supervisor.add(*actors)
+    await supervisor.restart_services(actors)
+    assert again == actors

@@ -8,6 +8,7 @@ import pytest
 
 from tests.stream.harness import (
     DEAD,
+    EVENTS,
     PARTITIONS,
     REQUESTS,
     Stream,
@@ -15,10 +16,11 @@ from tests.stream.harness import (
     message,
     sample,
 )
-from xgr_stream.config import TopicNames
+from xgr_stream.config import MIB, TopicNames
+from xgr_stream.stream.records import Produce
 
 
-@pytest.mark.parametrize("topic", [*astuple(TopicNames()), "..", "a b", "x" * 250])
+@pytest.mark.parametrize("topic", [*astuple(TopicNames()), "..", "a b", "x" * 250, "__consumer_offsets"])
 def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
     [answer] = answers(stream := Stream(), stream.request("u", fields={"reply_to": topic}))
     assert (answer["status"], answer["error"]) == ("error", "invalid_request")
@@ -86,3 +88,33 @@ def test_a_request_placed_by_another_partitioner_is_told_so_where_it_was_sent() 
     assert produce.partition == wrong
     assert message(produce)["error"] == "misplaced"
     assert sample(stream, "xgr_misplaced_records_total", topic=REQUESTS) == 1
+
+
+def size(produce: Produce) -> int:
+    """Bytes that the record takes, at most, but for the batch around it."""
+    headers = sum(len(name.encode()) + len(value or b"") + 10 for name, value in produce.headers)
+    return len(produce.key or b"") + len(produce.value or b"") + headers + 30
+
+
+@pytest.mark.parametrize(
+    "value", [b"garbage", {"v": 1, "request_id": "r"}, {"v": 1, "request_id": "r", "user_id": "u"}]
+)
+@pytest.mark.parametrize("topic", [EVENTS, REQUESTS])
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [
+        (b"k" * MIB, ()),
+        (b"u", (("", b""),) * 524_240),
+        (b"u", (("\N{GRINNING FACE}" * 100, b""),) * 160),
+        (b"u", (("traceparent", b"0" * MIB), ("tracestate", None))),
+    ],
+    ids=["key", "empty headers", "names", "trace"],
+)
+def test_nothing_that_a_record_brings_along_makes_an_answer_too_large(
+    topic: str, value: object, key: bytes, headers: tuple
+) -> None:
+    """The broker would refuse it, and that stops a worker, and the next one that reads the record."""
+    stream = Stream()
+    record = stream.record(topic, "u", value, key=key)._replace(headers=headers)  # type: ignore[arg-type]
+    [produce] = stream.run(record)
+    assert size(produce) < MIB

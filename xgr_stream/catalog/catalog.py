@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xgr_stream.catalog import storage
-from xgr_stream.catalog.columns import ItemColumns
+from xgr_stream.catalog.columns import ItemColumns, Place
+from xgr_stream.catalog.delta import Delta
 from xgr_stream.catalog.filters import FilterResolver, Int64Array, ResolvedFilter
 from xgr_stream.catalog.forest import Forest, JoinedTags
 from xgr_stream.catalog.legal import BoolArray, LiveItems, counts_below
@@ -32,6 +33,7 @@ FLIPS_REMEMBERED = 1 << 16
 DELTA_ITEMS = 256
 """Of a delta, at most: to make one of so many takes 2.4 ms (of 1,024: 4.9), before each batch while more come."""
 _NO_ROWS: Int32Array = np.zeros(0, dtype=np.int32)
+_NO_ITEMS: BoolArray = np.zeros(0, np.bool_)
 _NO_KEYS: Int64Array = np.zeros(0, dtype=np.int64)
 
 
@@ -44,9 +46,10 @@ class Catalog:
     (`xgr_stream.catalog.merge`).
     """
 
-    delta: Catalog | None = None
-    """New items that are searched together with these. Its rows are numbered behind these; `forest`, `tags`, `filters`
-    and `available` are of both, `trie`, `sids`, `columns` and `item_ids` of these alone."""
+    delta: Delta | None = None
+    """Items that are searched together with these: new ones, and some of these with other places. Its rows are numbered
+    behind these; `forest`, `tags`, `filters` and `available` are of both, `trie`, `sids`, `columns`, `item_ids` and
+    `num_items` of these alone."""
 
     def __init__(
         self,
@@ -187,17 +190,16 @@ class Catalog:
         counts = counts_below(self.trie, items[: self.num_rows])
         if self.delta is None:
             return counts
-        behind = self.delta.counts_below(items[self.num_rows :])
+        behind = counts_below(self.delta.trie, items[self.num_rows :])
         return tuple(map(np.concatenate, zip(counts, behind, strict=True)))
 
     def row(self, item_id: str) -> int | None:
-        row, delta = self.own_row(item_id), self.delta
-        if row is None and delta is not None and (row := delta.own_row(item_id)) is not None:
-            row += self.num_rows
-        return row
+        delta = self.delta
+        row = None if delta is None else delta.row_of.get(item_id)
+        return self.own_row(item_id) if row is None else row
 
     def own_row(self, item_id: str) -> int | None:
-        """None for an item of the delta."""
+        """The same, the delta aside."""
         row = self.names.row(item_id)
         return row if row is not None and row < self.num_rows and self.sids[row, 0] >= 0 else None
 
@@ -206,13 +208,11 @@ class Catalog:
         item_ids = item_ids if isinstance(item_ids, Sequence) else list(item_ids)
         rows = self.own_rows(item_ids)
         if self.delta is not None:
-            unknown = np.flatnonzero(rows < 0)
-            behind = self.delta.own_rows([item_ids[place] for place in unknown.tolist()])
-            rows[unknown] = np.where(behind < 0, -1, behind + self.num_rows)
+            self.delta.replace(rows, item_ids)
         return rows
 
     def own_rows(self, item_ids: Sequence[str]) -> Int32Array:
-        """The same, -1 for an item of the delta."""
+        """The same, the delta aside."""
         rows = self.names.rows(item_ids)
         if self._origin is not None or len(self.names) > self.num_rows:
             rows[rows >= self.num_rows] = -1
@@ -220,10 +220,8 @@ class Catalog:
         return rows
 
     def sid(self, item_id: str) -> tuple[int, ...] | None:
-        row, delta = self.own_row(item_id), self.delta
-        if row is None:
-            return None if delta is None else delta.sid(item_id)
-        return tuple(self.sids[row].tolist())
+        row = self.row(item_id)
+        return None if row is None else tuple(self.sids_of(np.array([row]))[0].tolist())
 
     def sids_of(self, rows: npt.NDArray[np.integer]) -> Int32Array:
         """[rows, levels]; anything for row -1."""
@@ -243,14 +241,32 @@ class Catalog:
             ids[place] = self.delta.item_ids[rows.item(place) - self.num_rows]
         return ids
 
-    def join(self, delta: Catalog | None) -> None:
-        """Have this one's items, none of which has a place here, beside one's own, in place of those of the delta
-        before. Mutates; it belongs to this one from here on."""
-        forest = self.trie if delta is None else Forest.of(self.trie, delta.trie)
-        tags = self.columns.tags if delta is None else JoinedTags(self.columns.tags, delta.columns.tags)
+    def join(self, places: Mapping[str, Place]) -> None:
+        """Have these items, whose own rows, if they have any, are flipped off, in the delta, in place of those before;
+        none: there is no delta. Mutates."""
+        forest: Trie | Forest = self.trie
+        tags: TagIndex | JoinedTags = self.columns.tags
+        delta = None
+        if places:
+            in_order = dict(sorted(places.items(), key=lambda item: (item[1].sid, item[0])))
+            item_ids, popularity = list(in_order), self.columns.popularity
+            own = self.own_rows(item_ids)
+            if popularity is not None:
+                popularity = np.where(own < 0, 0.0, popularity.take(own, mode="clip"))
+            columns = ItemColumns.from_places(in_order, self.codes, popularity)
+            delta = Delta(item_ids, columns, own, self.num_rows)
+            forest, tags = Forest.of(self.trie, delta.trie), JoinedTags(self.columns.tags, delta.tags)
         filters = FilterResolver(forest, tags, self._live)
-        self._live.join(np.zeros(0, np.bool_) if delta is None else delta.available)
+        self._live.join(_NO_ITEMS if delta is None else delta.available)
         self.forest, self.tags, self.filters, self.delta = forest, tags, filters, delta
+
+    @property
+    def delta_retokenises(self) -> bool:
+        """Whether the delta gives an item another semantic ID than it has without it, or its first."""
+        if self.delta is None:
+            return False
+        own = self.delta.own_rows
+        return bool((own < 0).any() or (self.sids.take(own, axis=0) != self.delta.sids).any())
 
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
         """Let items come or go, at once. Mutates. Not for one that follows a topic of updates, whose version would no
@@ -326,19 +342,26 @@ class Catalog:
 
     def popular(self, k: int, resolved: ResolvedFilter) -> Int32Array:
         """The rows of the k most popular items that may be returned, [at most k]; none if the table named no
-        popularity. Equal ones in row order; those that updates brought come last, in SID order, the delta's behind."""
+        popularity. Equal ones in row order; those that updates brought come last, in SID order, the delta's new ones
+        behind; others of the delta where they would be without it."""
         if self._ranking is None:
             return _NO_ROWS
         found = self._ranking.first(k, resolved)
-        if self.delta is not None and len(found) < k:
+        if self.delta is not None:
             behind = self.forest.in_order[-1]
-            found = np.concatenate((found, behind[resolved.allows(behind)]))[:k]
+            behind = behind[resolved.allows(behind)]
+            own = np.concatenate((found, self.delta.own_rows[behind - self.num_rows]))
+            found = np.concatenate((found, behind))[np.argsort(self._ranking.ranks(own), kind="stable")[:k]]
         return found
 
     def to_table(self) -> pa.Table:
         """The items that have a place, as `from_table` takes them, current availability included."""
-        own = storage.as_table(self.columns, self._live.items[: self.num_rows]).take(np.sort(self.trie.items))
-        return own if self.delta is None else pa.concat_tables((own, self.delta.to_table()), promote_options="default")
+        rows, delta = np.sort(self.trie.items), self.delta
+        own = storage.as_table(self.columns, self._live.items[: self.num_rows])
+        if delta is None:
+            return own.take(rows)
+        own = own.take(rows[~np.isin(rows, delta.own_rows)])
+        return pa.concat_tables((own, storage.as_table(delta.columns, delta.available)), promote_options="default")
 
     def save(self, path: str | Path) -> None:
         """Write one Parquet file, current availability included; `load` checks it against its own hash. Of a catalog
@@ -358,3 +381,6 @@ class Catalog:
             )
         if self._away != storage.rows_hash(np.flatnonzero(~self._live.items[: self.num_rows])):
             raise CatalogError("the version does not match the availability")
+        own = _NO_ROWS if self.delta is None else self.delta.own_rows
+        if self._live.items[own[own >= 0]].any():
+            raise CatalogError("an item of the delta is to be had in its own place, too")

@@ -46,10 +46,11 @@ class ItemColumns:
     """[items]"""
 
     @classmethod
-    def from_places(cls, places: Mapping[str, Place], codes: tuple[int, ...], *, popularity: bool) -> ItemColumns:
-        """Of items that have been checked. `popularity`: whether they have one, of 0."""
-        item_ids = sorted(places, key=lambda item_id: (places[item_id].sid, item_id))
-        in_order = [places[item_id] for item_id in item_ids]
+    def from_places(
+        cls, places: Mapping[str, Place], codes: tuple[int, ...], popularity: npt.NDArray[np.float64] | None
+    ) -> ItemColumns:
+        """Of items that have been checked, in a table's order. `popularity`: [items]."""
+        item_ids, in_order = list(places), list(places.values())
         names: dict[str, int] = {}
         pairs = [(names.setdefault(tag, len(names)), row) for row, place in enumerate(in_order) for tag in place.tags]
         tags, rows = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -58,7 +59,7 @@ class ItemColumns:
             sids=np.array([place.sid for place in in_order], np.int32),
             codes=codes,
             tags=TagIndex.from_pairs(names, tags, rows.astype(np.int32), len(item_ids)),
-            popularity=np.zeros(len(item_ids)) if popularity else None,
+            popularity=popularity,
             available=np.array([place.available for place in in_order]),
         )
 

@@ -1,5 +1,5 @@
-"""A catalog and the delta of new items beside it, as one: the delta's nodes, items and rows are numbered behind the
-catalog's.
+"""A catalog and the delta of new and changed items beside it, as one: the delta's nodes, items and rows are numbered
+behind the catalog's.
 
 What is true of a trie is true of both: the children of a node, the leaves and the items below it are each one range.
 Node order is SID order in each of the two, and depth 0 has two roots.

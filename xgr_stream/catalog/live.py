@@ -2,11 +2,11 @@
 
 An item that comes or goes is flipped at once. An item that is new, or has another semantic ID or other tags, waits:
 `begin` hands out a merge, `Merge.run` makes the next catalog on another thread, `Merge.follow` takes what came
-meanwhile (`handed_over`), `finish` puts it in place, or `abandon` gives it up. Until then new items are served from a
-delta beside the catalog, and items that are to be others are not recommended, so that what is served depends on the
-updates alone:
+meanwhile (`handed_over`), `finish` puts it in place, or `abandon` gives it up. Until then such items are served from a
+delta beside the catalog, where those that have a place are flipped off, so that what is served depends on the updates
+alone:
 
-    every update before `merged_to`; of those from there to `position`, that items without a place until then have one,
+    every update before `merged_to`; of those from there to `position`, that items have another place or their first,
     the first `DELTA_ITEMS` by their last updates, and that the others come, go, or wait
 
 which is what the version names: `<the base's version>+<position>`, with `<merged_to>~<position>` while something waits.
@@ -22,7 +22,7 @@ import numpy as np
 
 from xgr_stream.catalog.beside import STEP, in_steps
 from xgr_stream.catalog.catalog import DELTA_ITEMS, Catalog
-from xgr_stream.catalog.columns import ItemColumns, Place
+from xgr_stream.catalog.columns import Place
 from xgr_stream.catalog.merge import merge
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import CatalogUpdate
@@ -38,17 +38,25 @@ LEFT_TO_FINISH = 512
 class Waiting:
     """What each item that waits for a merge is to be."""
 
-    changed: dict[str, Place | None] = field(default_factory=dict)
-    """Of those that have a place now; None: they are to have none."""
-    new: dict[str, Place] = field(default_factory=dict)
-    """In the order of their last updates."""
+    places: dict[str, Place] = field(default_factory=dict)
+    """Of those that are to have one, their first or another. In the order of their last updates."""
+    gone: dict[str, None] = field(default_factory=dict)
+    """Those that have a place now and are to have none."""
     joined: dict[str, Place] = field(default_factory=dict)
-    """Those of them that the catalog's delta holds."""
+    """Those of `places` that the catalog's delta holds."""
     stale: bool = False
-    """Whether `new` is not what it was when they joined."""
+    """Whether `places` is not what it was when they joined."""
 
     def __len__(self) -> int:
-        return len(self.changed) + len(self.new)
+        return len(self.places) + len(self.gone)
+
+    def drop(self, updates: Iterable[CatalogUpdate]) -> None:
+        """The items of these do not wait, unless what they are now to be is put in again."""
+        for update in updates:
+            if self.places.pop(update.item_id, None) is not None:
+                self.stale = True
+            else:
+                self.gone.pop(update.item_id, None)
 
 
 class Merge:
@@ -89,13 +97,13 @@ class Merge:
         self.join()
 
     def join(self) -> None:
-        """Have the new ones of what it followed in the delta of `merged`."""
+        """Have what waits of what it followed in the delta of `merged`."""
         _join(self.merged, self.waiting, self._delta_items)
 
     def discard(self) -> None:
         """Let go of what it holds, on any thread, after `finish` or `abandon`, little by little: 100,000 items that go
         at once hold up all threads for 8 to 15 ms, the arrays of 10 million for 20. It is not to be used any more."""
-        for held in (self.waiting.changed, self.waiting.new, self.changes):
+        for held in (self.waiting.places, self.waiting.gone, self.changes):
             while held:
                 for _ in range(min(STEP, len(held))):
                     held.popitem()
@@ -146,16 +154,16 @@ class LiveCatalog:
         self._name()
 
     def join(self) -> None:
-        """Have the new items that wait in the current catalog's delta; its version says that they are. To be called
-        before a batch, and not for each update: while a worker reads a log of millions, the delta would be made anew
-        every few hundred."""
+        """Have the items that wait in the current catalog's delta; its version says that they are. To be called before
+        a batch, and not for each update: while a worker reads a log of millions, the delta would be made anew every few
+        hundred."""
         _join(self.catalog, self._waiting, self._delta_items)
 
     def begin(self) -> Merge | None:
         """What is to be merged now; None: nothing waits, or a merge runs already."""
         if not self._waiting or self.merging is not None:
             return None
-        changes = {**self._waiting.changed, **self._waiting.new}
+        changes = {**dict.fromkeys(self._waiting.gone), **self._waiting.places}
         self.merging = Merge(self.base, self.catalog, changes, self.position, self._delta_items)
         return self.merging
 
@@ -208,40 +216,34 @@ def _last(updates: Iterable[CatalogUpdate]) -> dict[str, CatalogUpdate]:
 
 
 def _join(catalog: Catalog, waiting: Waiting, delta_items: int) -> None:
-    """Have the new items that wait in the catalog's delta. Mutates both."""
+    """Have the items that wait in the catalog's delta. Mutates both."""
     if not waiting.stale:
         return
-    joined = dict(islice(waiting.new.items(), delta_items))
+    joined = dict(islice(waiting.places.items(), delta_items))
     if joined != waiting.joined:
-        popularity = catalog.columns.popularity is not None
-        delta = Catalog(ItemColumns.from_places(joined, catalog.codes, popularity=popularity)) if joined else None
-        catalog.join(delta)
+        catalog.join(joined)
         waiting.joined = joined
     waiting.stale = False
 
 
 def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[CatalogUpdate]) -> None:
     """One update of each item. Mutates the catalog and what waits."""
+    if waiting:
+        waiting.drop(last)
     flips: dict[bool, list[int]] = {True: [], False: []}
     for row, sid, tagged, update in zip(*_places(catalog, last), last, strict=True):
-        item_id = update.item_id
         if row >= 0 and update.sid == sid and update.tags == tagged:  # nearly always
-            if waiting.changed:
-                waiting.changed.pop(item_id, None)
             flips[update.available].append(row)
             continue
         target = _target(base, update)
-        if row < 0:
-            waiting.new.pop(item_id, None)  # the last one updated comes last
-            if target is not None:
-                waiting.new[item_id] = target
+        if row >= 0:
+            flips[False].append(row)
+        if target is None:
+            if row >= 0:
+                waiting.gone[update.item_id] = None
+        elif row < 0 or (target.sid, target.tags) != (sid, tagged):
+            waiting.places[update.item_id] = target
             waiting.stale = True
-            continue
-        flips[False].append(row)
-        if target is not None and (target.sid, target.tags) == (sid, tagged):
-            waiting.changed.pop(item_id, None)
-        else:
-            waiting.changed[item_id] = target
     for available, changed in flips.items():
         if changed:
             catalog.flip(np.array(changed, np.int32), available)

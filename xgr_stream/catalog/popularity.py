@@ -31,6 +31,11 @@ class Ranking:
         last."""
         return Ranking(np.concatenate((self.in_order, items[items >= len(self.in_order)])), num_rows)
 
+    def ranks(self, rows: Int32Array) -> Int32Array:
+        """Where in the order each of these items is; of row -1: behind all. [rows]"""
+        ranks: Int32Array = np.where(rows < 0, np.int32(len(self.in_order)), self._rank.take(rows, mode="clip"))
+        return ranks
+
     @property
     def arrays(self) -> tuple[Int32Array, Int32Array]:
         return self.in_order, self._rank

@@ -24,11 +24,14 @@ END_S = 5.0
 def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> faust.App:
     """`web`: host and port of its pages."""
     session_timeout_s = connection.session_timeout_ms / 1000
+    instance = connection.group_instance_id
     return faust.App(
         group_id,
         broker=[f"kafka://{address}" for address in connection.bootstrap.split(",")],
         broker_credentials=_credentials(connection.security),
-        consumer_group_instance_id=connection.group_instance_id,
+        consumer_group_instance_id=instance,
+        # Faust asserts that a member which comes back under its name has the address that it had.
+        canonical_url=None if instance is None else f"http://{instance}",
         web_bind=web[0],
         web_port=web[1],
         consumer_auto_offset_reset="earliest",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog
 from xgr_stream.catalog.beside import in_steps
+from xgr_stream.catalog.delta import Delta
 from xgr_stream.config import WindowConfig
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model
@@ -36,7 +37,7 @@ class NewPlaces(NamedTuple):
     """What interned items are in another catalog."""
 
     catalog: Catalog
-    delta: Catalog | None
+    delta: Delta | None
     """The other catalog's, then."""
     numbers: NDArray[np.intp]
     """[items]"""

@@ -216,17 +216,17 @@ class Engine:
 
     @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
-        """Let items come and go at once, and new ones be in the catalog's delta; what has another semantic ID or other
-        tags waits for a merge, and is not recommended meanwhile. Between two batches. `updates` must fit `codes`;
-        `position` is where their log goes on behind them."""
+        """Let items come and go at once, and those that are new or have another semantic ID or other tags be in the
+        catalog's delta. Between two batches. `updates` must fit `codes`; `position` is where their log goes on behind
+        them."""
         self._live.apply(updates, position)
 
     def _join(self) -> None:
-        """Have what came of new items in the catalog's delta, before anything is read with it."""
+        """Have what waits of new and changed items in the catalog's delta, before anything is read with it."""
         self._live.join()
         if self._catalog.delta is not self._reader.delta:
             self._reader.retokenise(self._reader.places_in(self._catalog, self._renumbered(self._catalog)))
-            self._retokenised = True
+            self._retokenised |= self._catalog.delta_retokenises
 
     def _renumbered(self, catalog: Catalog) -> Iterable[str]:
         """The items of the delta that is read now and of the catalog's: their rows are others there."""

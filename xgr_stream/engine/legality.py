@@ -16,6 +16,7 @@ from torch import Tensor
 from xgr_kernels import NodeMasks, mask_exclude, mask_flip
 from xgr_stream.catalog import Catalog, ResolvedFilter, Trie
 from xgr_stream.catalog.catalog import DELTA_ITEMS
+from xgr_stream.catalog.delta import Delta
 from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.forest import Forest
 from xgr_stream.catalog.tags import BoolArray
@@ -105,7 +106,7 @@ class LegalityTables:
         )
         self._catalog = catalog
         self._revision = catalog.revision
-        self._delta: Catalog | None = None
+        self._delta: Delta | None = None
         """Of the catalog's, what lies here behind its own."""
         self._items = ItemTensors(catalog, self._uploads)
         self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
@@ -314,7 +315,7 @@ class LegalityTables:
         self.num_nodes = tuple(forest.num_nodes(depth + 1) for depth in range(catalog.levels))
         self._connect()
 
-    def _masks_behind(self, delta: Catalog) -> list[tuple[Tensor, int, NDArray[Any]]]:
+    def _masks_behind(self, delta: Delta) -> list[tuple[Tensor, int, NDArray[Any]]]:
         """What the delta's items and nodes are to be in all masks, [masks, items or nodes], and where that is."""
         rows = self._mask_rows
         if not rows:

@@ -202,7 +202,7 @@ class CatalogFeed:
         if merge is None:
             self._rest_s = 0.0
             return False
-        self._rest_s = asyncio.get_running_loop().time() - started  # a trickle of new items is not to cost a core
+        self._rest_s = asyncio.get_running_loop().time() - started  # a trickle of updates is not to cost a core
         self._metrics.catalog_merge_seconds.observe(self._rest_s)
         self._waiting.set()  # more may have come meanwhile
         await asyncio.to_thread(merge.discard)
@@ -215,7 +215,7 @@ class CatalogFeed:
         self.merge_error = f"no memory for a merge: {lacking}"
         self._metrics.catalog_merges_failed.inc()
         logger.error(
-            "%s, offset %d: %s. What else than new items waits is not recommended; the next try is in %.0f s",
+            "%s, offset %d: %s. Of what waits only a delta is recommended; the next try is in %.0f s",
             *(self._partition.topic, self.position, self.merge_error, self._rest_s),
         )
         if merge is not None:

@@ -24,7 +24,7 @@ from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.partitioner import partitioner as placing
 from xgr_stream.stream.topology import CATALOG_CONFIG, IN_SYNC, REPLICAS, all_topics, co_partitioned
-from xgr_stream.stream.transactions import start_producer, transactional_id
+from xgr_stream.stream.transactions import start_producer
 
 Grade = Literal["ok", "warning", "error"]
 
@@ -223,7 +223,7 @@ async def topic_settings(admin: Any, topic: str) -> dict[str, str]:
 
 async def check_transactions(connection: Connection, config: TransactionConfig, group_id: str) -> Finding:
     """Whether the brokers let a worker of this group have transactions as long as it wants them."""
-    name = transactional_id(group_id, "doctor", 0)
+    name = f"{group_id}/doctor"  # no partition's: those end in a number
     try:
         async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
             producer = await start_producer(connection, name, config.timeout_s)
@@ -233,7 +233,7 @@ async def check_transactions(connection: Connection, config: TransactionConfig, 
     except (KafkaError, OSError, TimeoutError) as error:
         remedy = "transaction.state.log.replication.factor must be at most the number of brokers (a single one: 1)"
         return Finding("error", f"no transactional producer can be started: {error!r}", remedy)
-    return Finding("ok", f"transactions of up to {config.timeout_s:g} s, under ids that begin with {group_id}-")
+    return Finding("ok", f"transactions of up to {config.timeout_s:g} s, under ids that begin with {group_id}/")
 
 
 async def _check_places(

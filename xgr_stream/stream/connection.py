@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -277,25 +277,6 @@ async def stop_client(part: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         why = "its fetch was cancelled" if stopping.cancelled() else repr(stopping.exception())
     logger.warning("%s did not stop as it should (%s); its connections are closed", name, why)
     await (part.client if isinstance(part, AIOKafkaProducer) else part._client).close()
-
-
-class Membership(NamedTuple):
-    """A consumer's place in its group at one assignment."""
-
-    member: str
-    """What the group calls it: another name after the group had given it up."""
-    generation: int
-    """Of the group, one more with every assignment."""
-
-    def follows(self, last: Membership | None) -> bool:
-        """Whether there was no assignment between the two that this consumer did not get: then nobody else can have had
-        what it had and has again."""
-        return last is not None and (self.member, self.generation) == (last.member, last.generation + 1)
-
-
-def membership(consumer: AIOKafkaConsumer) -> Membership:
-    """Of a consumer that was just given partitions."""
-    return Membership(consumer._coordinator.member_id, consumer._coordinator.generation)
 
 
 def record_of(message: Any) -> Record:

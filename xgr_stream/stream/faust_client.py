@@ -1,7 +1,9 @@
-"""The aiokafka consumer that a Faust app reads with: made by Faust, and set right as ours are."""
+"""The aiokafka consumer under a Faust app: made by Faust, on a thread of its own, and set right as ours are."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,20 +11,46 @@ import faust
 from aiokafka import AIOKafkaConsumer
 
 from xgr_stream.stream.connection import set_right
+from xgr_stream.stream.group_member import CHECK_INTERVAL_S, Admission, end_when_taken_over
 
 _MARK = "_xgr_sets_right"
 
 
-def set_consumer_right(app: faust.App) -> None:
-    """Before the app's consumer is started: its thread makes the client then. Does nothing the second time."""
+def set_consumer_right(app: faust.App, on_refused: Callable[[BaseException], object]) -> None:
+    """Before the app's consumer is started: its thread makes the client then. `on_refused` is called there with what
+    keeps it out of the group for good. Does nothing the second time."""
     consumer: Any = app.consumer
     thread = consumer._thread
     if not hasattr(thread, _MARK):
-        setattr(thread, _MARK, True)
-        thread._create_consumer = partial(_made_right, thread._create_consumer)
+        thread._create_consumer = partial(_made_right, thread._create_consumer, app, on_refused)
+    setattr(thread, _MARK, None)
 
 
-def _made_right(make: Any, **options: Any) -> AIOKafkaConsumer:
-    consumer: AIOKafkaConsumer = make(**options)
+def _made_right(
+    make: Callable[..., AIOKafkaConsumer],
+    app: faust.App,
+    on_refused: Callable[[BaseException], object],
+    loop: asyncio.AbstractEventLoop,
+) -> AIOKafkaConsumer:
+    consumer = make(loop=loop)
     set_right(consumer._client)
+    conf: Any = app.conf
+    if conf.consumer_group_instance_id:
+        timeout_ms = round(conf.broker_session_timeout * 1000)
+        end_when_taken_over(consumer, conf.consumer_group_instance_id, timeout_ms)
+    watching = loop.create_task(_until_refused(consumer, conf.id, on_refused))
+    setattr(consumer, _MARK, watching)  # the loop itself keeps none
     return consumer
+
+
+async def _until_refused(
+    consumer: AIOKafkaConsumer, group_id: str, on_refused: Callable[[BaseException], object]
+) -> None:
+    admission = Admission(consumer, group_id)
+    while not consumer._closed:
+        await asyncio.sleep(CHECK_INTERVAL_S)
+        try:
+            admission.check()
+        except Exception as error:  # noqa: BLE001  whatever it is, Faust would never hear of it
+            on_refused(error)
+            return

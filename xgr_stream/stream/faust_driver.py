@@ -31,7 +31,7 @@ from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_client import set_consumer_right
 from xgr_stream.stream.faust_delivery import deliver_at_once
-from xgr_stream.stream.faust_topic import MAX_BATCH, Event, raw_topic
+from xgr_stream.stream.faust_topic import MAX_BATCH, Event, Supervisor, headers_of, raw_topic
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import REPORT_INTERVAL_S, Runtime
@@ -89,9 +89,12 @@ class FaustDriver(Service):
         signals.on_partitions_revoked.connect(self._on_revoked)
 
     def _agent(self, topic: str) -> Any:
-        return self._app.agent(raw_topic(self._app, topic), name=f"xgr-{topic}", isolated_partitions=True)(
-            self._consume
-        )
+        return self._app.agent(
+            raw_topic(self._app, topic),
+            name=f"xgr-{topic}",
+            isolated_partitions=True,
+            supervisor_strategy=Supervisor,
+        )(self._consume)
 
     def read_too(self, topic: TopicT) -> None:
         """An agent of ours has this topic, which must exist: on the way down its remaining records are let go, too."""
@@ -126,7 +129,8 @@ class FaustDriver(Service):
         )
         await self._check_sources(self.runtime.setup.connection)
         await self.runtime.start()
-        set_consumer_right(self._app)
+        loop, runtime = asyncio.get_running_loop(), self.runtime
+        set_consumer_right(self._app, lambda error: loop.call_soon_threadsafe(runtime.fail, error))
         self._batches.start()
         self._recommender.bind(self.runtime)
 
@@ -316,7 +320,6 @@ class FaustDriver(Service):
 
 
 def _record(message: Any) -> Record:
-    headers = message.headers or ()
     return Record(
         message.topic,
         message.partition,
@@ -324,5 +327,5 @@ def _record(message: Any) -> Record:
         message.key,
         message.value,
         -1 if message.timestamp is None else round(message.timestamp * 1000),
-        tuple(headers.items() if isinstance(headers, dict) else headers),
+        headers_of(message),
     )

@@ -1,4 +1,4 @@
-"""What an agent of ours reads of a Faust topic: bytes, in micro-batches."""
+"""What our agents are made of: they read bytes of a Faust topic, in micro-batches, and begin again at a rebalance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import faust
 from faust import Topic
 from faust.types import EventT
+from mode.supervisors import OneForOneSupervisor
+
+from xgr_stream.stream.records import Headers
 
 Event = EventT[Any]
 
@@ -67,6 +70,20 @@ class RawTopic(Topic):
             consumer._unacked_messages.add(message)
         message.incref()
         await self.put(await self.decode(message))
+
+
+class Supervisor(OneForOneSupervisor):
+    """Starts our agents' actors again: all of them at once, when a rebalance cancels them. Of the 100 restarts a second
+    that mode allows its bucket holds one at a time, so that a second one within 10 ms would end the process."""
+
+    def __init__(self, *services: Any, **options: Any) -> None:
+        super().__init__(*services, **options | {"over": options["max_restarts"]})
+
+
+def headers_of(message: Any) -> Headers:
+    """Of a message of Faust's."""
+    headers = message.headers or ()
+    return tuple(headers.items() if isinstance(headers, dict) else headers)
 
 
 def raw_topic(app: faust.App, name: str) -> RawTopic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from xgr_stream.stream.connection import Membership, membership, record_of, stop_client
+from xgr_stream.errors import ConfigError
+from xgr_stream.stream.connection import record_of, stop_client
+from xgr_stream.stream.group_member import CHECK_INTERVAL_S, Admission, Membership, end_when_taken_over, membership
 from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
@@ -57,6 +60,10 @@ class KafkaDriver:
             isolation_level=setup.config.isolation_level,
             partition_assignment_strategy=(RangePartitionAssignor,),
         )
+        connection = setup.connection
+        if connection.group_instance_id is not None:
+            end_when_taken_over(self._consumer, connection.group_instance_id, connection.session_timeout_ms)
+        self._group_id = setup.group_id
         self._committed: dict[TopicPartition, int] = {}
         self._stopping = asyncio.Event()
         self._membership: Membership | None = None
@@ -122,14 +129,31 @@ class KafkaDriver:
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
 
     async def _consume(self) -> None:
+        admission = Admission(self._consumer, self._group_id)
         while True:
-            await self._assigned.wait()
+            while not self._assigned.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CHECK_INTERVAL_S):
+                        await self._assigned.wait()
+                admission.check()
             timeout_ms = RESTING_POLL_MS if self._consumer.paused() else POLL_MS
-            batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
+            try:
+                batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
+            except UnicodeDecodeError as error:
+                raise await self._unreadable() from error
             await self._process(batches)
             if sum(map(len, batches.values())) == MAX_BATCH:
                 await self._process(await self._fetched_requests())
             self._rest_and_resume()
+
+    async def _unreadable(self) -> ConfigError:
+        """aiokafka reads nothing of a batch that holds such a record, and no seek gets past it within the batch."""
+        places = {tp: await self._consumer.position(tp) for tp in self._consumer.assignment()}
+        listed = ", ".join(f"{tp.topic}-{tp.partition} from {offset} on" for tp, offset in sorted(places.items()))
+        return ConfigError(
+            f"a record has a header whose name is not UTF-8, which can't be read here: set the offsets of group "
+            f"{self._group_id} behind it, in one of {listed}"
+        )
 
     async def _fetched_requests(self) -> Mapping[TopicPartition, Sequence[Any]]:
         """Requests that lie fetched behind events: the consumer hands out one partition's records after the other's,

@@ -10,7 +10,7 @@ from xgr_stream.errors import XgrError
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.partition import Partition
-from xgr_stream.stream.records import Produce, Record, passed_on
+from xgr_stream.stream.records import Produce, Record, key_passed_on, passed_on
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Outbox:
         self._metrics.dead_letters.labels(error.code).inc()
         logger.debug("dead letter from %s-%d at %d: %s", record.topic, record.partition, record.offset, error.code)
         value = codec.encode(protocol.dead_letter_message(record, error), self._config.codec)
-        produce = Produce(self._config.topics.dead_letters, None, record.key, value, passed_on(record))
+        produce = Produce(self._config.topics.dead_letters, None, key_passed_on(record), value, passed_on(record))
         self.put(Output(partition, (produce,), record=record))
 
     def take(self) -> list[Output]:

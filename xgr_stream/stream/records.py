@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from xgr_stream.types import MAX_ID_CHARS
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -23,8 +25,18 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
+MAX_KEY_BYTES = 4 * MAX_ID_CHARS
+"""Of a user's id in UTF-8."""
 MAX_HEADER_BYTES = 16 * 1024
+HEADER_FRAME_BYTES = 10
+"""Of the lengths of a header's name and value, at most."""
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+
+
+def key_passed_on(record: Record) -> bytes | None:
+    """The record's key, for what answers it; None for one that is longer than any user's: an answer must not become too
+    large to be written by it."""
+    return None if record.key is None or len(record.key) > MAX_KEY_BYTES else record.key
 
 
 def passed_on(record: Record) -> Headers:
@@ -39,7 +51,7 @@ def passed_on(record: Record) -> Headers:
 
 
 def _num_bytes(headers: Headers) -> int:
-    return sum(len(name) + len(value or b"") for name, value in headers)
+    return sum(len(name.encode()) + len(value or b"") + HEADER_FRAME_BYTES for name, value in headers)
 
 
 class Produce(NamedTuple):

@@ -21,12 +21,12 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import RETRY_AFTER_S, passes
 from xgr_stream.stream.faust_driver import FaustDriver
-from xgr_stream.stream.faust_topic import Event, in_batches, raw_topic
+from xgr_stream.stream.faust_topic import Event, Supervisor, headers_of, in_batches, raw_topic
 from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.publisher import OUT_OF_STEP
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import Record, key_passed_on, passed_on
 from xgr_stream.stream.runtime import Runtime
-from xgr_stream.stream.source_header import source_header
+from xgr_stream.stream.source_header import SOURCE_HEADER, source_header
 from xgr_stream.types import UserEvent
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ class Repartition:
         if isinstance(source, TopicT):
             self._driver.read_too(source)
         name = f"xgr-repartition-{self._config.topics.events}-{number}"
-        return self._app.agent(channel, name=name, isolated_partitions=is_topic)(convert)
+        return self._app.agent(channel, name=name, isolated_partitions=is_topic, supervisor_strategy=Supervisor)(
+            convert
+        )
 
     async def _forward(self, events: list[Event], to_event: ToEvent, is_topic: bool) -> None:
         """Write what becomes of these events, then acknowledge them. Tries again for as long as it may help."""
@@ -93,7 +95,7 @@ class Repartition:
             try:
                 copy = self._copy(event, to_event, is_topic)
             except InvalidInput as error:
-                writes.append(self._write_letter(runtime, event.message, self._letter(event.message, error)))
+                writes.append(self._write_letter(runtime, _record(event.message), error))
             else:
                 if copy is not None:
                     copies[place(copy.key)].append(copy)
@@ -127,18 +129,21 @@ class Repartition:
             if await _durable(runtime, producer, producer.send_batch(batch, topic, partition=partition), fit):
                 copies = copies[fit:]
 
-    async def _write_letter(self, runtime: Runtime, message: Any, letter: bytes) -> None:
+    async def _write_letter(self, runtime: Runtime, record: Record, refused: InvalidInput) -> None:
+        self._metrics.dead_letters.labels(refused.code).inc()
+        topic, key, headers = self._config.topics.dead_letters, key_passed_on(record), list(passed_on(record))
+        letter = codec.encode(protocol.dead_letter_message(record, refused), self._config.codec)
         written = False
         while not written:
             producer = runtime.producer
-            sending = producer.send(self._config.topics.dead_letters, letter, _bytes(message.key))
+            sending = producer.send(topic, letter, key, headers=headers)
             written = await _durable(runtime, producer, sending, 1)
 
     def _copy(self, event: Event, to_event: ToEvent, is_topic: bool) -> Copy | None:
         """None for a record that is no event. Raises `InvalidInput` for one that can't be converted. What comes from a
         channel has no position."""
         message = event.message
-        headers = []
+        headers = [header for header in passed_on(_record(message)) if header[0] != SOURCE_HEADER]
         if is_topic:
             headers.append(source_header(SourcePosition(message.topic, message.partition, message.offset)))
         try:
@@ -151,11 +156,6 @@ class Repartition:
             raise
         except Exception as error:  # the application's function may raise or return anything
             raise InvalidEvent(f"the record can't be converted to an event: {type(error).__name__}") from error
-
-    def _letter(self, message: Any, refused: InvalidInput) -> bytes:
-        self._metrics.dead_letters.labels(refused.code).inc()
-        letter = protocol.dead_letter_message(_record(message), refused)
-        return codec.encode(letter, self._config.codec)
 
 
 async def _durable(
@@ -181,8 +181,13 @@ def _bytes(value: object) -> bytes | None:
 
 
 def _record(message: Any) -> Record:
-    """What a dead letter tells of a message; a channel's has no bytes."""
-    timestamp_ms = round((message.timestamp or time.time()) * 1000)
+    """What a copy or a dead letter tells of a message; a channel's has no bytes."""
     return Record(
-        message.topic, message.partition, message.offset, _bytes(message.key), _bytes(message.value), timestamp_ms
+        message.topic,
+        message.partition,
+        message.offset,
+        _bytes(message.key),
+        _bytes(message.value),
+        round((message.timestamp or time.time()) * 1000),
+        headers_of(message),
     )

@@ -13,7 +13,7 @@ from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.answers import AnswerKey, RecentAnswers
 from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
-from xgr_stream.stream.records import Produce, Record, passed_on
+from xgr_stream.stream.records import Produce, Record, key_passed_on, passed_on
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Replies:
         response = RecommendResponse.failure(request_id, user_id, error)
         self._count(response, response.stages_ms)
         value = self._encoded(response, response.stages_ms)
-        key = record.key if record.key is not None else user_id.encode() or None
+        key = key_passed_on(record) or user_id.encode() or None
         produce = Produce(self._config.topics.responses, partition.number, key, value, passed_on(record))
         self._outbox.put(Output(partition, (produce,), record=record, then=self._published(record)))
 

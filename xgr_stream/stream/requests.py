@@ -161,7 +161,8 @@ class Requests:
         request = protocol.parse_request(message, record.key)
         self._placement.check(request.user_id, record.partition)
         topic = request.reply_to
-        if topic is not None and (topic in self._own_topics or not is_topic_name(topic)):
+        # Those of Kafka's own begin with two underscores: what writes there fails for good.
+        if topic is not None and (topic in self._own_topics or topic.startswith("__") or not is_topic_name(topic)):
             raise InvalidRequest(f"reply_to must be a topic of the caller's own, not {topic!r:.80}")
         return request
 

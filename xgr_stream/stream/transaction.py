@@ -52,6 +52,8 @@ class Writer:
         self._idle = asyncio.Event()
         self._abortable = False
         """Whether a transaction was begun and neither failed nor is being committed."""
+        self._copied: set[str] = set()
+        """The `reply_to` topics that the last one wrote to."""
         self._task = asyncio.create_task(self._run(), name=f"xgr-transactions-{number}")
         self._task.add_done_callback(self._on_done)
 
@@ -95,7 +97,7 @@ class Writer:
                         await self._transact(outputs, progress)
                 except Exception as error:  # noqa: BLE001  aiokafka's own assertions fail too, once something has
                     self._abortable = False
-                    self._publisher.failed(self, error, sorted(_copies(outputs)))
+                    self._publisher.failed(self, error, self._copied)
                     return
                 self._committed = progress
                 self._publisher.committed(self, outputs)
@@ -122,10 +124,14 @@ class Writer:
 
     async def _transact(self, outputs: Sequence[Output], progress: dict[str, Progress]) -> None:
         lanes: dict[Lane, list[Produce]] = {}
+        self._copied.clear()
         for output in outputs:
             for produce in output.produces:
-                if produce.required or self._publisher.copies.takes(produce.topic):
-                    lanes.setdefault((produce.topic, produce.partition), []).append(produce)
+                if not produce.required:
+                    if not self._publisher.copies.takes(produce.topic):
+                        continue
+                    self._copied.add(produce.topic)
+                lanes.setdefault((produce.topic, produce.partition), []).append(produce)
         offsets = {
             TopicPartition(topic, self.number): OffsetAndMetadata(found.offset, found.metadata())
             for topic, found in progress.items()
@@ -164,10 +170,6 @@ def _append(batch: Any, produce: Produce) -> bool:
     """False: the batch is full."""
     headers = list(produce.headers)
     return batch.append(timestamp=None, key=produce.key, value=produce.value, headers=headers) is not None
-
-
-def _copies(outputs: Sequence[Output]) -> set[str]:
-    return {produce.topic for output in outputs for produce in output.produces if not produce.required}
 
 
 def _consequence(error: BaseException) -> int:

@@ -224,7 +224,7 @@ class TransactionalPublisher(Publisher):
             self._forget(output)
         self._durable(done)
 
-    def failed(self, writer: Writer, error: Exception, copies: Sequence[str]) -> None:
+    def failed(self, writer: Writer, error: Exception, copies: Collection[str]) -> None:
         """A writer's transaction is not, or nobody knows: the partition is given up, or the worker stops. `copies`: the
         `reply_to` topics that it wrote to."""
         number = writer.number
@@ -232,18 +232,20 @@ class TransactionalPublisher(Publisher):
             return  # it was closed meanwhile
         fenced = isinstance(error, FENCED)
         self._metrics.transactions.labels("fenced" if fenced else "aborted").inc()
-        self._failures[number] += 1
         logger.warning("partition %d is given up, its transaction was not committed: %r", number, error)
         self.close(number)
-        if self._failures[number] >= MAX_FAILURES:
-            self._on_failure(self._hopeless(number, error, fenced))
-        elif not isinstance(error, REFUSALS):
-            self._on_lost(number, fenced)
-        elif copies:  # one of their topics may be the reason
+        if copies and not fenced:
+            # One of their topics may be the reason, whatever the error says: it is no failure of the partition's.
             self.copies.refuse(copies)
             self._on_lost(number, False)
-        else:
+            return
+        self._failures[number] += 1
+        if self._failures[number] >= MAX_FAILURES:
+            self._on_failure(self._hopeless(number, error, fenced))
+        elif isinstance(error, REFUSALS):
             self._on_failure(error)
+        else:
+            self._on_lost(number, fenced)
 
     def broke(self, error: BaseException) -> None:
         """A writer has ended by a mistake of ours: its partition would stand still."""
@@ -259,8 +261,9 @@ class TransactionalPublisher(Publisher):
 
 
 def transactional_id(group_id: str, events: str, number: int) -> str:
-    """The group's and the partition's, so that whoever is given the partition fences whoever had it."""
-    return f"{group_id}-{events}-{number}"
+    """The group's and the partition's, so that whoever is given the partition fences whoever had it; of no other group
+    and topic, since a topic's name has no '/'."""
+    return f"{group_id}/{events}/{number}"
 
 
 async def start_producer(connection: Connection, name: str, timeout_s: float) -> AIOKafkaProducer:

@@ -65,8 +65,8 @@ def catalog(
 ) -> None:
     """Warm batches without and with filters; a tag that nobody asked for before, until the device has its masks; items
     recommended while others go, of which none may be gone. Availability flips, one and many, until the device has them;
-    new items one by one, until they are recommended; a merge of new semantic IDs on a thread of its own; and warm
-    batches without one and beside it, on the device thread's terms."""
+    new items and such with another tag, one by one, until they are recommended; a merge of new semantic IDs on a thread
+    of its own; and warm batches without one and beside it, on the device thread's terms."""
     at = torch.device(device)
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
@@ -96,6 +96,7 @@ def catalog(
         report.add(_row("a batch of warm requests behind a flip", bench.repeat(bench.answer_behind_a_flip, repeats)))
         bench.launch_one()()  # has the mask of its tag made
         report.add(_row("one new item, until it is recommended", bench.repeat(bench.launch_one, repeats)))
+        report.add(_row("one item with another tag, until it is recommended", bench.repeat(bench.retag_one, repeats)))
         report.add(_row("a batch of warm requests beside such items", bench.repeat(lambda: bench.answer, repeats)))
         merge, launching = bench.launch(new)
         report.add(_row(f"{new} new ones taken in, 256 at a time", launching))
@@ -201,10 +202,18 @@ class _Bench:
         return apply
 
     def launch_one(self) -> Callable[[], None]:
-        """To be called to have a new item, and a batch that finds it among those launched so. Raises `EngineError` if
-        it does not."""
+        """To be called to have a new item, and a batch that finds it. Raises `EngineError` if it does not."""
+        return self._launch(f"launched-{self._launched}", self._sids(1)[0])
+
+    def retag_one(self) -> Callable[[], None]:
+        """The same with one that is there and gets the new one's tag."""
+        catalog = self._engine.catalog
+        row = int(self._random.integers(catalog.num_items))
+        return self._launch(catalog.item_ids[row], tuple(catalog.sids[row].tolist()))
+
+    def _launch(self, item_id: str, sid: tuple[int, ...]) -> Callable[[], None]:
+        """Found among all that were launched."""
         self._launched += 1
-        item_id, sid = f"launched-{self._launched}", self._sids(1)[0]
         launched = ItemFilter.of((), ("launched",), (), False)
         wanted = [(replace(request, k=self._launched, filter=launched), view) for request, view in self._requests]
 
@@ -212,7 +221,7 @@ class _Bench:
             self._update([CatalogUpdate(item_id, sid, ("launched",))])
             for response in self._engine.answer(wanted):
                 if item_id not in {item.item_id for item in response.items}:
-                    raise EngineError("a new item was not recommended")
+                    raise EngineError("a launched item was not recommended")
 
         return recommend
 
