@@ -6,8 +6,8 @@
 
 #include "../legality.h"
 
-/* exp(x) of x at most 0, within 5e-7 of it; of one below -87 some number below 1e-37. The library's can't be called for
-   several numbers at once, which takes a third of the time. */
+/* exp(x) of x at most 0, within 5e-7 of it; of one below -87 some number below 1e-37. The library's expf can't
+   be made vectors of: with it 64 rows of 200 children take 95 us instead of 33. */
 static float exp_of(float x) {
   x = x < -87 ? -87 : x;
   const float n = rintf(x * 1.44269504f), r = x - n * 0.693147181f;
