@@ -17,6 +17,10 @@ from xgr_stream.cli.worker import DEVICE_LOST
 from xgr_stream.errors import DeviceLost
 from xgr_stream.stream.connection import Connection
 
+REQUEST_TIMEOUT_S = 90.0
+"""Faust's own."""
+JOIN_ROOM_S = 30.0
+"""By how much a request may take longer than a rebalance: who joins the group waits for that in one request."""
 END_S = 5.0
 """For the ends of all clients, behind what the shutdown timeout is for: to answer what was taken."""
 
@@ -38,6 +42,7 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
         broker_session_timeout=session_timeout_s,
         broker_rebalance_timeout=session_timeout_s,
         broker_heartbeat_interval=session_timeout_s / 10,
+        broker_request_timeout=max(REQUEST_TIMEOUT_S, session_timeout_s + JOIN_ROOM_S),
     )
 
 
