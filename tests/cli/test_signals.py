@@ -9,12 +9,21 @@ import sys
 import pytest
 
 TOLD_TWICE = """
-import asyncio, sys
+import asyncio, os, signal, sys
 from xgr_stream.cli.signals import on_first_signal
 
+set_handler = signal.signal
+
+def set_and_send(number, handler):
+    set_handler(number, handler)
+    if handler in (signal.SIG_DFL, signal.default_int_handler):
+        os.kill(os.getpid(), number)
+
 async def serve():
+    global stopping
     stopping = asyncio.Event()
     on_first_signal(stopping.set)
+    signal.signal = set_and_send
     print("serving", flush=True)
     await stopping.wait()
 
@@ -22,6 +31,7 @@ asyncio.run(serve())
 print("answered", flush=True)
 sys.stdin.read()
 """
+"""Sends itself another one, too, whenever what a signal does changes so that it would end the process."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
