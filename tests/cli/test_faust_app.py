@@ -16,6 +16,7 @@ SERVES = """
 import asyncio, sys
 from types import SimpleNamespace
 import xgr_stream.cli.faust_app as faust_app
+from xgr_stream.cli.signals import FirstSignal
 
 class App:
     conf = SimpleNamespace(web_bind="127.0.0.1", web_port=1)
@@ -38,7 +39,8 @@ class App:
             await asyncio.Event().wait()
 
 faust_app.END_S = 0.2
-asyncio.run(faust_app.serve_app(App(), 0.1))
+with FirstSignal() as signals:
+    asyncio.run(faust_app.serve_app(App(), 0.1, signals))
 """
 
 

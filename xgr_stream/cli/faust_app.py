@@ -12,7 +12,7 @@ import click
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
 
-from xgr_stream.cli.signals import on_first_signal
+from xgr_stream.cli.signals import FirstSignal
 from xgr_stream.cli.worker import DEVICE_LOST
 from xgr_stream.errors import DeviceLost
 from xgr_stream.stream.connection import Connection
@@ -46,12 +46,12 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
     )
 
 
-async def serve_app(app: faust.App, shutdown_timeout_s: float) -> None:
+async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
     """Until SIGTERM or SIGINT. Raises what the app crashes with. An app that has not ended `END_S` after its shutdown
     timeout takes the process with it: without a broker Faust tries its last commit for ever, in a thread of its own."""
     app.finalize()
     stopping = asyncio.Event()
-    on_first_signal(stopping.set)
+    signals.calls(stopping.set)
     click.echo(f"serving with Faust; metrics on http://{app.conf.web_bind}:{app.conf.web_port}/metrics")
     told = asyncio.create_task(stopping.wait())
     starting = asyncio.create_task(app.start())

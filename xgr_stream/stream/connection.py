@@ -62,7 +62,7 @@ def security(
     The broker's certificate is checked, and its name against the host's, always. Raises `ConfigError`.
     """
     if key_file is not None and certificate_file is None:
-        raise ConfigError("certificate_file (--tls-certificate) must be given with key_file (--tls-key), which is its key")
+        raise ConfigError("certificate_file (--tls-certificate) must be given with key_file (--tls-key)")
     tls = tls or any((ca_file, certificate_file))
     settings: dict[str, Any] = {}
     if tls:
