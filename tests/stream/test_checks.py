@@ -9,8 +9,9 @@ import pytest
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from xgr_stream.config import TopicNames
-from xgr_stream.stream.checks import Finding, check_brokers
+from xgr_stream.stream.checks import check_brokers
 from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.finding import Finding
 
 CHANGELOG, RESPONSES = TopicNames().changelog, TopicNames().responses
 

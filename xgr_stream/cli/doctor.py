@@ -26,7 +26,8 @@ from xgr_stream.config import (
 )
 from xgr_stream.errors import ConfigError, XgrError
 from xgr_stream.scheduler.faults import Fault, fault
-from xgr_stream.stream.checks import Finding, check_brokers, check_transactions
+from xgr_stream.stream.checks import check_brokers, check_transactions
+from xgr_stream.stream.finding import Finding
 
 if TYPE_CHECKING:
     from xgr_stream.engine import Engine
