@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,22 +21,30 @@ YEAR_MS = 365 * DAY_MS
 DEFAULT_SETTINGS = {
     "cleanup.policy": "delete",
     "delete.retention.ms": str(DAY_MS),
+    "max.message.bytes": "1048588",
     "retention.ms": str(7 * DAY_MS),
 }
 """Kafka's, for brokers that tell only what was set."""
+RECORD_BYTES = 1 << 20
+"""What a record may take: aiokafka's own limit, and that of what clients send and workers take in."""
+
+Check = Callable[[str, Mapping[str, str]], list[Finding]]
 
 
 async def check_settings(
     admin: Any, topics: TopicNames, found: Mapping[str, Any], dedup_window_ms: int
 ) -> list[Finding]:
     findings = []
-    checks = (
-        (topics.events, _check_events),
-        (topics.responses, partial(_check_responses, window_ms=dedup_window_ms)),
-        (topics.changelog, _check_changelog),
-        (topics.catalog, _check_catalog),
-    )
-    for topic, check in checks:
+    checks: dict[str, Check] = {
+        topics.events: _check_events,
+        topics.requests: lambda *_: [],
+        topics.responses: partial(_check_responses, window_ms=dedup_window_ms),
+        topics.changelog: _check_changelog,
+        topics.catalog: _check_catalog,
+        topics.dead_letters: lambda *_: [],
+    }
+    written_by_workers = (topics.responses, topics.changelog, topics.dead_letters)
+    for topic, check in checks.items():
         if topic not in found:
             continue
         try:
@@ -46,6 +54,7 @@ async def check_settings(
             findings.append(Finding("warning", what, "allow DescribeConfigs on it"))
         else:
             findings += check(topic, settings)
+            findings += _check_size(topic, settings, by_workers=topic in written_by_workers)
             findings += _check_in_sync(topic, settings, found[topic]["partitions"])
     return findings
 
@@ -104,6 +113,19 @@ def _check_tombstones(
         return []
     what = f"{topic} forgets tombstones after {retention_ms / unit_ms:.3g} {unit}: {otherwise}"
     return [Finding("warning", what, _alter(topic, f"delete.retention.ms={wanted_ms}"))]
+
+
+def _check_size(topic: str, settings: Mapping[str, str], *, by_workers: bool) -> list[Finding]:
+    most = int(settings["max.message.bytes"])
+    if most >= RECORD_BYTES:
+        return []
+    remedy = _alter(topic, f"max.message.bytes={DEFAULT_SETTINGS['max.message.bytes']}")
+    limit = f"{topic} has max.message.bytes={most}"
+    if by_workers:
+        what = f"{limit}: a worker ends at its first record that is larger, and they take up to {RECORD_BYTES}"
+        return [Finding("error", what, remedy)]
+    what = f"{limit}: records that workers would take, of up to {RECORD_BYTES}, are refused to those who write them"
+    return [Finding("warning", what, remedy)]
 
 
 def _check_in_sync(topic: str, settings: Mapping[str, str], partitions: Sequence[Mapping[str, Any]]) -> list[Finding]:
