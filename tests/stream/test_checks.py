@@ -103,3 +103,32 @@ async def test_a_topic_is_to_take_the_largest_record(role: str) -> None:
     assert await about(role, max_message_bytes=1 << 20) == []
     grade = "error" if role in ("responses", "changelog", "dead_letters") else "warning"
     assert await about(role, max_message_bytes=(1 << 20) - 1) == [(grade, "max.message.bytes=1048588")]
+
+
+@pytest.mark.parametrize("role", ["events", "requests", "responses", "dead_letters"])
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+async def test_what_is_not_to_be_compacted(role: str, policy: str) -> None:
+    grade = "warning" if role == "responses" else "error"
+    assert await about(role, cleanup_policy=policy) == [(grade, "cleanup.policy=delete")]
+
+
+@pytest.mark.parametrize(
+    ("role", "least_ms", "wanted_ms"),
+    [("events", 86_400_000, 604_800_000), ("requests", 3_600_000, 3_600_000), ("responses", 60_000, 3_600_000)],
+)
+async def test_how_long_records_are_kept(role: str, least_ms: int, wanted_ms: int) -> None:
+    too_short = ("warning", f"retention.ms={wanted_ms}")
+    unknown = ("warning", "retention.bytes=-1")
+    assert await about(role, retention_ms=least_ms) == []
+    assert await about(role, retention_ms=-1) == []
+    assert await about(role, retention_ms=least_ms - 1) == [too_short]
+    assert await about(role, retention_bytes=1 << 40) == [unknown]
+    assert await about(role, retention_ms=0, retention_bytes=0) == [too_short, unknown]
+    both = await about(role, cleanup_policy="compact,delete", retention_ms=1, retention_bytes=1)
+    assert both[1:] == [too_short, unknown]
+    assert len(await about(role, cleanup_policy="compact", retention_ms=1, retention_bytes=1)) == 1
+
+
+@pytest.mark.parametrize("role", ["changelog", "catalog", "dead_letters"])
+async def test_sizes_and_ages_that_do_not_count(role: str) -> None:
+    assert await about(role, retention_ms=1, retention_bytes=1) == []

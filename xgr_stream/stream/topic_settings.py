@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
 from xgr_stream.config import TopicNames
-from xgr_stream.stream.finding import Finding
+from xgr_stream.stream.finding import Finding, Grade
 from xgr_stream.stream.topology import CATALOG_CONFIG, IN_SYNC, REPLICAS
 
 TOPIC_SOURCE = 1
@@ -22,6 +22,7 @@ DEFAULT_SETTINGS = {
     "cleanup.policy": "delete",
     "delete.retention.ms": str(DAY_MS),
     "max.message.bytes": "1048588",
+    "retention.bytes": "-1",
     "retention.ms": str(7 * DAY_MS),
 }
 """Kafka's, for brokers that tell only what was set."""
@@ -37,11 +38,11 @@ async def check_settings(
     findings = []
     checks: dict[str, Check] = {
         topics.events: _check_events,
-        topics.requests: lambda *_: [],
+        topics.requests: _check_requests,
         topics.responses: partial(_check_responses, window_ms=dedup_window_ms),
         topics.changelog: _check_changelog,
         topics.catalog: _check_catalog,
-        topics.dead_letters: lambda *_: [],
+        topics.dead_letters: _check_dead_letters,
     }
     written_by_workers = (topics.responses, topics.changelog, topics.dead_letters)
     for topic, check in checks.items():
@@ -60,19 +61,59 @@ async def check_settings(
 
 
 def _check_events(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    policy = settings["cleanup.policy"]
-    if "compact" not in policy:
-        return [Finding("ok", f"{topic} is not compacted")]
-    what = f"{topic} has cleanup.policy={policy}: compaction keeps only each user's last event"
-    return [Finding("error", what, _alter(topic, "cleanup.policy=delete"))]
+    findings = [
+        *_check_not_compacted(topic, settings, "error", "compaction keeps only each user's last event"),
+        *_check_kept(topic, settings, DAY_MS, 7 * DAY_MS, "what a worker that is away for longer has not read is lost"),
+    ]
+    return findings or [Finding("ok", f"{topic} is not compacted, and keeps events for a day or more")]
+
+
+def _check_requests(topic: str, settings: Mapping[str, str]) -> list[Finding]:
+    findings = [
+        *_check_not_compacted(topic, settings, "error", "compaction keeps only each user's last request"),
+        *_check_kept(
+            topic, settings, HOUR_MS, HOUR_MS, "what a worker that is away for longer was asked gets no answer"
+        ),
+    ]
+    return findings or [Finding("ok", f"{topic} is not compacted, and keeps requests for an hour or more")]
 
 
 def _check_responses(topic: str, settings: Mapping[str, str], *, window_ms: int) -> list[Finding]:
-    retention_ms = int(settings["retention.ms"])
-    if not 0 <= retention_ms < window_ms:  # -1: for ever
-        return [Finding("ok", f"{topic} keeps answers for the dedup window")]
-    what = f"{topic} keeps answers for {retention_ms} ms of the dedup window's {window_ms}: requests are answered twice"
-    return [Finding("warning", what, _alter(topic, f"retention.ms={max(HOUR_MS, window_ms)}"))]
+    otherwise = f"requests that come again within the dedup window of {window_ms} ms are answered twice"
+    findings = [
+        *_check_not_compacted(topic, settings, "warning", "compaction keeps only each user's last answer"),
+        *_check_kept(topic, settings, window_ms, max(HOUR_MS, window_ms), otherwise),
+    ]
+    return findings or [Finding("ok", f"{topic} keeps answers for the dedup window")]
+
+
+def _check_dead_letters(topic: str, settings: Mapping[str, str]) -> list[Finding]:
+    otherwise = "brokers refuse it a letter without a key, at which a worker ends"
+    return _check_not_compacted(topic, settings, "error", otherwise) or [Finding("ok", f"{topic} is not compacted")]
+
+
+def _check_not_compacted(topic: str, settings: Mapping[str, str], grade: Grade, otherwise: str) -> list[Finding]:
+    policy = settings["cleanup.policy"]
+    if "compact" not in policy:
+        return []
+    return [Finding(grade, f"{topic} has cleanup.policy={policy}: {otherwise}", _alter(topic, "cleanup.policy=delete"))]
+
+
+def _check_kept(
+    topic: str, settings: Mapping[str, str], least_ms: int, wanted_ms: int, otherwise: str
+) -> Iterator[Finding]:
+    """Of a topic that is compacted alone, nothing is deleted by age or size."""
+    if "delete" not in settings["cleanup.policy"]:
+        return
+    retention_ms, most = int(settings["retention.ms"]), int(settings["retention.bytes"])
+    if 0 <= retention_ms < least_ms:  # -1: for ever
+        what = f"{topic} keeps records for {retention_ms} ms: {otherwise}"
+        yield Finding("warning", what, _alter(topic, f"retention.ms={wanted_ms}"))
+    if most >= 0:  # -1: as long as retention.ms says
+        what = (
+            f"{topic} has retention.bytes={most}: nobody can tell for how long it keeps records; if that is too short"
+        )
+        yield Finding("warning", f"{what}, {otherwise}", _alter(topic, "retention.bytes=-1"))
 
 
 def _check_changelog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
