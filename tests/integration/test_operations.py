@@ -14,6 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from click.testing import CliRunner, Result
 
+from tests.integration.acls import allow_describe_alone
 from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.cli.main import main
 from xgr_stream.config import StreamConfig, TopicNames
@@ -179,6 +180,17 @@ async def test_the_doctor_names_topics_that_lose_what_they_must_keep(broker: Bro
         f"--entity-name {topics.changelog} --add-config delete.retention.ms=86400000",
     ):
         assert expected in result.output, result.output
+
+
+async def test_the_doctor_says_whether_workers_may_join_their_group(broker: Broker, topics: TopicNames) -> None:
+    group = f"group-{topics.events}"
+    result = await on_a_thread(broker, topics, "doctor", f"--group={group}")
+    assert f"ok       workers may join group {group}" in result.output, result.output
+    await allow_describe_alone(broker.connection, group)
+    result = await on_a_thread(broker, topics, "doctor", f"--group={group}")
+    assert result.exit_code == 1
+    assert f"ERROR    workers may not join group {group}" in result.output, result.output
+    assert f"--operation Read --group {group}" in result.output
 
 
 def test_the_doctor_without_a_broker(topics: TopicNames) -> None:

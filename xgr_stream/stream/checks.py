@@ -14,11 +14,18 @@ from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    UnknownMemberIdError,
+    for_code,
+)
+from aiokafka.protocol.group import HeartbeatRequest
 
 from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError
-from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, stop_client
 from xgr_stream.stream.finding import Finding
 from xgr_stream.stream.partitioner import partitioner as placing
 from xgr_stream.stream.topic_settings import check_settings
@@ -28,6 +35,8 @@ from xgr_stream.stream.transactions import start_producer
 MAX_SKEW_MS = 200
 """A deadline counts from the record's timestamp, so clocks that disagree take it away."""
 CLOCK_TIMEOUT_S = 10.0
+GROUP_TIMEOUT_S = 20.0
+"""A broker that has just started has no coordinators yet."""
 TRANSACTION_TIMEOUT_S = 20.0
 LOG_APPEND_TIME = 1
 SAMPLE = 50
@@ -103,6 +112,41 @@ async def check_transactions(connection: Connection, config: TransactionConfig, 
         remedy = "transaction.state.log.replication.factor must be at most the number of brokers (a single one: 1)"
         return Finding("error", f"no transactional producer can be started: {error!r}", remedy)
     return Finding("ok", f"transactions of up to {config.timeout_s:g} s, under ids that begin with {group_id}/")
+
+
+async def check_group(connection: Connection, group_id: str) -> Finding:
+    """Whether the brokers let a worker join the group. They are asked with the heartbeat of a member that is not there,
+    which changes nothing and takes the right that a member needs; committed offsets and descriptions take less."""
+    admin = connection.admin()
+    try:
+        await admin.start()
+        async with asyncio.timeout(GROUP_TIMEOUT_S):
+            while passes(error := await _heartbeat(admin, group_id)):  # noqa: ASYNC110  it is another process
+                await asyncio.sleep(RETRY_AFTER_S)
+    except (KafkaError, OSError, TimeoutError) as failure:
+        error = failure
+    finally:
+        await admin.close()
+    if isinstance(error, UnknownMemberIdError):
+        return Finding("ok", f"workers may join group {group_id}")
+    if isinstance(error, GroupAuthorizationFailedError):
+        what = f"workers may not join group {group_id}: they run and are given no partitions"
+        remedy = f"kafka-acls --add --allow-principal User:NAME --operation Read --group {group_id}"
+        return Finding("error", what, remedy)
+    return Finding(
+        "warning", f"nobody says whether workers may join group {group_id}: {error!r}", "look at the brokers"
+    )
+
+
+async def _heartbeat(admin: Any, group_id: str) -> BaseException:
+    """What the group's coordinator says to one of nobody."""
+    try:
+        coordinator = await admin.find_coordinator(group_id)
+    except KafkaError as error:
+        return error
+    response = await admin._send_request_to_node(coordinator, HeartbeatRequest(group_id, 0, ""))
+    error: BaseException = for_code(response.error_code)()
+    return error
 
 
 async def _check_places(
