@@ -47,8 +47,8 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
 
 
 async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
-    """Until SIGTERM or SIGINT. Raises what the app crashes with. An app that has not ended `END_S` after its shutdown
-    timeout takes the process with it: without a broker Faust tries its last commit for ever, in a thread of its own."""
+    """Until SIGTERM or SIGINT. Raises what the app crashes with. It may take `END_S` more than its shutdown timeout to
+    end."""
     app.finalize()
     stopping = asyncio.Event()
     signals.calls(stopping.set)
@@ -63,13 +63,19 @@ async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSig
     finally:
         starting.cancel()
         told.cancel()
-        ending = asyncio.create_task(app.stop())
-        await asyncio.wait({ending}, timeout=shutdown_timeout_s + END_S)
-        if not ending.done():
-            _exit_at_once(app.crash_reason)
-        ending.result()
+        await stop_app(app, shutdown_timeout_s + END_S)
     if app.crash_reason is not None:
         raise app.crash_reason
+
+
+async def stop_app(app: faust.App, timeout_s: float) -> None:
+    """An app that has not ended by then takes the process with it: without a broker Faust tries its last commit for
+    ever, in a thread of its own."""
+    ending = asyncio.create_task(app.stop())
+    await asyncio.wait({ending}, timeout=timeout_s)
+    if not ending.done():
+        _exit_at_once(app.crash_reason)
+    ending.result()
 
 
 def _exit_at_once(crash_reason: BaseException | None) -> NoReturn:
