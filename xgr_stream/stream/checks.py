@@ -138,15 +138,14 @@ async def check_group(connection: Connection, group_id: str) -> Finding:
     )
 
 
-async def _heartbeat(admin: Any, group_id: str) -> BaseException:
+async def _heartbeat(admin: Any, group_id: str) -> KafkaError:
     """What the group's coordinator says to one of nobody."""
     try:
         coordinator = await admin.find_coordinator(group_id)
+        response = await admin._send_request_to_node(coordinator, HeartbeatRequest(group_id, 0, ""))
+        raise for_code(response.error_code)
     except KafkaError as error:
         return error
-    response = await admin._send_request_to_node(coordinator, HeartbeatRequest(group_id, 0, ""))
-    error: BaseException = for_code(response.error_code)()
-    return error
 
 
 async def _check_places(
