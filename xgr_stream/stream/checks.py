@@ -130,7 +130,7 @@ async def check_group(connection: Connection, group_id: str) -> Finding:
     if isinstance(error, UnknownMemberIdError):
         return Finding("ok", f"workers may join group {group_id}")
     if isinstance(error, GroupAuthorizationFailedError):
-        what = f"workers may not join group {group_id}: they run and are given no partitions"
+        what = f"workers may not join group {group_id}, and end as they start"
         remedy = f"kafka-acls --add --allow-principal User:NAME --operation Read --group {group_id}"
         return Finding("error", what, remedy)
     return Finding(
