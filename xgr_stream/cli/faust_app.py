@@ -13,8 +13,7 @@ import faust
 from faust.auth import SASLCredentials, SSLCredentials
 
 from xgr_stream.cli.signals import FirstSignal
-from xgr_stream.cli.worker import DEVICE_LOST
-from xgr_stream.errors import DeviceLost
+from xgr_stream.cli.worker import exit_code
 from xgr_stream.stream.connection import Connection
 
 REQUEST_TIMEOUT_S = 90.0
@@ -83,7 +82,7 @@ def _exit_at_once(crash_reason: BaseException | None) -> NoReturn:
     if crash_reason is not None:
         click.echo(f"Error: {crash_reason}", err=True)
     sys.stdout.flush()
-    os._exit(0 if crash_reason is None else DEVICE_LOST if isinstance(crash_reason, DeviceLost) else 1)
+    os._exit(0 if crash_reason is None else exit_code(crash_reason))
 
 
 def _credentials(security: Mapping[str, Any]) -> Any:

@@ -112,8 +112,10 @@ def worker(
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first.
 
     Exits with 0 after a SIGTERM or SIGINT, 1 for what it can't go on with, 2 for wrong options, 3 when the device
-    failed, 4 when another process keeps taking its transactions over.
+    failed, 4 when another process keeps taking its transactions over, or has joined under its name.
     """
+    from aiokafka.errors import KafkaError
+
     from xgr_stream.cli.logs import log_to_stderr
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
@@ -147,10 +149,17 @@ def worker(
             runner.run(serve(setup, (web_host, web_port), signals))
     except UNREACHABLE as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
+    except KafkaError as error:
+        raise click.ClickException(f"the broker refuses what a worker needs: {error}") from error
     except (DeviceLost, Fenced) as error:
         failure = click.ClickException(f"{error.code}: {error}")
-        failure.exit_code = DEVICE_LOST if isinstance(error, DeviceLost) else FENCED
+        failure.exit_code = exit_code(error)
         raise failure from error
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a worker that ends with this."""
+    return DEVICE_LOST if isinstance(error, DeviceLost) else FENCED if isinstance(error, Fenced) else 1
 
 
 async def _serve_with_kafka(setup: Setup, web: tuple[str, int], signals: FirstSignal) -> None:
