@@ -17,6 +17,7 @@ import asyncio, sys
 from types import SimpleNamespace
 import xgr_stream.cli.faust_app as faust_app
 from xgr_stream.cli.signals import FirstSignal
+from xgr_stream.errors import DeviceLost
 
 class App:
     conf = SimpleNamespace(web_bind="127.0.0.1", web_port=1)
@@ -30,7 +31,7 @@ class App:
 
     async def wait_for_stopped(self, told):
         if sys.argv[1] == "crashes":
-            self.crash_reason = faust_app.DeviceLost("the device is gone")
+            self.crash_reason = DeviceLost("the device is gone")
         else:
             await told
 
