@@ -14,10 +14,13 @@ from xgr_stream.testing.broker import ApacheKafka, free_port
 PASSWORD = "shop secret"
 # Large messages, and compaction while a test runs. A node whose heartbeat is late on a busy machine is not fenced: it
 # would leave itself out of its metadata, upon which aiokafka's coordinator fails an assertion.
+# Everybody may do everything but to what a test makes a rule for.
 PROPERTIES = """\
 message.max.bytes=20000000
 log.cleaner.backoff.ms=500
 broker.session.timeout.ms=60000
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
 listeners=BROKER://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},TLS://127.0.0.1:{tls}
 advertised.listeners=BROKER://127.0.0.1:{port},TLS://127.0.0.1:{tls}
 listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,TLS:SASL_SSL

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from xgr_stream.cli.benches import stream
 from xgr_stream.cli.benches.arrivals import Mix, schedule
 from xgr_stream.cli.benches.latencies import Outcomes
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent.parent
 MIX = Mix(users=50, zipf=1.0, events_per_request=4.0, cold_share=0.25, seed=3)
 
@@ -144,3 +150,81 @@ def test_through_a_broker_and_beside_a_bare_echo(options: list[str], tmp_path: P
     assert [row["unanswered"] for row in (ours, *others)] == [0] * (1 + len(others))
     assert ours["late"] == 0
     assert ("x the bare Faust echo's" in output) == ("--echo" in options)
+
+
+@pytest.mark.embedded
+@pytest.mark.integration
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a worker ends by itself, when nobody is at its input any more"
+)
+def test_a_worker_ends_with_the_bench_that_started_it() -> None:
+    """Frozen, so that it can't of its own accord."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "from xgr_stream.cli.main import main; main()", "bench", "stream", "--rate", "20"],
+        stdout=subprocess.DEVNULL,
+    ) as bench_process:
+        children = Path(f"/proc/{bench_process.pid}/task/{bench_process.pid}/children")
+        try:
+            worker = until(lambda: next((pid for pid in children.read_text().split() if _is_worker(pid)), None))
+            os.kill(int(worker), signal.SIGSTOP)
+        finally:
+            bench_process.terminate()
+    try:
+        until(lambda: not _is_worker(worker))
+    except TimeoutError:
+        os.kill(int(worker), signal.SIGKILL)
+        raise
+
+
+def _is_worker(pid: str) -> bool:
+    """Not one that ended: it has no command line any more."""
+    try:
+        return b"stream_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(found: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if what := found():
+            return what
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+FAUST_WITHOUT_A_BROKER = """
+import asyncio
+from xgr_stream.cli import faust_app
+from xgr_stream.cli.benches import stream_worker
+
+class App:
+    crash_reason = None
+
+    def finalize(self): pass
+
+    async def start(self): pass
+
+    async def wait_for_stopped(self, stopping):
+        await stopping
+
+    async def stop(self):
+        await asyncio.Event().wait()
+
+async def telling():
+    print("serving", flush=True)
+
+faust_app.END_S = 0.2
+asyncio.run(stream_worker._run_app(App(), telling()))
+"""
+
+
+def test_a_worker_with_faust_ends_without_a_broker() -> None:
+    with subprocess.Popen([sys.executable, "-c", FAUST_WITHOUT_A_BROKER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "serving\n"
+        process.terminate()
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()

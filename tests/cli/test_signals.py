@@ -5,23 +5,37 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from xgr_stream.cli.signals import FirstSignal
+
 TOLD_TWICE = """
-import asyncio, sys
-from xgr_stream.cli.signals import on_first_signal
+import asyncio, os, signal, sys
+from xgr_stream.cli.signals import FirstSignal
+
+set_handler = signal.signal
+
+def set_and_send(number, handler):
+    set_handler(number, handler)
+    if handler in (signal.SIG_DFL, signal.default_int_handler):
+        os.kill(os.getpid(), number)
 
 async def serve():
+    global stopping
     stopping = asyncio.Event()
-    on_first_signal(stopping.set)
+    signals.calls(stopping.set)
+    signal.signal = set_and_send
     print("serving", flush=True)
     await stopping.wait()
 
-asyncio.run(serve())
+with FirstSignal() as signals:
+    asyncio.run(serve())
 print("answered", flush=True)
 sys.stdin.read()
 """
+"""Sends itself another one, too, whenever what a signal does changes so that it would end the process."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -37,3 +51,82 @@ def test_a_process_that_is_ending_is_not_killed_by_another_signal(number: signal
         process.send_signal(number)
         process.stdin.close()
         assert process.wait() == 0
+
+
+TOLD_BEFORE = """
+import asyncio, os, signal, sys
+from xgr_stream.cli.signals import FirstSignal
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def load():
+    try:
+        if sys.argv[1] == "in a finalizer":
+            Finalized()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        print("went on")
+    finally:
+        print("undone")
+        if sys.argv[1] == "what is under way can't be undone":
+            raise RuntimeError("a capture was not ended")
+
+async def serve():
+    stopping = asyncio.Event()
+    signals.calls(stopping.set)
+    await stopping.wait()
+    print("stopped")
+
+with FirstSignal() as signals:
+    load()
+    asyncio.run(serve())
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("at any moment", "undone\n"),
+        ("what is under way can't be undone", "undone\n"),
+        ("in a finalizer", "went on\nundone\nstopped\n"),
+    ],
+)
+def test_a_process_that_is_told_to_end_before_it_serves(when: str, said: str) -> None:
+    result = subprocess.run([sys.executable, "-c", TOLD_BEFORE, when], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, said), result.stderr
+
+
+LOADS = """
+import sys, time
+from xgr_stream.cli.main import main
+from xgr_stream.engine import Engine
+
+def load(*_, **__):
+    print("loading", flush=True)
+    time.sleep(60)
+
+Engine.load = load
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("number", "driver"), [(signal.SIGTERM, "kafka"), (signal.SIGINT, "faust")])
+def test_a_worker_that_loads_its_model_ends_with_0(number: signal.Signals, driver: str, tmp_path: Path) -> None:
+    command = ["worker", "--driver", driver, "--model", str(tmp_path), "--catalog", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADS, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(number)
+        assert (process.wait(), process.stderr.read()) == (0, "")
+
+
+def test_a_process_that_was_not_told_has_its_handlers_back() -> None:
+    former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with FirstSignal():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == former

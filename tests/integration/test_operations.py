@@ -14,6 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from click.testing import CliRunner, Result
 
+from tests.integration.acls import allow_describe_alone
 from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.cli.main import main
 from xgr_stream.config import StreamConfig, TopicNames
@@ -161,7 +162,8 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(broker: Broker, top
 async def test_the_doctor_names_topics_that_lose_what_they_must_keep(broker: Broker, topics: TopicNames) -> None:
     settings = {
         topics.events: {"cleanup.policy": "compact,delete"},
-        topics.responses: {"retention.ms": "1000"},
+        topics.requests: {"retention.bytes": "1000000"},
+        topics.responses: {"retention.ms": "1000", "max.message.bytes": "100"},
         topics.changelog: {"cleanup.policy": "compact", "delete.retention.ms": "3600000"},
     }
     await make_topics(broker, *(NewTopic(name, 1, 1, topic_configs=its) for name, its in settings.items()))
@@ -170,12 +172,25 @@ async def test_the_doctor_names_topics_that_lose_what_they_must_keep(broker: Bro
     for expected in (
         f"ERROR    {topics.events} has cleanup.policy=compact,delete: compaction keeps only each user's last event",
         f"--entity-name {topics.events} --add-config cleanup.policy=delete",
-        f"WARNING  {topics.responses} keeps answers for 1000 ms of the dedup window's 90000",
+        f"WARNING  {topics.responses} keeps records for 1000 ms: requests that come again within the dedup",
         f"--entity-name {topics.responses} --add-config retention.ms=3600000",
+        f"ERROR    {topics.responses} has max.message.bytes=100: a worker ends at its first record that is larger",
+        f"WARNING  {topics.requests} has retention.bytes=1000000: nobody can tell for how long it keeps records",
         f"WARNING  {topics.changelog} forgets tombstones after 1 hours",
         f"--entity-name {topics.changelog} --add-config delete.retention.ms=86400000",
     ):
         assert expected in result.output, result.output
+
+
+async def test_the_doctor_says_whether_workers_may_join_their_group(broker: Broker, topics: TopicNames) -> None:
+    group = f"group-{topics.events}"
+    result = await on_a_thread(broker, topics, "doctor", f"--group={group}")
+    assert f"ok       workers may join group {group}" in result.output, result.output
+    await allow_describe_alone(broker.connection, group)
+    result = await on_a_thread(broker, topics, "doctor", f"--group={group}")
+    assert result.exit_code == 1
+    assert f"ERROR    workers may not join group {group}" in result.output, result.output
+    assert f"--operation Read --group {group}" in result.output
 
 
 def test_the_doctor_without_a_broker(topics: TopicNames) -> None:

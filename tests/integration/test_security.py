@@ -122,6 +122,7 @@ def test_a_password_is_never_shown() -> None:
     [
         ({"sasl_mechanism": "PLAIN"}, "username and password must be given"),
         ({"username": "shop"}, "sasl_mechanism must be given"),
+        ({"key_file": __file__}, "certificate_file .--tls-certificate. must be given with key_file .--tls-key."),
         ({"ca_file": __file__}, "TLS files must hold PEM"),
         ({"ca_file": "/no/such/file"}, "TLS files must hold PEM"),
     ],

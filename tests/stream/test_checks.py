@@ -9,10 +9,14 @@ import pytest
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from xgr_stream.config import TopicNames
-from xgr_stream.stream.checks import Finding, check_brokers
+from xgr_stream.stream.checks import check_brokers
 from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.finding import Finding
+from xgr_stream.stream.topic_settings import check_settings
+from xgr_stream.stream.topology import CATALOG_CONFIG
 
-CHANGELOG, RESPONSES = TopicNames().changelog, TopicNames().responses
+TOPICS = TopicNames()
+CHANGELOG, RESPONSES = TOPICS.changelog, TOPICS.responses
 
 
 class Cluster:
@@ -45,7 +49,7 @@ class Cluster:
 
 
 async def findings(cluster: Cluster, dedup_window_ms: int = 60_000) -> list[Finding]:
-    found = await check_brokers(cast("Connection", cluster), TopicNames(), "murmur2", dedup_window_ms)
+    found = await check_brokers(cast("Connection", cluster), TOPICS, "murmur2", dedup_window_ms)
     return [finding for finding in found if finding.what.startswith((CHANGELOG, RESPONSES, "the settings"))]
 
 
@@ -73,3 +77,58 @@ async def test_answers_are_to_be_kept_for_the_workers_own_window(window_ms: int,
     [found] = await findings(Cluster(1, {"retention.ms": "600000"}, topic=RESPONSES), window_ms)
     assert found.grade == ("ok" if remedy is None else "warning")
     assert remedy is None or found.remedy.endswith(f" {remedy}")
+
+
+async def about(role: str, **settings: object) -> list[tuple[str, str]]:
+    """Grades and remedies of what is found wrong with a topic that is as it should be but for these settings, given
+    with underscores for their dots; a remedy is what comes behind the topic's name."""
+    topic = getattr(TOPICS, role)
+    right = {"cleanup.policy": "compact" if role in ("changelog", "catalog") else "delete"}
+    right["delete.retention.ms"] = CATALOG_CONFIG["delete.retention.ms"]
+    cluster = Cluster(1, right | {name.replace("_", "."): str(value) for name, value in settings.items()}, topic=topic)
+    [described] = await cluster.describe_topics([])
+    found = await check_settings(cluster, TOPICS, {topic: described}, 60_000)
+    wrong = [finding for finding in found if finding.grade != "ok"]
+    assert all(
+        finding.what.startswith(f"{topic} ") and f" --entity-name {topic} " in finding.remedy for finding in wrong
+    )
+    return [(finding.grade, finding.remedy.partition("--add-config ")[2]) for finding in wrong]
+
+
+ROLES = tuple(TopicNames.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_topic_is_to_take_the_largest_record(role: str) -> None:
+    assert await about(role, max_message_bytes=1 << 20) == []
+    grade = "error" if role in ("responses", "changelog", "dead_letters") else "warning"
+    assert await about(role, max_message_bytes=(1 << 20) - 1) == [(grade, "max.message.bytes=1048588")]
+
+
+@pytest.mark.parametrize("role", ["events", "requests", "responses", "dead_letters"])
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+async def test_what_is_not_to_be_compacted(role: str, policy: str) -> None:
+    grade = "warning" if role == "responses" else "error"
+    assert await about(role, cleanup_policy=policy) == [(grade, "cleanup.policy=delete")]
+
+
+@pytest.mark.parametrize(
+    ("role", "least_ms", "wanted_ms"),
+    [("events", 86_400_000, 604_800_000), ("requests", 3_600_000, 3_600_000), ("responses", 60_000, 3_600_000)],
+)
+async def test_how_long_records_are_kept(role: str, least_ms: int, wanted_ms: int) -> None:
+    too_short = ("warning", f"retention.ms={wanted_ms}")
+    unknown = ("warning", "retention.bytes=-1")
+    assert await about(role, retention_ms=least_ms) == []
+    assert await about(role, retention_ms=-1) == []
+    assert await about(role, retention_ms=least_ms - 1) == [too_short]
+    assert await about(role, retention_bytes=1 << 40) == [unknown]
+    assert await about(role, retention_ms=0, retention_bytes=0) == [too_short, unknown]
+    both = await about(role, cleanup_policy="compact,delete", retention_ms=1, retention_bytes=1)
+    assert both[1:] == [too_short, unknown]
+    assert len(await about(role, cleanup_policy="compact", retention_ms=1, retention_bytes=1)) == 1
+
+
+@pytest.mark.parametrize("role", ["changelog", "catalog", "dead_letters"])
+async def test_sizes_and_ages_that_do_not_count(role: str) -> None:
+    assert await about(role, retention_ms=1, retention_bytes=1) == []

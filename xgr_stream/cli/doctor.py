@@ -26,7 +26,8 @@ from xgr_stream.config import (
 )
 from xgr_stream.errors import ConfigError, XgrError
 from xgr_stream.scheduler.faults import Fault, fault
-from xgr_stream.stream.checks import Finding, check_brokers, check_transactions
+from xgr_stream.stream.checks import check_brokers, check_group, check_transactions
+from xgr_stream.stream.finding import Finding
 
 if TYPE_CHECKING:
     from xgr_stream.engine import Engine
@@ -52,7 +53,7 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
     help="StreamConfig.dedup_window_ms of the workers: how long answers must be kept.",
 )
 @click.option("--transactional", is_flag=True, help="Also whether workers may have transactions.")
-@click.option("--group", default="xgr-stream", help="Their consumer group, which names their transactional ids.")
+@click.option("--group", default="xgr-stream", help="The workers' consumer group, which names their transactional ids.")
 @topic_options
 @broker_options
 def doctor(
@@ -78,8 +79,10 @@ def doctor(
     findings.append(_history_plan(users))
     brokers = asyncio.run(check_brokers(connection, topics, partitioner, dedup_window))
     findings += brokers
-    if transactional and len(brokers) > 1:  # else none answers
-        findings.append(asyncio.run(check_transactions(connection, TransactionConfig(), group)))
+    if len(brokers) > 1:  # else none answers
+        findings.append(asyncio.run(check_group(connection, group)))
+        if transactional:
+            findings.append(asyncio.run(check_transactions(connection, TransactionConfig(), group)))
     for finding in findings:
         click.echo(f"{MARKS[finding.grade]}  {finding.what}")
         if finding.remedy and finding.grade != "ok":

@@ -12,11 +12,14 @@ import click
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
 
-from xgr_stream.cli.signals import on_first_signal
-from xgr_stream.cli.worker import DEVICE_LOST
-from xgr_stream.errors import DeviceLost
+from xgr_stream.cli.signals import FirstSignal
+from xgr_stream.cli.worker import exit_code
 from xgr_stream.stream.connection import Connection
 
+REQUEST_TIMEOUT_S = 90.0
+"""Faust's own."""
+JOIN_ROOM_S = 30.0
+"""By how much a request may take longer than a rebalance: who joins the group waits for that in one request."""
 END_S = 5.0
 """For the ends of all clients, behind what the shutdown timeout is for: to answer what was taken."""
 
@@ -38,15 +41,16 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
         broker_session_timeout=session_timeout_s,
         broker_rebalance_timeout=session_timeout_s,
         broker_heartbeat_interval=session_timeout_s / 10,
+        broker_request_timeout=max(REQUEST_TIMEOUT_S, session_timeout_s + JOIN_ROOM_S),
     )
 
 
-async def serve_app(app: faust.App, shutdown_timeout_s: float) -> None:
-    """Until SIGTERM or SIGINT. Raises what the app crashes with. An app that has not ended `END_S` after its shutdown
-    timeout takes the process with it: without a broker Faust tries its last commit for ever, in a thread of its own."""
+async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
+    """Until SIGTERM or SIGINT. Raises what the app crashes with. It may take `END_S` more than its shutdown timeout to
+    end."""
     app.finalize()
     stopping = asyncio.Event()
-    on_first_signal(stopping.set)
+    signals.calls(stopping.set)
     click.echo(f"serving with Faust; metrics on http://{app.conf.web_bind}:{app.conf.web_port}/metrics")
     told = asyncio.create_task(stopping.wait())
     starting = asyncio.create_task(app.start())
@@ -58,13 +62,19 @@ async def serve_app(app: faust.App, shutdown_timeout_s: float) -> None:
     finally:
         starting.cancel()
         told.cancel()
-        ending = asyncio.create_task(app.stop())
-        await asyncio.wait({ending}, timeout=shutdown_timeout_s + END_S)
-        if not ending.done():
-            _exit_at_once(app.crash_reason)
-        ending.result()
+        await stop_app(app, shutdown_timeout_s + END_S)
     if app.crash_reason is not None:
         raise app.crash_reason
+
+
+async def stop_app(app: faust.App, timeout_s: float) -> None:
+    """An app that has not ended by then takes the process with it: without a broker Faust tries its last commit for
+    ever, in a thread of its own."""
+    ending = asyncio.create_task(app.stop())
+    await asyncio.wait({ending}, timeout=timeout_s)
+    if not ending.done():
+        _exit_at_once(app.crash_reason)
+    ending.result()
 
 
 def _exit_at_once(crash_reason: BaseException | None) -> NoReturn:
@@ -72,7 +82,7 @@ def _exit_at_once(crash_reason: BaseException | None) -> NoReturn:
     if crash_reason is not None:
         click.echo(f"Error: {crash_reason}", err=True)
     sys.stdout.flush()
-    os._exit(0 if crash_reason is None else DEVICE_LOST if isinstance(crash_reason, DeviceLost) else 1)
+    os._exit(0 if crash_reason is None else exit_code(crash_reason))
 
 
 def _credentials(security: Mapping[str, Any]) -> Any:

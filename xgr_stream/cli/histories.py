@@ -15,7 +15,7 @@ from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.writing import Message, write_all
 from xgr_stream.config import Codec, HistoryConfig, Partitioner, TopicNames
 from xgr_stream.errors import TopologyError, XgrError
-from xgr_stream.stream.checks import topic_settings
+from xgr_stream.stream.topic_settings import topic_settings
 from xgr_stream.types import check_user_id
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
-from xgr_stream.cli.signals import on_first_signal
+from xgr_stream.cli.signals import FirstSignal, first_signal
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
@@ -43,6 +43,7 @@ SESSION_TIMEOUT_S = 10.0
 
 
 @click.command()
+@first_signal
 @click.option("--model", required=True, type=click.Path(exists=True, file_okay=False), help="Checkpoint directory.")
 @click.option("--catalog", required=True, type=click.Path(exists=True), help="Catalog file, or a table of items.")
 @click.option("--group", default="xgr-stream", help="Consumer group; its workers share the partitions.")
@@ -86,6 +87,7 @@ SESSION_TIMEOUT_S = 10.0
 @click.option("--instance", help="Name of this worker's own for static membership: kept across restarts.")
 @broker_options
 def worker(
+    signals: FirstSignal,
     connection: Connection,
     model: str,
     catalog: str,
@@ -109,9 +111,11 @@ def worker(
 ) -> None:
     """Consume events and answer requests, without a Faust app. SIGTERM: what was taken is answered first.
 
-    Exits with 0 after a SIGTERM, 1 for what it can't go on with, 2 for wrong options, 3 when the device failed, 4 when
-    another process keeps taking its transactions over.
+    Exits with 0 after a SIGTERM or SIGINT, 1 for what it can't go on with, 2 for wrong options, 3 when the device
+    failed, 4 when another process keeps taking its transactions over, or has joined under its name.
     """
+    from aiokafka.errors import KafkaError
+
     from xgr_stream.cli.logs import log_to_stderr
     from xgr_stream.engine import Engine
     from xgr_stream.history import HistoryStore
@@ -142,31 +146,38 @@ def worker(
     try:
         gc.set_threshold(*COLLECTOR)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(setup, (web_host, web_port)))
+            runner.run(serve(setup, (web_host, web_port), signals))
     except UNREACHABLE as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
+    except KafkaError as error:
+        raise click.ClickException(f"the broker refuses what a worker needs: {error}") from error
     except (DeviceLost, Fenced) as error:
         failure = click.ClickException(f"{error.code}: {error}")
-        failure.exit_code = DEVICE_LOST if isinstance(error, DeviceLost) else FENCED
+        failure.exit_code = exit_code(error)
         raise failure from error
 
 
-async def _serve_with_kafka(setup: Setup, web: tuple[str, int]) -> None:
+def exit_code(error: BaseException) -> int:
+    """Of a worker that ends with this."""
+    return DEVICE_LOST if isinstance(error, DeviceLost) else FENCED if isinstance(error, Fenced) else 1
+
+
+async def _serve_with_kafka(setup: Setup, web: tuple[str, int], signals: FirstSignal) -> None:
     from xgr_stream.stream.control import ModelsPage
     from xgr_stream.stream.health import Pages, served
     from xgr_stream.stream.kafka_driver import KafkaDriver
 
     driver = KafkaDriver(setup)
+    signals.calls(driver.stop)
     models = ModelsPage(lambda: driver.runtime)
     control = {"GET": models.get, "POST": models.post}
     async with served(Pages(lambda: driver.runtime, setup.metrics), *web, control=control):
-        on_first_signal(driver.stop)
         served_from = f"{setup.config.topics.requests} from {setup.connection.bootstrap}"
         click.echo(f"serving {served_from}; metrics on http://{web[0]}:{web[1]}/metrics")
         await driver.run()
 
 
-async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
+async def _serve_with_faust(setup: Setup, web: tuple[str, int], signals: FirstSignal) -> None:
     import faust
 
     from xgr_stream.cli.faust_app import make_app, serve_app
@@ -192,7 +203,7 @@ async def _serve_with_faust(setup: Setup, web: tuple[str, int]) -> None:
             return await models.post(request)
 
     app.page("/models", name="xgr-models")(ModelsView)
-    await serve_app(app, setup.config.shutdown_timeout_s)
+    await serve_app(app, setup.config.shutdown_timeout_s, signals)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -9,52 +9,38 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    UnknownMemberIdError,
+    for_code,
+)
+from aiokafka.protocol.group import HeartbeatRequest
 
 from xgr_stream.config import Partitioner, TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError
-from xgr_stream.stream.connection import Connection, stop_client
+from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, stop_client
+from xgr_stream.stream.finding import Finding
 from xgr_stream.stream.partitioner import partitioner as placing
-from xgr_stream.stream.topology import CATALOG_CONFIG, IN_SYNC, REPLICAS, all_topics, co_partitioned
+from xgr_stream.stream.topic_settings import check_settings
+from xgr_stream.stream.topology import IN_SYNC, REPLICAS, all_topics, co_partitioned
 from xgr_stream.stream.transactions import start_producer
-
-Grade = Literal["ok", "warning", "error"]
 
 MAX_SKEW_MS = 200
 """A deadline counts from the record's timestamp, so clocks that disagree take it away."""
 CLOCK_TIMEOUT_S = 10.0
+GROUP_TIMEOUT_S = 20.0
+"""A broker that has just started has no coordinators yet."""
 TRANSACTION_TIMEOUT_S = 20.0
 LOG_APPEND_TIME = 1
-TOPIC_SOURCE = 1
-"""Of a setting, as DescribeConfigs tells it: the topic's own."""
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-YEAR_MS = 365 * DAY_MS
-DEFAULT_SETTINGS = {
-    "cleanup.policy": "delete",
-    "delete.retention.ms": str(DAY_MS),
-    "retention.ms": str(7 * DAY_MS),
-}
-"""Kafka's, for brokers that tell only what was set."""
 SAMPLE = 50
 """Records of each partition whose place is checked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `remedy`: what to do, empty if nothing."""
-
-    grade: Grade
-    what: str
-    remedy: str = ""
 
 
 async def check_brokers(
@@ -73,7 +59,7 @@ async def check_brokers(
         found = {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
         findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
         findings += _check_topics(topics, found)
-        findings += await _check_settings(admin, topics, found, dedup_window_ms)
+        findings += await check_settings(admin, topics, found, dedup_window_ms)
         findings.append(await _check_clock(connection, admin))
     finally:
         await admin.close()
@@ -113,114 +99,6 @@ def _check_topics(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]
     return findings
 
 
-async def _check_settings(
-    admin: Any, topics: TopicNames, found: Mapping[str, Any], dedup_window_ms: int
-) -> list[Finding]:
-    findings = []
-    checks = (
-        (topics.events, _check_events),
-        (topics.responses, partial(_check_responses, window_ms=dedup_window_ms)),
-        (topics.changelog, _check_changelog),
-        (topics.catalog, _check_catalog),
-    )
-    for topic, check in checks:
-        if topic not in found:
-            continue
-        try:
-            settings = await _effective_settings(admin, topic)
-        except (KafkaError, IndexError, AttributeError) as error:
-            what = f"the settings of {topic} can't be read: {error!r}"
-            findings.append(Finding("warning", what, "allow DescribeConfigs on it"))
-        else:
-            findings += check(topic, settings)
-            findings += _check_in_sync(topic, settings, found[topic]["partitions"])
-    return findings
-
-
-def _check_events(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    policy = settings["cleanup.policy"]
-    if "compact" not in policy:
-        return [Finding("ok", f"{topic} is not compacted")]
-    what = f"{topic} has cleanup.policy={policy}: compaction keeps only each user's last event"
-    return [Finding("error", what, _alter(topic, "cleanup.policy=delete"))]
-
-
-def _check_responses(topic: str, settings: Mapping[str, str], *, window_ms: int) -> list[Finding]:
-    retention_ms = int(settings["retention.ms"])
-    if not 0 <= retention_ms < window_ms:  # -1: for ever
-        return [Finding("ok", f"{topic} keeps answers for the dedup window")]
-    what = f"{topic} keeps answers for {retention_ms} ms of the dedup window's {window_ms}: requests are answered twice"
-    return [Finding("warning", what, _alter(topic, f"retention.ms={max(HOUR_MS, window_ms)}"))]
-
-
-def _check_changelog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    findings = [
-        *_check_compacted(topic, settings, "histories"),
-        *_check_tombstones(
-            *(topic, settings, DAY_MS, "hours", HOUR_MS, str(DAY_MS)),
-            "a restore that takes longer brings back users who were forgotten",
-        ),
-    ]
-    return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones for a day or more")]
-
-
-def _check_catalog(topic: str, settings: Mapping[str, str]) -> list[Finding]:
-    findings = [
-        *_check_compacted(topic, settings, "updates"),
-        *_check_tombstones(
-            *(topic, settings, YEAR_MS, "days", DAY_MS, CATALOG_CONFIG["delete.retention.ms"]),
-            "items of the base then come back",
-        ),
-    ]
-    return findings or [Finding("ok", f"{topic} is compacted and keeps its tombstones")]
-
-
-def _check_compacted(topic: str, settings: Mapping[str, str], held: str) -> list[Finding]:
-    policy = settings["cleanup.policy"]
-    if policy == "compact":
-        return []
-    what = f"{topic} has cleanup.policy={policy}: {held} are deleted by age"
-    return [Finding("error", what, _alter(topic, "cleanup.policy=compact"))]
-
-
-def _check_tombstones(
-    topic: str, settings: Mapping[str, str], least_ms: int, unit: str, unit_ms: int, wanted_ms: str, otherwise: str
-) -> list[Finding]:
-    retention_ms = int(settings["delete.retention.ms"])
-    if retention_ms >= least_ms:
-        return []
-    what = f"{topic} forgets tombstones after {retention_ms / unit_ms:.3g} {unit}: {otherwise}"
-    return [Finding("warning", what, _alter(topic, f"delete.retention.ms={wanted_ms}"))]
-
-
-def _check_in_sync(topic: str, settings: Mapping[str, str], partitions: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Of a topic with replicas; another finding tells of one without."""
-    if min(len(partition["replicas"]) for partition in partitions) < 2 or settings.get("min.insync.replicas") != "1":
-        return []
-    what = f"{topic} has min.insync.replicas=1: a write may be acknowledged by one broker alone, and lost with it"
-    return [Finding("warning", what, f"with replication {REPLICAS}: {_alter(topic, '='.join(IN_SYNC))}")]
-
-
-def _alter(topic: str, setting: str) -> str:
-    return f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {setting}"
-
-
-async def _effective_settings(admin: Any, topic: str) -> dict[str, str]:
-    """The topic's own and otherwise the broker's. Raises `KafkaError` where it may not be asked."""
-    [response] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    code, _, _, _, entries = response.resources[0]
-    if code:
-        raise for_code(code)
-    return DEFAULT_SETTINGS | {entry[0]: entry[1] for entry in entries}
-
-
-async def topic_settings(admin: Any, topic: str) -> dict[str, str]:
-    """What was set for this topic itself."""
-    responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    entries = [entry for response in responses for resource in response.resources for entry in resource[4]]
-    return {entry[0]: entry[1] for entry in entries if entry[3] == TOPIC_SOURCE}
-
-
 async def check_transactions(connection: Connection, config: TransactionConfig, group_id: str) -> Finding:
     """Whether the brokers let a worker of this group have transactions as long as it wants them."""
     name = f"{group_id}/doctor"  # no partition's: those end in a number
@@ -234,6 +112,40 @@ async def check_transactions(connection: Connection, config: TransactionConfig, 
         remedy = "transaction.state.log.replication.factor must be at most the number of brokers (a single one: 1)"
         return Finding("error", f"no transactional producer can be started: {error!r}", remedy)
     return Finding("ok", f"transactions of up to {config.timeout_s:g} s, under ids that begin with {group_id}/")
+
+
+async def check_group(connection: Connection, group_id: str) -> Finding:
+    """Whether the brokers let a worker join the group. They are asked with the heartbeat of a member that is not there,
+    which changes nothing and takes the right that a member needs; committed offsets and descriptions take less."""
+    admin = connection.admin()
+    try:
+        await admin.start()
+        async with asyncio.timeout(GROUP_TIMEOUT_S):
+            while passes(error := await _heartbeat(admin, group_id)):  # noqa: ASYNC110  it is another process
+                await asyncio.sleep(RETRY_AFTER_S)
+    except (KafkaError, OSError, TimeoutError) as failure:
+        error = failure
+    finally:
+        await admin.close()
+    if isinstance(error, UnknownMemberIdError):
+        return Finding("ok", f"workers may join group {group_id}")
+    if isinstance(error, GroupAuthorizationFailedError):
+        what = f"workers may not join group {group_id}, and end as they start"
+        remedy = f"kafka-acls --add --allow-principal User:NAME --operation Read --group {group_id}"
+        return Finding("error", what, remedy)
+    return Finding(
+        "warning", f"nobody says whether workers may join group {group_id}: {error!r}", "look at the brokers"
+    )
+
+
+async def _heartbeat(admin: Any, group_id: str) -> KafkaError:
+    """What the group's coordinator says to one of nobody."""
+    try:
+        coordinator = await admin.find_coordinator(group_id)
+        response = await admin._send_request_to_node(coordinator, HeartbeatRequest(group_id, 0, ""))
+        raise for_code(response.error_code)
+    except KafkaError as error:
+        return error
 
 
 async def _check_places(

@@ -61,7 +61,9 @@ def security(
 
     The broker's certificate is checked, and its name against the host's, always. Raises `ConfigError`.
     """
-    tls = tls or any((ca_file, certificate_file, key_file))
+    if key_file is not None and certificate_file is None:
+        raise ConfigError("certificate_file (--tls-certificate) must be given with key_file (--tls-key)")
+    tls = tls or any((ca_file, certificate_file))
     settings: dict[str, Any] = {}
     if tls:
         try:

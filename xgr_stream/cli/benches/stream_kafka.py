@@ -29,7 +29,7 @@ from xgr_stream.errors import EngineError
 from xgr_stream.stream import codec
 from xgr_stream.stream.partitioner import partitioner
 from xgr_stream.stream.topology import ensure_topics
-from xgr_stream.testing.broker import ApacheKafka, Broker, EmbeddedBroker, OutsideBroker
+from xgr_stream.testing.broker import ApacheKafka, Broker, EmbeddedBroker, OutsideBroker, die_with_parent
 
 NUM_PARTITIONS = 4
 READY_TIMEOUT_S = 60.0
@@ -168,6 +168,7 @@ class Load:
             *(sys.executable, "-m", "xgr_stream.cli.benches.stream_worker", json.dumps(settings)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         async with asyncio.timeout(READY_TIMEOUT_S):
             while not (await self._worker_says())["ready"]:  # noqa: ASYNC110  it is another process

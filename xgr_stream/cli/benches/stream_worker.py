@@ -126,6 +126,8 @@ def _dependencies(app: Any) -> list[Any]:
 
 
 async def _run_app(app: Any, telling: Any) -> None:
+    from xgr_stream.cli.faust_app import END_S, stop_app
+
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     app.finalize()
@@ -135,7 +137,7 @@ async def _run_app(app: Any, telling: Any) -> None:
         await app.wait_for_stopped(stopping.wait())
     finally:
         task.cancel()
-        await app.stop()
+        await stop_app(app, END_S)
 
 
 async def _tell(

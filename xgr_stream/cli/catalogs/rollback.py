@@ -64,7 +64,7 @@ def _check_compaction(connection: Connection, topic: str, log: Log, offset: int)
 
 
 async def _compaction_lag_ms(connection: Connection, topic: str) -> int:
-    from xgr_stream.stream.checks import topic_settings
+    from xgr_stream.stream.topic_settings import topic_settings
 
     admin = connection.admin()
     await admin.start()

@@ -17,12 +17,13 @@ from xgr_stream.cli.faults.fleet import NO_BROKER
 from xgr_stream.cli.faults.views import event_of
 from xgr_stream.cli.faust_app import make_app, serve_app
 from xgr_stream.cli.logs import log_to_stderr
+from xgr_stream.cli.signals import FirstSignal
 from xgr_stream.config import CacheConfig, EngineConfig, StreamConfig, TopicNames
 from xgr_stream.stream import attach
 from xgr_stream.stream.connection import UNREACHABLE, Connection
 
 
-async def serve(settings: dict[str, Any]) -> None:
+async def serve(settings: dict[str, Any], signals: FirstSignal) -> None:
     """Until SIGTERM."""
     connection = Connection(settings["broker"], session_timeout_ms=round(settings["session_timeout_s"] * 1000))
     app = make_app(connection, settings["group"], ("127.0.0.1", settings["port"]))
@@ -38,7 +39,7 @@ async def serve(settings: dict[str, Any]) -> None:
         event=event_of,
         repartition=True,
     )
-    await serve_app(app, config.shutdown_timeout_s)
+    await serve_app(app, config.shutdown_timeout_s, signals)
 
 
 if __name__ == "__main__":
@@ -46,6 +47,7 @@ if __name__ == "__main__":
     logging.getLogger("xgr_stream.stream.recovery").setLevel(logging.INFO)  # what the fleet counts
     settings = json.loads(sys.argv[1])
     try:
-        asyncio.run(serve(settings))
+        with FirstSignal() as signals:
+            asyncio.run(serve(settings, signals))
     except UNREACHABLE as error:
         sys.exit(f"{NO_BROKER}{settings['broker']}: {error}")

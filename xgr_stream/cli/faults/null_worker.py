@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from xgr_stream.cli.logs import log_to_stderr
-from xgr_stream.cli.signals import on_first_signal
+from xgr_stream.cli.signals import FirstSignal
 from xgr_stream.config import EngineConfig, StreamConfig, TopicNames
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.connection import Connection
@@ -22,17 +22,18 @@ from xgr_stream.stream.setup import Setup
 from xgr_stream.testing import NullEngine
 
 
-async def serve(settings: dict[str, Any]) -> None:
+async def serve(settings: dict[str, Any], signals: FirstSignal) -> None:
     """Until SIGTERM."""
     config, metrics = StreamConfig(topics=TopicNames(**settings["topics"])), Metrics()
     connection = Connection(settings["broker"], session_timeout_ms=round(settings["session_timeout_s"] * 1000))
     engine = NullEngine(version=settings["name"])
     driver = KafkaDriver(Setup(engine, connection, settings["group"], config, EngineConfig(), metrics))
+    signals.calls(driver.stop)
     async with served(Pages(lambda: driver.runtime, metrics), "127.0.0.1", settings["port"]):
-        on_first_signal(driver.stop)
         await driver.run()
 
 
 if __name__ == "__main__":
     log_to_stderr()
-    asyncio.run(serve(json.loads(sys.argv[1])))
+    with FirstSignal() as signals:
+        asyncio.run(serve(json.loads(sys.argv[1]), signals))
