@@ -11,6 +11,7 @@ from xgr_kernels.beam_perturb import PerturbedChildren, beam_perturb
 from xgr_kernels.beam_select import BeamSelection, beam_select
 from xgr_kernels.gate_up_silu import gate_up_silu
 from xgr_kernels.kv_write import kv_write, plan_kv_write
+from xgr_kernels.legal_normalizer import legal_normalizer
 from xgr_kernels.mask_exclude import mask_exclude
 from xgr_kernels.mask_flip import mask_flip
 from xgr_kernels.node_masks import NodeMasks
@@ -30,6 +31,7 @@ __all__ = [
     "beam_select",
     "gate_up_silu",
     "kv_write",
+    "legal_normalizer",
     "mask_exclude",
     "mask_flip",
     "plan_append_attention",

@@ -21,6 +21,7 @@ from typing import Any, cast
 logger = logging.getLogger(__name__)
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*/cpu.c")))
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 OPTIONS = (
     *("-O3", "-shared", "-fPIC", "-ffp-contract=fast"),
     # Sums in any order, as vectors need. Not -ffast-math: linked with it, a library flushes denormals in all threads.
@@ -71,7 +72,7 @@ def find_compiler() -> str | None:
 
 def _kept(cache: Path, compiler: str) -> Path:
     """The library in the cache, for these sources, options and this CPU; compiled if it is not there, or not whole."""
-    texts = [source.read_bytes() for source in SOURCES]
+    texts = [source.read_bytes() for source in (*SOURCES, *HEADERS)]
     made_for = repr((texts, OPTIONS, compiler, platform.machine(), _cpu()))
     kept = cache / hashlib.sha256(made_for.encode()).hexdigest()[:32]
     if not _is_whole(kept):

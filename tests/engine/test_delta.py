@@ -156,14 +156,16 @@ def test_more_new_items_than_a_delta_holds_wait(engine: Engine, log: Log) -> Non
     engine.check_integrity()
 
 
-def test_draws_leave_new_items_to_the_merge(engine: Engine, log: Log) -> None:
-    log.apply(CatalogUpdate("new", (7, 7, 0), ("only here",)))
+def test_a_new_item_is_drawn_at_once(engine: Engine, log: Log) -> None:
+    log.apply(CatalogUpdate("new", (7, 7, 0), ("only here",)), CatalogUpdate("beside", engine.catalog.sid("item-5")))
+    found = engine.recommend("user", 200, beam_width=500)
     drawn = engine.recommend("user", 200, beam_width=500, temperature=1.0)
-    assert {item.item_id for item in drawn} == {f"item-{n}" for n in range(60)}
+    same(by_id(drawn), by_id(found))
+    assert {"new", "beside"} < {item.item_id for item in drawn}
+    assert [item.item_id for item in engine.recommend("user", allow=["only here"], temperature=1.0)] == ["new"]
+    log.apply(CatalogUpdate("new", (7, 7, 0), ("only here",), available=False))
     with pytest.raises(NothingLegal):
         engine.recommend("user", allow=["only here"], temperature=1.0)
-    merged(engine).finish()
-    assert [item.item_id for item in engine.recommend("user", allow=["only here"], temperature=1.0)] == ["new"]
 
 
 def test_caps_count_the_tags_of_new_items_and_others_together(engine: Engine, log: Log) -> None:
@@ -175,14 +177,31 @@ def test_caps_count_the_tags_of_new_items_and_others_together(engine: Engine, lo
     assert sum(item.item_id in reds for item in found) == 3
 
 
-def test_under_the_legal_normalizer_a_new_item_waits() -> None:
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_scores_over_legal_codes_are_those_of_a_catalog_made_anew(temperature: float | None) -> None:
+    """Of the items in the delta, and of those whose beginnings they share."""
     config = EngineConfig(normalizer="legal")
-    engine = Engine.load(tiny_model(), tiny_catalog(), config=config)
-    engine.append("user", ["item-1"])
-    Log(engine).apply(CatalogUpdate("new", (7, 7, 0)))
-    assert (engine.catalog.delta, engine.knows_item("new")) == (None, False)
+    engine, fresh = (Engine.load(tiny_model(), tiny_catalog(), config=config) for _ in range(2))
+    sid = engine.catalog.sid("item-5")
+    new = [("new", (7, 7, 0)), ("beside", sid), ("near", (*sid[:2], 7 - sid[2])), ("far", (sid[0], 7 - sid[1], 1))]
+    updates = [CatalogUpdate(item_id, own) for item_id, own in new]
+    Log(engine).apply(*updates)
+    fresh.apply_updates(updates)
+    assert fresh.catalog.delta is None
+
+    def items(engine: Engine) -> Found:
+        return by_id(engine.recommend("user", 200, beam_width=500, temperature=temperature, exclude=["item-7"]))
+
+    for each in (engine, fresh):
+        each.append("user", ["item-1"])
+    found = items(engine)
+    assert engine.catalog.delta is not None
+    assert {item.item_id for item in found} > {item_id for item_id, _ in new}
+    same(found, items(fresh))
+    asked = [*(item_id for item_id, _ in new), "item-5", "item-7", "item-9"]
+    assert engine.score("user", asked) == pytest.approx(fresh.score("user", asked), abs=1e-4)
     merged(engine).finish()
-    assert engine.knows_item("new")
+    same(items(engine), found)
 
 
 def served(engine: Engine, **filters: Any) -> Found:
@@ -334,19 +353,18 @@ def test_more_changed_items_than_a_delta_holds_wait(engine: Engine, log: Log) ->
     assert {item.item_id for item in served(engine, allow=["sale"])} == {update.item_id for update in many}
 
 
-def test_draws_and_the_legal_normalizer_leave_changed_items_to_the_merge(engine: Engine, log: Log) -> None:
+def test_a_changed_item_is_drawn_and_has_a_score_over_legal_codes_at_once(engine: Engine, log: Log) -> None:
     legal = Engine.load(engine.model, tiny_catalog(), config=EngineConfig(normalizer="legal"))
     legal.append("user", ["item-1", "item-2"])
-    everything = {f"item-{n}" for n in range(60)}
     update = CatalogUpdate("item-5", (7, 7, 0), ("only here",))
     for own, settings in ((engine, {"temperature": 1.0}), (legal, {})):
         Log(own).apply(update)
-        assert {item.item_id for item in served(own, **settings)} == everything - {"item-5"}
-        with pytest.raises(NothingLegal):
-            served(own, allow=["only here"], **settings)
-        merged(own).finish()
-        assert {item.item_id for item in served(own, **settings)} == everything
+        found = served(own, **settings)
+        assert {item.item_id for item in found} == {f"item-{n}" for n in range(60)}
         assert [item.item_id for item in served(own, allow=["only here"], **settings)] == ["item-5"]
+        assert own.catalog.delta is not None
+        merged(own).finish()
+        same(served(own, **settings), found)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
 from tests.property.test_live_catalog import NEW, base_of
 from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.catalog.catalog import DELTA_ITEMS, FLIPS_REMEMBERED
-from xgr_stream.engine.legality import MAX_MASKS, LegalityTables
+from xgr_stream.engine.legality import MAX_MASKS, PAIRS, LegalityTables
 from xgr_stream.errors import CatalogError
 from xgr_stream.types import CatalogUpdate, ItemFilter
 
@@ -42,6 +42,7 @@ def test_masks_follow_batches_flips_and_merges(data: st.DataObject) -> None:
             wanted = data.draw(st.lists(filters(items), min_size=1, max_size=4))
             resolved = [live.catalog.resolve(one) for one in wanted]
             assert_same_nodes(legal_nodes(tables, resolved), [counted(live.catalog, one) for one in resolved])
+            check_others(tables, live.catalog)
         elif step == "begin" and merge is None and (merge := live.begin()) is not None:
             merge.run()
             new = LegalityTables(merge.merged, CPU, like=tables)
@@ -51,6 +52,25 @@ def test_masks_follow_batches_flips_and_merges(data: st.DataObject) -> None:
             tables.replace(new)
             merge = None
     tables.check_integrity()
+
+
+def check_others(tables: LegalityTables, catalog: Catalog) -> None:
+    """Of each depth, which nodes have the same codes above them as one of the other trie."""
+    rows, first = np.concatenate(catalog.forest.in_order), len(catalog.trie.items)
+    nodes = catalog.forest.paths(catalog.forest.leaves.take(rows))
+    sids = [tuple(sid) for sid in catalog.sids_of(rows).tolist()]
+    for depth, table in enumerate(tables.trie.others):
+        at = [0] * first + [1] * (len(rows) - first) if depth == 0 else nodes[depth - 1].tolist()
+        tries = [
+            dict(zip([sid[:depth] for sid in sids[part]], at[part], strict=True))
+            for part in (slice(first), slice(first, None))
+        ]
+        pairs = {(tries[0][prefix], tries[1][prefix]) for prefix in tries[0].keys() & tries[1].keys()}
+        found = [pair for pair in table.T.tolist() if pair[1] >= 0]
+        assert sorted(pairs | {(other, node) for node, other in pairs}) == [tuple(pair) for pair in found]
+        assert table.shape == (2, PAIRS)
+        assert (table[0, len(found) :] == 0x7FFFFFFF).all()
+        assert len(found) < PAIRS
 
 
 def tagged(count: int, each: int = 1) -> Catalog:
@@ -159,4 +179,6 @@ def test_bytes_are_those_of_all_that_lies_on_the_device() -> None:
     tables = LegalityTables(catalog, CPU)
     nodes, items, masks = sum(tables.num_nodes) + 2 * DELTA_ITEMS, 40 + DELTA_ITEMS, len(tables.node_masks[0])
     starts, pairs = sum((2, tables.num_nodes[0] + DELTA_ITEMS)) + catalog.levels, 80
-    assert tables.num_bytes == 4 * (starts + nodes + items + (items + 1) + pairs) + masks * (nodes + items) + items
+    others = catalog.levels * 2 * PAIRS
+    integers = starts + nodes + items + (items + 1) + pairs + others
+    assert tables.num_bytes == 4 * integers + masks * (nodes + items) + items

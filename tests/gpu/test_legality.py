@@ -10,7 +10,7 @@ import torch
 
 from tests.property.cases import Case
 from tests.property.masks import assert_same_nodes, counted, legal_nodes
-from tests.property.oracle import assert_same
+from tests.property.oracle import EPSILON, assert_same
 from tests.property.users import ask
 from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.engine.legality import EMPTIED_NODES, MAX_MASKS, LegalityTables
@@ -55,7 +55,8 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
     rng = random.Random(len(codes))
     live = LiveCatalog(catalog_of(6000, codes))
     tables = LegalityTables(live.catalog, CUDA)
-    places = [tensor.data_ptr() for tensor in (*tables.trie.child_starts, *tables.node_masks, *tables.emptied_nodes)]
+    read = (*tables.trie.child_starts, *tables.trie.others, *tables.node_masks, *tables.emptied_nodes)
+    places = [tensor.data_ptr() for tensor in read]
     generation, position = tables.generation, 0
     for step in range(12):
         catalog = live.catalog
@@ -88,22 +89,26 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
             tables.replace(other)
     tables.check_integrity()
     assert tables.generation == generation
-    moved = (*tables.trie.child_starts, *tables.node_masks, *tables.emptied_nodes)
+    moved = (*tables.trie.child_starts, *tables.trie.others, *tables.node_masks, *tables.emptied_nodes)
     assert [tensor.data_ptr() for tensor in moved] == places
 
 
-def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_does() -> None:
-    """With beams for all nodes, whose answers no rounding changes, and with few; in batches of two."""
+@pytest.mark.parametrize("normalizer", ["level", "legal"])
+def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_does(normalizer: str) -> None:
+    """With beams for all nodes, whose answers no rounding changes, and with few; in batches of two. Captured before
+    there is a delta; draws are not captured."""
     rng = random.Random(1)
     case = Case(
-        (16, 9, 16), 300, 1, framed=False, page_size=16, max_batch_tokens=512, max_events=16,
+        (16, 9, 16), 300, 1, framed=False, page_size=16, max_batch_tokens=512, max_events=16, normalizer=normalizer,
         model_config={"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64},
     )  # fmt: skip
     engines = [case.engine(8 << 20, device=device) for device in (CUDA.type, "cpu")]
     for engine in engines:
         engine.append("ann", ["item-1", "new-1", "item-2"])
         engine.append("bob", ["item-3", "item-4"])
-    generations = set()
+        for beams, k in ((1000, 1000), (40, 5)):
+            ask(engine, *((user, k, beams) for user in ("ann", "bob")))
+    generations = {engines[0]._legality.generation}
     position, known, merges = 0, case.items["item_id"], [None, None]
     for step in range(8):
         ids = [f"launched-{step}", *(f"new-{rng.randrange(30)}" for _ in range(rng.choice([0, 12])))]
@@ -123,6 +128,13 @@ def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_d
                     assert mine.status == theirs.status
                     assert mine.catalog_version == theirs.catalog_version
                     assert_same(mine.items, theirs.items, len(theirs.items))
+        drawn, expected = (
+            {item.item_id: item.score for item in engine.recommend("ann", 1000, beam_width=1000, temperature=1.0)}
+            for engine in engines
+        )
+        assert drawn == pytest.approx(expected, abs=EPSILON)
+        scores, expected_scores = (engine.score("ann", [*known, *ids]) for engine in engines)
+        assert scores == pytest.approx(expected_scores, abs=EPSILON)
         for engine in engines:
             engine.check_integrity()
         generations.add(engines[0]._legality.generation)

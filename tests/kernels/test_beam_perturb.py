@@ -18,6 +18,7 @@ CODES = 4
 CHILD_STARTS = (torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 3, 4, 6], dtype=torch.int32))
 CHILD_CODES = (torch.tensor([0, 2, 3], dtype=torch.int32), torch.tensor([0, 1, 3, 2, 0, 3], dtype=torch.int32))
 LEAVES = 6
+NO_OTHERS = torch.tensor([[0x7FFFFFFF], [-1]], dtype=torch.int32)
 SEEDS = 40_000
 
 
@@ -49,7 +50,7 @@ def draw(seeds: Tensor, width: int, temperature: float, illegal: tuple[int, ...]
         if level and "emptied" in more:
             arguments |= {"emptied_starts": more["emptied"][0], "emptied_nodes": more["emptied"][1]}
         children = beam_perturb(
-            logits, keys, log_probs, nodes,
+            logits, keys, log_probs, nodes, others=NO_OTHERS,
             temperatures=torch.full((requests,), temperature), seeds=seeds, level=level, **arguments,
         )  # fmt: skip
         best = torch.where(keys > -torch.inf, children.keys.amax(1), keys)
@@ -143,6 +144,70 @@ def test_emptied_nodes_are_those_of_their_own_request() -> None:
     assert found == [{1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}, {0, 3, 4, 5}]
 
 
+def test_a_prefix_of_two_tries_is_one() -> None:
+    """Node 0 of the first trie and node 1 of the second: what is below both, below one, or below neither."""
+    codes, emptied = 5, [4]
+    below = ([0, 1, 2, 4], [1, 2, 3])  # nodes 0 to 3, and 4 to 6
+    masks = torch.tensor([[True, True, False, True, True, True, True]])  # of code 2 the first trie's is not legal
+    legal = ([0, 1, 4], [2, 3])  # of code 1 the second trie's is emptied
+    logits, key, log_prob, seeds = torch.randn(1, codes), -0.7, -0.3, torch.tensor([5])
+    others = torch.tensor([[0, 1, 0x7FFFFFFF], [1, 0, -1]], dtype=torch.int32)
+
+    def perturbed(*nodes: int, **change: Any) -> Any:
+        rows = len(nodes)
+        return beam_perturb(
+            logits.repeat(rows, 1),
+            torch.full((rows,), key),
+            torch.full((rows,), log_prob),
+            torch.tensor(nodes, dtype=torch.int32),
+            **{
+                "row_starts": torch.tensor([0, rows], dtype=torch.int32),
+                "child_starts": torch.tensor([0, 4, 7], dtype=torch.int32),
+                "child_codes": torch.tensor([*below[0], *below[1]], dtype=torch.int32),
+                "node_masks": masks,
+                "mask_index": torch.zeros(1, dtype=torch.int32),
+                "emptied_starts": torch.tensor([0, len(emptied)], dtype=torch.int32),
+                "emptied_nodes": torch.tensor(emptied, dtype=torch.int32),
+                "others": others,
+                "temperatures": torch.tensor([0.8]),
+                "seeds": seeds,
+                "level": 1,
+                **change,
+            },
+        )
+
+    both = perturbed(0, 1)
+    for row in range(2):
+        there = torch.zeros(codes, dtype=torch.bool)
+        there[legal[row]] = True
+        for alone, together in zip(perturbed(row), both, strict=True):
+            assert torch.equal(alone[0], together[row])  # whether the other row is there or not
+            assert torch.equal(together[row] > -torch.inf, there)
+    assert both.keys.max() == pytest.approx(key, abs=1e-6)
+    assert both.log_probs.exp().sum() == pytest.approx(1, abs=1e-6)
+    everything = {"node_masks": torch.ones_like(masks), "emptied_starts": torch.zeros(2, dtype=torch.int32)}
+    for keys_or_log_probs in perturbed(0, 1, **everything):
+        assert torch.equal(keys_or_log_probs[0, [1, 2]], keys_or_log_probs[1, [1, 2]])
+    # One trie of the same codes, whose first four nodes have the same numbers: noise is that of the first trie's node.
+    one = {
+        "child_starts": torch.tensor([0, 5], dtype=torch.int32),
+        "child_codes": torch.arange(5, dtype=torch.int32),
+        "node_masks": torch.ones(1, 5, dtype=torch.bool),
+        "emptied_starts": torch.zeros(2, dtype=torch.int32),
+        "others": None,
+    }
+    split = {
+        "child_starts": torch.tensor([0, 4, 6], dtype=torch.int32),
+        "child_codes": torch.tensor([0, 1, 2, 3, 1, 4], dtype=torch.int32),
+        "node_masks": torch.tensor([[True, False, True, True, True, True]]),
+        "emptied_starts": torch.zeros(2, dtype=torch.int32),
+    }
+    torch.testing.assert_close(perturbed(0, **one).log_probs[0], perturbed(0, 1, **split).log_probs.amax(0))
+    # Code 4 is another node's there, so that only the others' order is the same.
+    want, got = perturbed(0, **one).keys[0, :4], perturbed(0, 1, **split).keys.amax(0)[:4]
+    assert torch.equal(want.argsort(), got.argsort())
+
+
 def test_a_low_temperature_is_greedy_and_nothing_is_not_a_number() -> None:
     leaves = draw(torch.arange(50), 6, 1e-4)
     assert (leaves[:, 0] == int(exact(0.01).argmax())).all()
@@ -155,6 +220,7 @@ def test_a_low_temperature_is_greedy_and_nothing_is_not_a_number() -> None:
         ("seeds", torch.zeros(1)),
         ("seeds", torch.zeros(2, dtype=torch.int64)),
         ("temperatures", torch.ones(2)),
+        ("others", torch.zeros(1, 2)),
         ("level", -1),
     ],
 )
@@ -167,6 +233,7 @@ def test_arguments_that_do_not_fit_are_named(name: str, value: object) -> None:
         "mask_index": torch.zeros(1, dtype=torch.int32),
         "emptied_starts": torch.zeros(2, dtype=torch.int32),
         "emptied_nodes": torch.zeros(0, dtype=torch.int32),
+        "others": NO_OTHERS,
         "temperatures": torch.ones(1),
         "seeds": torch.zeros(1, dtype=torch.int64),
         "level": 0,

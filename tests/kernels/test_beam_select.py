@@ -30,7 +30,6 @@ class Case:
     mask_index: Tensor
     emptied_starts: Tensor
     emptied_nodes: Tensor
-    normalizer: str
     log_normalizer: Tensor | None
     num_out: int | None = None
     early_stop: bool = True
@@ -57,7 +56,7 @@ def random_case(
     """Beams of some requests over a random level of a trie; what isn't given is drawn."""
     requests = requests or rng.randint(1, 5)
     codes = codes or rng.choice([1, 2, 7, 33, 130])
-    normalizer = normalizer or rng.choice(["level", "legal", "given"])
+    normalizer = normalizer or rng.choice(["level", "given"])
     beams = [rows or rng.choice([1, 1, 3, 17, 40]) for _ in range(requests)]
     parents = max(beams) + rng.randint(0, 20)
     child_counts = [codes if dense else rng.choice([0, 1, codes, rng.randint(0, codes)]) for _ in range(parents)]
@@ -85,7 +84,6 @@ def random_case(
         mask_index=torch.tensor([rng.randrange(masks) for _ in range(requests)], dtype=torch.int32),
         emptied_starts=starts_of([len(nodes) for nodes in emptied]),
         emptied_nodes=torch.tensor([node for nodes in emptied for node in nodes], dtype=torch.int32),
-        normalizer="level" if normalizer == "given" else normalizer,
         log_normalizer=torch.randn(sum(beams)) + 9 if normalizer == "given" else None,
     )
 
@@ -112,9 +110,7 @@ def _candidates(case: Case, request: int) -> list[tuple[float, int, int]]:
             continue
         logits = case.logits[row].double()
         codes = [int(case.child_codes[node]) for node in children]
-        normal = (logits[codes] if case.normalizer == "legal" else logits).logsumexp(0)
-        if case.log_normalizer is not None:
-            normal = case.log_normalizer[row].double()
+        normal = logits.logsumexp(0) if case.log_normalizer is None else case.log_normalizer[row].double()
         for node, code in zip(children, codes, strict=True):
             found.append((float(case.scores[row].double() + logits[code] - normal), row, node))
     return found
@@ -149,12 +145,11 @@ def test_equals_exhaustive_loop(run, seed: int) -> None:
     check(case, case.select(run))
 
 
-@pytest.mark.parametrize("normalizer", ["level", "legal"])
 @pytest.mark.parametrize("width", [4, 65])
-def test_ties_go_to_the_smaller_node(run, width: int, normalizer: str) -> None:
+def test_ties_go_to_the_smaller_node(run, width: int) -> None:
     """Of beams that stand at their nodes in any order: neither rows nor the order of scanning may settle a tie."""
     case = random_case(
-        random.Random(3), requests=2, rows=11, codes=7, width=width, normalizer=normalizer, dead=0.0, dense=True
+        random.Random(3), requests=2, rows=11, codes=7, width=width, normalizer="level", dead=0.0, dense=True
     )
     case.logits.zero_()
     case.scores.zero_()
@@ -205,7 +200,7 @@ def test_early_stop_changes_only_what_is_scanned(run, seed: int) -> None:
     assert (stopped.children_kept <= scanned.children_kept).all()
 
 
-@pytest.mark.parametrize("normalizer", ["level", "legal", "given"])
+@pytest.mark.parametrize("normalizer", ["level", "given"])
 def test_all_codes_are_children(run, normalizer: str) -> None:
     """Many codes, all of them children, some excluded: the pass over the logits serves their scores, too."""
     case = random_case(random.Random(7), requests=2, rows=3, codes=1024, width=4, normalizer=normalizer, dense=True)
@@ -239,7 +234,6 @@ def test_a_leading_beam_spares_the_others(run) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": "softmax"}, "normalizer must be 'level' or 'legal', not 'softmax'"),
         ({"log_normalizer": torch.zeros(99)}, r"log_normalizer must have shape \[\d+\], not \[99\]"),
         ({"out_starts": torch.zeros(9, dtype=torch.int32)}, r"out_starts must have shape \[2\], not \[9\]"),
         ({"row_starts": torch.zeros(2)}, "nodes, row_starts, .* must be int32"),

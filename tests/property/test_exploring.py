@@ -16,7 +16,7 @@ from tests.property.cases import Case, cases
 from tests.property.oracle import EPSILON, Oracle, Sid, _next_codes
 from tests.property.users import record
 from xgr_stream.engine import Engine
-from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Shortfall, Status
+from xgr_stream.types import CatalogUpdate, ItemFilter, RecommendRequest, RecommendResponse, Shortfall, Status
 
 NORMALIZERS = ("level", "vocabulary", "legal")
 
@@ -71,18 +71,33 @@ def probabilities(oracle: Oracle, context: list[int], sids: set[Sid], heat: floa
     return beams
 
 
+@pytest.mark.parametrize("launched", [False, True])
 @pytest.mark.parametrize(("heat", "normalizer"), [(0.6, "level"), (1.0, "legal"), (2.5, "vocabulary")])
-def test_the_first_two_are_drawn_with_the_exact_probabilities(heat: float, normalizer: str) -> None:
+def test_the_first_two_are_drawn_with_the_exact_probabilities(heat: float, normalizer: str, launched: bool) -> None:
+    """`launched`: with new items in the catalog's delta, beside others, below the same codes, and by themselves."""
     case = replace(CASE, normalizer=normalizer)
     engine = case.engine()
     engine.append("user", ["item-1"])
     item_filter = ItemFilter(exclude=("item-3",), seen=True)
     legal = case.oracle.legal(item_filter, seen=["item-1"])
+    if launched:
+        beside, sold_out = "item-0", "item-2"
+        first = case.oracle.sid_of[beside][0]
+        assert beside in legal
+        new = {"beside": case.oracle.sid_of[beside], **{f"{code}": (first, code) for code in range(0, 4, 2)}}
+        new |= {"instead": case.oracle.sid_of[sold_out]}
+        updates = [CatalogUpdate(item_id, sid) for item_id, sid in new.items()]
+        updates.append(CatalogUpdate(sold_out, case.oracle.sid_of[sold_out], (), available=False))
+        engine.update_catalog(updates, len(updates))
+        legal |= new
+        legal.pop(sold_out, None)
     chances = probabilities(case.oracle, case.oracle.context(["item-1"]), set(legal.values()), heat)
     counts: Counter[tuple[Sid, Sid]] = Counter()
     for start in range(0, DRAWS, 1024):
         requests = [
-            RecommendRequest(f"r-{i}", "user", 2, 2, item_filter, temperature=heat) for i in range(start, start + 1024)
+            # Four beams, since two prefixes may be two nodes each.
+            RecommendRequest(f"r-{i}", "user", 4, 4, item_filter, temperature=heat)
+            for i in range(start, start + 1024)
         ]
         for response in answer(engine, *requests):
             # Two leaves: of two items at one leaf, the first is taken with it.

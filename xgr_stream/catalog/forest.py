@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from xgr_stream.catalog.splice import bisect_each
 from xgr_stream.catalog.tags import BoolArray, TagIndex, Together
 from xgr_stream.catalog.trie import Int32Array, Trie, paths
 
@@ -45,6 +46,9 @@ class Forest:
     item_starts: Joined
     items: Joined
     leaves: Joined
+    in_base: tuple[Int32Array, ...]
+    """[d]: of each of the delta's own nodes of depth d the base's node of the same prefix, -1 if there is none. Leaves
+    are left out."""
 
     @classmethod
     def of(cls, base: Trie, delta: Trie) -> Forest:
@@ -63,6 +67,7 @@ class Forest:
             item_starts=starts(base.item_starts, delta.item_starts),
             items=behind(base.items, delta.items, len(base.leaves)),
             leaves=behind(base.leaves, delta.leaves, base.num_leaves),
+            in_base=_in_base(base, delta),
         )
 
     @property
@@ -80,6 +85,21 @@ class Forest:
     def paths(self, leaves: Int32Array, out: Int32Array | None = None) -> Int32Array:
         """As of a trie."""
         return paths(self.parents, leaves, out)
+
+
+def _in_base(base: Trie, delta: Trie) -> tuple[Int32Array, ...]:
+    """`Forest.in_base`: a binary search among the children of the node above."""
+    found: list[Int32Array] = [np.zeros(1, np.int32)]
+    for level in range(base.levels - 1):
+        codes, starts, own = base.node_codes[level], base.child_starts[level], delta.node_codes[level]
+        above = found[level].take(delta.parents[level])
+        first = starts.take(above, mode="clip")
+        last = np.where(above < 0, first, starts.take(above + 1))
+        place = bisect_each(codes, first, last, own)
+        there = place < last
+        there[there] = codes[place[there]] == own[there]
+        found.append(np.where(there, place, -1).astype(np.int32))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -116,8 +116,8 @@ class Merge:
 class LiveCatalog:
     """A base and the updates of one log, in their order. All but `Merge.run` belongs to the thread that decodes."""
 
-    def __init__(self, base: Catalog, *, joins: bool = True) -> None:
-        """`base` is changed by what comes. `joins`: whether what waits is served before it is merged."""
+    def __init__(self, base: Catalog) -> None:
+        """`base` is changed by what comes."""
         if base.follows_updates:
             raise CatalogError(f"the base must be a table's own catalog, not {base.version}: load its file again")
         self.base = base
@@ -127,7 +127,7 @@ class LiveCatalog:
         """Of the log: the first update that is not applied yet."""
         self.merged_to = 0
         self._waiting = Waiting()
-        self._delta_items = DELTA_ITEMS if joins else 0
+        self._delta_items = DELTA_ITEMS
         self.merging: Merge | None = None
         """The merge that has begun, until it is finished or abandoned."""
         self._base_version: str | None = None

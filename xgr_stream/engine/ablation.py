@@ -28,9 +28,8 @@ def select_masking_last(
     """`beam_select` as an engine without a trie does it: all codes of all beams are scored, the illegal ones masked,
     and the whole table is sorted.
 
-    For a power of two of requests, of as many beams each, without exclusions, whose scores are normalised over the
-    level or the vocabulary; rows behind them are padding. Arguments and result are `beam_select`'s. No host
-    synchronisation.
+    For a power of two of requests, of as many beams each, without exclusions; rows behind them are padding. Arguments
+    and result are `beam_select`'s. No host synchronisation.
     """
     rows, codes = logits.shape
     requests = len(mask_index)

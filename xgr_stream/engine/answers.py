@@ -127,13 +127,10 @@ class Answers:
             )
         return responses
 
-    def _why_none(self, job: Job) -> XgrError:
-        """A search finds an item unless there is none, or scores can't be compared. Draws are from the catalog without
-        its delta."""
-        left, delta = job.filter, self._catalog.delta
-        if job.request.temperature is not None and delta is not None:
-            left = self._catalog.filters.without(left, self._catalog.rows(delta.item_ids))
-        return EngineError(NOT_NUMBERS) if left.leaves_any() else NothingLegal(NOTHING_LEFT)
+    @staticmethod
+    def _why_none(job: Job) -> XgrError:
+        """A search finds an item unless there is none, or scores can't be compared."""
+        return EngineError(NOT_NUMBERS) if job.filter.leaves_any() else NothingLegal(NOTHING_LEFT)
 
     def _tops(self, jobs: Sequence[Job], beams: Beams) -> list[slice]:
         """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its

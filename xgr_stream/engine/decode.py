@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xgr_kernels.beam_descend import beam_descend
 from xgr_kernels.beam_select import BeamSelection, beam_select
+from xgr_kernels.legal_normalizer import legal_normalizer
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import ResolvedFilter
 from xgr_stream.config import Normalizer
@@ -125,7 +126,7 @@ class BeamDecoder:
             arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
             arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
             fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
-            per_level = ([1 if explorers else ROOTS] * requests, *level_widths)
+            per_level = ([ROOTS] * requests, *level_widths)
             arrays["row_starts"][:] = [starts_of(lengths, shape.requests) for lengths in per_level]
             legality.write(filters, arrays)
 
@@ -188,11 +189,10 @@ class BeamDecoder:
         legality: LegalityTables,
         explorers: Sequence[RecommendRequest],
     ) -> None:
-        """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few. From the
-        catalog without its delta: noise is conditioned on all of a beam's children, which would be in two places."""
+        """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few."""
         self.scanned = []
         with self._lane.current():
-            exploration = Exploration(explorers, shape.requests, self._device)
+            exploration = Exploration(explorers, shape.requests, legality.shared, self._device)
             style = self._decoder.styles(max(shape.rows))[0]
             selection = self._search(shape, inputs, legality, style, exploration.select)
             self._results.write(selection.nodes, exploration.scores)
@@ -205,13 +205,12 @@ class BeamDecoder:
         style: Style,
         select: Callable[..., BeamSelection] | None = None,
     ) -> BeamSelection:
-        """`select`: instead of `beam_select`, from the first root alone."""
+        """`select`: instead of `beam_select`."""
         trie, row_starts = legality.trie, inputs["row_starts"].unbind()
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
-        roots = ROOTS if select is None else 1
-        beams = torch.arange(shape.requests * roots, dtype=torch.int32, device=self._device)
-        nodes, request_of = beams % roots, beams // roots
+        beams = torch.arange(shape.requests * ROOTS, dtype=torch.int32, device=self._device)
+        nodes, request_of = beams % ROOTS, beams // ROOTS
         scores = torch.zeros(len(nodes), device=self._device)
         ancestors = nodes.new_empty(len(nodes), max(1, self._levels - 1))
         suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
@@ -219,25 +218,29 @@ class BeamDecoder:
             select = beam_select if self._switches.mask_first else select_masking_last
         for level in range(self._levels):
             logits, log_normalizer = self._logits(hidden, level)
-            if level == 0 and roots > 1:
+            if level == 0:
                 logits = logits.index_select(0, request_of)
                 log_normalizer = None if log_normalizer is None else log_normalizer.index_select(0, request_of)
+            children = {
+                "row_starts": row_starts[level],
+                "child_starts": trie.child_starts[level],
+                "child_codes": trie.child_codes[level],
+                "node_masks": legality.node_masks[level],
+                "mask_index": inputs["mask_index"],
+                "emptied_starts": inputs["emptied_starts"],
+                "emptied_nodes": legality.emptied_nodes[level],
+            }
+            if self._normalizer == "legal":
+                log_normalizer = legal_normalizer(logits, nodes, others=trie.others[level], **children)
             selection = select(
                 logits,
                 scores,
                 nodes,
-                row_starts=row_starts[level],
                 out_starts=row_starts[level + 1],
-                child_starts=trie.child_starts[level],
-                child_codes=trie.child_codes[level],
-                node_masks=legality.node_masks[level],
-                mask_index=inputs["mask_index"],
-                emptied_starts=inputs["emptied_starts"],
-                emptied_nodes=legality.emptied_nodes[level],
-                normalizer="level" if self._normalizer == "vocabulary" else self._normalizer,
                 log_normalizer=log_normalizer,
                 num_out=shape.rows[level],
                 early_stop=self._switches.early_stop,
+                **children,
             )
             if self._graphs is None:
                 self.scanned.append((selection.beams_scanned, scores))

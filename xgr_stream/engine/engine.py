@@ -174,8 +174,7 @@ class Engine:
         unless both give items the same tokens. A merge that is under way is void."""
         self.model.tokens.check_catalog(catalog.codes)
         self._work.settle()
-        # What is legal is told by node, so the two of a semantic ID's beginning would each be normalised by its own.
-        self._live = LiveCatalog(catalog, joins=self.normalizer != "legal")
+        self._live = LiveCatalog(catalog)
         self._catalog = catalog
         self._legality = LegalityTables(catalog, self.cache.hidden.device)
         self._reader = ContextReader(catalog, self.model, self.window, self.history)
@@ -218,8 +217,8 @@ class Engine:
     @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
         """Let items come and go at once, and those that are new or have another semantic ID or other tags be in the
-        catalog's delta (with the normalizer `legal` they wait for a merge, and are not recommended meanwhile). Between
-        two batches. `updates` must fit `codes`; `position` is where their log goes on behind them."""
+        catalog's delta. Between two batches. `updates` must fit `codes`; `position` is where their log goes on behind
+        them."""
         self._live.apply(updates, position)
 
     def _join(self) -> None:

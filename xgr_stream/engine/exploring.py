@@ -21,13 +21,15 @@ class Exploration:
     scores: Tensor
     """After each selection: the chosen beams' scores, as they would be without chance. [out]"""
 
-    def __init__(self, requests: Sequence[RecommendRequest], padded: int, device: torch.device) -> None:
-        """`padded`: how many requests the decode's arrays have room for."""
+    def __init__(
+        self, requests: Sequence[RecommendRequest], padded: int, others: Sequence[Tensor] | None, device: torch.device
+    ) -> None:
+        """`padded`: how many requests the decode's arrays have room for; `others`: those of `TrieTensors`."""
         rest = padded - len(requests)
         temperatures = [request.temperature or 1.0 for request in requests] + [1.0] * rest
         self._temperatures = torch.tensor(temperatures, dtype=torch.float32).to(device)
         self._seeds = torch.tensor([*map(seed_of, requests), *[0] * rest], dtype=torch.int64).to(device)
-        self._log_probs = self.scores = torch.zeros(padded, device=device)
+        self._others = others
         self._level = 0
 
     def select(
@@ -36,7 +38,6 @@ class Exploration:
         scores: Tensor,
         nodes: Tensor,
         *,
-        normalizer: str,
         log_normalizer: Tensor | None,
         child_codes: Tensor,
         row_starts: Tensor,
@@ -46,6 +47,8 @@ class Exploration:
         **legality: Any,
     ) -> BeamSelection:
         """`beam_select`, where `scores` and those of the result are the beams' keys. To be called once a level."""
+        if not self._level:
+            self._log_probs = self.scores = torch.zeros_like(scores)
         children = beam_perturb(
             logits,
             scores,
@@ -53,6 +56,7 @@ class Exploration:
             nodes,
             row_starts=row_starts,
             child_codes=child_codes,
+            others=None if self._others is None else self._others[self._level],
             temperatures=self._temperatures,
             seeds=self._seeds,
             level=self._level,
@@ -72,8 +76,7 @@ class Exploration:
             **legality,
         )
         if log_normalizer is None:
-            counted = logits if normalizer == "level" else logits.masked_fill(children.keys == -torch.inf, -torch.inf)
-            log_normalizer = counted.logsumexp(-1)
+            log_normalizer = logits.logsumexp(-1)
         parents = chosen.parents.long()
         codes = child_codes[chosen.nodes.clamp(min=0).long()].long()
         missing = chosen.nodes < 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_kernels import NodeMasks, mask_exclude, mask_flip
-from xgr_stream.catalog import Catalog, ResolvedFilter
+from xgr_stream.catalog import Catalog, ResolvedFilter, Trie
 from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.delta import Delta
 from xgr_stream.catalog.filters import TagsKey
@@ -37,6 +37,10 @@ MORE_THAN_FEW = 16
 STAGED_BYTES = 1 << 16
 """CUDA itself stages copies of so many from pageable memory, and waits for nothing: 4 µs less than pinning them."""
 
+PAIRS = 2 * DELTA_ITEMS + 1
+"""Nodes of a depth whose prefix is in the catalog and in its delta, and one place that is never used."""
+NO_NODE = 0x7FFFFFFF
+
 _generations = count()
 
 
@@ -54,6 +58,9 @@ class TrieTensors:
     no children."""
     child_codes: tuple[Tensor, ...]
     """Per level [nodes] int32."""
+    others: tuple[Tensor, ...]
+    """Per level [2, PAIRS] int32: of the level's parents those whose prefix is in the catalog and in its delta,
+    ascending, and the other one's node; see `xgr_kernels.legal_normalizer`."""
 
 
 class LegalityTables:
@@ -95,6 +102,7 @@ class LegalityTables:
         self.trie = TrieTensors(
             tuple(tensor(own, size + 1) for own, size in zip(trie.child_starts, parents, strict=True)),
             tuple(tensor(own, size) for own, size in zip(trie.node_codes, self._room, strict=True)),
+            tuple(torch.empty(2, PAIRS, dtype=torch.int32, device=device) for _ in own),
         )
         self._catalog = catalog
         self._revision = catalog.revision
@@ -116,6 +124,11 @@ class LegalityTables:
         return tuple(key for key in self._mask_rows if key is not None)
 
     @property
+    def shared(self) -> tuple[Tensor, ...] | None:
+        """`TrieTensors.others`; None: there is no delta. What is captured can't be told so."""
+        return None if self._delta is None else self.trie.others
+
+    @property
     def num_bytes(self) -> int:
         """On the device."""
         kept = (*self._read_by_graphs, *self.emptied_nodes, *self._items.tensors, self._allowed)
@@ -123,7 +136,7 @@ class LegalityTables:
 
     @property
     def _read_by_graphs(self) -> tuple[Tensor, ...]:
-        return (*self.trie.child_starts, *self.trie.child_codes, *self.node_masks)
+        return (*self.trie.child_starts, *self.trie.child_codes, *self.trie.others, *self.node_masks)
 
     def prepare(self, keys: Iterable[TagsKey]) -> None:
         """Have the masks of these tag combinations, of which tags may be no longer known."""
@@ -291,6 +304,7 @@ class LegalityTables:
             behind += self._masks_behind(catalog.delta)
         else:
             behind.append((self.trie.child_starts[0], 2, own.child_starts[0][-1:]))
+        behind += [(tensor, 0, pairs) for tensor, pairs in zip(self.trie.others, _pairs(forest), strict=True)]
         sent = self._tensor(np.concatenate([array.ravel() for _, _, array in behind], dtype=np.int32))
         pieces = sent.split([array.size for _, _, array in behind])
         self._items.live[catalog.num_rows :].fill_(False)  # of the delta before
@@ -362,6 +376,20 @@ class LegalityTables:
         """Wait for all work that may still read the tensors about to be replaced. They seldom are."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def _pairs(forest: Trie | Forest) -> list[Int32Array]:
+    """What `TrieTensors.others` is to be."""
+    tables = []
+    for depth in range(len(forest.child_starts)):
+        table = np.array([[NO_NODE], [-1]], np.int32).repeat(PAIRS, axis=1)
+        if isinstance(forest, Forest):
+            in_base = forest.in_base[depth]
+            shared = np.flatnonzero(in_base >= 0)
+            base, delta = in_base[shared], shared + forest.base.num_nodes(depth)
+            table[:, : 2 * len(shared)] = np.concatenate((base, delta)), np.concatenate((delta, base))
+        tables.append(table)
+    return tables
 
 
 def _with_room(nodes: int, device: torch.device) -> int:

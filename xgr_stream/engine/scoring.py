@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_kernels.beam_descend import beam_descend
+from xgr_kernels.legal_normalizer import legal_normalizer
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import Catalog, Trie
 from xgr_stream.catalog.forest import Forest
@@ -163,15 +164,19 @@ class CandidateScorer:
             return logits.logsumexp(-1)
         if self._normalizer == "vocabulary":
             return self._decoder.vocabulary_log_normalizer(hidden)
-        trie, live = legality.trie, legality.node_masks[level][0]
-        first = trie.child_starts[level][nodes.long()].long()
-        last = trie.child_starts[level][nodes.long() + 1].long()
-        children = first[:, None] + torch.arange(logits.shape[1], device=self._device)
-        are_children = children < last[:, None]
-        children.clamp_(max=legality.num_nodes[level] - 1)
-        legal = are_children & live[children]
-        own = logits.gather(1, trie.child_codes[level][children].long())
-        return own.masked_fill_(~legal, -torch.inf).logsumexp(-1)
+        trie = legality.trie  # as one request without filters has it
+        return legal_normalizer(
+            logits,
+            nodes,
+            row_starts=self._tensor(np.array([0, len(nodes)])),
+            child_starts=trie.child_starts[level],
+            child_codes=trie.child_codes[level],
+            node_masks=legality.node_masks[level],
+            mask_index=nodes.new_zeros(1),
+            emptied_starts=nodes.new_zeros(2),
+            emptied_nodes=legality.emptied_nodes[level],
+            others=trie.others[level],
+        )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array.astype(np.int32)).to(self._device, non_blocking=True)

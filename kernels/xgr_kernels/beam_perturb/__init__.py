@@ -14,12 +14,12 @@ __all__ = ["PerturbedChildren", "beam_perturb"]
 
 
 class PerturbedChildren(NamedTuple):
-    """For each code of each row, -inf where no legal child has it."""
+    """For each code of each row, -inf where no legal child of the row's own node has it."""
 
     keys: Tensor
-    """[rows, codes] float32: of a child, at most its beam's; that of one child is its beam's."""
+    """[rows, codes] float32: of a child, at most its beam's; that of one of the prefix's children is its beam's."""
     log_probs: Tensor
-    """[rows, codes] float32: of the child, given its beam, among its legal siblings."""
+    """[rows, codes] float32: of the child, given its beam, among the prefix's legal children."""
 
 
 def beam_perturb(
@@ -35,6 +35,7 @@ def beam_perturb(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
+    others: Tensor | None,
     temperatures: Tensor,
     seeds: Tensor,
     level: int,
@@ -45,7 +46,9 @@ def beam_perturb(
 
     A child's probability is the softmax over its beam's legal children of logits / temperature. Its noise depends on
     the request's seed, the level and the child's node alone, not on what else is in the batch nor on the number of
-    beams.
+    beams. Of a prefix that is two nodes (`others`, as in `legal_normalizer`) the children of both count, whether the
+    other node has a beam or not, each code once and by the first trie's node where there is one: what is below both
+    nodes has the same key below either.
 
     logits: [rows, codes] float32; keys: [rows] float32, the beams', -inf for a dead one, 0 at the root; log_probs:
     [rows] float32, accumulated; nodes: [rows] int32. temperatures: [requests] float32, above 0; seeds: [requests]
@@ -59,6 +62,8 @@ def beam_perturb(
         check_shape(name, tensor, (rows,))
     for name, tensor in (("row_starts", row_starts), ("emptied_starts", emptied_starts)):
         check_shape(name, tensor, (requests + 1,))
+    if others is not None:
+        check_shape("others", others, (2, None))
     for name, tensor in (("temperatures", temperatures), ("seeds", seeds)):
         check_shape(name, tensor, (requests,))
     check_shape("node_masks", node_masks, (None, len(child_codes)))
@@ -79,6 +84,7 @@ def beam_perturb(
             mask_index=mask_index,
             emptied_starts=emptied_starts,
             emptied_nodes=emptied_nodes,
+            others=others,
             temperatures=temperatures,
             seeds=seeds,
             level=level,

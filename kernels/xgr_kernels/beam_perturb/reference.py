@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xgr_kernels.others import other_nodes
 from xgr_kernels.ragged import contains, keys_in_groups
 
 
@@ -17,6 +18,7 @@ def _int64(value: int) -> int:
 
 BLOCK = 1 << 20
 """Children at once: a dozen intermediates of 8 MB."""
+NO_NODE = 0x7FFFFFFF
 GOLDEN = 0x9E3779B97F4A7C15
 MIX = (_int64(0xBF58476D1CE4E5B9), _int64(0x94D049BB133111EB))
 
@@ -35,7 +37,7 @@ def beam_perturb(
     row = torch.arange(rows, device=logits.device)
     request = torch.searchsorted(row_starts[1:].long(), row, right=True).clamp_(max=len(mask_index) - 1)
     alive = (row < row_starts[-1]) & (keys > -torch.inf)
-    table = torch.full((2, rows, codes + 1), -torch.inf, device=logits.device)
+    table = torch.empty((2, rows, codes), device=logits.device)
     step = max(1, BLOCK // codes)
     for first in range(0, rows, step):
         some = slice(first, first + step)
@@ -50,7 +52,7 @@ def beam_perturb(
             mask_index=mask_index,
             **rest,
         )
-    by_key, by_log_prob = table[:, :, :codes].contiguous()
+    by_key, by_log_prob = table
     return by_key, by_log_prob
 
 
@@ -69,37 +71,44 @@ def _fill(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
+    others: Tensor | None,
     temperatures: Tensor,
     seeds: Tensor,
     level: int,
 ) -> None:
-    """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes + 1]."""
-    codes = logits.shape[1]
-    at = nodes.clamp(min=0).masked_fill(~alive, 0).long()
-    first, last = child_starts[at].long(), child_starts[at + 1].long()
-    # [rows, codes]: the i-th child of each row, if it has so many; the last node stands for one that is none.
-    child = first[:, None] + torch.arange(codes, device=logits.device)
-    legal = (child < last[:, None]) & alive[:, None]
-    child.clamp_(max=len(child_codes) - 1)
-    legal &= node_masks[mask_index.long()[request][:, None], child]
-    legal &= ~_emptied(request, child, emptied_starts, emptied_nodes)
+    """Write the keys and log-probabilities of some rows' legal children into `table` [2, rows, codes]."""
+    masks = mask_index.long()[request][:, None]
 
-    code = child_codes[child].long()
-    own = (logits.gather(1, code).double() / temperatures[request, None].double()).masked_fill(~legal, -torch.inf)
-    conditional = own - own.logsumexp(1, keepdim=True)
-    noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, child).log().neg().log()
-    key = _conditioned(noisy, keys.double()[:, None]).masked_fill(~legal, -torch.inf)
+    def below(at: Tensor) -> Tensor:
+        """The child of each of these nodes [rows], of which -1 is none, by its code; -1 for none. [rows, codes]"""
+        parents = at.clamp(min=0).long()
+        first, end = child_starts[parents].long(), child_starts[parents + 1].long()
+        last = torch.where((at < 0) | (first == end), -1, end - 1)
+        # Behind the last child it comes again, to the same place.
+        child = torch.minimum(first[:, None] + torch.arange(logits.shape[1], device=logits.device), last[:, None])
+        return torch.full_like(child, -1).scatter_(1, child_codes[child.clamp(min=0)].long(), child)
 
-    # By code; what is no legal child goes to the column behind.
-    place = code.masked_fill(~legal, codes)
-    table[0].scatter_(1, place, key.float())
-    table[1].scatter_(1, place, conditional.float())
+    def are_legal(child: Tensor) -> Tensor:
+        legal = (child >= 0) & node_masks[masks, child.clamp(min=0)]
+        return legal & ~_emptied(request, child, emptied_starts, emptied_nodes) if len(emptied_nodes) else legal
+
+    at = nodes.masked_fill(~alive, -1)
+    number = below(at)
+    own = legal = are_legal(number)
+    if others is not None:
+        more = below(other_nodes(others, at))
+        legal = own | are_legal(more)
+        number = torch.minimum(number & NO_NODE, more & NO_NODE)  # the first trie's, if both have one
+    scaled = (logits.double() / temperatures[request, None].double()).masked_fill_(~legal, -torch.inf)
+    conditional = scaled - scaled.logsumexp(1, keepdim=True)
+    noisy = log_probs.double()[:, None] + conditional - _uniform(seeds[request, None], level, number).log().neg().log()
+    key = _conditioned(noisy, keys.double()[:, None])
+    for values, kept in ((key, table[0]), (conditional, table[1])):
+        kept.copy_(values.masked_fill_(~own, -torch.inf))
 
 
 def _emptied(request: Tensor, child: Tensor, starts: Tensor, emptied: Tensor) -> Tensor:
-    """Which children [rows, codes] are among the emptied nodes of their request."""
-    if not len(emptied):
-        return torch.zeros_like(child, dtype=torch.bool)
+    """Which children [rows, codes] are among the emptied nodes of their request, of which there is one at least."""
     place = torch.arange(len(emptied), device=child.device)
     owner = torch.searchsorted(starts[1:].long(), place, right=True)  # behind the last request: no request's
     known = keys_in_groups(owner, emptied.masked_fill(place >= starts[-1], 0))

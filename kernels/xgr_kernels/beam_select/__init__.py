@@ -41,7 +41,6 @@ def beam_select(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
-    normalizer: str = "level",
     log_normalizer: Tensor | None = None,
     num_out: int | None = None,
     early_stop: bool = True,
@@ -59,10 +58,10 @@ def beam_select(
     node_masks: [masks, children] bool, what is legal; mask_index: [requests], the row of it that a request uses.
     emptied_starts: [requests + 1] int32; emptied_nodes: int32, ascending inside a request, of which
     [: emptied_starts[-1]] is used: nodes not legal for it alone, and numbers that are no node's.
-    normalizer: "level", a log-sum-exp over all codes, or "legal", over the beam's legal children; log_normalizer
-    [rows], where given, goes before it. num_out: outputs, at least out_starts[-1], which is read back from the device,
-    a host synchronisation, where it is not given. early_stop: whether beams whose bound is too low are spared; the
-    answer is the same. Raises ValueError on arguments that do not fit each other.
+    log_normalizer: [rows], by default the log-sum-exp over all codes; anything where dead or without a legal child.
+    num_out: outputs, at least out_starts[-1], which is read back from the device, a host synchronisation, where it is
+    not given. early_stop: whether beams whose bound is too low are spared; the answer is the same. Raises ValueError on
+    arguments that do not fit each other.
     """
     rows = logits.shape[0]
     check_shape("logits", logits, (rows, None))
@@ -82,8 +81,6 @@ def beam_select(
         raise ValueError("nodes, row_starts, out_starts, child_starts, child_codes and emptied nodes must be int32")
     if node_masks.dtype != torch.bool:
         raise ValueError(f"node_masks must be bool, not {node_masks.dtype}")
-    if normalizer not in ("level", "legal"):
-        raise ValueError(f"normalizer must be 'level' or 'legal', not {normalizer!r}")
     if log_normalizer is not None:
         check_shape("log_normalizer", log_normalizer, (rows,))
     chosen = implementation("beam_select", logits)(
@@ -98,7 +95,6 @@ def beam_select(
         mask_index=mask_index,
         emptied_starts=emptied_starts,
         emptied_nodes=emptied_nodes,
-        normalizer=normalizer,
         log_normalizer=log_normalizer,
         num_out=num_out,
         early_stop=early_stop,

@@ -58,7 +58,6 @@ def arguments(
         "mask_index": torch.zeros(requests, dtype=torch.int32, device=device),
         "emptied_starts": torch.zeros(requests + 1, dtype=torch.int32, device=device),
         "emptied_nodes": torch.zeros(1, dtype=torch.int32, device=device),
-        "normalizer": "level",
         "log_normalizer": None,
         "num_out": requests * beams,
     }

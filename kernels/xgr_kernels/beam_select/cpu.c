@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "../legality.h"
+
 typedef struct {
   float score;
   int32_t row, node;
@@ -44,23 +46,15 @@ static int by_bound(const void *left, const void *right) {
   return a->bound > b->bound ? -1 : a->bound < b->bound ? 1 : a->row - b->row;
 }
 
-static int by_value(const void *left, const void *right) {
-  int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
-  return (a > b) - (a < b);
-}
-
 /* What a row's candidates have beside their logits. */
 #define OFFSET(row) (log_normalizer ? scores[row] - log_normalizer[row] : scores[row])
-#define IS_LEGAL(node) \
-  (legal[node] && !(num_emptied && bsearch(&(node), emptied, num_emptied, sizeof *emptied, by_value)))
 
-/* log_normalizer: [rows], or null for none; of_legal: each row's is the log-sum-exp of its legal children. Returns 0, or 1
-   without memory. */
+/* log_normalizer: [rows], or null for none. Returns 0, or 1 without memory. */
 int beam_select(int64_t requests, int64_t codes, const float *logits, int64_t row_stride,
                 const float *log_normalizer, const float *scores, const int32_t *nodes, const int32_t *row_starts, const int32_t *out_starts,
                 const int32_t *child_starts, const int32_t *child_codes, const uint8_t *node_masks, int64_t children,
-                const int32_t *mask_index, const int32_t *emptied_starts, const int32_t *emptied_nodes, int of_legal,
-                int early_stop, float *out_scores, int32_t *out_parents, int32_t *out_nodes, int32_t *beams_scanned,
+                const int32_t *mask_index, const int32_t *emptied_starts, const int32_t *emptied_nodes, int early_stop,
+                float *out_scores, int32_t *out_parents, int32_t *out_nodes, int32_t *beams_scanned,
                 int32_t *children_kept) {
   int64_t most_rows = 0, most_out = 0;
   for (int64_t request = 0; request < requests; request++) {
@@ -90,19 +84,11 @@ int beam_select(int64_t requests, int64_t codes, const float *logits, int64_t ro
     }
     qsort(beams, alive, sizeof *beams, by_bound);
     for (int64_t i = 0; i < alive; i++) {
-      if (early_stop && !of_legal && size == width && (!width || beams[i].bound < heap[0].score)) break;
+      if (early_stop && size == width && (!width || beams[i].bound < heap[0].score)) break;
       const int32_t row = beams[i].row, first = child_starts[nodes[row]], end = child_starts[nodes[row] + 1];
       const float *own = logits + row * row_stride;
-      float offset = OFFSET(row);
+      const float offset = OFFSET(row);
       scanned++;
-      if (of_legal) {
-        float peak = -INFINITY, total = 0;
-        for (int32_t node = first; node < end; node++)
-          if (IS_LEGAL(node) && own[child_codes[node]] > peak) peak = own[child_codes[node]];
-        for (int32_t node = first; node < end; node++)
-          if (IS_LEGAL(node)) total += expf(own[child_codes[node]] - peak);
-        offset -= peak + logf(total);
-      }
       for (int32_t node = first; node < end; node++) {
         if (!IS_LEGAL(node)) continue;
         Candidate candidate = {own[child_codes[node]] + offset, row, node};

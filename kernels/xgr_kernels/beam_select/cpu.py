@@ -12,7 +12,7 @@ from xgr_kernels.scales import in_float32
 
 _beam_select = function(
     "beam_select",
-    *(c_int64, c_int64, c_void_p, c_int64, *[c_void_p] * 8, c_int64, *[c_void_p] * 3, c_int, c_int, *[c_void_p] * 5),
+    *(c_int64, c_int64, c_void_p, c_int64, *[c_void_p] * 8, c_int64, *[c_void_p] * 3, c_int, *[c_void_p] * 5),
 )
 
 
@@ -29,14 +29,12 @@ def beam_select(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
-    normalizer: str,
     log_normalizer: Tensor | None,
     num_out: int | None = None,
     early_stop: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits = in_float32(logits)
-    of_legal = log_normalizer is None and normalizer == "legal"
-    if log_normalizer is None and not of_legal:
+    if log_normalizer is None:
         logits = logits.log_softmax(-1)
     if logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -61,7 +59,7 @@ def beam_select(
         *[x.data_ptr() for x in trie],
         node_masks.shape[1],
         *[x.data_ptr() for x in filters],
-        *(of_legal, early_stop),
+        early_stop,
         *[x.data_ptr() for x in (best, parents, reached, scanned, kept)],
     )
     if failed:

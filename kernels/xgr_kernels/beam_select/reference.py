@@ -30,7 +30,6 @@ def beam_select(
     mask_index: Tensor,
     emptied_starts: Tensor,
     emptied_nodes: Tensor,
-    normalizer: str,
     log_normalizer: Tensor | None,
     num_out: int | None = None,
     early_stop: bool = True,
@@ -41,12 +40,10 @@ def beam_select(
         logits, scores, nodes = logits[:rows], scores[:rows], nodes[:rows]
         log_normalizer = log_normalizer if log_normalizer is None else log_normalizer[:rows]
     logits = in_float32(logits)
-    if log_normalizer is not None:
-        offset = scores - log_normalizer  # what a row's candidates have beside their logits
-    else:
-        offset = scores
-        logits = logits.log_softmax(-1) if normalizer == "level" else logits
-    normalised = log_normalizer is not None or normalizer == "level"
+    if log_normalizer is None:
+        logits = logits.log_softmax(-1)
+    # What a row's candidates have beside their logits.
+    offset = scores if log_normalizer is None else scores - log_normalizer
     request_of = None if requests == 1 else owners(row_starts)
     alive = scores > -torch.inf
     at = nodes.clamp(min=0)
@@ -70,8 +67,7 @@ def beam_select(
         return torch.bincount(request_of.index_select(0, row), minlength=requests).int()
 
     def legal_children(children: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, node and score [legal] of the legal ones of the rows' `children` [rows], `total` together; the scores
-        lack the offset where the normalizer is not known yet."""
+        """Row, node and score [legal] of the legal ones of the rows' `children` [rows], `total` together."""
         place = torch.arange(total, dtype=torch.int32, device=children.device)
         if rows == 1:
             row, node = torch.zeros_like(place, dtype=torch.int64), place + first_child
@@ -97,10 +93,9 @@ def beam_select(
             row, node = row.index_select(0, kept), node.index_select(0, kept)
         return row, node, scored.take(torch.add(child_codes.index_select(0, node), row, alpha=codes))
 
-    scored = logits + offset[:, None] if normalised else logits
+    scored = logits + offset[:, None]
     scanned, total = alive, int(num_children.sum())
-    # Without a normalizer yet, it takes every legal child: nothing is left to spare.
-    if early_stop and normalised and total > FEW * out:
+    if early_stop and total > FEW * out:
         widths = out_starts.diff()
         bound = (offset + logits.amax(-1)).masked_fill_(~alive, -torch.inf)
         leading = alive & _leads(bound, num_children, row_starts, widths)
@@ -114,8 +109,6 @@ def beam_select(
         row, node, score = row[kept], node[kept], score[kept]
     else:
         row, node, score = legal_children(num_children, total)
-    if not normalised:
-        score += (scores - _log_sum_exp(score, row, rows)).index_select(0, row)
     counts = tally(row)
     if request_of is None:
         num_scanned = scanned.sum(0, keepdim=True, dtype=torch.int32)
@@ -129,13 +122,6 @@ def beam_select(
             for x, value in zip(best, (-torch.inf, 0, -1), strict=True)
         )
     return *best, num_scanned, counts
-
-
-def _log_sum_exp(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Log-sum-exp of each group of values [n]; returns [groups], -inf for an empty one."""
-    peak = values.new_full((groups,), -torch.inf).scatter_reduce_(0, group, values, "amax")
-    total = values.new_zeros(groups).index_add_(0, group, (values - peak[group]).exp())
-    return peak + total.log()
 
 
 def _leads(bound: Tensor, num_children: Tensor, row_starts: Tensor, widths: Tensor) -> Tensor:
