@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.engine.test_tiers import MIB, engine_with, events, state
+from tests.engine.test_tiers import MIB, always_copies, engine_with, events, state
 from tests.property.users import append, ask, record
 from xgr_stream.engine import Engine
 from xgr_stream.engine.lanes import Mark
@@ -16,7 +16,7 @@ from xgr_stream.types import CacheState, RecommendRequest
 
 @pytest.fixture
 def engine(tmp_path) -> Engine:
-    return engine_with(host_bytes=MIB, file_bytes=MIB, file_directory=str(tmp_path))
+    return always_copies(engine_with(host_bytes=MIB, file_bytes=MIB, file_directory=str(tmp_path)))
 
 
 def refuse(*_: object, **__: object) -> None:
