@@ -26,6 +26,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.commit import OffsetFetchRequest
 
 from xgr_stream.errors import ConfigError
+from xgr_stream.stream.header_names import read_any_header_names
 from xgr_stream.stream.records import Record
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,9 @@ def passes(error: BaseException) -> bool:
 
 
 def set_right(client: AIOKafkaClient) -> None:
-    """Of a consumer, before it is started: what aiokafka gets wrong while brokers are away or change."""
+    """Of a consumer, before it is started: what aiokafka gets wrong while brokers are away or change, and of records
+    that others wrote."""
+    read_any_header_names()
     _make_patient(client)
     _heed_coordinators(client)
 

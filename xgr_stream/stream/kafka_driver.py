@@ -13,7 +13,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
-from xgr_stream.errors import ConfigError
 from xgr_stream.stream.connection import record_of, stop_client
 from xgr_stream.stream.group_member import CHECK_INTERVAL_S, Admission, Membership, end_when_taken_over, membership
 from xgr_stream.stream.progress import Progress
@@ -137,23 +136,11 @@ class KafkaDriver:
                         await self._assigned.wait()
                 admission.check()
             timeout_ms = RESTING_POLL_MS if self._consumer.paused() else POLL_MS
-            try:
-                batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
-            except UnicodeDecodeError as error:
-                raise await self._unreadable() from error
+            batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
             await self._process(batches)
             if sum(map(len, batches.values())) == MAX_BATCH:
                 await self._process(await self._fetched_requests())
             self._rest_and_resume()
-
-    async def _unreadable(self) -> ConfigError:
-        """aiokafka reads nothing of a batch that holds such a record, and no seek gets past it within the batch."""
-        places = {tp: await self._consumer.position(tp) for tp in self._consumer.assignment()}
-        listed = ", ".join(f"{tp.topic}-{tp.partition} from {offset} on" for tp, offset in sorted(places.items()))
-        return ConfigError(
-            f"a record has a header whose name is not UTF-8, which can't be read here: set the offsets of group "
-            f"{self._group_id} behind it, in one of {listed}"
-        )
 
     async def _fetched_requests(self) -> Mapping[TopicPartition, Sequence[Any]]:
         """Requests that lie fetched behind events: the consumer hands out one partition's records after the other's,
