@@ -149,11 +149,14 @@ def audit_answers(truth: Truth, written: Written, offsets: Offsets, findings: Fi
 def audit_once(written: Written, rewound: Mapping[tuple[str, int], int], findings: Findings) -> None:
     """Of what transactional workers committed, no answer and no dead letter is there twice; of a record that they were
     made to read again there may be a second dead letter. `rewound`: (topic, partition) → from which offset on."""
-    answers = Counter(codec.decode(record.value or b"", MAX_BYTES)["request_id"] for record in written.responses)
+    answers: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in written.responses:
+        answers[codec.decode(record.value or b"", MAX_BYTES)["request_id"]].append(record)
     letters = [codec.decode(record.value or b"", MAX_BYTES) for record in written.dead_letters]
     places = Counter((letter["topic"], letter["partition"], letter["offset"]) for letter in letters)
     findings.differ(
-        "answers are there more than once", (f"{id} {count} times" for id, count in answers.items() if count > 1)
+        "answers are there more than once",
+        (f"{id} at {', '.join(map(_place, records))}" for id, records in answers.items() if len(records) > 1),
     )
     findings.differ(
         "dead letters are there more than once",
@@ -163,6 +166,10 @@ def audit_once(written: Written, rewound: Mapping[tuple[str, int], int], finding
             if count > 1 and offset < rewound.get((topic, number), offset + 1)
         ),
     )
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic}-{record.partition} {record.offset}, {record.timestamp_ms / 1000:.3f} s"
 
 
 def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findings: Findings) -> None:
