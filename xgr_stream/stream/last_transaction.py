@@ -62,8 +62,8 @@ class _DescribeTransactions(Request[_Struct]):  # type: ignore[misc]
 
 
 async def was_committed(client: AIOKafkaClient, name: str) -> bool | None:
-    """Whether the last transaction of this id was committed; where nothing says, it is taken to be. None: there was
-    none, or the broker does not tell. Raises `KafkaError`."""
+    """Whether the last transaction of this id was committed; where nothing says, it is taken to be: since somebody took
+    the id over, and has not written since. None: there was none, or the broker does not tell. Raises `KafkaError`."""
     try:
         coordinator = await client.coordinator_lookup(CoordinationType.TRANSACTION, name)
         response = await client.send(coordinator, _DescribeTransactions(name))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -49,6 +49,7 @@ from xgr_stream.stream.transaction import FENCED, Writer
 
 logger = logging.getLogger(__name__)
 
+ENDING_TIMEOUT_S = 1.0
 MAX_FAILURES = 5
 """Transactions of a partition that fail one after the other before the worker gives up."""
 
@@ -88,6 +89,10 @@ class TransactionalPublisher(Publisher):
         self._on_lost = on_lost
         self._writers: dict[int, Writer] = {}
         self._failures: Counter[int] = Counter()
+        self._how_ended: dict[int, bool] = {}
+        """Whether the last transaction was committed, of partitions where it could not be ended again yet."""
+        self._endings: set[asyncio.Task[None]] = set()
+        """Of last transactions, of partitions that are being taken over or were until a moment ago."""
 
     # Partitions
 
@@ -96,7 +101,7 @@ class TransactionalPublisher(Publisher):
         necessary. Raises `ConfigError` for brokers that won't have it."""
         while True:
             try:
-                await self._end_again(number)
+                await self._not_broken_off(self._end_again(number))
                 producer = await self._start_producer(number)
                 try:
                     progress = await self._committed(number)
@@ -116,16 +121,33 @@ class TransactionalPublisher(Publisher):
     def close(self, number: int) -> None:
         """Write nothing of a partition any more. What was not committed is aborted: by us if we can, else by its next
         owner."""
+        self._how_ended.pop(number, None)
         writer = self._writers.pop(number, None)
         if writer is not None:
             self._spawn(writer.close())
             for output in [output for output in self._waiting if output.partition.number == number]:
                 self._forget(output)
 
+    async def settle(self, timeout_s: float) -> None:
+        """Let what must not be broken off end, for so long at most."""
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=timeout_s)
+
+    async def _not_broken_off(self, ending: Coroutine[Any, Any, None]) -> None:
+        """It goes on if this is cancelled: in between, nobody else could tell how the last transaction had ended."""
+        task = asyncio.create_task(ending)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
+
     async def stop(self) -> None:
         """Close all partitions, within a bound."""
         for number in list(self._writers):
             self.close(number)
+        await self.settle(ENDING_TIMEOUT_S)
+        for ending in self._endings:
+            ending.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
@@ -145,9 +167,12 @@ class TransactionalPublisher(Publisher):
         """Where the partition's last transaction may be open still, end it: by an empty one that ends alike. Whoever
         takes the id over next does so when that is done everywhere."""
         name = transactional_id(self.group_id, self.topics[0], number)
-        committed = await was_committed(self._producer.client, name)
+        committed = self._how_ended.get(number)
+        if committed is None:
+            committed = await was_committed(self._producer.client, name)
         if committed is None:
             return
+        self._how_ended[number] = committed  # nobody can tell from here on
         producer = await self._start_producer(number)
         try:
             letters = await producer.partitions_for(self._names.dead_letters)
@@ -159,6 +184,7 @@ class TransactionalPublisher(Publisher):
             for letter in letters:
                 producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(self._names.dead_letters, letter))
             await (producer.commit_transaction() if committed else producer.abort_transaction())
+            self._how_ended.pop(number, None)
         finally:
             await stop_client(producer)
 
