@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.property.users import ask
+from xgr_stream.catalog import Catalog
 from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine import Engine
@@ -402,3 +403,48 @@ def test_a_batch_under_way_keeps_its_version(engine: Engine, log: Log, worker: D
     assert "new" not in {item.item_id for item in before.items}
     assert after.catalog_version.endswith("+0~1")
     assert "new" in {item.item_id for item in after.items}
+
+
+def test_what_joins_after_another_catalog_was_taken_is_read_anew() -> None:
+    """Prefixes outlive `use_catalog` of the same table; the reader that comes with it had looked nothing up."""
+    for items, changed in ((["item-1", "new"], "new"), (["item-1"], "item-1")):
+        engine, anew = Engine.load(tiny_model(), tiny_catalog()), Engine.load(tiny_model(), tiny_catalog())
+        update = CatalogUpdate(changed, (7, 7, 0))
+        engine.append("user", items)
+        engine.use_catalog(engine.catalog.anew())
+        engine.update_catalog([update], 1)
+        anew.apply_updates([update])
+        anew.append("user", items)
+        assert ask(engine, ("user", 3, 8))[0].cache is CacheState.COLD
+        assert engine.score("user", ["item-5"]) == pytest.approx(anew.score("user", ["item-5"]), abs=1e-4)
+
+
+def test_what_moves_while_another_change_is_merged_is_no_prefix_of_the_plain_table() -> None:
+    engine, plain = Engine.load(tiny_model(), tiny_catalog()), Engine.load(tiny_model(), tiny_catalog())
+    for own in (engine, plain):
+        own.append("user", ["item-1"])
+    sid = engine.catalog.sid("item-5")
+    engine.update_catalog([CatalogUpdate("item-5", sid, ("sale",))], 1)
+    merge = engine.begin_merge()
+    assert merge is not None
+    merge.run()
+    engine.update_catalog([CatalogUpdate("item-1", (7, 7, 0))], 2)
+    merge.finish()
+    ask(engine, ("user", 3, 8))
+    engine.use_catalog(tiny_catalog())
+    assert engine.score("user", ["item-9"]) == pytest.approx(plain.score("user", ["item-9"]), abs=1e-4)
+
+
+def test_few_beams_draw_new_items_as_often_as_they_will_be_drawn() -> None:
+    table = {"item_id": ["old"], "sid": [[1, 1, 1]]}
+    beside, merged = (Engine.load(tiny_model(), Catalog.from_table(table, codes=(8, 8, 8))) for _ in range(2))
+    update = CatalogUpdate("new", (1, 2, 1))
+    merged.apply_updates([update])
+    beside.update_catalog([update], 1)
+    drawn = []
+    for engine in (beside, merged):
+        engine.append("user", ["old"])
+        draws = (engine.recommend("user", 1, beam_width=1, temperature=1.0, seed=seed) for seed in range(200))
+        drawn.append(sum(items[0].item_id == "new" for items in draws))
+    assert min(drawn) > 20
+    assert abs(drawn[0] - drawn[1]) < 40

@@ -361,7 +361,7 @@ class Catalog:
         if delta is None:
             return own.take(rows)
         own = own.take(rows[~np.isin(rows, delta.own_rows)])
-        return pa.concat_tables((own, storage.as_table(delta.columns, delta.available)), promote_options="default")
+        return pa.concat_tables((own, storage.as_table(delta.columns, delta.available)), promote_options="permissive")
 
     def save(self, path: str | Path) -> None:
         """Write one Parquet file, current availability included; `load` checks it against its own hash. Of a catalog

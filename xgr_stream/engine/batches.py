@@ -26,7 +26,7 @@ from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.work import Work
 from xgr_stream.errors import NothingLegal, XgrError
 from xgr_stream.history import HistoryView
-from xgr_stream.types import NO_FILTER, RecommendRequest, RecommendResponse
+from xgr_stream.types import MAX_BEAM_WIDTH, NO_FILTER, RecommendRequest, RecommendResponse
 
 _NOTHING: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -102,6 +102,8 @@ class Batches:
         if not request.filter.seen and resolved.leaves_any() is False:
             raise NothingLegal(NOTHING_LEFT)
         width = request.rows(self._config.beam_width)
+        if request.temperature is not None and self._catalog.delta is not None:
+            width = max(width, min(2 * request.k, MAX_BEAM_WIDTH))  # what is drawn may be in both, two beams then
         tail = self._tails.check(request.tail)
         return Job(index, request, resolved, width, tail, selects=selects(request))
 

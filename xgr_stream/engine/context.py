@@ -91,7 +91,7 @@ class ContextReader:
         own = [number for item_id in item_ids if (number := names.get(item_id)) is not None]
         numbers = np.array(seen.numbers + later + own, np.intp)  # some may be there twice
         if len(numbers):
-            self._look_up_new_items()
+            self.look_up_new_items()
         sids, rows = _places(catalog, [names[number] for number in numbers.tolist()])
         moved = numbers[(self._sids[numbers] != sids).any(axis=1)]
         return NewPlaces(catalog, catalog.delta, numbers, sids, rows, moved)
@@ -120,7 +120,7 @@ class ContextReader:
     def rows(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
         """The catalog's rows of these interned items, in any order; those that have none are left out."""
         if len(items) and int(items.max()) >= len(self._rows):
-            self._look_up_new_items()
+            self.look_up_new_items()
         rows = self._rows[items]
         return rows[rows >= 0]
 
@@ -145,7 +145,7 @@ class ContextReader:
         """Tokens of the events from number `first` on, without prompt and tail. [tokens]"""
         items = self.items(view, first)
         if len(items) and int(items.max()) >= len(self._sids):
-            self._look_up_new_items()
+            self.look_up_new_items()
         return self._tokens.encode(self._sids[items], self._actions(view, first))
 
     def _actions(self, view: HistoryView, first: int) -> Sequence[str | None] | None:
@@ -154,7 +154,7 @@ class ContextReader:
         names = self._action_names
         return [None if a < 0 else names[a] for a in view.actions[first - view.first_number :].tolist()]
 
-    def _look_up_new_items(self) -> None:
+    def look_up_new_items(self) -> None:
         names = self._item_names
         sids, rows = _places(self._catalog, [names[i] for i in range(len(self._sids), len(names))])
         longer = (

@@ -178,6 +178,7 @@ class Engine:
         self._catalog = catalog
         self._legality = LegalityTables(catalog, self.cache.hidden.device)
         self._reader = ContextReader(catalog, self.model, self.window, self.history)
+        self._reader.look_up_new_items()  # prefixes that stay hold some, which updates may change
         key = f"{self.model.version}/{catalog.base_version}"
         if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
             key += f"/{next(_retokenised)}"
@@ -268,7 +269,7 @@ class Engine:
             self._legality.replace(legality)
         self._reader.retokenise(places)
         self._batches.use(self._catalog, self._reader, self._legality)
-        self._retokenised |= bool(merge.retokenised)
+        self._retokenised |= bool(merge.retokenised) or self._catalog.delta_retokenises
 
     # The facade: one user at a time, out of this engine's own history.
 
