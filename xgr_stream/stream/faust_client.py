@@ -18,27 +18,25 @@ _MARK = "_xgr_sets_right"
 
 def set_consumer_right(app: faust.App, on_refused: Callable[[BaseException], object]) -> None:
     """Before the app's consumer is started: its thread makes the client then. `on_refused` is called there with what
-    keeps it out of the group for good. Does nothing the second time."""
+    keeps it out of the group for good; the last one that was given, of an app that starts again."""
     consumer: Any = app.consumer
     thread = consumer._thread
     if not hasattr(thread, _MARK):
-        thread._create_consumer = partial(_made_right, thread._create_consumer, app, on_refused)
-    setattr(thread, _MARK, None)
+        thread._create_consumer = partial(_made_right, thread._create_consumer, app)
+    setattr(thread, _MARK, on_refused)
 
 
 def _made_right(
-    make: Callable[..., AIOKafkaConsumer],
-    app: faust.App,
-    on_refused: Callable[[BaseException], object],
-    loop: asyncio.AbstractEventLoop,
+    make: Callable[..., AIOKafkaConsumer], app: faust.App, loop: asyncio.AbstractEventLoop
 ) -> AIOKafkaConsumer:
     consumer = make(loop=loop)
     set_right(consumer._client)
     conf: Any = app.conf
+    made_by: Any = app.consumer
     if conf.consumer_group_instance_id:
         timeout_ms = round(conf.broker_session_timeout * 1000)
         end_when_taken_over(consumer, conf.consumer_group_instance_id, timeout_ms)
-    watching = loop.create_task(_until_refused(consumer, conf.id, on_refused))
+    watching = loop.create_task(_until_refused(consumer, conf.id, getattr(made_by._thread, _MARK)))
     setattr(consumer, _MARK, watching)  # the loop itself keeps none
     return consumer
 
