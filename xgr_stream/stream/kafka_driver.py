@@ -62,7 +62,7 @@ class KafkaDriver:
         connection = setup.connection
         if connection.group_instance_id is not None:
             end_when_taken_over(self._consumer, connection.group_instance_id, connection.session_timeout_ms)
-        self._group_id = setup.group_id
+        self._admission = Admission(self._consumer, setup.group_id)
         self._committed: dict[TopicPartition, int] = {}
         self._stopping = asyncio.Event()
         self._membership: Membership | None = None
@@ -128,13 +128,12 @@ class KafkaDriver:
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
 
     async def _consume(self) -> None:
-        admission = Admission(self._consumer, self._group_id)
         while True:
             while not self._assigned.is_set():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CHECK_INTERVAL_S):
                         await self._assigned.wait()
-                admission.check()
+                self._admission.check()
             timeout_ms = RESTING_POLL_MS if self._consumer.paused() else POLL_MS
             batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=MAX_BATCH)
             await self._process(batches)

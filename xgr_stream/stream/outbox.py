@@ -74,7 +74,8 @@ class Outbox:
         self._metrics.dead_letters.labels(error.code).inc()
         logger.debug("dead letter from %s-%d at %d: %s", record.topic, record.partition, record.offset, error.code)
         value = codec.encode(protocol.dead_letter_message(record, error), self._config.codec)
-        produce = Produce(self._config.topics.dead_letters, None, key_passed_on(record), value, passed_on(record))
+        key, headers = key_passed_on(record.key), passed_on(record.headers)
+        produce = Produce(self._config.topics.dead_letters, None, key, value, headers)
         self.put(Output(partition, (produce,), record=record))
 
     def take(self) -> list[Output]:

@@ -33,18 +33,15 @@ HEADER_FRAME_BYTES = 10
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 
-def key_passed_on(record: Record) -> bytes | None:
-    """The record's key, for what answers it; None for one that is longer than any user's: an answer must not become too
+def key_passed_on(key: bytes | None) -> bytes | None:
+    """A record's key, for what answers it; None for one that is longer than any user's: an answer must not become too
     large to be written by it."""
-    return None if record.key is None or len(record.key) > MAX_KEY_BYTES else record.key
+    return None if key is None or len(key) > MAX_KEY_BYTES else key
 
 
-def passed_on(record: Record) -> Headers:
-    """The record's headers, for what answers it. Of more than `MAX_HEADER_BYTES`, those that trace it alone, as far as
+def passed_on(headers: Headers) -> Headers:
+    """A record's headers, for what answers it. Of more than `MAX_HEADER_BYTES`, those that trace it alone, as far as
     they fit: an answer must not become too large to be written by what its request brought along."""
-    if not record.headers:
-        return ()
-    headers = record.headers
     if _num_bytes(headers) > MAX_HEADER_BYTES:
         headers = tuple(header for header in headers if header[0] in TRACE_HEADERS)
     return headers if _num_bytes(headers) <= MAX_HEADER_BYTES else ()

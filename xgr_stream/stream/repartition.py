@@ -131,7 +131,8 @@ class Repartition:
 
     async def _write_letter(self, runtime: Runtime, record: Record, refused: InvalidInput) -> None:
         self._metrics.dead_letters.labels(refused.code).inc()
-        topic, key, headers = self._config.topics.dead_letters, key_passed_on(record), list(passed_on(record))
+        topic, key = self._config.topics.dead_letters, key_passed_on(record.key)
+        headers = list(passed_on(record.headers))
         letter = codec.encode(protocol.dead_letter_message(record, refused), self._config.codec)
         written = False
         while not written:
@@ -143,7 +144,7 @@ class Repartition:
         """None for a record that is no event. Raises `InvalidInput` for one that can't be converted. What comes from a
         channel has no position."""
         message = event.message
-        headers = [header for header in passed_on(_record(message)) if header[0] != SOURCE_HEADER]
+        headers = [header for header in passed_on(headers_of(message)) if header[0] != SOURCE_HEADER]
         if is_topic:
             headers.append(source_header(SourcePosition(message.topic, message.partition, message.offset)))
         try:
@@ -181,7 +182,7 @@ def _bytes(value: object) -> bytes | None:
 
 
 def _record(message: Any) -> Record:
-    """What a copy or a dead letter tells of a message; a channel's has no bytes."""
+    """What a dead letter tells of a message; a channel's has no bytes."""
     return Record(
         message.topic,
         message.partition,

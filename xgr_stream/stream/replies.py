@@ -95,8 +95,8 @@ class Replies:
         response = RecommendResponse.failure(request_id, user_id, error)
         self._count(response, response.stages_ms)
         value = self._encoded(response, response.stages_ms)
-        key = key_passed_on(record) or user_id.encode() or None
-        produce = Produce(self._config.topics.responses, partition.number, key, value, passed_on(record))
+        key = key_passed_on(record.key) or user_id.encode() or None
+        produce = Produce(self._config.topics.responses, partition.number, key, value, passed_on(record.headers))
         self._outbox.put(Output(partition, (produce,), record=record, then=self._published(record)))
 
     def restore(self, record: Record) -> None:
@@ -121,7 +121,7 @@ class Replies:
 
     def _put(self, partition: Partition, record: Record, request: RecommendRequest, value: bytes) -> None:
         key = request.user_id.encode()
-        headers = passed_on(record)
+        headers = passed_on(record.headers)
         produces = [Produce(self._config.topics.responses, partition.number, key, value, headers)]
         if request.reply_to is not None:
             produces.append(Produce(request.reply_to, None, key, value, headers, required=False))
