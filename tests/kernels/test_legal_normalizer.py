@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from xgr_kernels import legal_normalizer
+from xgr_kernels.mask_exclude import NO_NODE
 
 EPSILON = 1e-4
-NO_NODE = 0x7FFFFFFF
 
 
 @dataclass

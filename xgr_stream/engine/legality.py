@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_kernels import NodeMasks, mask_exclude, mask_flip
+from xgr_kernels.mask_exclude import NO_NODE
 from xgr_stream.catalog import Catalog, ResolvedFilter, Trie
 from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.delta import Delta
@@ -39,7 +40,6 @@ STAGED_BYTES = 1 << 16
 
 PAIRS = 2 * DELTA_ITEMS + 1
 """Nodes of a depth whose prefix is in the catalog and in its delta, and one place that is never used."""
-NO_NODE = 0x7FFFFFFF
 
 _generations = count()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xgr_kernels.mask_exclude import NO_NODE
 from xgr_kernels.others import other_nodes
 from xgr_kernels.ragged import contains, keys_in_groups
 
@@ -18,7 +19,6 @@ def _int64(value: int) -> int:
 
 BLOCK = 1 << 20
 """Children at once: a dozen intermediates of 8 MB."""
-NO_NODE = 0x7FFFFFFF
 GOLDEN = 0x9E3779B97F4A7C15
 MIX = (_int64(0xBF58476D1CE4E5B9), _int64(0x94D049BB133111EB))
 

@@ -13,9 +13,10 @@ import torch
 from xgr_kernels.beam_select.bench import CODES, arguments, exclude, trie
 from xgr_kernels.legal_normalizer.kernel import legal_normalizer
 from xgr_kernels.legal_normalizer.reference import legal_normalizer as reference
+from xgr_kernels.mask_exclude import NO_NODE
 from xgr_kernels.timing import graph_ms, report, require
 
-PAIRS, NO_NODE = 513, 0x7FFFFFFF
+PAIRS = 513
 CALLS = 10
 
 
