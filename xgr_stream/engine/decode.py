@@ -97,6 +97,7 @@ class BeamDecoder:
             self._graphs = Graphs(lane, gates)
         self._generation = -1
         self._staging: dict[tuple[int, int], Staging] = {}
+        self._roots: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._results = ResultBuffers(self._device)
         self._page_columns = page_columns
         self.scanned: list[tuple[Tensor, Tensor]] = []
@@ -209,9 +210,7 @@ class BeamDecoder:
         trie, row_starts = legality.trie, inputs["row_starts"].unbind()
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
-        beams = torch.arange(shape.requests * ROOTS, dtype=torch.int32, device=self._device)
-        nodes, request_of = beams % ROOTS, beams // ROOTS
-        scores = torch.zeros(len(nodes), device=self._device)
+        nodes, request_of, scores = self._roots_of(shape.requests)
         ancestors = nodes.new_empty(len(nodes), max(1, self._levels - 1))
         suffix = Suffix(self._decoder, self._cache.pool, inputs, steps=self._levels - 1, rows=max(shape.rows))
         if select is None:
@@ -268,6 +267,16 @@ class BeamDecoder:
             )
             hidden = self._decoder.layers(descent.hidden, self._awaiting(attend), style=style)
         return selection
+
+    def _roots_of(self, requests: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The beams that so many requests begin with: their nodes, requests and scores, [requests · ROOTS] each. Made
+        when first asked for, which is before a capture: four launches that no graph needs."""
+        roots = self._roots.get(requests)
+        if roots is None:
+            beams = torch.arange(requests * ROOTS, dtype=torch.int32, device=self._device)
+            roots = beams % ROOTS, beams // ROOTS, torch.zeros(len(beams), device=self._device)
+            self._roots[requests] = roots
+        return roots
 
     def _awaiting(self, attend: Attend) -> Attend:
         """`attend`, each layer once it is there."""

@@ -20,26 +20,19 @@ def _halves(x, heads, DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr
 
 
 @triton.jit
-def _normalised(
-    first, second, heads, factor, column_scale, weight, eps,
-    DIM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """The halves times `factor`, each head normalised over both."""
-    head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
-    inside = (head < heads) & (i < DIM // 2)
-    first, second = first.to(tl.float32), second.to(tl.float32)
-    if SCALED:
-        first *= factor
-        second *= factor
-        if column_scale is not None:
-            first *= tl.load(column_scale + head * DIM + i, mask=inside, other=0.0)
-            second *= tl.load(column_scale + head * DIM + DIM // 2 + i, mask=inside, other=0.0)
-    if NORM:
-        power = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / DIM
-        factor = tl.rsqrt(power + eps)[:, None]
-        first *= factor * tl.load(weight + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
-        second *= factor * tl.load(weight + DIM // 2 + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
-    return first, second
+def _weight(weight, DIM: tl.constexpr, HALF: tl.constexpr):
+    """The two halves [HALF] of a norm's weight."""
+    i = tl.arange(0, HALF)[None, :]
+    first = tl.load(weight + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
+    return first, tl.load(weight + DIM // 2 + i, mask=i < DIM // 2, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _normalised(first, second, weight, weight_too, eps, DIM: tl.constexpr):
+    """Each head over both of its halves."""
+    power = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / DIM
+    factor = tl.rsqrt(power + eps)[:, None]
+    return first * (factor * weight), second * (factor * weight_too)
 
 
 @triton.jit
@@ -70,13 +63,21 @@ def _kernel(
     PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     HIDDEN_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    SCALED: tl.constexpr = (hidden is not None) or (row_scale is not None) or (q_scale is not None)
+    # No kernel writes these: before the wait. And all loads come before the sums, which end with barriers that no load
+    # is moved across.
+    if q_scale is not None:
+        q_by, q_by_too = _halves(q_scale, heads, DIM, HEADS, HALF)
+        k_by, k_by_too = _halves(k_scale, kv_heads, DIM, KV_HEADS, HALF)
+        v_by, v_by_too = _halves(v_scale, kv_heads, DIM, KV_HEADS, HALF)
+    if q_norm is not None:
+        q_weight, q_weight_too = _weight(q_norm, DIM, HALF)
+    if k_norm is not None:
+        k_weight, k_weight_too = _weight(k_norm, DIM, HALF)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, HALF)[None, :]
-    # All loads come before the sums, which end with barriers that no load is moved across.
     q_first, q_second = _halves(q + token * q_stride, heads, DIM, HEADS, HALF)
     k_first, k_second = _halves(k + token * k_stride, kv_heads, DIM, KV_HEADS, HALF)
     v_first, v_second = _halves(v + token * v_stride, kv_heads, DIM, KV_HEADS, HALF)
@@ -91,23 +92,26 @@ def _kernel(
         j = tl.arange(0, HIDDEN_BLOCK)
         state = tl.load(hidden + token * hidden_stride + j, mask=j < hidden_size, other=0.0).to(tl.float32)
         factor *= tl.rsqrt(tl.sum(state * state, 0) / hidden_size + eps)
-    first, second = _normalised(
-        q_first, q_second, heads, factor, q_scale, q_norm, eps, DIM, HEADS, HALF, q_norm is not None, SCALED
-    )
+    q_first, q_second = q_first.to(tl.float32) * factor, q_second.to(tl.float32) * factor
+    k_first, k_second = k_first.to(tl.float32) * factor, k_second.to(tl.float32) * factor
+    v_first, v_second = v_first.to(tl.float32) * factor, v_second.to(tl.float32) * factor
+    if q_scale is not None:
+        q_first, q_second = q_first * q_by, q_second * q_by_too
+        k_first, k_second = k_first * k_by, k_second * k_by_too
+        v_first, v_second = v_first * v_by, v_second * v_by_too
+    if q_norm is not None:
+        q_first, q_second = _normalised(q_first, q_second, q_weight, q_weight_too, eps, DIM)
     target = out + token * heads * DIM
-    _store_halves(target, DIM, first * cos - second * sin, second * cos + first * sin, heads, DIM, HEADS, HALF)
+    query, query_too = q_first * cos - q_second * sin, q_second * cos + q_first * sin
+    _store_halves(target, DIM, query, query_too, heads, DIM, HEADS, HALF)
     if slot >= 0:
         place = (slot // PAGE_SIZE * kv_heads * PAGE_SIZE + slot % PAGE_SIZE) * DIM
         stride = PAGE_SIZE * DIM
-        key, key_too = _normalised(
-            k_first, k_second, kv_heads, factor, k_scale, k_norm, eps, DIM, KV_HEADS, HALF, k_norm is not None, SCALED
-        )
-        turned, turned_too = key * cos - key_too * sin, key_too * cos + key * sin
-        _store_head(k_pages + place, stride, turned, turned_too, kv_heads, key_scales, DIM, KV_HEADS, HALF)
-        value, value_too = _normalised(
-            v_first, v_second, kv_heads, factor, v_scale, k_norm, eps, DIM, KV_HEADS, HALF, False, SCALED
-        )
-        _store_head(v_pages + place, stride, value, value_too, kv_heads, value_scales, DIM, KV_HEADS, HALF)
+        if k_norm is not None:
+            k_first, k_second = _normalised(k_first, k_second, k_weight, k_weight_too, eps, DIM)
+        key, key_too = k_first * cos - k_second * sin, k_second * cos + k_first * sin
+        _store_head(k_pages + place, stride, key, key_too, kv_heads, key_scales, DIM, KV_HEADS, HALF)
+        _store_head(v_pages + place, stride, v_first, v_second, kv_heads, value_scales, DIM, KV_HEADS, HALF)
 
 
 def kv_write(

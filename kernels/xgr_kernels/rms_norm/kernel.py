@@ -19,7 +19,10 @@ def _kernel(
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < columns
-    factor = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)  # no kernel writes it: before the wait
+    # No kernel writes these: before the wait.
+    factor = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+    if COLUMN_SCALE:
+        by = tl.load(column_scale + i, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -27,7 +30,7 @@ def _kernel(
     if ROW_SCALE:
         values *= tl.load(row_scale + row)
     if COLUMN_SCALE:
-        values *= tl.load(column_scale + i, mask=inside, other=0.0)
+        values *= by
     if RESIDUAL:
         values += tl.load(residual + row * residual_stride + i, mask=inside, other=0.0).to(tl.float32)
         rounded = values.to(summed.dtype.element_ty)

@@ -16,17 +16,20 @@ def _kernel(
     BLOCK: tl.constexpr, HIDDEN_BLOCK: tl.constexpr, ROW_SCALE: tl.constexpr, COLUMN_SCALE: tl.constexpr,
     FP8: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < columns
+    if COLUMN_SCALE:  # no kernel writes it: before the wait
+        gate_by = tl.load(column_scale + i, mask=inside, other=0.0)
+        up_by = tl.load(column_scale + columns + i, mask=inside, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     gate = tl.load(gate_up + row * stride + i, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride + columns + i, mask=inside, other=0.0).to(tl.float32)
     if COLUMN_SCALE:
-        gate *= tl.load(column_scale + i, mask=inside, other=0.0)
-        up *= tl.load(column_scale + columns + i, mask=inside, other=0.0)
+        gate *= gate_by
+        up *= up_by
     factor = 1.0
     if ROW_SCALE:
         factor *= tl.load(row_scale + row)

@@ -76,7 +76,11 @@ def append_row(subject: Subject, prefix: int, count: int, events: int, repeats: 
         if report.tokens != expected:
             raise EngineError(f"an append must compute {expected} tokens, not {report.tokens}")
 
-    times = measure(step, subject.device, repeats=repeats, warm_up=WARM_UP)
+    def step_alone() -> None:
+        step()
+        synchronize(subject.device)
+
+    times = measure(step_alone, subject.device, repeats=repeats, warm_up=WARM_UP)
     started = perf_counter()
     for _ in range(repeats):
         step()

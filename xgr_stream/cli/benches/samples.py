@@ -64,7 +64,8 @@ def measure(
     warm_up: int = 3,
     before: Callable[[], Any] | None = None,
 ) -> Samples:
-    """Time `run` from an idle device to an idle device; `before` each, untimed, and `warm_up` untimed runs first."""
+    """Time `run` from an idle device until it returns, which must be when its work is done; `before` each, untimed, and
+    `warm_up` untimed runs first."""
     times = []
     gc.collect()
     for i in range(warm_up + repeats):
@@ -73,7 +74,7 @@ def measure(
         synchronize(device)
         started = perf_counter()
         run()
-        synchronize(device)
+        took = perf_counter() - started
         if i >= warm_up:
-            times.append((perf_counter() - started) * 1e3)
+            times.append(took * 1e3)
     return Samples(tuple(times))

@@ -223,7 +223,12 @@ class Traffic:
         engine = subject.engine(users, beam=load.beam)
         engine.warm(users.steps[0])
         views = iter(users.steps[1:])
-        append = measure(lambda: engine.warm(next(views)), subject.device, repeats=CALIBRATION, warm_up=CALIBRATION)
+
+        def append_alone() -> None:
+            engine.warm(next(views))
+            synchronize(subject.device)
+
+        append = measure(append_alone, subject.device, repeats=CALIBRATION, warm_up=CALIBRATION)
         latest = [users.steps[-1][0]]
         engine.warm(latest)
         request = requests_of(latest, beam=load.beam, k=min(10, load.beam))
