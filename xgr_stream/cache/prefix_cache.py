@@ -54,6 +54,8 @@ class PrefixCache:
         )
         """Last hidden states, after the final norm. [slots + 1, hidden]"""
         self.num_evicted = 0
+        self.reap: Callable[[], None] = lambda: None
+        """Called when there is no room: ends the pins of work that is done."""
         self.settle: Callable[[], None] = lambda: None
         """Called when pins keep a draft from its memory: returns once those that end by themselves have ended."""
         self.worth = worth
@@ -86,6 +88,9 @@ class PrefixCache:
 
     def get(self, user_id: str) -> UserPrefix | None:
         return self._prefixes.get(user_id)
+
+    def __getitem__(self, user_id: str) -> UserPrefix:
+        return self._prefixes[user_id]
 
     def touch(self, user_id: str, *, counted: bool = False) -> UserPrefix:
         """The user's prefix; they were seen, so their worth counts from now. `counted`: `worth` knows of it."""
@@ -283,9 +288,10 @@ class PrefixCache:
     def _make_room(self, num_pages: int) -> None:
         """Evict until `num_pages` pages are free; if pinned users are in the way, once more when work under way, which
         holds snapshots' pages and slots, is done."""
-        self._evict_until(num_pages)
-        if self.pool.num_free < num_pages or not self._slots.num_free:
-            self.settle()
+        for end_pins in (self.reap, self.settle):
+            if self.pool.num_free >= num_pages and self._slots.num_free:
+                return
+            end_pins()
             self._evict_until(num_pages)
 
     def _evict_until(self, num_pages: int) -> None:

@@ -64,7 +64,8 @@ class Batches:
     @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """Start answering them, as far as it goes without waiting for the device."""
-        self._work.reap()
+        if self._cache.host is not None:  # where plans find what has come since
+            self._work.reap()
         views = newest(view for _, view in requests)
 
         def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
@@ -168,7 +169,8 @@ class Batches:
             lane.mark().wait()  # forks are being computed
             release()
             raise
-        work.keep(release, lane, beams.results.mark, group.plans)
+        self._prefixes.seen(group.plans.values())
+        lane.keep(beams.results.mark, group.plans, release)
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
 

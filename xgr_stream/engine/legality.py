@@ -170,7 +170,7 @@ class LegalityTables:
             self._join()
         if self._revision != self._catalog.revision:
             self._follow()
-        keys = {f.tags_key: None for f in filters if f.tags_key is not None}
+        keys = dict.fromkeys([f.tags_key for f in filters if f.tags_key is not None])
         if keys:
             self._bring_masks(list(keys))
         if any(len(f.excluded) for f in filters):
@@ -181,9 +181,12 @@ class LegalityTables:
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a batch's host arrays: `mask_index` [requests], the mask that each request uses, and `emptied_starts`
         [requests + 1]. After `bring`."""
-        arrays["mask_index"][: len(filters)] = [self._mask_rows[f.tags_key] for f in filters]
-        if any(len(f.excluded) for f in filters):  # the arrays come zeroed
-            fill_starts(arrays["emptied_starts"], [len(f.excluded) for f in filters])
+        mask_index, emptied_starts, end = arrays["mask_index"], arrays["emptied_starts"], 0
+        for i, f in enumerate(filters):
+            mask_index[i] = self._mask_rows[f.tags_key]
+            emptied_starts[i] = end
+            end += len(f.excluded)
+        emptied_starts[len(filters) :] = end
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""
