@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -67,11 +68,8 @@ class Batches:
         if self._cache.host is not None:  # where plans find what has come since
             self._work.reap()
         views = newest(view for _, view in requests)
-
-        def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
-            return self.begin([(request, views.get(request.user_id)) for request in wider]).finish()
-
         answers = Answers(self._catalog, self._version, self.counters)
+        again = partial(self._again, views)
         pending = PendingAnswers(answers, len(requests), again, self._config.widened_beam_width)
         jobs: deque[Job] = deque()
         exploring: deque[Job] = deque()
@@ -98,6 +96,9 @@ class Batches:
                         pending.add(self._begin_group(group))
         self._work.tend()
         return pending
+
+    def _again(self, views: Mapping[str, HistoryView], wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
+        return self.begin([(request, views.get(request.user_id)) for request in wider]).finish()
 
     def _job(self, index: int, request: RecommendRequest, resolved: ResolvedFilter) -> Job:
         if not request.filter.seen and resolved.leaves_any() is False:

@@ -95,7 +95,8 @@ class Lane:
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
         self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
-        self._is_current = False
+        self._context = None if self._stream is None else torch.cuda.stream(self._stream)
+        self._entered = 0
         self._spare: list[torch.cuda.Event] = []
         self._in_flight: deque[_InFlight] = deque()
         self._expected: list[Sequence[Mark]] = []
@@ -105,19 +106,20 @@ class Lane:
     def stream(self) -> torch.cuda.Stream | None:
         return self._stream
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Within, work goes to this lane. To be used by one thread; entering it again is free of charge, and another
-        lane must not be entered in between."""
-        if self._stream is None or self._is_current:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            self._is_current = True
-            try:
-                yield
-            finally:
-                self._is_current = False
+    def current(self) -> Lane:
+        """Within, as a context manager, work goes to this lane. To be used by one thread; entering it again is free of
+        charge, and another lane must not be entered in between."""
+        return self
+
+    def __enter__(self) -> None:
+        if self._context is not None and not self._entered:
+            self._context.__enter__()
+        self._entered += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._entered -= 1
+        if self._context is not None and not self._entered:
+            self._context.__exit__(None, None, None)
 
     def mark(self) -> Mark:
         """The work so far."""

@@ -175,18 +175,16 @@ class LegalityTables:
             self._bring_masks(list(keys))
         if any(len(f.excluded) for f in filters):
             self._exclude(filters)
-        elif self.device.type == "cpu":
+        else:
             self.emptied_nodes = self._no_nodes
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a batch's host arrays: `mask_index` [requests], the mask that each request uses, and `emptied_starts`
         [requests + 1]. After `bring`."""
-        mask_index, emptied_starts, end = arrays["mask_index"], arrays["emptied_starts"], 0
         for i, f in enumerate(filters):
-            mask_index[i] = self._mask_rows[f.tags_key]
-            emptied_starts[i] = end
-            end += len(f.excluded)
-        emptied_starts[len(filters) :] = end
+            arrays["mask_index"][i] = self._mask_rows[f.tags_key]
+            if len(f.excluded):  # the arrays come zeroed
+                arrays["emptied_starts"][i + 1 :] += len(f.excluded)
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""

@@ -19,6 +19,8 @@ ROOM_AHEAD = 4
 """No next window is computed where the cache has room for fewer prefixes than so many: the user's own might make
 room."""
 
+_NOTHING: TokenArray = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
@@ -86,9 +88,8 @@ class PrefixBuilder:
         if declined:
             prefix = copy = None
         if prefix is not None and prefix.event_count >= view.event_count:
-            nothing = np.empty(0, dtype=np.int64)
             state = CacheState.WARM if copy is None else CacheState.HOST
-            return Plan(view, state, prefix, prefix.window_start, nothing, prefix.num_tokens, copy)
+            return Plan(view, state, prefix, prefix.window_start, _NOTHING, prefix.num_tokens, copy)
         start = self._reader.window_start(view)
         if prefix is not None and prefix.window_start == start:
             tokens = self._reader.event_tokens(view, prefix.event_count)
