@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,9 +65,9 @@ class PrefixCache:
         self._leaving: dict[str, None] = {}
         """The next to be turned out, in order; the rest is queued."""
         self._leaving_pages = 0
-        self._pins: Counter[UserPrefix] = Counter()
+        self._pins: defaultdict[UserPrefix, int] = defaultdict(int)
         self._lingering: set[UserPrefix] = set()
-        self._pinned_users: Counter[str] = Counter()
+        self._pinned_users: defaultdict[str, int] = defaultdict(int)
         self._drafts = 0
         self._num_ahead = 0
 
@@ -341,7 +341,7 @@ class PrefixCache:
             self.host.check_integrity(self._prefixes)
 
 
-def _decrement(counter: Counter[_T], key: _T) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+def _decrement(counts: dict[_T, int], key: _T) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

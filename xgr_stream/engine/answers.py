@@ -137,7 +137,7 @@ class Answers:
         """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its
         scores can't be compared."""
         leaves, scores = beams.leaves, beams.scores
-        finite = bool(np.isfinite(scores).all())
+        finite = bool(np.isfinite(scores[: beams.row_starts[-1]]).all())
         tops = []
         for job, (start, end) in zip(jobs, pairwise(beams.row_starts), strict=True):
             found = end - start if leaves[end - 1] >= 0 else int(np.count_nonzero(leaves[start:end] >= 0))
