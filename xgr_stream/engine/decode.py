@@ -128,8 +128,7 @@ class BeamDecoder:
                     arrays["slots"][i] = prefix.hidden_slot[0]
                     arrays["lengths"][i] = prefix.kv_tokens
                     arrays["pages"][i, : len(prefix.pages)] = prefix.pages
-                for i in range(shape.requests):
-                    arrays["row_starts"][:, i + 1] = starts[min(i + 1, len(prefixes))]
+                arrays["row_starts"].T[:] = starts + starts[-1:] * (shape.requests - len(prefixes))
                 legality.write(filters, arrays)
 
             staging.send(write)
