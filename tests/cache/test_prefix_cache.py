@@ -163,6 +163,19 @@ def test_work_under_way_is_waited_for_when_its_pages_are_needed_and_not_before()
     cache.check_integrity()
 
 
+def test_pins_of_work_that_is_done_end_before_anybody_else_is_turned_out_and_nothing_is_waited_for():
+    cache = make_cache(num_pages=4)
+    _, settled = under_way(cache)
+    old = publish(cache, "a", 8)
+    cache.pin(old)
+    publish(cache, "a", 4)  # anew: what it had is held by the pin alone
+    publish(cache, "b", 4)
+    cache.reap = lambda: cache.unpin(old)
+    publish(cache, "c", 8)
+    assert ("a" in cache, "b" in cache, settled) == (True, True, [])
+    cache.check_integrity()
+
+
 def test_work_under_way_is_waited_for_when_its_slots_are_needed_and_not_before():
     cache = make_cache(num_pages=4)  # and twice as many slots
     pinned, settled = under_way(cache)

@@ -47,6 +47,17 @@ def test_the_cache_state_says_how_the_user_was_found(engine):
     assert ask(engine, ("nobody", 3, 8))[0].cache is CacheState.NONE
 
 
+def test_a_user_counts_as_seen_when_their_decode_is_on_its_way(engine, monkeypatch):
+    record(engine, "user", events(1, 2))
+    ask(engine, ("user", 3, 8))
+    steps: list[str] = []
+    begin, seen = engine._decoder.begin, engine.cache.worth.seen
+    monkeypatch.setattr(engine._decoder, "begin", lambda *args: (steps.append("begun"), begin(*args))[1])
+    monkeypatch.setattr(engine.cache.worth, "seen", lambda user_id: (steps.append("seen"), seen(user_id)))
+    assert ask(engine, ("user", 3, 8))[0].cache is CacheState.WARM
+    assert steps == ["begun", "seen"]
+
+
 def test_the_response_names_offset_model_and_catalog(engine):
     engine.history.apply(UserEvent("user", "item-1"), offset=41)
     engine.warm([engine.history.view("user")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,6 +54,8 @@ class PrefixCache:
         )
         """Last hidden states, after the final norm. [slots + 1, hidden]"""
         self.num_evicted = 0
+        self.reap: Callable[[], None] = lambda: None
+        """Called when there is no room: ends the pins of work that is done."""
         self.settle: Callable[[], None] = lambda: None
         """Called when pins keep a draft from its memory: returns once those that end by themselves have ended."""
         self.worth = worth
@@ -63,9 +65,9 @@ class PrefixCache:
         self._leaving: dict[str, None] = {}
         """The next to be turned out, in order; the rest is queued."""
         self._leaving_pages = 0
-        self._pins: Counter[UserPrefix] = Counter()
+        self._pins: defaultdict[UserPrefix, int] = defaultdict(int)
         self._lingering: set[UserPrefix] = set()
-        self._pinned_users: Counter[str] = Counter()
+        self._pinned_users: defaultdict[str, int] = defaultdict(int)
         self._drafts = 0
         self._num_ahead = 0
 
@@ -86,6 +88,9 @@ class PrefixCache:
 
     def get(self, user_id: str) -> UserPrefix | None:
         return self._prefixes.get(user_id)
+
+    def __getitem__(self, user_id: str) -> UserPrefix:
+        return self._prefixes[user_id]
 
     def touch(self, user_id: str, *, counted: bool = False) -> UserPrefix:
         """The user's prefix; they were seen, so their worth counts from now. `counted`: `worth` knows of it."""
@@ -283,9 +288,10 @@ class PrefixCache:
     def _make_room(self, num_pages: int) -> None:
         """Evict until `num_pages` pages are free; if pinned users are in the way, once more when work under way, which
         holds snapshots' pages and slots, is done."""
-        self._evict_until(num_pages)
-        if self.pool.num_free < num_pages or not self._slots.num_free:
-            self.settle()
+        for end_pins in (self.reap, self.settle):
+            if self.pool.num_free >= num_pages and self._slots.num_free:
+                return
+            end_pins()
             self._evict_until(num_pages)
 
     def _evict_until(self, num_pages: int) -> None:
@@ -335,7 +341,7 @@ class PrefixCache:
             self.host.check_integrity(self._prefixes)
 
 
-def _decrement(counter: Counter[_T], key: _T) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+def _decrement(counts: dict[_T, int], key: _T) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

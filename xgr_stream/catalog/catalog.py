@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +318,10 @@ class Catalog:
 
     def resolve_all(self, item_filters: Sequence[ItemFilter]) -> list[ResolvedFilter]:
         """The same of each: in half the time, where all of them exclude items, since these are looked up together."""
-        excluded = list(chain.from_iterable(item_filter.exclude for item_filter in item_filters))
-        keys = self.filters.keys(self.rows(excluded)) if excluded else _NO_KEYS
+        excluded = [item_id for item_filter in item_filters for item_id in item_filter.exclude]
+        if not excluded:
+            return [self.filters.resolve(item_filter, _NO_KEYS) for item_filter in item_filters]
+        keys = self.filters.keys(self.rows(excluded))
         resolved, end = [], 0
         for item_filter in item_filters:
             begin, end = end, end + len(item_filter.exclude)
@@ -332,8 +333,8 @@ class Catalog:
         [items found], in the order of `leaves`, then of item ids. A leaf of -1 (a beam that found nothing) has none."""
         starts, items = self.forest.item_starts, self.forest.items
         first, counts = starts.take(leaves), starts.take(leaves + 1)
-        counts -= first
-        if len(counts) and int(counts.min()) == 1 == int(counts.max()) and int(leaves.min()) >= 0:  # most often
+        counts -= first  # never 1 for a leaf of -1
+        if (counts == 1).all():  # most often
             return np.arange(len(leaves), dtype=np.int32), items.take(first)
         counts[leaves < 0] = 0
         positions = np.repeat(np.arange(len(leaves), dtype=np.int32), counts)

@@ -80,9 +80,10 @@ class Answers:
         """One response per job, all of one decode: arrays are looked at for all of them together. `beams`: in each
         job's rows the missing ones, of leaf -1, come last."""
         tops = self._tops(jobs, beams)
-        leaves, scores = (_joined([of[top] for top in tops]) for of in (beams.leaves, beams.scores))
+        leaves = _joined([beams.leaves[top] for top in tops])
+        scores = _joined([beams.scores[top] for top in tops])
         positions, rows = self._catalog.items_at(leaves)
-        offsets = list(accumulate((top.stop - top.start for top in tops), initial=0))
+        offsets = list(accumulate([top.stop - top.start for top in tops], initial=0))
         cuts = _cuts(positions, offsets)
         allowed = _allowed(jobs, rows, cuts)
         if not allowed.all():
@@ -136,10 +137,10 @@ class Answers:
         """Each job's best k rows, or all of them where more than their order decides, or what it found; none if its
         scores can't be compared."""
         leaves, scores = beams.leaves, beams.scores
-        whole, finite = bool((leaves >= 0).all()), bool(np.isfinite(scores).all())
+        finite = bool(np.isfinite(scores[: beams.row_starts[-1]]).all())
         tops = []
         for job, (start, end) in zip(jobs, pairwise(beams.row_starts), strict=True):
-            found = end - start if whole else int(np.count_nonzero(leaves[start:end] >= 0))
+            found = end - start if leaves[end - 1] >= 0 else int(np.count_nonzero(leaves[start:end] >= 0))
             self._counters.beams_dead += job.width - found
             if not finite and not np.isfinite(scores[start : start + found]).all():
                 found = 0
@@ -243,8 +244,7 @@ class Answers:
 
     def _items(self, rows: NDArray[np.int32], scores: NDArray[np.float32]) -> tuple[Recommendation, ...]:
         ids, sids = self._catalog.ids_of(rows), self._catalog.sids_of(rows).tolist()
-        named = zip(ids, scores.tolist(), map(tuple, sids), strict=True)
-        return tuple(map(Recommendation._make, named))
+        return tuple(map(Recommendation, ids, scores.tolist(), map(tuple, sids)))
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,17 +98,18 @@ class Appender:
     def _forward(self, pieces: Sequence[_Piece]) -> None:
         shape = self._shape(pieces)
         staging = self._staging_for(shape)
-        staging.send(self._lane, lambda arrays: self._write(pieces, arrays))
 
         def step(style: Style) -> None:
             self._compute(staging.tensors, style)
 
         styles = self._decoder.styles(shape.tokens)
-        if self._graphs is None or shape.tokens > GRAPH_TOKENS:
-            with self._lane.current():
+        with self._lane.current():
+            staging.send(lambda arrays: self._write(pieces, arrays))
+            if self._graphs is None or shape.tokens > GRAPH_TOKENS:
                 step(styles[0])
-        else:
-            self._graphs.run(shape, [partial(step, style) for style in styles])
+            else:
+                self._graphs.run(shape, step, styles)
+        staging.read_by(self._lane.mark())
 
     def _shape(self, pieces: Sequence[_Piece]) -> AppendShape:
         tokens = sum(piece.last - piece.first for piece in pieces)

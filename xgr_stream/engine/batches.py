@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,13 +65,11 @@ class Batches:
     @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """Start answering them, as far as it goes without waiting for the device."""
-        self._work.reap()
+        if self._cache.host is not None:  # where plans find what has come since
+            self._work.reap()
         views = newest(view for _, view in requests)
-
-        def again(wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
-            return self.begin([(request, views.get(request.user_id)) for request in wider]).finish()
-
         answers = Answers(self._catalog, self._version, self.counters)
+        again = partial(self._again, views)
         pending = PendingAnswers(answers, len(requests), again, self._config.widened_beam_width)
         jobs: deque[Job] = deque()
         exploring: deque[Job] = deque()
@@ -97,6 +96,9 @@ class Batches:
                         pending.add(self._begin_group(group))
         self._work.tend()
         return pending
+
+    def _again(self, views: Mapping[str, HistoryView], wider: Sequence[RecommendRequest]) -> list[RecommendResponse]:
+        return self.begin([(request, views.get(request.user_id)) for request in wider]).finish()
 
     def _job(self, index: int, request: RecommendRequest, resolved: ResolvedFilter) -> Job:
         if not request.filter.seen and resolved.leaves_any() is False:
@@ -168,7 +170,8 @@ class Batches:
             lane.mark().wait()  # forks are being computed
             release()
             raise
-        work.keep(release, lane, beams.results.mark, group.plans)
+        self._prefixes.seen(group.plans.values())
+        lane.keep(beams.results.mark, group.plans, release)
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
+from operator import add
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from xgr_stream.engine.lanes import Gates, Lane
 from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.results import ResultBuffers, Results
 from xgr_stream.engine.shapes import DecodeShape
-from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, starts_of
+from xgr_stream.engine.staging import Int32Array, Staging
 from xgr_stream.engine.suffix import Suffix
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
@@ -117,30 +116,32 @@ class BeamDecoder:
         there."""
         with self._lane.current():
             legality.bring(filters)
-        # No level can have more beams than nodes, so none is computed that could only be dead.
-        level_widths = [[min(width, nodes) for width in widths] for nodes in legality.num_nodes]
-        shape = self._shape(prefixes, level_widths)
-        staging = self._staging_for(shape)
+            starts = [[0] * (1 + self._levels)]
+            for width in widths:
+                # No level can have more beams than nodes, so none is computed that could only be dead.
+                own = ROOTS, *[min(width, nodes) for nodes in legality.num_nodes]
+                starts.append(list(map(add, starts[-1], own)))
+            shape = self._shape(prefixes, starts[-1][1:])
+            staging = self._staging_for(shape)
 
-        def write(arrays: Mapping[str, Int32Array]) -> None:
-            requests = len(prefixes)
-            arrays["slots"][:requests] = [prefix.hidden_slot[0] for prefix in prefixes]
-            arrays["lengths"][:requests] = [prefix.kv_tokens for prefix in prefixes]
-            fill_pages(arrays["pages"], [prefix.pages for prefix in prefixes])
-            per_level = ([ROOTS] * requests, *level_widths)
-            arrays["row_starts"][:] = [starts_of(lengths, shape.requests) for lengths in per_level]
-            legality.write(filters, arrays)
+            def write(arrays: Mapping[str, Int32Array]) -> None:
+                for i, prefix in enumerate(prefixes):
+                    arrays["slots"][i] = prefix.hidden_slot[0]
+                    arrays["lengths"][i] = prefix.kv_tokens
+                    arrays["pages"][i, : len(prefix.pages)] = prefix.pages
+                arrays["row_starts"].T[:] = starts + starts[-1:] * (shape.requests - len(prefixes))
+                legality.write(filters, arrays)
 
-        staging.send(self._lane, write)
-        if explorers:
-            self._explore(shape, staging.tensors, legality, explorers)
-        else:
-            self._run(shape, staging.tensors, legality)
-        row_starts = list(accumulate(level_widths[-1], initial=0))
-        return PendingBeams(row_starts, self._results.send(shape.rows[-1], self._lane))
+            staging.send(write)
+            if explorers:
+                self._explore(shape, staging.tensors, legality, explorers)
+            else:
+                self._run(shape, staging.tensors, legality)
+            results = self._results.send(shape.rows[-1], self._lane)
+        staging.read_by(results.mark)
+        return PendingBeams([ends[-1] for ends in starts], results)
 
-    def _shape(self, prefixes: Sequence[UserPrefix], level_widths: Sequence[Sequence[int]]) -> DecodeShape:
-        rows = [sum(widths) for widths in level_widths]
+    def _shape(self, prefixes: Sequence[UserPrefix], rows: Sequence[int]) -> DecodeShape:
         columns = max(len(prefix.pages) for prefix in prefixes)
         if not self._cuda:
             return DecodeShape(len(prefixes), tuple(rows), columns)
@@ -175,13 +176,12 @@ class BeamDecoder:
         styles = self._decoder.styles(max(shape.rows))
         if self._graphs is None:
             self.scanned = []
-            with self._lane.current():
-                step(styles[0])
+            step(styles[0])
             return
         if self._generation != legality.generation:
             self._generation = legality.generation
             self._graphs.clear()
-        self._graphs.run(shape, [partial(step, style) for style in styles])
+        self._graphs.run(shape, step, styles)
 
     def _explore(
         self,
@@ -192,11 +192,10 @@ class BeamDecoder:
     ) -> None:
         """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few."""
         self.scanned = []
-        with self._lane.current():
-            exploration = Exploration(explorers, shape.requests, legality.shared, self._device)
-            style = self._decoder.styles(max(shape.rows))[0]
-            selection = self._search(shape, inputs, legality, style, exploration.select)
-            self._results.write(selection.nodes, exploration.scores)
+        exploration = Exploration(explorers, shape.requests, legality.shared, self._device)
+        style = self._decoder.styles(max(shape.rows))[0]
+        selection = self._search(shape, inputs, legality, style, exploration.select)
+        self._results.write(selection.nodes, exploration.scores)
 
     def _search(
         self,

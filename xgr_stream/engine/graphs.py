@@ -6,15 +6,18 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from xgr_stream.engine.lanes import Gates, Lane
 
 logger = logging.getLogger(__name__)
+
+_Variant = TypeVar("_Variant")
 
 MAX_GRAPHS = 64
 """Kept per kind of step: a graph of 28 layers takes a few MB besides the memory that all of them share."""
@@ -35,22 +38,21 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._pool: Any = None
 
-    def run(self, key: Hashable, variants: Sequence[Callable[[], None]]) -> None:
-        """Do what each of `variants` does, by replaying a graph: captured from the fastest of them when the key is
-        new. They must not depend on anything but the key and the content of memory that they read at fixed addresses,
-        and may run more than once."""
+    def run(self, key: Hashable, step: Callable[[_Variant], None], variants: Sequence[_Variant]) -> None:
+        """Do what `step` does with each of `variants`, by replaying a graph: captured from the fastest of them when the
+        key is new. It must not depend on anything but the key and the content of memory that it reads at fixed
+        addresses, and may run more than once. The lane is to be the current one."""
         gates = self._opened()
         key = key, gates is not None
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[key] = self._fastest(key, variants, gates)
+            graph = self._graphs[key] = self._fastest(key, [partial(step, variant) for variant in variants], gates)
             if len(self._graphs) > MAX_GRAPHS:
                 torch.cuda.synchronize()  # the dropped one may still be running
                 self._graphs.popitem(last=False)
         else:
             self._graphs.move_to_end(key)
-        with self._lane.current():
-            graph.replay()
+        graph.replay()
         if gates is not None:
             gates.close_behind(self._lane.mark())
 
@@ -86,8 +88,7 @@ class Graphs:
         return graphs[best]
 
     def _capture(self, step: Callable[[], None], gates: Gates | None) -> torch.cuda.CUDAGraph:
-        with self._lane.current():
-            step()  # compiles kernels and lets libraries set themselves up, which a capture forbids
+        step()  # compiles kernels and lets libraries set themselves up, which a capture forbids
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         capture = torch.cuda.graph(graph, pool=self._pool, stream=self._lane.stream, capture_error_mode="thread_local")
@@ -103,10 +104,9 @@ class Graphs:
 
     def _replay_ms(self, graph: torch.cuda.CUDAGraph) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with self._lane.current():
-            begin.record()
-            graph.replay()
-            end.record()
+        begin.record()
+        graph.replay()
+        end.record()
         end.synchronize()
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds

@@ -14,11 +14,18 @@ import torch
 class Mark:
     """A point in a lane's work."""
 
-    __slots__ = ("_made_at", "event")
+    __slots__ = ("_done", "_made_at", "_spare", "event")
 
-    def __init__(self, event: torch.cuda.Event | None) -> None:
+    def __init__(self, event: torch.cuda.Event | None, spare: list[torch.cuda.Event]) -> None:
+        """`spare`: where the event goes once nobody has the mark any more, whatever thread that is on."""
         self.event = event
+        self._spare = spare
+        self._done = event is None
         self._made_at = perf_counter()
+
+    def __del__(self) -> None:
+        if self.event is not None:
+            self._spare.append(self.event)
 
     def hold(self, stream: torch.cuda.Stream) -> None:
         """Let further work of a stream wait, on the device, for the work before the mark."""
@@ -27,6 +34,8 @@ class Mark:
 
     def ms_since(self, earlier: Mark) -> float:
         """Milliseconds of the lane's work between two of its marks, both done."""
+        if earlier is self:
+            return 0.0
         if self.event is None or earlier.event is None:
             return (self._made_at - earlier._made_at) * 1e3
         milliseconds: float = earlier.event.elapsed_time(self.event)
@@ -34,12 +43,14 @@ class Mark:
 
     def done(self) -> bool:
         """Whether all work before the mark is done."""
-        return self.event is None or self.event.query()
+        self._done = self._done or self.event is None or self.event.query()
+        return self._done
 
     def wait(self) -> None:
         """Block this thread until it is."""
-        if self.event is not None:
+        if self.event is not None and not self._done:
             self.event.synchronize()
+        self._done = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,9 @@ class Lane:
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
         self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
-        self._is_current = False
+        self._context = None if self._stream is None else torch.cuda.stream(self._stream)
+        self._entered = 0
+        self._spare: list[torch.cuda.Event] = []
         self._in_flight: deque[_InFlight] = deque()
         self._expected: list[Sequence[Mark]] = []
         self._gates: dict[int, torch.cuda.Event] = {}
@@ -93,30 +106,34 @@ class Lane:
     def stream(self) -> torch.cuda.Stream | None:
         return self._stream
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Within, work goes to this lane. To be used by one thread; entering it again is free of charge, and another
-        lane must not be entered in between."""
-        if self._stream is None or self._is_current:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            self._is_current = True
-            try:
-                yield
-            finally:
-                self._is_current = False
+    def current(self) -> Lane:
+        """Within, as a context manager, work goes to this lane. To be used by one thread; entering it again is free of
+        charge, and another lane must not be entered in between."""
+        return self
 
-    def mark(self, again: Mark | None = None) -> Mark:
-        """The work so far. `again`: a mark that nobody looks at any more, to be moved here."""
+    def __enter__(self) -> None:
+        if self._context is not None and not self._entered:
+            self._context.__enter__()
+        self._entered += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._entered -= 1
+        if self._context is not None and not self._entered:
+            self._context.__exit__(None, None, None)
+
+    def mark(self) -> Mark:
+        """The work so far."""
         if self._stream is None:
-            return Mark(None)
-        event = (again and again.event) or torch.cuda.Event(enable_timing=True)
+            return Mark(None, self._spare)
+        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
         event.record(self._stream)
-        return Mark(event)
+        return Mark(event, self._spare)
 
     def keep(self, mark: Mark, users: Iterable[str], release: Callable[[], None]) -> None:
         """Call `release` once the work before the mark, which is these users', is done and reaped."""
+        if self._stream is None:
+            release()
+            return
         self._in_flight.append(_InFlight(mark, frozenset(users), release))
 
     def follow(self, other: Lane, users: Iterable[str] | None = None) -> None:

@@ -170,20 +170,21 @@ class LegalityTables:
             self._join()
         if self._revision != self._catalog.revision:
             self._follow()
-        keys = {f.tags_key: None for f in filters if f.tags_key is not None}
+        keys = dict.fromkeys([f.tags_key for f in filters if f.tags_key is not None])
         if keys:
             self._bring_masks(list(keys))
         if any(len(f.excluded) for f in filters):
             self._exclude(filters)
-        elif self.device.type == "cpu":
+        else:
             self.emptied_nodes = self._no_nodes
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a batch's host arrays: `mask_index` [requests], the mask that each request uses, and `emptied_starts`
         [requests + 1]. After `bring`."""
-        arrays["mask_index"][: len(filters)] = [self._mask_rows[f.tags_key] for f in filters]
-        if any(len(f.excluded) for f in filters):  # the arrays come zeroed
-            fill_starts(arrays["emptied_starts"], [len(f.excluded) for f in filters])
+        for i, f in enumerate(filters):
+            arrays["mask_index"][i] = self._mask_rows[f.tags_key]
+            if len(f.excluded):  # the arrays come zeroed
+                arrays["emptied_starts"][i + 1 :] += len(f.excluded)
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from xgr_stream.types import CacheState
 ROOM_AHEAD = 4
 """No next window is computed where the cache has room for fewer prefixes than so many: the user's own might make
 room."""
+
+_NOTHING: TokenArray = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,9 +88,8 @@ class PrefixBuilder:
         if declined:
             prefix = copy = None
         if prefix is not None and prefix.event_count >= view.event_count:
-            nothing = np.empty(0, dtype=np.int64)
             state = CacheState.WARM if copy is None else CacheState.HOST
-            return Plan(view, state, prefix, prefix.window_start, nothing, prefix.num_tokens, copy)
+            return Plan(view, state, prefix, prefix.window_start, _NOTHING, prefix.num_tokens, copy)
         start = self._reader.window_start(view)
         if prefix is not None and prefix.window_start == start:
             tokens = self._reader.event_tokens(view, prefix.event_count)
@@ -162,7 +163,7 @@ class PrefixBuilder:
         """
         pending = [plan for plan in plans if len(plan.tokens)]
         if not pending:
-            return [self._settled(plan) for plan in plans]
+            return [self._up_to_date(plan) for plan in plans]
         with self._cache.pinned([plan.base for plan in plans if plan.base is not None]):
             drafts: list[Draft] = []
             try:
@@ -179,7 +180,7 @@ class PrefixBuilder:
                 self._publish(plan, draft, self._reader.revision)
                 if plan.base is not None and plan.base.user_id != plan.user_id:  # the next window, which now is theirs
                     self._cache.drop([plan.base.user_id])
-            return [self._settled(plan) for plan in plans]
+            return [self._up_to_date(plan) for plan in plans]
 
     def run_in_chunks(
         self, plan: Plan, appender: Appender, chunk_tokens: int
@@ -266,9 +267,14 @@ class PrefixBuilder:
             )
         )
 
-    def _settled(self, plan: Plan) -> UserPrefix:
-        """The user's prefix after the run, seen just now."""
-        prefix = self._cache.touch(plan.user_id, counted=plan.counted)
+    def seen(self, plans: Iterable[Plan]) -> None:
+        """The users of plans that were carried out were seen just now."""
+        for plan in plans:
+            self._cache.touch(plan.user_id, counted=plan.counted)
+
+    def _up_to_date(self, plan: Plan) -> UserPrefix:
+        """The user's prefix after the run."""
+        prefix = self._cache[plan.user_id]
         if prefix.event_count < plan.view.event_count:
             view = plan.view
             return self._cache.renumber(plan.user_id, view.event_count, view.last_offset, view.items)

@@ -16,18 +16,26 @@ from xgr_stream.engine.lanes import Lane, Mark
 class Results:
     """Nodes and scores of one decode, in host memory once the mark is done."""
 
-    host: Tensor
-    """[2 · rows] int32: nodes, then the bits of the scores."""
-    rows: int
+    host: _Host
     mark: Mark
-    free: list[Tensor]
+    free: list[_Host]
 
     def wait(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Nodes and scores [rows] each. Blocks until they are there; to be called once."""
         self.mark.wait()
-        both = self.host.numpy().copy()
+        nodes, scores = self.host.nodes.copy(), self.host.scores.copy()
         self.free.append(self.host)
-        return both[: self.rows], both[self.rows :].view(np.float32)
+        return nodes, scores
+
+
+class _Host:
+    """Host memory that results [rows] travel to."""
+
+    def __init__(self, rows: int, pinned: bool) -> None:
+        self.buffer = torch.empty(2 * rows, dtype=torch.int32, pin_memory=pinned)
+        """[2 · rows]: nodes, then the bits of the scores."""
+        both: NDArray[np.int32] = self.buffer.numpy()
+        self.nodes, self.scores = both[:rows], both[rows:].view(np.float32)
 
 
 class ResultBuffers:
@@ -36,7 +44,7 @@ class ResultBuffers:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._outputs: dict[int, Tensor] = {}
-        self._free: dict[int, list[Tensor]] = {}
+        self._free: dict[int, list[_Host]] = {}
 
     def write(self, nodes: Tensor, scores: Tensor) -> None:
         """Put the results [rows] of a decode where `send` finds them; may be captured."""
@@ -46,13 +54,11 @@ class ResultBuffers:
         output[rows:].copy_(scores.view(torch.int32))
 
     def send(self, rows: int, lane: Lane) -> Results:
-        """Start bringing home what the last `write` of so many rows wrote on this lane."""
+        """Start bringing home what the last `write` of so many rows wrote on this lane, which is the current one."""
         free = self._free.setdefault(rows, [])
-        cuda = self._device.type == "cuda"
-        host = free.pop() if free else torch.empty(2 * rows, dtype=torch.int32, pin_memory=cuda)
-        with lane.current():
-            host.copy_(self._output(rows), non_blocking=True)
-        return Results(host, rows, lane.mark(), free)
+        host = free.pop() if free else _Host(rows, pinned=self._device.type == "cuda")
+        host.buffer.copy_(self._output(rows), non_blocking=True)
+        return Results(host, lane.mark(), free)
 
     def _output(self, rows: int) -> Tensor:
         output = self._outputs.get(rows)

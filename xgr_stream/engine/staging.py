@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xgr_stream.engine.lanes import Lane, Mark
+from xgr_stream.engine.lanes import Mark
 
 Shapes = Mapping[str, tuple[int, ...]]
 Int32Array = NDArray[np.int32]
@@ -46,8 +46,8 @@ class _Host:
 class Staging:
     """Fixed int32 arrays on the device, written from the host again for each step.
 
-    On CUDA a step's arrays are written to pinned memory and travel in one copy on the lane; captured graphs read them
-    at addresses that never change. On the CPU the host's arrays are the device's.
+    On CUDA a step's arrays are written to pinned memory and travel in one copy; captured graphs read them at addresses
+    that never change. On the CPU the host's arrays are the device's.
     """
 
     def __init__(self, shapes: Shapes, device: torch.device) -> None:
@@ -60,18 +60,21 @@ class Staging:
         source = first if self._device is None else self._device
         self.tensors = {name: source[places[name]].view(shape) for name, shape in shapes.items()}
 
-    def send(self, lane: Lane, write: Callable[[Mapping[str, Int32Array]], None]) -> None:
-        """`write` fills zeroed host arrays; their content is on the device for what follows on the lane."""
+    def send(self, write: Callable[[Mapping[str, Int32Array]], None]) -> None:
+        """`write` fills zeroed host arrays; their content is on the device for what follows on the current stream. Then
+        tell `read_by`."""
         host = self._hosts[self._next]
-        self._next = (self._next + 1) % len(self._hosts)
         if host.read is not None:
             host.read.wait()
         host.bytes.fill(0)
         write(host.arrays)
         if self._device is not None:
-            with lane.current():
-                self._device.copy_(host.buffer, non_blocking=True)
-            host.read = lane.mark(again=host.read)
+            self._device.copy_(host.buffer, non_blocking=True)
+
+    def read_by(self, mark: Mark) -> None:
+        """With this mark, what was sent last has been read."""
+        self._hosts[self._next].read = mark
+        self._next = (self._next + 1) % len(self._hosts)
 
 
 def fill_pages(table: Int32Array, pages: Sequence[Int32Array]) -> None:

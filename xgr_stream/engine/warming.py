@@ -151,4 +151,5 @@ class Warming:
         """Start to carry out these plans, beside the decodes."""
         work = self._work
         prefixes = work.run(self._prefixes, plans, work.appender)
-        work.keep(work.pin(list(prefixes.values())), work.append_lane, work.append_lane.mark(), plans)
+        self._prefixes.seen(plans.values())
+        work.append_lane.keep(work.append_lane.mark(), plans, work.pin(list(prefixes.values())))

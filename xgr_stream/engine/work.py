@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -60,7 +60,8 @@ class Work:
         self.mover = None if cache.host is None else Mover(cache, cache.host, costs, pages=page_columns)
         pages = cache.pool.num_pages
         self._reserve = min(pages // 2, max(page_columns, pages // RESERVE))
-        cache.settle = partial(_settle, *self._lanes())  # not a method: that would be a cycle
+        cache.reap = partial(_reap, *self._lanes())  # not a method: that would be a cycle
+        cache.settle = partial(_settle, *self._lanes())
         self.recomputed = 0
         """Prefixes that were computed though there was a copy, since that is faster."""
         self.tokens_appended = 0
@@ -68,27 +69,27 @@ class Work:
 
     def run(self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], appender: Appender) -> dict[str, UserPrefix]:
         """The prefixes of these users, brought up to their plans on the appender's lane."""
-        self._reap()
         if appender is self.request_appender:
             self.decode_lane.follow(self.append_lane, _touched(plans.values()))
         else:
             # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
             self.append_lane.follow(self.decode_lane)
-        self.tokens_appended += sum(len(plan.tokens) for plan in plans.values())
-        with ExitStack() as pins:
-            ready = list(plans.values())
-            if self.mover is not None:
+        ready = list(plans.values())
+        self.tokens_appended += sum([len(plan.tokens) for plan in ready])
+        if self.mover is None:
+            found = prefixes.run(ready, appender)
+        else:
+            with ExitStack() as pins:
                 ready = self._brought(self.mover, ready, appender, pins)
-            contexts = [plan.num_tokens for plan in ready if plan.base is None]
-            # From runs of prefills alone it is learned what they take.
-            begun = appender.lane.mark() if self.mover is not None and len(contexts) == len(ready) else None
-            with appender.lane.current():
-                found = {prefix.user_id: prefix for prefix in prefixes.run(ready, appender)}
-            if begun is not None:
-                ended = appender.lane.mark()
-                learn = partial(_learn, self._costs, contexts, begun, ended)
-                appender.lane.keep(ended, (), learn)
-            return found
+                contexts = [plan.num_tokens for plan in ready if plan.base is None]
+                # From runs of prefills alone it is learned what they take.
+                begun = appender.lane.mark() if len(contexts) == len(ready) else None
+                found = prefixes.run(ready, appender)
+                if begun is not None:
+                    ended = appender.lane.mark()
+                    learn = partial(_learn, self._costs, contexts, begun, ended)
+                    appender.lane.keep(ended, (), learn)
+        return {prefix.user_id: prefix for prefix in found}
 
     def run_in_chunks(
         self, prefixes: PrefixBuilder, plan: Plan, chunk_tokens: int
@@ -101,11 +102,10 @@ class Work:
         chunks = prefixes.run_in_chunks(plan, self.appender, chunk_tokens)
         with closing(chunks):
             while True:
-                self._reap()
+                self._cache.reap()
                 lane.follow(self.decode_lane)
                 begun = lane.mark()
-                with lane.current():
-                    step = next(chunks, None)
+                step = next(chunks, None)
                 if step is None:
                     return
                 tokens, left = step
@@ -113,7 +113,7 @@ class Work:
                 ended = lane.mark()
                 prefix = None if left else self._cache.get(plan.user_id)
                 if prefix is not None:
-                    self.keep(self.pin([prefix]), lane, ended, plan.touches)
+                    lane.keep(ended, plan.touches, self.pin([prefix]))
                 yield tokens, left, begun, ended
 
     def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:
@@ -152,10 +152,10 @@ class Work:
     def tend(self) -> None:
         """Copy the next to be turned out, so that their pages can be had at once when they are wanted: no append waits
         for a copy. To be called when no plan is waiting to be run."""
+        self.reap()
         mover, host, cache = self.mover, self._cache.host, self._cache
         if mover is None or host is None:
             return
-        self.reap()
         copies = cache.copies_ahead(self._reserve, self._costs.prefers_copy)
         while mover.out.num_in_flight < COPIES_UNDER_WAY and (demotion := next(copies, None)) is not None:
             try:
@@ -183,7 +183,7 @@ class Work:
             unpin()
             movement.finish()
 
-        self.keep(release, movement.lane, movement.mark, [prefix.user_id])
+        movement.lane.keep(movement.mark, [prefix.user_id], release)
         return movement
 
     def _log(self, errors: Sequence[OSError]) -> None:
@@ -201,20 +201,11 @@ class Work:
 
         return unpin
 
-    def keep(self, unpin: Callable[[], None], lane: Lane, mark: Mark, users: Iterable[str]) -> None:
-        """Call `unpin` once the lane's work up to the mark, for these users, is done."""
-        lane.keep(mark, users, unpin)
-        lane.reap()
-
     def reap(self) -> None:
         """Take note of all that is done, so that plans find it. To be called when no plan is waiting to be run."""
-        self._reap()
+        self._cache.reap()
         if self._cache.host is not None:
             self._log(self._cache.host.tend())
-
-    def _reap(self) -> None:
-        for lane in self._lanes():
-            lane.reap()
 
     def settle(self) -> None:
         """Wait for everything under way, but for the file."""
@@ -231,8 +222,13 @@ class Work:
         return (self.append_lane, self.decode_lane, *copying)
 
 
-def _touched(plans: Iterable[Plan]) -> list[str]:
-    return [name for plan in plans for name in plan.touches]
+def _touched(plans: Iterable[Plan]) -> Iterator[str]:
+    return (name for plan in plans for name in plan.touches)
+
+
+def _reap(*lanes: Lane) -> None:
+    for lane in lanes:
+        lane.reap()
 
 
 def _settle(*lanes: Lane) -> None:
