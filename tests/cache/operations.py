@@ -165,7 +165,7 @@ class Operations:
             self.lineages += 1
             self.lineage[user_id] = self.lineages % 8000
         self.write(prefix, self.lineage[user_id], 0 if base is None else base.num_tokens)
-        self.cache.publish(prefix)
+        self.cache.publish(prefix, draft)
         if base is not None:
             self.cache.unpin(base)
 
@@ -177,7 +177,7 @@ class Operations:
             return
         prefix = replace(copy.prefix, pages=draft.pages, hidden_slot=draft.hidden_slot)
         self.host.hold(copy)
-        self.cache.publish(prefix, restored=True)
+        self.cache.publish(prefix, draft, restored=True)
         self.cache.pin(prefix)
 
         def move() -> None:

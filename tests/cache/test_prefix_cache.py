@@ -46,7 +46,7 @@ def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | No
         hidden_slot=draft.hidden_slot,
         last_token=0,
     )
-    cache.publish(prefix)
+    cache.publish(prefix, draft)
     cache.touch(user_id)
     return prefix
 

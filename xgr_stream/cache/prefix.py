@@ -61,4 +61,7 @@ class Draft:
     """Memory for a prefix that is being computed: held by whoever drafted it, until published or abandoned."""
 
     pages: IntArray
+    num_shared: int
+    """So many of the pages, the first, are those of the prefix that it begins like, and held by that alone: an append,
+    which a request may be waiting for, need not count one more holder before it is under way."""
     hidden_slot: IntArray

@@ -20,6 +20,8 @@ from xgr_stream.errors import EngineError
 
 _T = TypeVar("_T")
 
+_NO_PAGES: IntArray = np.empty(0, np.int32)
+
 
 class PrefixCache:
     """User → `UserPrefix`, at most as many as the pool's pages hold. Used by one thread.
@@ -152,15 +154,15 @@ class PrefixCache:
 
     def draft(self, base: UserPrefix | None, kv_tokens: int) -> Draft:
         """Memory for a prefix of `kv_tokens` tokens that begins like `base`, whose pages it shares; others are
-        evicted to make room, the least worthy first, pinned ones never. Raises `EngineError` if that is not enough.
-        """
+        evicted to make room, the least worthy first, pinned ones never. `base` must be pinned until the draft is
+        published or abandoned. Raises `EngineError` if there is not enough room."""
         count = self.pool.pages_for(kv_tokens)
-        return self._draft(np.empty(0, dtype=np.int32) if base is None else base.pages[:count], count)
+        return self._draft(_NO_PAGES if base is None else base.pages[:count], count)
 
     def fork(self, base: UserPrefix, num_tokens: int, kv_tokens: int) -> Draft:
         """Memory for a prefix of `kv_tokens` tokens, of which the first `num_tokens` are those of `base`: full pages
         are shared, a partly filled one is copied, so that whatever is written behind them leaves `base` as it is.
-        Pin `base` meanwhile. Makes room and raises as `draft` does."""
+        Asks for the same pin as `draft`, makes room and raises as it does."""
         full = num_tokens // self.pool.page_size
         draft = self._draft(base.pages[:full], self.pool.pages_for(kv_tokens))
         if num_tokens % self.pool.page_size:
@@ -169,19 +171,17 @@ class PrefixCache:
 
     def _draft(self, shared: IntArray, count: int) -> Draft:
         """Memory of `count` pages, the first of them `shared`."""
-        self.pool.retain(shared)
-        try:
-            self._make_room(count - len(shared))
-            fresh = self.pool.allocate(count - len(shared))
-        except EngineError:
-            self.pool.release(shared)
-            raise
+        missing = count - len(shared)
+        self._make_room(missing)
+        pages = np.concatenate((shared, self.pool.allocate(missing))) if missing else shared
+        draft = Draft(pages, len(shared), self._slots.allocate(1))
         self._drafts += 1
-        return Draft(np.concatenate((shared, fresh)), self._slots.allocate(1))
+        return draft
 
-    def publish(self, prefix: UserPrefix, *, restored: bool = False) -> None:
+    def publish(self, prefix: UserPrefix, draft: Draft, *, restored: bool = False) -> None:
         """Make a drafted prefix the user's; it replaces the one that they had. `restored`: it is the copy in the host
         tier, of which any other that does not go on from the user's prefix makes an end."""
+        self.pool.retain(draft.pages[: draft.num_shared])
         user_id = prefix.user_id
         old = self._prefixes.get(user_id)
         if self.host is not None and not restored and (old is None or old.pages[0] != prefix.pages[0]):
@@ -212,7 +212,7 @@ class PrefixCache:
 
     def abandon(self, draft: Draft) -> None:
         """Give back a draft that will not be published."""
-        self.pool.release(draft.pages)
+        self.pool.release(draft.pages[draft.num_shared :])
         self._slots.release(draft.hidden_slot)
         self._drafts -= 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.graphs import Graphs
 from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.shapes import AppendShape
-from xgr_stream.engine.staging import Int32Array, Staging, fill_pages, fill_starts
+from xgr_stream.engine.staging import Int32Array, Staging
 from xgr_stream.engine.switches import Switches
 from xgr_stream.model import Model
 from xgr_stream.model.decoder import Attend
@@ -112,10 +113,10 @@ class Appender:
         staging.read_by(self._lane.mark())
 
     def _shape(self, pieces: Sequence[_Piece]) -> AppendShape:
-        tokens = sum(piece.last - piece.first for piece in pieces)
-        columns = max(self._cache.pool.pages_for(piece.kv_tokens) for piece in pieces)
+        tokens = sum([piece.last - piece.first for piece in pieces])
+        columns = self._cache.pool.pages_for(max([piece.kv_tokens for piece in pieces]))
         if not self._cuda:
-            return AppendShape(len(pieces), tokens, sum(piece.ends for piece in pieces), columns)
+            return AppendShape(len(pieces), tokens, sum([piece.ends for piece in pieces]), columns)
         self._page_columns = max(self._page_columns, columns)
         return AppendShape.bucket(len(pieces), tokens, self._page_columns)
 
@@ -141,29 +142,36 @@ class Appender:
     def _write(self, pieces: Sequence[_Piece], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a forward's host arrays. What a shape has beyond the pieces' is padding: tokens that are not written,
         users without tokens, hidden states that go to the slot that nobody reads."""
+        # Piece by piece: the few tokens of one user, which a request may be waiting for, take half of what they would
+        # take in operations on arrays of all, and those of 64 users no more.
         pool = self._cache.pool
-        users = len(pieces)
-        lengths = np.array([piece.last - piece.first for piece in pieces])
-        starts = np.array([piece.append.start + piece.first for piece in pieces])
-        tokens = int(lengths.sum())
-        query_starts, pages = arrays["query_starts"], arrays["pages"]
-        fill_starts(query_starts, lengths.tolist())
-        fill_pages(pages, [p.append.draft.pages[: pool.pages_for(p.kv_tokens)] for p in pieces])
-        owner = np.repeat(np.arange(users), lengths)
-        positions = np.arange(tokens) + (starts - query_starts[:users])[owner]
-        arrays["tokens"][:tokens] = np.concatenate([p.append.tokens[p.first : p.last] for p in pieces])
-        arrays["positions"][:tokens] = positions
-        arrays["slots"][:] = -1
-        arrays["slots"][:tokens] = (
-            pages[owner, positions // pool.page_size] * pool.page_size + positions % pool.page_size
-        )
-        arrays["kv_lengths"][:users] = starts + lengths
-        # Of a piece that goes on in the next forward, keys and values are all that is needed.
-        ends = [i for i, piece in enumerate(pieces) if piece.ends]
-        arrays["wanted"][: len(ends)] = query_starts[1:][ends] - 1
-        fill_starts(arrays["wanted_starts"], [int(piece.ends) for piece in pieces])
-        arrays["hidden_slots"][:] = self._cache.unread_slot
-        arrays["hidden_slots"][: len(ends)] = [pieces[i].append.draft.hidden_slot[0] for i in ends]
+        kv_lengths, slots, wanted, hidden_slots = [], list[range](), [], []
+        starts, wanted_starts = [0], [0]
+        end = 0
+        for row, piece in zip(arrays["pages"], pieces, strict=False):
+            append, first, last = piece.append, piece.first, piece.last
+            begin, end = end, end + last - first
+            kv_length, own = append.start + last, append.draft.pages
+            num_pages = pool.pages_for(kv_length)
+            row[:num_pages] = own[:num_pages]
+            arrays["tokens"][begin:end] = append.tokens[first:last]
+            arrays["positions"][begin:end] = np.arange(append.start + first, kv_length)
+            slots += _slots(own, pool.page_size, append.start + first, kv_length)
+            if piece.ends:  # of one that goes on in the next forward, keys and values are all that is needed
+                wanted.append(end - 1)
+                hidden_slots.append(append.draft.hidden_slot[0])
+            kv_lengths.append(kv_length)
+            starts.append(end)
+            wanted_starts.append(len(wanted))
+        arrays["slots"][:end] = np.fromiter(chain.from_iterable(slots), np.int32, end)
+        arrays["slots"][end:] = -1
+        arrays["kv_lengths"][: len(pieces)] = kv_lengths
+        arrays["wanted"][: len(wanted)] = wanted
+        arrays["hidden_slots"][: len(wanted)] = hidden_slots
+        arrays["hidden_slots"][len(wanted) :] = self._cache.unread_slot
+        padding = len(arrays["kv_lengths"]) - len(pieces)
+        arrays["query_starts"][:] = starts + starts[-1:] * padding
+        arrays["wanted_starts"][:] = wanted_starts + wanted_starts[-1:] * padding
 
     def _compute(self, inputs: Mapping[str, Tensor], style: Style) -> None:
         wanted = inputs["wanted"].long()
@@ -228,6 +236,16 @@ class Appender:
             )
 
         return attend
+
+
+def _slots(pages: Int32Array, page_size: int, first: int, last: int) -> Iterator[range]:
+    """Where positions `first` to `last - 1` lie in the pool: a run for each of the pages."""
+    while first < last:
+        place, within = divmod(first, page_size)
+        slot = int(pages[place]) * page_size + within
+        run = min(page_size - within, last - first)
+        yield range(slot, slot + run)
+        first += run
 
 
 def _forwards(appends: Sequence[Append], max_tokens: int) -> Iterator[list[_Piece]]:

@@ -16,7 +16,7 @@ from xgr_stream.config import WindowConfig
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model
 
-TokenArray = NDArray[np.int64]
+TokenArray = NDArray[np.int32]
 
 EVENTS_AHEAD = 16
 """Before a window moves, at most."""
@@ -41,7 +41,7 @@ class NewPlaces(NamedTuple):
     """The other catalog's, then."""
     numbers: NDArray[np.intp]
     """[items]"""
-    sids: NDArray[np.int32]
+    tokens: TokenArray
     """[items, levels]"""
     rows: NDArray[np.int32]
     """[items]"""
@@ -52,7 +52,7 @@ class NewPlaces(NamedTuple):
 class ContextReader:
     """Tokenises events under one catalog, whose items may get other semantic IDs (`retokenise`).
 
-    An interned item's semantic ID is looked up once; a context is then array indexing alone. What an item was
+    An interned item's tokens are looked up once; a context is then array indexing alone. What an item was
     tokenised as is told by a revision, which grows when items change: tokens read at an earlier revision are still
     right unless an item among them changed since.
     """
@@ -68,7 +68,10 @@ class ContextReader:
         """So many events before a user's window moves, the next one is computed."""
         self._item_names = history.item_names
         self._action_names = history.action_names
-        self._sids: NDArray[np.int32] = np.empty((0, catalog.levels), dtype=np.int32)
+        self.prompt: TokenArray = model.tokens.prompt.astype(np.int32)
+        self.tail: TokenArray = model.tokens.tail.astype(np.int32)
+        self._item_tokens: TokenArray = np.empty((0, catalog.levels), dtype=np.int32)
+        """-1: the catalog does not know the item."""
         self._rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._changed: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self.revision = 0
@@ -92,15 +95,15 @@ class ContextReader:
         numbers = np.array(seen.numbers + later + own, np.intp)  # some may be there twice
         if len(numbers):
             self.look_up_new_items()
-        sids, rows = _places(catalog, [names[number] for number in numbers.tolist()])
-        moved = numbers[(self._sids[numbers] != sids).any(axis=1)]
-        return NewPlaces(catalog, catalog.delta, numbers, sids, rows, moved)
+        tokens, rows = self._places(catalog, [names[number] for number in numbers.tolist()])
+        moved = numbers[(self._item_tokens[numbers] != tokens).any(axis=1)]
+        return NewPlaces(catalog, catalog.delta, numbers, tokens, rows, moved)
 
     def retokenise(self, new: NewPlaces) -> None:
         """Read with this catalog from now on. Makes no array."""
         self._catalog, self.delta = new.catalog, new.delta
         if len(new.numbers):
-            self._sids[new.numbers], self._rows[new.numbers] = new.sids, new.rows
+            self._item_tokens[new.numbers], self._rows[new.numbers] = new.tokens, new.rows
         if len(new.moved):
             self._changed[new.moved] = self.revision + 1
             self.revision += 1
@@ -124,14 +127,6 @@ class ContextReader:
         rows = self._rows[items]
         return rows[rows >= 0]
 
-    @property
-    def prompt(self) -> TokenArray:
-        return self._tokens.prompt
-
-    @property
-    def tail(self) -> TokenArray:
-        return self._tokens.tail
-
     def window_start(self, view: HistoryView, more: int = 0) -> int:
         """Number of the first event in context; `more`: once the user has had so many events more."""
         return max(self._window.start(view.event_count + more), view.first_number)
@@ -144,9 +139,12 @@ class ContextReader:
     def event_tokens(self, view: HistoryView, first: int) -> TokenArray:
         """Tokens of the events from number `first` on, without prompt and tail. [tokens]"""
         items = self.items(view, first)
-        if len(items) and int(items.max()) >= len(self._sids):
+        try:
+            tokens = self._item_tokens.take(items, axis=0)
+        except IndexError:
             self.look_up_new_items()
-        return self._tokens.encode(self._sids[items], self._actions(view, first))
+            tokens = self._item_tokens.take(items, axis=0)
+        return self._tokens.of_events(tokens, self._actions(view, first))
 
     def _actions(self, view: HistoryView, first: int) -> Sequence[str | None] | None:
         if not self._reads_actions:
@@ -156,16 +154,16 @@ class ContextReader:
 
     def look_up_new_items(self) -> None:
         names = self._item_names
-        sids, rows = _places(self._catalog, [names[i] for i in range(len(self._sids), len(names))])
+        tokens, rows = self._places(self._catalog, [names[i] for i in range(len(self._item_tokens), len(names))])
         longer = (
             np.concatenate((self._changed, np.zeros(len(rows), np.int32))),
             np.concatenate((self._rows, rows)),
-            np.concatenate((self._sids, sids)),
+            np.concatenate((self._item_tokens, tokens)),
         )
-        self._changed, self._rows, self._sids = longer  # all or none: there may be no memory for the last
+        self._changed, self._rows, self._item_tokens = longer  # all or none: there may be no memory for the last
 
-
-def _places(catalog: Catalog, item_ids: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Semantic IDs [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
-    rows = catalog.rows(item_ids)
-    return np.where(rows[:, None] < 0, np.int32(-1), catalog.sids_of(rows)), rows
+    def _places(self, catalog: Catalog, item_ids: Sequence[str]) -> tuple[TokenArray, NDArray[np.int32]]:
+        """Tokens [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
+        rows = catalog.rows(item_ids)
+        sids = np.where(rows[:, None] < 0, np.int32(-1), catalog.sids_of(rows))
+        return self._tokens.of_items(sids).astype(np.int32), rows

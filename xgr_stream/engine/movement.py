@@ -160,7 +160,7 @@ class Mover:
             raise
         self._host.hold(copy)
         arrived = replace(prefix, pages=draft.pages, hidden_slot=draft.hidden_slot)
-        cache.publish(arrived, restored=True)
+        cache.publish(arrived, draft, restored=True)
         self._coming[prefix.user_id] = layers
 
         def finish() -> None:

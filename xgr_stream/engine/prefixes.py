@@ -19,7 +19,7 @@ ROOM_AHEAD = 4
 """No next window is computed where the cache has room for fewer prefixes than so many: the user's own might make
 room."""
 
-_NOTHING: TokenArray = np.empty(0, np.int64)
+_NOTHING: TokenArray = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,7 +246,8 @@ class PrefixBuilder:
 
     def _append(self, plan: Plan, draft: Draft) -> Append:
         start = 0 if plan.base is None else plan.base.num_tokens
-        return Append(draft, start, np.concatenate((plan.tokens, self._reader.tail)))
+        tail = self._reader.tail
+        return Append(draft, start, np.concatenate((plan.tokens, tail)) if len(tail) else plan.tokens)
 
     def _publish(self, plan: Plan, draft: Draft, revision: int) -> None:
         self._cache.publish(
@@ -264,7 +265,8 @@ class PrefixBuilder:
                 pages=draft.pages,
                 hidden_slot=draft.hidden_slot,
                 last_token=int(plan.tokens[-1]),
-            )
+            ),
+            draft,
         )
 
     def seen(self, plans: Iterable[Plan]) -> None:

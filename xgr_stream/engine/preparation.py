@@ -31,7 +31,7 @@ def prepare_appends(
                 if users > most_users or not shortest or shortest + bool(longer) > longest:
                     continue
                 lengths = [shortest + (user < longer) for user in range(users)]
-                appender.run([Append(draft, 0, np.zeros(length, np.int64)) for length in lengths])
+                appender.run([Append(draft, 0, np.zeros(length, np.int32)) for length in lengths])
                 yield
         torch.cuda.synchronize()
     finally:

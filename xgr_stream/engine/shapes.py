@@ -44,6 +44,7 @@ APPEND_SIZES = (
 )
 """(users, tokens) of the appends that are captured ahead. Few users' many tokens are prefills, where each row counts;
 few tokens cost what reading the weights costs, however many they are."""
+_SMALLEST_FIRST = sorted(APPEND_SIZES, key=lambda sizes: (sizes[1], sizes[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,8 @@ class AppendShape:
     def bucket(cls, users: int, tokens: int, page_columns: int) -> AppendShape:
         """The captured shape that these fit into: one of `APPEND_SIZES`, unless they are more than any."""
         columns = -(-page_columns // PAGE_COLUMNS) * PAGE_COLUMNS
-        fitting = [(most, size) for most, size in APPEND_SIZES if most >= users and size >= tokens]
-        if fitting:
-            users, tokens = min(fitting, key=lambda sizes: (sizes[1], sizes[0]))
-        else:
-            users, tokens = 1 << (users - 1).bit_length(), bucket(tokens)
-        return cls(users, tokens, users, columns)
+        for most, size in _SMALLEST_FIRST:
+            if most >= users and size >= tokens:
+                return cls(most, size, most, columns)
+        most = 1 << (users - 1).bit_length()
+        return cls(most, bucket(tokens), most, columns)

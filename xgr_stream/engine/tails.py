@@ -51,7 +51,7 @@ class TailForks:
                 f"tail must hold at most {self._max_tokens} tokens on this engine, which has no positions or no cache "
                 f"for more behind a full window, not {len(tail)}"
             )
-        return np.array(tail, dtype=np.int64)
+        return np.array(tail, dtype=np.int32)
 
     def pages(self, tail: TokenArray | None) -> int:
         """Pages that a fork with this tail takes beside the prefix, at most."""
@@ -72,7 +72,7 @@ class TailForks:
                 # Only the cached tail's last hidden state is kept. So before no tail at all, the last event's last
                 # token is computed again.
                 start = prefix.num_tokens if len(tail) else prefix.num_tokens - 1
-                tokens = tail if len(tail) else np.array([prefix.last_token], dtype=np.int64)
+                tokens = tail if len(tail) else np.array([prefix.last_token], dtype=np.int32)
                 draft = self._cache.fork(prefix, start, start + len(tokens))
                 drafts.append(draft)
                 appends.append(Append(draft, start, tokens))

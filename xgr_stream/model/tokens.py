@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from xgr_stream.errors import CheckpointError
 from xgr_stream.model.settings import NamedTokens, OffsetTokens, Settings
 
 TokenIds = NDArray[np.int64]
+_Ids = TypeVar("_Ids", np.int32, np.int64)
 
 _NO_TOKEN = -1
 """Fills rows of unequal length."""
@@ -42,10 +44,11 @@ class ItemTokens:
         self.prompt = _checked("prompt", settings.prompt, vocab_size)
         self.tail = _checked("tail", settings.tail, vocab_size)
         begin = _checked("event.begin", settings.begin, vocab_size)
-        self._end = _checked("event.end", settings.end, vocab_size)
+        self._end = _checked("event.end", settings.end, vocab_size).astype(np.int32)
         actions = [_checked(f"event.actions.{name}", ids, vocab_size) for name, ids in settings.actions.items()]
         self._action_rows: dict[str | None, int] = {name: row for row, name in enumerate(settings.actions, start=1)}
-        self._openings = _padded([np.concatenate([begin, action]) for action in [_array(()), *actions]])
+        openings = _padded([np.concatenate([begin, action]) for action in [_array(()), *actions]])
+        self._openings = openings.astype(np.int32)
         self.max_event_tokens = self._openings.shape[1] + self.levels + len(self._end)
         self._items_alone = self.max_event_tokens == self.levels
 
@@ -56,13 +59,24 @@ class ItemTokens:
         not know, and yields nothing. `actions` [events]: one that the checkpoint does not know, or None, yields no
         action tokens. Returns [tokens] int64.
         """
-        known = sids[:, 0] >= 0
-        items: TokenIds = self._all_ids[(sids if known.all() else sids[known]) + self._level_starts]
+        return self.of_events(self.of_items(sids), actions)
+
+    def of_items(self, sids: NDArray[np.integer]) -> TokenIds:
+        """The tokens of these semantic IDs; -1 in a row of -1. [items, levels]"""
+        tokens: TokenIds = self._all_ids.take(sids + self._level_starts)
+        tokens[sids < 0] = _NO_TOKEN
+        return tokens
+
+    def of_events(self, items: NDArray[_Ids], actions: Sequence[str | None] | None = None) -> NDArray[_Ids]:
+        """What `encode` gives for events with these `of_items`. [events, levels] → [tokens]"""
         if self._items_alone:
-            return items.ravel()
+            alone: NDArray[_Ids] = items.ravel()
+            return alone if alone.min(initial=0) >= 0 else alone[alone >= 0]
+        known = items[:, 0] >= 0
+        items = items[known]
         rows = self._rows_of(actions, known)
         end = np.broadcast_to(self._end, (len(items), len(self._end)))
-        tokens: TokenIds = np.concatenate([self._openings[rows], items, end], axis=1).reshape(-1)
+        tokens: NDArray[_Ids] = np.concatenate([self._openings[rows], items, end], axis=1).reshape(-1)
         return tokens[tokens != _NO_TOKEN] if self._action_rows else tokens
 
     def context_tokens(self, events: int) -> int:

@@ -132,7 +132,7 @@ class Simulation:
         draft = self.cache.draft(None, tokens)
         prefix = replace(_PREFIX, user_id=user_id, num_tokens=tokens, kv_tokens=tokens)
         prefix = replace(prefix, pages=draft.pages, hidden_slot=draft.hidden_slot)
-        self.cache.publish(prefix, restored=restored)
+        self.cache.publish(prefix, draft, restored=restored)
 
     def _tend(self) -> None:
         for demotion in self.cache.copies_ahead(self._reserve, self._restoring.prefers_copy):
