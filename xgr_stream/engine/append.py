@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -142,36 +141,31 @@ class Appender:
     def _write(self, pieces: Sequence[_Piece], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a forward's host arrays. What a shape has beyond the pieces' is padding: tokens that are not written,
         users without tokens, hidden states that go to the slot that nobody reads."""
-        # Piece by piece: the few tokens of one user, which a request may be waiting for, take half of what they would
-        # take in operations on arrays of all, and those of 64 users no more.
+        # Piece by piece, number by number: the few tokens of one user, which a request may be waiting for, take half of
+        # what they would take in operations on arrays of all.
         pool = self._cache.pool
-        kv_lengths, slots, wanted, hidden_slots = [], list[range](), [], []
-        starts, wanted_starts = [0], [0]
-        end = 0
-        for row, piece in zip(arrays["pages"], pieces, strict=False):
+        slots, query_starts, kv_lengths = arrays["slots"], arrays["query_starts"], arrays["kv_lengths"]
+        wanted, wanted_starts, hidden_slots = arrays["wanted"], arrays["wanted_starts"], arrays["hidden_slots"]
+        end = ends = 0
+        for i, piece in enumerate(pieces):
             append, first, last = piece.append, piece.first, piece.last
             begin, end = end, end + last - first
-            kv_length, own = append.start + last, append.draft.pages
+            position, kv_length, pages = append.start + first, append.start + last, append.draft.pages
             num_pages = pool.pages_for(kv_length)
-            row[:num_pages] = own[:num_pages]
+            arrays["pages"][i, :num_pages] = pages[:num_pages]
             arrays["tokens"][begin:end] = append.tokens[first:last]
-            arrays["positions"][begin:end] = np.arange(append.start + first, kv_length)
-            slots += _slots(own, pool.page_size, append.start + first, kv_length)
+            arrays["positions"][begin:end] = np.arange(position, kv_length)
+            while begin < end:
+                place, within = divmod(position, pool.page_size)
+                slot, run = int(pages[place]) * pool.page_size + within, min(pool.page_size - within, end - begin)
+                slots[begin : begin + run] = np.arange(slot, slot + run)
+                begin, position = begin + run, position + run
             if piece.ends:  # of one that goes on in the next forward, keys and values are all that is needed
-                wanted.append(end - 1)
-                hidden_slots.append(append.draft.hidden_slot[0])
-            kv_lengths.append(kv_length)
-            starts.append(end)
-            wanted_starts.append(len(wanted))
-        arrays["slots"][:end] = np.fromiter(chain.from_iterable(slots), np.int32, end)
-        arrays["slots"][end:] = -1
-        arrays["kv_lengths"][: len(pieces)] = kv_lengths
-        arrays["wanted"][: len(wanted)] = wanted
-        arrays["hidden_slots"][: len(wanted)] = hidden_slots
-        arrays["hidden_slots"][len(wanted) :] = self._cache.unread_slot
-        padding = len(arrays["kv_lengths"]) - len(pieces)
-        arrays["query_starts"][:] = starts + starts[-1:] * padding
-        arrays["wanted_starts"][:] = wanted_starts + wanted_starts[-1:] * padding
+                wanted[ends], hidden_slots[ends] = end - 1, append.draft.hidden_slot[0]
+                ends += 1
+            query_starts[i + 1], kv_lengths[i], wanted_starts[i + 1] = end, kv_length, ends
+        query_starts[len(pieces) + 1 :], wanted_starts[len(pieces) + 1 :] = end, ends
+        slots[end:], hidden_slots[ends:] = -1, self._cache.unread_slot
 
     def _compute(self, inputs: Mapping[str, Tensor], style: Style) -> None:
         wanted = inputs["wanted"].long()
@@ -236,16 +230,6 @@ class Appender:
             )
 
         return attend
-
-
-def _slots(pages: Int32Array, page_size: int, first: int, last: int) -> Iterator[range]:
-    """Where positions `first` to `last - 1` lie in the pool: a run for each of the pages."""
-    while first < last:
-        place, within = divmod(first, page_size)
-        slot = int(pages[place]) * page_size + within
-        run = min(page_size - within, last - first)
-        yield range(slot, slot + run)
-        first += run
 
 
 def _forwards(appends: Sequence[Append], max_tokens: int) -> Iterator[list[_Piece]]:

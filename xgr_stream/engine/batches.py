@@ -57,14 +57,19 @@ class Batches:
         self._tails = tails
         self._decoder = decoder
         self._scorer = scorer
+        self._inference = torch.inference_mode()
+        """Entered once at a time. As a decorator it would be made anew for each batch, which takes as long again."""
 
     def use(self, catalog: Catalog, reader: ContextReader, legality: LegalityTables) -> None:
         """Answer from this catalog, and with what reads and holds it, from now on."""
         self._catalog, self._reader, self._legality = catalog, reader, legality
 
-    @torch.inference_mode()
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """Start answering them, as far as it goes without waiting for the device."""
+        with self._inference:
+            return self._begin(requests)
+
+    def _begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         if self._cache.host is not None:  # where plans find what has come since
             self._work.reap()
         views = newest(view for _, view in requests)

@@ -116,10 +116,6 @@ class ContextReader:
         known = items[items < len(changed)]
         return not bool((changed[known] > revision).any())
 
-    def items(self, view: HistoryView, first: int) -> NDArray[np.int32]:
-        """The interned items of the events from number `first` on."""
-        return view.items[first - view.first_number :]
-
     def rows(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
         """The catalog's rows of these interned items, in any order; those that have none are left out."""
         if len(items) and int(items.max()) >= len(self._rows):
@@ -138,7 +134,7 @@ class ContextReader:
 
     def event_tokens(self, view: HistoryView, first: int) -> TokenArray:
         """Tokens of the events from number `first` on, without prompt and tail. [tokens]"""
-        items = self.items(view, first)
+        items = view.items_from(first)
         try:
             tokens = self._item_tokens.take(items, axis=0)
         except IndexError:

@@ -46,7 +46,12 @@ class HistoryView:
     @property
     def items(self) -> NDArray[np.int32]:
         """Interned items [kept], read-only."""
-        return np.frombuffer(memoryview(self._buffer).toreadonly(), np.int32, len(self), self._start * _ITEM_BYTES)
+        return self.items_from(self.first_number)
+
+    def items_from(self, number: int) -> NDArray[np.int32]:
+        """Interned items of the events from this number on, which is kept, read-only."""
+        place = (self._start + number - self.first_number) * _ITEM_BYTES
+        return np.frombuffer(memoryview(self._buffer).toreadonly(), np.int32, self.event_count - number, place)
 
     @property
     def actions(self) -> NDArray[np.int16]:
