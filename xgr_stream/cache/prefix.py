@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xgr_stream.cache.references import IntArray
 
@@ -56,8 +57,7 @@ class UserPrefix:
         return self.items[len(self.items) - (self.event_count - self.window_start) :]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draft:
+class Draft(NamedTuple):
     """Memory for a prefix that is being computed: held by whoever drafted it, until published or abandoned."""
 
     pages: IntArray

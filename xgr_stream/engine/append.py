@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -28,8 +27,7 @@ GRAPH_TOKENS = 2048
 host's time instead of 5 of the card's."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Append:
+class Append(NamedTuple):
     """Tokens to compute for one user, behind `start` tokens whose keys and values are in the draft's pages."""
 
     draft: Draft
@@ -37,8 +35,7 @@ class Append:
     tokens: TokenArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
+class _Piece(NamedTuple):
     """Tokens `first` to `last - 1` of an append, in one forward."""
 
     append: Append

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PAGE_COLUMNS = 16
 """Page tables grow in steps of this."""
@@ -18,8 +18,7 @@ def bucket(count: int) -> int:
     return -(-count // step) * step
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeShape:
+class DecodeShape(NamedTuple):
     """What a decode's tensors look like."""
 
     requests: int
@@ -47,8 +46,7 @@ few tokens cost what reading the weights costs, however many they are."""
 _SMALLEST_FIRST = sorted(APPEND_SIZES, key=lambda sizes: (sizes[1], sizes[0]))
 
 
-@dataclass(frozen=True, slots=True)
-class AppendShape:
+class AppendShape(NamedTuple):
     """What an append's tensors look like."""
 
     users: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -138,7 +138,7 @@ class Warming:
         plan = self._prefixes.plan(view)
         if plan is None or self._counted.get(view.user_id) != view.event_count:
             return plan
-        return replace(plan, counted=True)
+        return plan._replace(counted=True)
 
     def _count(self, view: HistoryView) -> None:
         """The view's last event is in its user's rate."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -75,7 +74,6 @@ class Work:
             # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
             self.append_lane.follow(self.decode_lane)
         ready = list(plans.values())
-        self.tokens_appended += sum([len(plan.tokens) for plan in ready])
         if self.mover is None:
             found = prefixes.run(ready, appender)
         else:
@@ -89,6 +87,7 @@ class Work:
                     ended = appender.lane.mark()
                     learn = partial(_learn, self._costs, contexts, begun, ended)
                     appender.lane.keep(ended, (), learn)
+        self.tokens_appended += sum([len(plan.tokens) for plan in ready])
         return {prefix.user_id: prefix for prefix in found}
 
     def run_in_chunks(
@@ -130,7 +129,7 @@ class Work:
             if plan.copy is not None:
                 prefix = self.promote(plan.copy)
                 pins.enter_context(self._cache.pinned([prefix]))
-                plan = replace(plan, base=prefix, copy=None)
+                plan = plan._replace(base=prefix, copy=None)
             ready.append(plan)
         appender.lane.expect(mover.coming(_touched(plans)))
         return ready
