@@ -4,6 +4,7 @@ import torch
 
 from xgr_stream.cache import (
     DecayedRate,
+    Draft,
     GreedyDual,
     LeastRecentlyUsed,
     PagePool,
@@ -30,8 +31,16 @@ def make_cache(num_pages: int = 8, worth: Worth | None = None) -> PrefixCache:
 
 
 def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | None = None) -> UserPrefix:
-    draft = cache.draft(base, tokens)
-    prefix = UserPrefix(
+    with cache.pinned([] if base is None else [base]):
+        draft = cache.draft(base, tokens)
+        prefix = make_prefix(user_id, tokens, draft)
+        cache.publish(prefix, draft)
+    cache.touch(user_id)
+    return prefix
+
+
+def make_prefix(user_id: str, tokens: int, draft: Draft) -> UserPrefix:
+    return UserPrefix(
         user_id=user_id,
         key="key",
         window_start=0,
@@ -46,9 +55,6 @@ def publish(cache: PrefixCache, user_id: str, tokens: int, base: UserPrefix | No
         hidden_slot=draft.hidden_slot,
         last_token=0,
     )
-    cache.publish(prefix, draft)
-    cache.touch(user_id)
-    return prefix
 
 
 WORTHS = pytest.mark.parametrize("worth", [lambda: DecayedRate(4), GreedyDual, LeastRecentlyUsed])
@@ -205,12 +211,29 @@ def test_memory_of_a_dropped_user_is_kept_while_a_batch_uses_it():
 def test_an_abandoned_draft_gives_everything_back():
     cache = make_cache()
     base = publish(cache, "a", 6)
-    draft = cache.draft(base, 12)
-    with pytest.raises(EngineError, match="1 drafts"):
+    with cache.pinned([base]):
+        draft = cache.draft(base, 12)
+        with pytest.raises(EngineError, match="1 drafts"):
+            cache.check_integrity()
+        cache.abandon(draft)
         cache.check_integrity()
-    cache.abandon(draft)
-    cache.check_integrity()
     assert cache.pool.num_free == 6
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_draft_whose_base_is_dropped_meanwhile_keeps_the_pages_that_they_share(published):
+    cache = make_cache()
+    base = publish(cache, "a", 6)
+    with cache.pinned([base]):
+        draft = cache.draft(base, 9)
+        cache.drop(["a"])
+        assert cache.pool.num_free == 8 - 3
+        if published:
+            cache.publish(make_prefix("a", 9, draft), draft)
+        else:
+            cache.abandon(draft)
+    assert cache.pool.num_free == (8 - 3 if published else 8)
+    cache.check_integrity()
 
 
 def test_users_that_come_and_go_leave_nothing_behind():

@@ -83,6 +83,14 @@ def test_a_view_never_changes() -> None:
         np.testing.assert_array_equal(view.actions, actions)
 
 
+def test_the_items_of_the_latest_events() -> None:
+    view = filled(17).view("u")
+    assert view is not None
+    for number in range(view.first_number, 20):
+        expected = view.items[number - view.first_number :].tolist()
+        assert view.items_from(number).tolist() == expected
+
+
 def test_a_view_cannot_be_written_and_shares_the_buffer() -> None:
     view = filled(3).view("u")
     assert view is not None

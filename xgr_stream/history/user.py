@@ -49,7 +49,8 @@ class HistoryView:
         return self.items_from(self.first_number)
 
     def items_from(self, number: int) -> NDArray[np.int32]:
-        """Interned items of the events from this number on, which is kept, read-only."""
+        """Interned items of the events from this number on, which is kept or still to come, read-only."""
+        number = min(number, self.event_count)
         place = (self._start + number - self.first_number) * _ITEM_BYTES
         return np.frombuffer(memoryview(self._buffer).toreadonly(), np.int32, self.event_count - number, place)
 

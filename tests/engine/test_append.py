@@ -1,0 +1,58 @@
+"""Appends of the sizes that graphs are captured in: what is behind the users and the tokens changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.property.users import record
+from xgr_stream.cache import UserPrefix
+from xgr_stream.config import CacheConfig, EngineConfig
+from xgr_stream.engine import Engine
+from xgr_stream.engine.append import Appender
+from xgr_stream.engine.shapes import AppendShape
+from xgr_stream.testing import tiny_catalog, tiny_model
+
+MODEL = tiny_model()
+USERS = [f"user-{number}" for number in range(5)]
+
+
+def warmed(max_batch_tokens: int) -> Engine:
+    """Of users who have come to have histories of different lengths, in steps."""
+    random = np.random.default_rng(0)
+    config = EngineConfig(cache=CacheConfig(1 << 20, 4), max_batch_tokens=max_batch_tokens)
+    engine = Engine.load(MODEL, tiny_catalog(), config=config)
+    for _ in range(4):
+        for user_id in USERS:
+            items = random.integers(0, 30, random.integers(0, 4))
+            record(engine, user_id, [(f"item-{item}", None) for item in items])
+        engine.warm([view for user_id in USERS if (view := engine.history.view(user_id)) is not None])
+    engine.check_integrity()
+    return engine
+
+
+def written(engine: Engine, prefix: UserPrefix) -> list[torch.Tensor]:
+    """The last hidden state, keys and values of a prefix, token by token."""
+    pool, tokens = engine.cache.pool, np.arange(prefix.kv_tokens)
+    pages, places = prefix.pages[tokens // pool.page_size], tokens % pool.page_size
+    return [engine.cache.hidden[prefix.hidden_slot], *(x[:, pages, :, places] for x in (pool.k, pool.v))]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [7, 64])  # in several forwards each, and in one
+def test_padding_changes_nothing(max_batch_tokens, monkeypatch):
+    exact = warmed(max_batch_tokens)
+    shape_of = Appender._shape
+
+    def captured(self, pieces):
+        shape = shape_of(self, pieces)
+        return AppendShape.bucket(shape.users, shape.tokens, shape.page_columns)
+
+    monkeypatch.setattr(Appender, "_shape", captured)
+    padded = warmed(max_batch_tokens)
+    for user_id in USERS:
+        prefix = exact.cache[user_id]
+        for own, expected in zip(written(padded, padded.cache[user_id]), written(exact, prefix), strict=True):
+            torch.testing.assert_close(own, expected)
+    held = np.concatenate([padded.cache[user_id].pages for user_id in USERS])
+    assert not padded.cache.pool.k[:, np.setdiff1d(np.arange(padded.cache.pool.num_pages), held)].any()
