@@ -122,7 +122,7 @@ class Operations:
             value = self.value(lineage, token, prefix.num_tokens)
             pool.k[:, page, :, slot] = value
             pool.v[:, page, :, slot] = -value
-        self.cache.hidden[int(prefix.hidden_slot[0])] = lineage * 1000 + prefix.num_tokens
+        self.cache.hidden[prefix.hidden_slot] = lineage * 1000 + prefix.num_tokens
 
     def check(self, user_id: str) -> None:
         prefix, lineage = self.cache.get(user_id), self.lineage[user_id]
@@ -133,7 +133,7 @@ class Operations:
         k, v = pool.k[:, pages, 0, slots], pool.v[:, pages, 0, slots]
         assert torch.equal(k, expected[None, :, None].expand_as(k)), (user_id, prefix, k, expected)
         assert torch.equal(v, -k)
-        hidden = self.cache.hidden[int(prefix.hidden_slot[0])]
+        hidden = self.cache.hidden[prefix.hidden_slot]
         assert (hidden == lineage * 1000 + prefix.num_tokens).all(), (user_id, hidden)
 
     # What may happen.
@@ -184,7 +184,7 @@ class Operations:
             pages = [page for first, stop in copy.runs for page in range(first, stop)][: len(prefix.pages)]
             pool.k[:, prefix.pages] = arena.pages[:, pages, 0]
             pool.v[:, prefix.pages] = arena.pages[:, pages, 1]
-            self.cache.hidden[int(prefix.hidden_slot[0])] = arena.hidden[copy.runs[0][0]]
+            self.cache.hidden[prefix.hidden_slot] = arena.hidden[copy.runs[0][0]]
 
         def end() -> None:
             self.host.release(copy)
@@ -267,7 +267,7 @@ class Operations:
             pages = [page for first, stop in demotion.runs for page in range(first, stop)]
             own = prefix.pages[demotion.first_page :]
             arena.pages[:, pages, 0], arena.pages[:, pages, 1] = pool.k[:, own], pool.v[:, own]
-            arena.hidden[copy.runs[0][0]] = self.cache.hidden[int(prefix.hidden_slot[0])]
+            arena.hidden[copy.runs[0][0]] = self.cache.hidden[prefix.hidden_slot]
 
         def end() -> None:
             self.cache.unpin(prefix)

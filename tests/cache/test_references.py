@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from xgr_stream.cache import ReferenceCounts
-from xgr_stream.errors import EngineError
+from xgr_stream.cache import ReferenceCounts, SlotCounts
+from xgr_stream.errors import EngineError, OutOfMemory
 
 
 def test_a_place_is_free_again_when_its_last_holder_has_released_it():
@@ -36,3 +36,34 @@ def test_a_holder_too_many_is_found():
     counts.allocate(1)
     with pytest.raises(EngineError, match="holders"):
         counts.check_integrity(np.zeros(3, dtype=np.int32))
+
+
+def test_a_slot_is_free_again_when_its_last_holder_has_released_it():
+    slots = SlotCounts("hidden slots", 2)
+    first, second = slots.allocate(), slots.allocate()
+    slots.retain(first)
+    slots.release(first)
+    assert {first, second} == {0, 1}
+    with pytest.raises(OutOfMemory, match="all 2 hidden slots are in use"):
+        slots.allocate()
+    slots.check_integrity({0: 1, 1: 1})
+    slots.release(first)
+    assert slots.num_free == 1
+    slots.check_integrity({second: 1})
+    assert slots.allocate() == first
+
+
+def test_releasing_or_retaining_a_free_slot_is_refused():
+    slots = SlotCounts("hidden slots", 2)
+    slots.release(slots.allocate())
+    for call in (slots.release, slots.retain):
+        with pytest.raises(EngineError, match="hidden slots 0 is free, but was held"):
+            call(0)
+    slots.check_integrity({})
+
+
+def test_a_holder_of_a_slot_too_many_is_found():
+    slots = SlotCounts("hidden slots", 2)
+    slots.allocate()
+    with pytest.raises(EngineError, match="have holders"):
+        slots.check_integrity({})

@@ -8,7 +8,7 @@ from xgr_stream.cache.page_file import PageFile
 from xgr_stream.cache.pool import PagePool, as_words
 from xgr_stream.cache.prefix import Draft, UserPrefix, ahead_of
 from xgr_stream.cache.prefix_cache import PrefixCache
-from xgr_stream.cache.references import ReferenceCounts
+from xgr_stream.cache.references import ReferenceCounts, SlotCounts
 from xgr_stream.cache.worth import DecayedRate, GreedyDual, LeastRecentlyUsed, Worth
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "PagePool",
     "PrefixCache",
     "ReferenceCounts",
+    "SlotCounts",
     "UserPrefix",
     "Worth",
     "ahead_of",

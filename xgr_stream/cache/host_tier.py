@@ -17,7 +17,7 @@ from xgr_stream.errors import EngineError
 WRITES_TO_FILE = 4
 """Under way at most: their pages are not free before they are done."""
 
-_NOWHERE = np.empty(0, dtype=np.int32)
+_NO_PAGES = np.empty(0, dtype=np.int32)
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class HostCopy:
     """One user's prefix as it was once, in host memory."""
 
     prefix: UserPrefix
-    """Its pages and hidden slot are no more than empty arrays."""
+    """It has no pages and -1 for a hidden slot."""
     runs: list[Run]
     """Pages of the arena, in the prefix's order."""
     on_device: bool = False
@@ -192,7 +192,7 @@ class HostTier:
         """The bytes are there, or not, and nothing writes them any more."""
         copy = demotion.copy
         copy.written = done
-        copy.prefix = replace(demotion.prefix, pages=_NOWHERE, hidden_slot=_NOWHERE)
+        copy.prefix = replace(demotion.prefix, pages=_NO_PAGES, hidden_slot=-1)
         self.release(copy)
         if not done and not copy.gone:
             self._drop(copy)

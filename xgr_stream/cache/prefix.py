@@ -46,8 +46,8 @@ class UserPrefix:
     """Tokens in context with the tail: what a beam attends to."""
     pages: IntArray
     """[ceil(kv_tokens / page_size)]"""
-    hidden_slot: IntArray
-    """Row of `PrefixCache.hidden` that holds the last token's hidden state. [1]"""
+    hidden_slot: int
+    """Row of `PrefixCache.hidden` that holds the last token's hidden state."""
     last_token: int
     """The token before the tail."""
 
@@ -64,4 +64,4 @@ class Draft(NamedTuple):
     num_shared: int
     """So many of the pages, the first, are those of the prefix that it begins like, and held by that alone: an append,
     which a request may be waiting for, need not count one more holder before it is under way."""
-    hidden_slot: IntArray
+    hidden_slot: int

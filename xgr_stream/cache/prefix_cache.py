@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +14,7 @@ import torch
 from xgr_stream.cache.host_tier import Demotion, HostTier
 from xgr_stream.cache.pool import PagePool
 from xgr_stream.cache.prefix import AHEAD, Draft, UserPrefix, ahead_of
-from xgr_stream.cache.references import IntArray, ReferenceCounts
+from xgr_stream.cache.references import IntArray, SlotCounts
 from xgr_stream.cache.worth import Worth, WorthQueue
 from xgr_stream.errors import EngineError
 
@@ -48,7 +48,7 @@ class PrefixCache:
         """Where copies of prefixes are; to be set before there are any prefixes."""
         # A user has at least one page and one slot, and at most one more slot while their next prefix is drafted; a
         # fork has a page and a slot of its own.
-        self._slots = ReferenceCounts("hidden slots", 2 * pool.num_pages)
+        self._slots = SlotCounts("hidden slots", 2 * pool.num_pages)
         self.unread_slot = 2 * pool.num_pages
         """A row of `hidden` that nobody reads: where an append's padding goes."""
         self.hidden = torch.zeros(
@@ -174,7 +174,7 @@ class PrefixCache:
         missing = count - len(shared)
         self._make_room(missing)
         pages = np.concatenate((shared, self.pool.allocate(missing))) if missing else shared
-        draft = Draft(pages, len(shared), self._slots.allocate(1))
+        draft = Draft(pages, len(shared), self._slots.allocate())
         self._drafts += 1
         return draft
 
@@ -329,7 +329,7 @@ class PrefixCache:
         if self._leaving_pages != sum(len(self._prefixes[user_id].pages) for user_id in self._leaving):
             raise EngineError(f"{self._leaving_pages} pages are counted of those who leave next, and they have others")
         page_holders = np.zeros(self.pool.num_pages, dtype=np.int32)
-        slot_holders = np.zeros(self._slots.size, dtype=np.int32)
+        slot_holders: Counter[int] = Counter()
         for prefix in (*self._prefixes.values(), *self._lingering):
             if len(prefix.pages) != self.pool.pages_for(prefix.kv_tokens):
                 raise EngineError(f"user {prefix.user_id!r}: {len(prefix.pages)} pages for {prefix.kv_tokens} tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -80,3 +81,58 @@ class ReferenceCounts:
                 f"{self._name} {wrong.tolist()} have {self._holders[wrong].tolist()} holders "
                 f"where {expected[wrong].tolist()} are known"
             )
+
+
+class SlotCounts:
+    """`ReferenceCounts` of places that are asked for one at a time, in a third of the time that arrays of one take."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self.size = size
+        self._holders: dict[int, int] = {}
+        """Of the places in use."""
+        self._released: list[int] = []
+        self._first_unused = 0
+        """It and those behind it were never in use."""
+
+    @property
+    def num_free(self) -> int:
+        return self.size - len(self._holders)
+
+    def allocate(self) -> int:
+        """A free place with one holder: the caller. Raises `OutOfMemory`, with nothing changed."""
+        if self._released:
+            place = self._released.pop()
+        elif self._first_unused < self.size:
+            place = self._first_unused
+            self._first_unused += 1
+        else:
+            raise OutOfMemory(f"all {self.size} {self._name} are in use")
+        self._holders[place] = 1
+        return place
+
+    def retain(self, place: int) -> None:
+        """One more holder of a place in use."""
+        self._holders[place] = self._held(place) + 1
+
+    def release(self, place: int) -> None:
+        """One holder less; if that was the last one, the place is free."""
+        left = self._held(place) - 1
+        if left:
+            self._holders[place] = left
+        else:
+            del self._holders[place]
+            self._released.append(place)
+
+    def _held(self, place: int) -> int:
+        holders = self._holders.get(place)
+        if holders is None:
+            raise EngineError(f"{self._name} {place} is free, but was held")
+        return holders
+
+    def check_integrity(self, expected: Mapping[int, int]) -> None:
+        """Raise `EngineError` unless every place is either free or held by `expected` holders."""
+        if sorted((*self._holders, *self._released)) != list(range(self._first_unused)):
+            raise EngineError(f"{self._name} are held and free at once, or neither")
+        if self._holders != expected:
+            raise EngineError(f"{self._name} have holders {self._holders} where {expected} are known")

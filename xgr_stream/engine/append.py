@@ -158,7 +158,7 @@ class Appender:
                 slots[begin : begin + run] = np.arange(slot, slot + run)
                 begin, position = begin + run, position + run
             if piece.ends:  # of one that goes on in the next forward, keys and values are all that is needed
-                wanted[ends], hidden_slots[ends] = end - 1, append.draft.hidden_slot[0]
+                wanted[ends], hidden_slots[ends] = end - 1, append.draft.hidden_slot
                 ends += 1
             query_starts[i + 1], kv_lengths[i], wanted_starts[i + 1] = end, kv_length, ends
         query_starts[len(pieces) + 1 :], wanted_starts[len(pieces) + 1 :] = end, ends

@@ -126,7 +126,7 @@ class BeamDecoder:
 
             def write(arrays: Mapping[str, Int32Array]) -> None:
                 for i, prefix in enumerate(prefixes):
-                    arrays["slots"][i] = prefix.hidden_slot[0]
+                    arrays["slots"][i] = prefix.hidden_slot
                     arrays["lengths"][i] = prefix.kv_tokens
                     arrays["pages"][i, : len(prefix.pages)] = prefix.pages
                 arrays["row_starts"].T[:] = starts + starts[-1:] * (shape.requests - len(prefixes))

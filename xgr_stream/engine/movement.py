@@ -112,7 +112,7 @@ class Mover:
                     torch.index_select(self._v[layer], 0, index, out=buffer[:, 1])
                     _each_run(runs, host, buffer, lambda host, device: host.copy_(device, non_blocking=True))
                 row = demotion.copy.runs[0][0]
-                arena.hidden[row].copy_(self._cache.hidden[int(prefix.hidden_slot[0])], non_blocking=True)
+                arena.hidden[row].copy_(self._cache.hidden[prefix.hidden_slot], non_blocking=True)
         except BaseException:
             lane.mark().wait()  # what was begun writes to the pages until it is done
             self._host.end(demotion, done=False)
@@ -137,8 +137,7 @@ class Mover:
             begun = self._in.mark()
             with self._scatter.current():
                 index = self._index(draft.pages)
-                slot, row = int(draft.hidden_slot[0]), copy.runs[0][0]
-                cache.hidden[slot].copy_(arena.hidden[row], non_blocking=True)
+                cache.hidden[draft.hidden_slot].copy_(arena.hidden[copy.runs[0][0]], non_blocking=True)
             for layer, host in enumerate(as_words(arena.pages)):
                 buffer = self._in_buffers[layer % 2]
                 device = buffer.pages[:pages]

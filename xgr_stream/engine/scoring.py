@@ -103,7 +103,7 @@ class CandidateScorer:
         pages = np.zeros((len(prefixes), max(len(prefix.pages) for prefix in prefixes)), np.int32)
         fill_pages(pages, [prefix.pages for prefix in prefixes])
         arrays = {
-            "slots": np.array([prefix.hidden_slot[0] for prefix in prefixes], np.int32),
+            "slots": np.array([prefix.hidden_slot for prefix in prefixes], np.int32),
             "lengths": np.array([prefix.kv_tokens for prefix in prefixes], np.int32),
             "pages": pages,
         }

@@ -178,4 +178,4 @@ def trace(
 
 
 _NOTHING = np.empty(0, np.int32)
-_PREFIX = UserPrefix("", "", 0, 1, -1, -1, _NOTHING, 0, 1, 1, _NOTHING, _NOTHING, 0)
+_PREFIX = UserPrefix("", "", 0, 1, -1, -1, _NOTHING, 0, 1, 1, _NOTHING, -1, 0)
