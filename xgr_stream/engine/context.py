@@ -161,5 +161,6 @@ class ContextReader:
     def _places(self, catalog: Catalog, item_ids: Sequence[str]) -> tuple[TokenArray, NDArray[np.int32]]:
         """Tokens [items, levels] and catalog rows [items]; -1 for one that the catalog does not know."""
         rows = catalog.rows(item_ids)
-        sids = np.where(rows[:, None] < 0, np.int32(-1), catalog.sids_of(rows))
-        return self._tokens.of_items(sids).astype(np.int32), rows
+        tokens = self._tokens.of_items(catalog.sids_of(rows))
+        tokens[rows < 0] = -1
+        return tokens, rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from xgr_stream.errors import CheckpointError
 from xgr_stream.model.settings import NamedTokens, OffsetTokens, Settings
 
 TokenIds = NDArray[np.int64]
-_Ids = TypeVar("_Ids", np.int32, np.int64)
 
 _NO_TOKEN = -1
 """Fills rows of unequal length."""
@@ -39,8 +37,8 @@ class ItemTokens:
         self.codes = settings.codes
         self.levels = len(settings.codes)
         self.token_ids = tuple(map(_array, _resolve(settings, vocab_size, vocabulary)))
-        self._all_ids = np.concatenate(self.token_ids)
-        self._level_starts = np.array([0, *accumulate(self.codes[:-1])])
+        self._all_ids = np.concatenate(self.token_ids).astype(np.int32)
+        self._level_starts = np.array([0, *accumulate(self.codes[:-1])], np.int32)
         self.prompt = _checked("prompt", settings.prompt, vocab_size)
         self.tail = _checked("tail", settings.tail, vocab_size)
         begin = _checked("event.begin", settings.begin, vocab_size)
@@ -59,18 +57,19 @@ class ItemTokens:
         not know, and yields nothing. `actions` [events]: one that the checkpoint does not know, or None, yields no
         action tokens. Returns [tokens] int64.
         """
-        return self.of_events(self.of_items(sids), actions)
+        items = self.of_items(sids)
+        items[sids[:, 0] < 0] = _NO_TOKEN
+        return self.of_events(items, actions).astype(np.int64)
 
-    def of_items(self, sids: NDArray[np.integer]) -> TokenIds:
-        """The tokens of these semantic IDs; -1 in a row of -1. [items, levels]"""
-        tokens: TokenIds = self._all_ids.take(sids + self._level_starts)
-        tokens[sids < 0] = _NO_TOKEN
-        return tokens
+    def of_items(self, sids: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The tokens of items that have these semantic IDs. [items, levels]"""
+        return self._all_ids.take(sids + self._level_starts)
 
-    def of_events(self, items: NDArray[_Ids], actions: Sequence[str | None] | None = None) -> NDArray[_Ids]:
-        """What `encode` gives for events with these `of_items`. [events, levels] → [tokens]"""
+    def of_events(self, items: NDArray[np.int32], actions: Sequence[str | None] | None = None) -> NDArray[np.int32]:
+        """`encode` where the tokens of each event's item are at hand, -1 for one that the catalog does not know.
+        [events, levels] → [tokens]"""
         if self._items_alone:
-            tokens: NDArray[_Ids] = items.ravel()
+            tokens: NDArray[np.int32] = items.ravel()
             if len(tokens) and tokens[tokens.argmin()] < 0:  # `min` of a few takes the host three times as long
                 tokens = tokens[tokens >= 0]
             return tokens
