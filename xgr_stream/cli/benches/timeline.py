@@ -16,7 +16,10 @@ still running."""
 COPIES, GLUE = "copies", "glue"
 GROUPS = (
     ("attention", r"attention|attend|attn|flash|fmha|merge_kernel|plan_kernel"),
-    ("selection", r"select|topk|top_k|sort|radix|logsumexp|log_sum_exp|threshold|compact|segments|survivors|beam|normalizer"),
+    (
+        "selection",
+        r"select|topk|top_k|sort|radix|logsumexp|log_sum_exp|threshold|compact|segments|survivors|beam|normalizer",
+    ),
     ("GEMM", r"gemm|gate_up_silu|cutlass|cublas|nvjet|xmma|splitk|split_k|scaled_mm|wgmma|matmul|gemv"),
     (COPIES, r"^memcpy|^memset"),
 )
