@@ -163,6 +163,8 @@ class Engine:
 
     @property
     def catalog(self) -> Catalog:
+        """What requests are answered from. Its version counts updates as soon as `update_catalog` has returned; items
+        that are new or changed are in it with the next call that reads it: `begin`, `warm`, `expect` and the like."""
         return self._catalog
 
     def knows_item(self, item_id: str) -> bool:
