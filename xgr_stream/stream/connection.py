@@ -171,13 +171,13 @@ class Connection:
             await producer.start()
         return producer
 
-    async def start_transactional_producer(self, transactional_id: str, timeout_s: float) -> AIOKafkaProducer:
+    async def start_transactional_producer(self, transactional_id: str, timeout_ms: int) -> AIOKafkaProducer:
         """A started producer of transactions. Whoever had the id before can write no more, and what it had not
         committed is aborted when this returns."""
         producer = AIOKafkaProducer(
             bootstrap_servers=self.bootstrap,
             transactional_id=transactional_id,
-            transaction_timeout_ms=round(timeout_s * 1000),
+            transaction_timeout_ms=timeout_ms,
             retry_backoff_ms=TRANSACTION_BACKOFF_MS,
             **self.security,
         )
