@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import IncompatibleBrokerVersion
 
 from xgr_stream.config import TopicNames, TransactionConfig
 from xgr_stream.metrics import Metrics
+from xgr_stream.stream import last_transaction as module
 from xgr_stream.stream import transactions
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.last_transaction import LastTransaction, timeout_ms
@@ -26,6 +29,7 @@ class Coordinator:
         self.epochs = list(epochs)
         """Of those who take the id over, one after the other."""
         self.done: list[str] = []
+        self.covered: set[TopicPartition] = set()
 
     async def last_transaction(self, *_: object) -> LastTransaction | None:
         return self.last
@@ -44,8 +48,10 @@ class Producer:
         self._coordinator = coordinator
         self._sender = SimpleNamespace(_do_add_offsets_to_txn=self._added)
         self._txn_manager = SimpleNamespace(
-            maybe_add_partition_to_txn=lambda tp: None, producer_id=7, producer_epoch=epoch
+            maybe_add_partition_to_txn=coordinator.covered.add, producer_id=7, producer_epoch=epoch
         )
+        led = {"rec-dead-letters": {1}}  # of two
+        self.client = SimpleNamespace(cluster=SimpleNamespace(available_partitions_for_topic=led.get))
 
     async def _added(self, group: str) -> bool:
         return True
@@ -105,6 +111,8 @@ async def test_what_is_open_ends_as_the_transaction_did_and_is_looked_at_again(
     coordinator = Coordinator(LastTransaction(committed, 7, 0), times_open=2)
     taken, ended = f"taken over, last one committed: {committed}", "committed" if committed else "aborted"
     assert await take_over(coordinator, monkeypatch) == [taken, ended, taken, ended, taken]
+    where = [("rec-dead-letters", 1), ("rec-responses", 3), ("xgr-history-changelog", 3)]
+    assert sorted(coordinator.covered) == [TopicPartition(*each) for each in where]  # not letters that nobody leads
 
 
 async def test_one_that_began_meanwhile_and_was_fenced_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,3 +127,24 @@ def test_the_timeout_says_how_the_last_transaction_ended_and_is_never_longer() -
             timeout = timeout_ms(longest / 1000, last_committed=committed)
             assert timeout % 2 == committed
             assert longest - 2 <= timeout <= longest
+
+
+async def test_a_broker_that_does_not_say_yet_what_it_knows_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.001)
+    answers: list[object] = [("", "Empty", 30_001, 0, 7, 2)]
+
+    async def send(*_: object) -> Any:
+        asked.append(1)
+        if len(asked) < 3 or not answers:
+            raise IncompatibleBrokerVersion
+        return SimpleNamespace(transaction_states=[(0, *cast(tuple[object, ...], answers[0]))])
+
+    async def coordinator_lookup(*_: object) -> int:
+        return 1
+
+    client: Any = SimpleNamespace(send=send, coordinator_lookup=coordinator_lookup)
+    asked: list[int] = []
+    assert await module.last_transaction(client, "id") == LastTransaction(True, 7, 2)
+    answers.clear()
+    asked.clear()
+    assert await module.last_transaction(client, "id") is None

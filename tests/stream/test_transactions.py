@@ -78,7 +78,7 @@ class Publisher:
         self.config = TransactionConfig(commit_interval_ms=300)
         self.group_id = "group"
         self.topics = ("events", "requests")
-        self.copies = SimpleNamespace(takes=lambda topic: topic == "copies")
+        self.copies = SimpleNamespace(takes=lambda topic: topic == "copies", written=lambda topics: None)
         self.done: list[Output] = []
         self.failures: list[tuple[Exception, set[str]]] = []
         self._trackers = {"events": OffsetTracker(), "requests": OffsetTracker()}

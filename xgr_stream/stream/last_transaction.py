@@ -27,6 +27,8 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 NOT_FOUND = 105
 """TRANSACTIONAL_ID_NOT_FOUND."""
 UNSTABLE_OFFSET_COMMIT = 88
+ASKED, ASK_AGAIN_S = 3, 0.5
+"""Times that a broker is asked which does not know the question: one that is just starting may not say what it does."""
 
 Topics = dict[str, list[int]]
 """Topic → numbers of partitions."""
@@ -217,11 +219,17 @@ def timeout_ms(timeout_s: float, *, last_committed: bool) -> int:
 
 async def last_transaction(client: AIOKafkaClient, name: str) -> LastTransaction | None:
     """None: there was none, or the broker does not tell. Raises `KafkaError`."""
-    try:
-        coordinator = await client.coordinator_lookup(CoordinationType.TRANSACTION, name)
-        response = await client.send(coordinator, _DescribeTransactions(name))
-    except (IncompatibleBrokerVersion, TransactionalIdAuthorizationFailed):  # the latter is said by who takes it over
-        return None
+    for left in reversed(range(ASKED)):
+        try:
+            coordinator = await client.coordinator_lookup(CoordinationType.TRANSACTION, name)
+            response = await client.send(coordinator, _DescribeTransactions(name))
+            break
+        except IncompatibleBrokerVersion:
+            if not left:
+                return None
+            await asyncio.sleep(ASK_AGAIN_S)
+        except TransactionalIdAuthorizationFailed:  # that is said by who takes it over
+            return None
     [(code, _, state, timeout, _, producer_id, producer_epoch, *_)] = response.transaction_states
     if code == NOT_FOUND:
         return None

@@ -102,6 +102,7 @@ class Writer:
                     self._publisher.failed(self, error, self._copied)
                     return
                 self._committed = progress
+                self._publisher.copies.written(self._copied)
                 self._publisher.committed(self, outputs)
             if not self._due.is_set():
                 self._idle.set()

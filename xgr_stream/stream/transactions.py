@@ -157,11 +157,13 @@ class TransactionalPublisher(Publisher):
             await stop_client(producer)  # the broker may have left that open, too
 
     async def _written_to(self, producer: AIOKafkaProducer, number: int) -> list[TopicPartition]:
-        """Where a transaction of the partition may have written, but for copies."""
+        """Where a transaction of the partition may have written, but for copies, and letters where nobody leads: these
+        may wait, and the partition may not."""
         topics = self._names
-        letters = await producer.partitions_for(topics.dead_letters)
         for topic in (topics.changelog, topics.responses):
             await producer.partitions_for(topic)
+        await producer.partitions_for(topics.dead_letters)
+        letters = producer.client.cluster.available_partitions_for_topic(topics.dead_letters) or ()
         return [
             *(TopicPartition(topic, number) for topic in (topics.changelog, topics.responses)),
             *(TopicPartition(topics.dead_letters, letter) for letter in letters),
