@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,7 @@ class Catalog:
 
     def resolve_all(self, item_filters: Sequence[ItemFilter]) -> list[ResolvedFilter]:
         """The same of each: in half the time, where all of them exclude items, since these are looked up together."""
-        excluded = [item_id for item_filter in item_filters for item_id in item_filter.exclude]
+        excluded = list(chain.from_iterable(item_filter.exclude for item_filter in item_filters))
         if not excluded:
             return [self.filters.resolve(item_filter, _NO_KEYS) for item_filter in item_filters]
         keys = self.filters.keys(self.rows(excluded))
