@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +318,9 @@ class Catalog:
 
     def resolve_all(self, item_filters: Sequence[ItemFilter]) -> list[ResolvedFilter]:
         """The same of each: in half the time, where all of them exclude items, since these are looked up together."""
-        excluded = list(chain.from_iterable(item_filter.exclude for item_filter in item_filters))
+        excluded: list[str] = []
+        for item_filter in item_filters:
+            excluded += item_filter.exclude
         if not excluded:
             return [self.filters.resolve(item_filter, _NO_KEYS) for item_filter in item_filters]
         keys = self.filters.keys(self.rows(excluded))
