@@ -2,7 +2,7 @@
 
 A dictionary of 20 million takes four cache misses for an id, one after the other, and 127 bytes of memory, the string
 and the number included. Here all ids that are asked for are looked for together, so that their misses overlap, and an
-item takes 14 bytes besides its id's own.
+item takes 14 bytes besides its id's own. Where there is a C compiler it is done in C, in half of NumPy's time.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class RowTable:
 
     def rows(self, item_ids: Sequence[str]) -> Int32Array:
         """The row of each, -1: there is none. [item_ids]"""
-        if not len(self._ids):
+        if not len(self._ids) or not item_ids:
             return np.full(len(item_ids), -1, np.int32)
         find = in_c()
         if find is not None:
