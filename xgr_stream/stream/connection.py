@@ -6,10 +6,10 @@ import asyncio
 import logging
 import ssl
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -30,6 +30,8 @@ from xgr_stream.stream.header_names import read_any_header_names
 from xgr_stream.stream.records import Record
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
@@ -199,6 +201,23 @@ def passes(error: BaseException) -> bool:
     request over a connection that has not yet heard what its broker can is refused as one that the broker can't."""
     passing = KafkaTimeoutError | KafkaConnectionError | IncompatibleBrokerVersion
     return isinstance(error, passing) or bool(getattr(error, "retriable", False))
+
+
+async def asked(ask: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+    """What the brokers answer, asked again for so long as that can help. Raises the last error."""
+    last: KafkaError | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    return await ask()
+                except KafkaError as error:
+                    if not passes(error):
+                        raise
+                    last = error
+                await asyncio.sleep(RETRY_AFTER_S)
+    except TimeoutError as error:
+        raise last or error from None
 
 
 def set_right(client: AIOKafkaClient) -> None:
