@@ -25,7 +25,7 @@ from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.finding import Finding
 from xgr_stream.stream.topic_rights import DescribeTopics, MetadataRequest_v8
 from xgr_stream.stream.topic_settings import check_settings
-from xgr_stream.stream.topology import CATALOG_CONFIG
+from xgr_stream.stream.topology import CATALOG_CONFIG, all_topics
 
 TOPICS = TopicNames()
 CHANGELOG, RESPONSES = TOPICS.changelog, TOPICS.responses
@@ -290,6 +290,15 @@ async def test_what_a_worker_does_is_to_be_allowed(role: str, does: str) -> None
     assert not [
         what for what in await said(Busy(topic=topic, topic_authorized_operations=-(1 << 31))) if "user" in what.split()
     ]
+
+
+async def test_topics_are_named_in_their_order() -> None:
+    class Missing(Cluster):
+        def described(self) -> list[dict[str, Any]]:
+            names = reversed(all_topics(TOPICS))
+            return [{"topic": name, "error_code": 3, "partitions": []} for name in names]
+
+    assert f"topics are missing: {', '.join(all_topics(TOPICS))}" in await said(Missing(1, {}))
 
 
 def test_no_topic_is_created_by_asking_for_it() -> None:

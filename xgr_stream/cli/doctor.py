@@ -14,6 +14,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.kinds import Name
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
@@ -53,7 +54,12 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
     help="StreamConfig.dedup_window_ms of the workers: how long answers must be kept.",
 )
 @click.option("--transactional", is_flag=True, help="Also whether workers may have transactions.")
-@click.option("--group", default="xgr-stream", help="The workers' consumer group, which names their transactional ids.")
+@click.option(
+    "--group",
+    default="xgr-stream",
+    type=Name(),
+    help="The workers' consumer group, which names their transactional ids.",
+)
 @topic_options
 @broker_options
 def doctor(

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.commit import OffsetFetchRequest
 
+from xgr_stream.config import MAX_TIMEOUT_MS, is_name
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.header_names import read_any_header_names
 from xgr_stream.stream.records import Record
@@ -113,12 +114,18 @@ class Connection:
     session timeout at most, when it stops and starts again, instead of moving to others and back."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bootstrap, str) or not self.bootstrap:
+        if not is_name(self.bootstrap):
             raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
         for address in self.bootstrap.split(","):
             host, _, port = address.rpartition(":")
             if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
                 raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
+        for name in ("session_timeout_ms", "rebalance_timeout_ms"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_TIMEOUT_MS:
+                raise ConfigError(f"{name} must be an integer from 1 to {MAX_TIMEOUT_MS}, not {value!r}")
+        if self.group_instance_id is not None and not is_name(self.group_instance_id):
+            raise ConfigError(f"group_instance_id must be printable text or None, not {self.group_instance_id!r}")
         unknown = set(self.security) - SECURITY_SETTINGS
         if unknown:
             known, others = ", ".join(sorted(SECURITY_SETTINGS)), ", ".join(sorted(unknown))

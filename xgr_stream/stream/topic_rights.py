@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka.errors import TopicAuthorizationFailedError, UnknownTopicOrPartitionError, for_code
@@ -84,11 +84,10 @@ class DescribeTopics(Request[MetadataRequest_v5 | MetadataRequest_v8]):  # type:
         return request_struct_class(self._names, False, *rights)
 
 
-async def describe_topics(admin: Any, names: Iterable[str]) -> list[Mapping[str, Any]]:
-    """What the brokers say of each, of one that is missing too. Creates none. Raises `KafkaError`."""
+async def describe_topics(admin: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """What the brokers say of each, of one that is missing too, in this order. Creates none. Raises `KafkaError`."""
     response = await admin._send_request(DescribeTopics(names))
-    topics: list[Mapping[str, Any]] = response.to_object()["topics"]
-    return topics
+    return sorted(response.to_object()["topics"], key=lambda topic: names.index(topic["topic"]))
 
 
 def check_described(described: Iterable[Mapping[str, Any]]) -> list[Finding]:
