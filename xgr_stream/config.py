@@ -24,6 +24,9 @@ MAX_SEGMENT_EVENTS = 500
 """With the longest item ids and actions (256 characters of 4 bytes) a segment of so many is still within what a broker
 takes by default (1,048,588 bytes). One that it refuses stops the worker."""
 
+MAX_TIMEOUT_MS = 2**31 - 1
+"""What Kafka has 32 bits for."""
+
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 
@@ -31,6 +34,12 @@ _TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 def is_topic_name(value: object) -> bool:
     """Whether Kafka takes it as a topic's name."""
     return isinstance(value, str) and _TOPIC_NAME.fullmatch(value) is not None
+
+
+def is_name(value: object) -> bool:
+    """Whether it can name a group or a member of it. A byte of a command line that is no UTF-8 comes as half of a
+    surrogate pair, which is not printable."""
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 def _topic_name(name: str, value: object) -> None:

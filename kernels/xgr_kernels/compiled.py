@@ -14,7 +14,7 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,19 +44,20 @@ def function(name: str, *arguments: Any) -> Callable[..., Any]:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The functions of all `SOURCES`; None where they can't be had, which is logged. The first call compiles them, in a
-    second or two, unless that was done on this machine before."""
-    compiler, unused = find_compiler(), "what is written in C for a CPU is not used, torch's operations are"
+def library(sources: tuple[Path, ...] | None = None) -> ctypes.CDLL | None:
+    """The functions of these, by default of all `SOURCES`; None where they can't be had, which is logged. The first
+    call compiles them, in a second or two, unless that was done on this machine before."""
+    sources = SOURCES if sources is None else sources
+    compiler, unused = find_compiler(), "what is written in C for a CPU is not used, torch's operations and NumPy's are"
     if compiler is None:
         logger.info("no C compiler: %s", unused)
         return None
     try:
         folder = _cache()
         if folder is not None:
-            return ctypes.CDLL(str(_kept(folder, compiler)))
+            return ctypes.CDLL(str(_kept(folder, compiler, sources)))
         with tempfile.TemporaryDirectory(prefix="xgr-kernels-") as own:
-            return ctypes.CDLL(str(_compile(Path(own), compiler)))
+            return ctypes.CDLL(str(_compile(Path(own), compiler, sources)))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("%s can't compile: %s: %s", compiler, unused, getattr(error, "stderr", None) or error)
         return None
@@ -70,9 +71,9 @@ def find_compiler() -> str | None:
     return shutil.which(chosen) if chosen is not None else next(filter(None, map(shutil.which, ("cc", "clang"))), None)
 
 
-def _kept(cache: Path, compiler: str) -> Path:
+def _kept(cache: Path, compiler: str, sources: Sequence[Path]) -> Path:
     """The library in the cache, for these sources, options and this CPU; compiled if it is not there, or not whole."""
-    texts = [source.read_bytes() for source in (*SOURCES, *HEADERS)]
+    texts = [source.read_bytes() for source in (*sources, *HEADERS)]
     made_for = repr((texts, OPTIONS, compiler, platform.machine(), _cpu()))
     kept = cache / hashlib.sha256(made_for.encode()).hexdigest()[:32]
     if not _is_whole(kept):
@@ -80,7 +81,7 @@ def _kept(cache: Path, compiler: str) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as own:
             made = Path(own, "made")
             made.mkdir()
-            (made / DIGEST).write_text(_digest(_compile(made, compiler)))
+            (made / DIGEST).write_text(_digest(_compile(made, compiler, sources)))
             with contextlib.suppress(OSError):  # at once; of several processes one is the first
                 made.rename(kept)
         if not _is_whole(kept):
@@ -100,11 +101,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compile(folder: Path, compiler: str) -> Path:
+def _compile(folder: Path, compiler: str, sources: Sequence[Path]) -> Path:
     made = folder / LIBRARY
     failed = []
     for target in FOR_THIS_CPU:
-        command = [compiler, *OPTIONS, target, "-o", str(made), *map(str, SOURCES), "-lm"]
+        command = [compiler, *OPTIONS, target, "-o", str(made), *map(str, sources), "-lm"]
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         ) as running:

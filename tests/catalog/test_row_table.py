@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xgr_kernels.compiled import find_compiler
 from xgr_stream.catalog import row_table
 from xgr_stream.catalog.names import ItemNames
 from xgr_stream.catalog.row_table import BUCKET, FEW, RowTable
 from xgr_stream.catalog.strings import PackedStrings, Strings
 
-texts = st.text(max_size=20) | st.text("ab", max_size=40) | st.text("\0a", max_size=9)
+texts = st.text(max_size=20) | st.text("ab", max_size=40) | st.text("\0a", max_size=9) | st.text("a\ud800", max_size=9)
 
 
 def packed(strings: list[str]) -> PackedStrings:
@@ -31,9 +32,11 @@ def check(table: RowTable, known: list[str], asked: list[str]) -> None:
     row_of = {item_id: row for row, item_id in enumerate(known)}
     expected = [row_of.get(item_id, -1) for item_id in asked]
     assert [table.row(item_id) for item_id in asked] == expected
-    assert table.rows(asked).tolist() == expected
-    many = asked * (FEW + 1)
-    assert table.rows(many).tolist() == expected * (FEW + 1)
+    for in_c in {row_table.in_c(), None}:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(row_table, "in_c", lambda in_c=in_c: in_c)
+            assert table.rows(asked).tolist() == expected
+            assert table.rows(tuple(asked) * (FEW + 1)).tolist() == expected * (FEW + 1)
 
 
 @given(st.lists(texts.filter(encodable), unique=True, max_size=60), st.lists(texts, max_size=20))
@@ -60,6 +63,7 @@ def test_strings_are_what_they_were(strings: list[str], data: st.DataObject) -> 
 @pytest.mark.parametrize("kept", [0, 0b11, 0xFF << 61 & (1 << 64) - 1, 0xFFFFFFFF00000000, 0xFFFFFFFF])
 def test_hashes_that_are_the_same_change_nothing(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full buckets, upper halves that are equal, and both."""
+    monkeypatch.setattr(row_table, "in_c", lambda: None)
     one, many = RowTable._hash, RowTable._hashes
     monkeypatch.setattr(RowTable, "_hash", lambda self, encoded: one(self, encoded) & kept)
     monkeypatch.setattr(RowTable, "_hashes", lambda *args: many(*args) & np.uint64(kept))
@@ -71,6 +75,31 @@ def test_hashes_that_are_the_same_change_nothing(kept: int, monkeypatch: pytest.
     table = RowTable(packed(known))
     assert np.count_nonzero(table._slots) == len(known)
     check(table, known, ids + others)
+
+
+def test_ids_whose_hashes_are_the_same_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With seeds that are all 1 a hash is that of the sum of an id's words, here all equal."""
+    monkeypatch.setattr(row_table, "randbits", lambda bits: 0)
+    monkeypatch.setattr(row_table, "AT_ONCE_IN_C", 70)
+    ids = [f"{chr(40 + number)}aaaaaaa{chr(120 - number)}bbbbbbb" for number in range(9 * BUCKET)]
+    Random(0).shuffle(ids)
+    known, others = ids[: 6 * BUCKET], ids[6 * BUCKET :]
+    table = RowTable(packed([*known, *map(str, range(100))]))
+    assert len(set(map(table._hash, map(str.encode, ids)))) == 1
+    check(table, known, ids + others)
+
+
+def test_starts_of_64_bits_are_read_too() -> None:
+    strings = packed(["a", "", "bcd"])
+    strings._starts = strings._starts.astype(np.int64)  # as those of 4 GB of ids are
+    check(RowTable(strings), ["a", "", "bcd"], ["bcd", "b", "a", ""])
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+def test_what_is_no_string_is_refused_in_c() -> None:
+    assert row_table.in_c() is not None
+    with pytest.raises(TypeError):
+        RowTable(packed(["a"])).rows(["a", None])  # type: ignore[list-item]
 
 
 def test_ids_that_updates_bring_are_behind_the_table_s() -> None:

@@ -152,9 +152,14 @@ def test_the_parts_of_a_profile_add_up() -> None:
     [
         ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_TNT", "GEMM"),
         ("void cutlass::device_kernel<flash::FlashAttnFwdSm90>", "attention"),
-        ("_beam_select_candidates", "selection"),
+        ("attend", "attention"),
+        ("gate_up_silu_kernel", "GEMM"),
+        ("find_segments", "selection"),
+        ("beam_descend_kernel", "selection"),
+        ("legal_normalizer_kernel", "selection"),
         ("Memset (Device)", "copies"),
-        ("triton_silu_mul", "glue"),
+        ("silu_mul_kernel", "glue"),
+        ("kv_write_kernel", "glue"),
     ],
 )
 def test_kernels_are_told_apart_by_name(name: str, group: str) -> None:

@@ -116,3 +116,31 @@ def test_the_options_make_a_challenger(tmp_path: Path, option: str, role: str) -
     said = CliRunner().invoke(command, [option, str(tmp_path), "--fraction", "0.2", "--challenger-cache-mib", "7"])
     assert said.output.strip() == repr(ChallengerConfig(str(tmp_path), role, 0.2, cache_bytes=7 << 20))  # type: ignore[arg-type]
     assert CliRunner().invoke(command, []).output.strip() == "None"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        *(("--session-timeout", value, str(float(value))) for value in ("nan", "inf", "1e9")),
+        *((option, "", "''") for option in ("--group", "--instance", "--sasl-username")),
+        *((option, "a\udcff", "'a\\udcff'") for option in ("--group", "--instance", "--sasl-username")),
+    ],
+)
+def test_an_option_that_brokers_cannot_be_told_is_refused_at_once(
+    tmp_path: Path, option: str, value: str, shown: str
+) -> None:
+    save_tiny_model(tmp_path / "model")
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    shop = ("--model", str(tmp_path / "model"), "--catalog", str(tmp_path / "catalog.parquet"))
+    result = CliRunner().invoke(main, ["worker", "--broker", "127.0.0.1:1", *shop, option, value])
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}': {shown}" in result.output
+
+
+def test_a_password_that_is_no_text_is_refused_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"secret\xff\n")
+    options = ("--sasl-mechanism", "PLAIN", "--sasl-username", "shop", "--sasl-password-file", f"{tmp_path}/password")
+    result = CliRunner().invoke(main, ["doctor", *options])
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for --sasl-password-file: {tmp_path}/password must be UTF-8" in result.output
+    assert "secret" not in result.output

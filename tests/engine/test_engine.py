@@ -35,6 +35,14 @@ def test_models_and_catalogs_load_from_paths(tmp_path):
     assert len(engine.recommend("user", k=5)) == 5
 
 
+def test_no_request_waits_for_the_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr("xgr_stream.catalog.row_table.in_c", lambda: asked.append("row_table.c"))
+    monkeypatch.setattr("xgr_stream.engine.engine.library", lambda: asked.append("cpu.c"))
+    Engine(tiny_model(), tiny_catalog(), config=EngineConfig())
+    assert {"row_table.c", "cpu.c"} <= set(asked)
+
+
 def test_the_cache_state_says_how_the_user_was_found(engine):
     record(engine, "user", events(1, 2))
     assert ask(engine, ("user", 3, 8))[0].cache is CacheState.COLD

@@ -7,7 +7,8 @@ from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 
 from xgr_stream.stream.connection import Connection
 
-GROUP, LITERAL, DESCRIBE, ALLOW = 3, 3, 8, 3
+TOPIC, GROUP = 2, 3
+LITERAL, DESCRIBE, ALLOW = 3, 8, 3
 TEXT = String("utf-8")
 
 
@@ -44,12 +45,12 @@ class CreateAcls(Request[CreateAclsStruct]):
         return request_struct_class(self._creations)
 
 
-async def allow_describe_alone(connection: Connection, group_id: str) -> None:
-    """Let everybody describe the group. What no rule of a resource allows is then forbidden."""
+async def allow_describe_alone(connection: Connection, kind: int, name: str) -> None:
+    """Let everybody describe the topic or group of this name. What no rule of a resource allows is then forbidden."""
     admin = connection.admin()
     await admin.start()
     try:
-        rule = (GROUP, group_id, LITERAL, "User:*", "*", DESCRIBE, ALLOW)
+        rule = (kind, name, LITERAL, "User:*", "*", DESCRIBE, ALLOW)
         response = await admin._send_request(CreateAcls(rule))
         assert [result[0] for result in response.results] == [0], response
     finally:

@@ -297,7 +297,7 @@ async def test_what_a_transaction_aborted_never_counts(broker: Broker, config: S
     value = codec.encode({"v": 1, "sid": [1, 2, 3]}, "msgpack")
     topic = config.topics.catalog
     async with kafka_worker(broker, config, new_engine(config)) as driver:
-        producer = await broker.connection.start_transactional_producer(f"shop-{topic}", 10.0)
+        producer = await broker.connection.start_transactional_producer(f"shop-{topic}", 10_000)
         try:
             await producer.begin_transaction()
             await producer.send_and_wait(topic, value, b"aborted", partition=0)

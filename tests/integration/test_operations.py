@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from click.testing import CliRunner, Result
 
-from tests.integration.acls import allow_describe_alone
+from tests.integration.acls import GROUP, TOPIC, allow_describe_alone
 from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.cli.main import main
 from xgr_stream.config import StreamConfig, TopicNames
@@ -186,11 +186,47 @@ async def test_the_doctor_says_whether_workers_may_join_their_group(broker: Brok
     group = f"group-{topics.events}"
     result = await on_a_thread(broker, topics, "doctor", f"--group={group}")
     assert f"ok       workers may join group {group}" in result.output, result.output
-    await allow_describe_alone(broker.connection, group)
+    await allow_describe_alone(broker.connection, GROUP, group)
     result = await on_a_thread(broker, topics, "doctor", f"--group={group}")
     assert result.exit_code == 1
     assert f"ERROR    workers may not join group {group}" in result.output, result.output
     assert f"--operation Read --group {group}" in result.output
+
+
+async def test_the_doctor_says_what_a_worker_may_not_do_with_a_topic(broker: Broker, topics: TopicNames) -> None:
+    await ensure_topics(broker.connection, topics, 1)
+    producer = await broker.connection.start_producer()
+    await producer.send_and_wait(topics.events, b"x", b"user-7")
+    await producer.stop()
+    result = await on_a_thread(broker, topics, "doctor")
+    assert "ok       this user may read and write topics as workers do" in result.output, result.output
+    for name in (topics.events, topics.responses):
+        await allow_describe_alone(broker.connection, TOPIC, name)
+    result = await on_a_thread(broker, topics, "doctor")
+    assert result.exit_code == 1
+    for expected in (
+        f"ERROR    this user may not read {topics.events}",
+        f"ERROR    this user may not write {topics.responses}",
+        f"--operation Write --topic {topics.responses}",
+        f"ERROR    what is in {topics.events} can't be read: TopicAuthorizationFailedError",
+        "ok       the broker's clock is",
+    ):
+        assert expected in result.output, result.output
+
+
+async def test_the_doctor_creates_no_topic_and_reads_transactions_to_their_end(
+    broker: Broker, topics: TopicNames
+) -> None:
+    await make_topics(broker, NewTopic(topics.events, 1, 1))
+    producer = await broker.connection.start_transactional_producer(f"doctor-{topics.events}", 10_000)
+    async with producer.transaction():
+        await producer.send_and_wait(topics.events, b"x", b"user-7")
+    await producer.stop()
+    for _ in range(2):
+        result = await on_a_thread(broker, topics, "doctor")
+        assert f"topics are missing: {topics.requests}, {topics.responses}, " in result.output, result.output
+    assert f"ok       1 recent records of {topics.events} are where murmur2 places them" in result.output
+    assert "can't be read" not in result.output, result.output
 
 
 def test_the_doctor_without_a_broker(topics: TopicNames) -> None:

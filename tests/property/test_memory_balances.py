@@ -12,7 +12,7 @@ from xgr_stream.types import RecommendRequest
 USERS = tuple(f"user-{i}" for i in range(6))
 
 
-@examples(80)
+@examples(60)
 @given(st.data())
 def test_memory_balances(data):
     case = data.draw(cases(kv_cache_dtypes=KV_CACHE_DTYPES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -40,6 +41,7 @@ class Producer:
         self.futures: list[asyncio.Future[None]] = []
         self.fate: deque[Exception | None] = deque()
         self.room = 100
+        self.client = SimpleNamespace(cluster=SimpleNamespace(partitions_for_topic=lambda topic: None), _topics=set())
 
     def create_batch(self) -> Batch:
         return Batch(self.room)

@@ -1,4 +1,4 @@
-"""What `doctor` says of brokers' settings that one broker alone can't have."""
+"""What `doctor` says of brokers, where one broker alone can't have it, or not when a test wants it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    NodeNotReadyError,
+    TopicAuthorizationFailedError,
+    UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
+    UnsupportedCodecError,
+)
+from aiokafka.protocol.metadata import MetadataRequest_v5
 
 from xgr_stream.config import TopicNames
-from xgr_stream.stream.checks import check_brokers
+from xgr_stream.stream import connection
+from xgr_stream.stream.checks import check_brokers, check_group
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.finding import Finding
+from xgr_stream.stream.topic_rights import DescribeTopics, MetadataRequest_v8
 from xgr_stream.stream.topic_settings import check_settings
-from xgr_stream.stream.topology import CATALOG_CONFIG
+from xgr_stream.stream.topology import CATALOG_CONFIG, all_topics
 
 TOPICS = TopicNames()
 CHANGELOG, RESPONSES = TOPICS.changelog, TOPICS.responses
@@ -36,7 +48,10 @@ class Cluster:
 
     async def close(self) -> None: ...
 
-    async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+    async def _send_request(self, request: DescribeTopics) -> Any:
+        return SimpleNamespace(to_object=lambda: {"topics": self.described()})
+
+    def described(self) -> list[dict[str, Any]]:
         return [{"topic": self._topic, "error_code": 0, "partitions": [self._partition]}]
 
     async def describe_configs(self, resources: list[Any]) -> list[Any]:
@@ -86,7 +101,7 @@ async def about(role: str, **settings: object) -> list[tuple[str, str]]:
     right = {"cleanup.policy": "compact" if role in ("changelog", "catalog") else "delete"}
     right["delete.retention.ms"] = CATALOG_CONFIG["delete.retention.ms"]
     cluster = Cluster(1, right | {name.replace("_", "."): str(value) for name, value in settings.items()}, topic=topic)
-    [described] = await cluster.describe_topics([])
+    [described] = cluster.described()
     found = await check_settings(cluster, TOPICS, {topic: described}, 60_000)
     wrong = [finding for finding in found if finding.grade != "ok"]
     assert all(
@@ -132,3 +147,183 @@ async def test_how_long_records_are_kept(role: str, least_ms: int, wanted_ms: in
 @pytest.mark.parametrize("role", ["changelog", "catalog", "dead_letters"])
 async def test_sizes_and_ages_that_do_not_count(role: str) -> None:
     assert await about(role, retention_ms=1, retention_bytes=1) == []
+
+
+class Busy(Cluster):
+    """Has an events topic of three partitions, the last one without a leader, and of each of the others what `read`
+    says: records' keys, or an error. A transaction's marker is behind them."""
+
+    def __init__(self, read: dict[int, list[bytes] | Exception] | None = None, **described: Any) -> None:
+        super().__init__(1, {}, topic=TOPICS.events)
+        self._read = read or {}
+        self._described = described
+
+    def described(self) -> list[dict[str, Any]]:
+        partitions = [{"partition": number, "leader": (1, 1, -1)[number], "replicas": [1]} for number in range(3)]
+        return [{"topic": TOPICS.events, "error_code": 0, "partitions": partitions, **self._described}]
+
+    def consumer(self) -> Busy:
+        self._positions: dict[TopicPartition, int] = {}
+        return self
+
+    async def stop(self) -> None: ...
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        assert [tp.partition for tp in partitions] == [0, 1], "of one without a leader nothing can be read"
+
+    async def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 3)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self._positions[tp] = offset
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self._positions[tp]
+
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        tp = partitions[0]
+        read = self._read.get(tp.partition, [])
+        if isinstance(read, Exception):
+            raise read
+        self._positions[tp] = 3
+        return {tp: [SimpleNamespace(key=key, offset=offset) for offset, key in enumerate(read)]}
+
+
+async def said(cluster: Cluster) -> dict[str, Finding]:
+    found = await check_brokers(cast("Connection", cluster), TOPICS, "any", 60_000)
+    return {finding.what: finding for finding in found}
+
+
+async def test_partitions_without_a_leader_are_named_and_the_others_read() -> None:
+    found = await said(Busy({0: [b"a"], 1: [b"b", b"c"]}))
+    assert found["partitions without a leader: user-events-2"].grade == "error"
+    assert found["3 recent records of user-events are where any places them"].grade == "ok"
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "remedy"),
+    [
+        (
+            TopicAuthorizationFailedError(),
+            "what is in user-events can't be read: ",
+            "--operation Read --topic user-events",
+        ),
+        (UnsupportedCodecError("no snappy"), "a record of user-events can't be unpacked here, ", "xgr-stream[client]"),
+        (NodeNotReadyError(), "what is in user-events can't be read: ", "look at the brokers"),
+        (RuntimeError(), "what is in user-events can't be looked at: ", "a defect"),
+    ],
+)
+async def test_records_that_cannot_be_read_are_a_finding_among_others(error: Exception, what: str, remedy: str) -> None:
+    found = await said(Busy({0: [b"a"], 1: error}))
+    [wrong] = [finding for finding in found.values() if finding.what.startswith(what)]
+    assert (wrong.grade, remedy in wrong.remedy) == ("error", True), wrong
+    assert "partitions: user-events 3" in found
+    assert isinstance(error, RuntimeError) or "1 recent records of user-events are where any places them" in found
+
+
+async def test_a_check_that_fails_is_a_finding_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any) -> None:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(Busy, "describe_configs", broken)
+    monkeypatch.setattr(Busy, "create_topics", broken)
+    found = await said(Busy({0: [b"a"]}))
+    assert found["the topics' settings can't be looked at: ValueError('odd')"].grade == "error"
+    assert found["the broker's clock can't be looked at: ValueError('odd')"].grade == "error"
+    assert "1 recent records of user-events are where any places them" in found
+
+    monkeypatch.setattr(Busy, "_send_request", broken)
+    assert "the topics can't be looked at: ValueError('odd')" in await said(Busy())
+
+
+async def test_topics_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that has just gone may be the one that is asked."""
+    monkeypatch.setattr(connection, "RETRY_AFTER_S", 0)
+    answer, asked = Busy._send_request, []
+
+    async def first_away(self: Busy, request: DescribeTopics) -> Any:
+        asked.append(request)
+        if len(asked) < 3:
+            raise NodeNotReadyError
+        return await answer(self, request)
+
+    monkeypatch.setattr(Busy, "_send_request", first_away)
+    assert "partitions: user-events 3" in await said(Busy({0: [b"a"]}))
+
+
+@pytest.mark.parametrize(
+    ("code", "grade", "what", "remedy"),
+    [
+        (UnknownTopicOrPartitionError.errno, "warning", "topics are missing: user-events", "create them"),
+        (
+            *(TopicAuthorizationFailedError.errno, "error"),
+            *("this user may not describe user-events, and brokers don't say whether", "--operation Describe"),
+        ),
+        (-1, "error", "the brokers say nothing of user-events: UnknownError", "look at the brokers"),
+    ],
+)
+async def test_a_topic_that_is_missing_is_told_from_one_that_may_not_be_seen(
+    code: int, grade: str, what: str, remedy: str
+) -> None:
+    found = await said(Busy(error_code=code, partitions=[]))
+    [wrong] = [finding for finding in found.values() if finding.what.startswith(what)]
+    assert (wrong.grade, remedy in wrong.remedy) == (grade, True)
+
+
+@pytest.mark.parametrize(
+    ("role", "does"), [("events", "Read"), ("responses", "Read, Write"), ("dead_letters", "Write")]
+)
+async def test_what_a_worker_does_is_to_be_allowed(role: str, does: str) -> None:
+    topic = getattr(TOPICS, role)
+    allowed = "this user may read and write topics as workers do"
+    found = await said(Busy(topic=topic, topic_authorized_operations=1 << 8))
+    for operation in does.split(", "):
+        wrong = found[f"this user may not {operation.lower()} {topic}: a worker ends when it does"]
+        assert wrong.grade == "error"
+        assert f"--operation {operation} --topic {topic}" in wrong.remedy
+    assert sum("this user may not" in what for what in found) == len(does.split(", "))
+    assert allowed not in found
+    assert allowed in await said(Busy(topic=topic, topic_authorized_operations=1 << 3 | 1 << 4))
+    assert not [
+        what for what in await said(Busy(topic=topic, topic_authorized_operations=-(1 << 31))) if "user" in what.split()
+    ]
+
+
+async def test_topics_are_named_in_their_order() -> None:
+    class Missing(Cluster):
+        def described(self) -> list[dict[str, Any]]:
+            names = reversed(all_topics(TOPICS))
+            return [{"topic": name, "error_code": 3, "partitions": []} for name in names]
+
+    assert f"topics are missing: {', '.join(all_topics(TOPICS))}" in await said(Missing(1, {}))
+
+
+def test_no_topic_is_created_by_asking_for_it() -> None:
+    old, new = (DescribeTopics(["a"]).prepare({3: (0, version)}) for version in (7, 12))
+    assert isinstance(old, MetadataRequest_v5)
+    assert isinstance(new, MetadataRequest_v8)
+    assert (old.allow_auto_topic_creation, new.allow_auto_topic_creation) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("last", "grade"), [(UnknownMemberIdError.errno, "ok"), (GroupAuthorizationFailedError.errno, "error")]
+)
+async def test_a_coordinator_that_still_loads_is_asked_again(
+    last: int, grade: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers every heartbeat with no error."""
+    monkeypatch.setattr("xgr_stream.stream.checks.RETRY_AFTER_S", 0)
+    codes = [0, 0, last]
+
+    class Coordinator(Cluster):
+        async def find_coordinator(self, group_id: str) -> int:
+            return 1
+
+        async def _send_request_to_node(self, node_id: int, request: Any) -> Any:
+            return SimpleNamespace(error_code=codes.pop(0))
+
+    [found] = await check_group(cast("Connection", Coordinator(1, {})), "group")
+    assert (found.grade, codes) == (grade, [])

@@ -33,10 +33,25 @@ def fetched(tp: TopicPartition) -> FetchResult:
     return FetchResult(tp, assignment=assignment, partition_records=records, backoff=0)
 
 
-@pytest.mark.parametrize("brokers", ["kafka://localhost:9092", "localhost", "localhost:0", ":9092", 9092])
+@pytest.mark.parametrize(
+    "brokers", ["kafka://localhost:9092", "localhost", "localhost:0", ":9092", "\udcff:9092", 9092]
+)
 def test_brokers_are_named_by_host_and_port(brokers: Any) -> None:
     with pytest.raises(ConfigError, match=r"^bootstrap must be 'host:port', several separated by commas, not "):
         RecommendClient(brokers)
+
+
+@pytest.mark.parametrize("name", ["session_timeout_ms", "rebalance_timeout_ms"])
+@pytest.mark.parametrize("value", [0, 1 << 31, 10_000.0, float("nan"), True])
+def test_timeouts_are_what_kafka_has_room_for(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be an integer from 1 to 2147483647, not {value!r}"):
+        Connection("localhost:1", **{name: value})
+
+
+@pytest.mark.parametrize("value", ["", "\udcff", 7])
+def test_a_member_has_a_name_that_can_be_sent(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^group_instance_id must be printable text or None, not "):
+        Connection("localhost:1", group_instance_id=value)
 
 
 async def test_a_client_without_a_broker_says_so() -> None:

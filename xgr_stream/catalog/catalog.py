@@ -318,7 +318,9 @@ class Catalog:
 
     def resolve_all(self, item_filters: Sequence[ItemFilter]) -> list[ResolvedFilter]:
         """The same of each: in half the time, where all of them exclude items, since these are looked up together."""
-        excluded = [item_id for item_filter in item_filters for item_id in item_filter.exclude]
+        excluded: list[str] = []
+        for item_filter in item_filters:
+            excluded += item_filter.exclude
         if not excluded:
             return [self.filters.resolve(item_filter, _NO_KEYS) for item_filter in item_filters]
         keys = self.filters.keys(self.rows(excluded))

@@ -47,16 +47,18 @@ class ResolvedFilter:
     def excluded_leaves(self) -> Int32Array:
         return (self.excluded >> 32).astype(np.int32)
 
-    def allows(self, rows: Int32Array) -> BoolArray:
-        """Whether each item row, which has a place, may be returned."""
+    def keys(self, rows: Int32Array) -> Int64Array:
+        """`leaf << 32 | row` of each row, which has a place, as `excluded` has them."""
+        return _keys(self._trie, rows)
+
+    def allows(self, rows: Int32Array, keys: Int64Array | None = None) -> BoolArray:
+        """Whether each item row, which has a place, may be returned. `keys`: theirs, where they are at hand."""
         allowed = self._live.items[rows]
         if self.tags_key is not None:
             allowed &= self._tags.match(rows, *self.tags_key)
         if len(self.excluded):
-            keys = _keys(self._trie, rows)
-            places = self.excluded.searchsorted(keys)
-            places[places == len(self.excluded)] = 0
-            allowed &= self.excluded[places] != keys
+            keys = self.keys(rows) if keys is None else keys
+            allowed &= self.excluded.take(self.excluded.searchsorted(keys), mode="clip") != keys
         return allowed
 
     def leaves_any(self) -> bool | None:

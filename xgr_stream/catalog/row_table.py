@@ -2,12 +2,17 @@
 
 A dictionary of 20 million takes four cache misses for an id, one after the other, and 127 bytes of memory, the string
 and the number included. Here all ids that are asked for are looked for together, so that their misses overlap, and an
-item takes 14 bytes besides its id's own.
+item takes 14 bytes besides its id's own. Where there is a C compiler it is done in C, in half of NumPy's time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import ctypes
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from ctypes import PYFUNCTYPE, c_ssize_t, c_void_p, py_object, pythonapi
+from pathlib import Path
 from secrets import randbits
 from typing import Any, cast
 
@@ -25,12 +30,33 @@ PIECE = 1 << 18
 """Ids that are put in together."""
 AT_ONCE = 1 << 13
 """Ids that are looked for together: so few that no single call holds up other threads."""
+AT_ONCE_IN_C = 1 << 11
+"""The same in C, where all that is done with them is one call: 0.1 to 0.5 ms."""
 FEW = 16
-"""Ids that are looked for sooner one by one."""
+"""Ids that are looked for sooner one by one, where there is no C."""
 from_bytes = int.from_bytes
 _SPREAD = 0xBF58476D1CE4E5B9
 _BITS = (1 << 64) - 1
 _LOW = (1 << 32) - 1
+
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+@functools.cache
+def in_c() -> Callable[..., None] | None:
+    """`find_rows` of row_table.c, without what it is given of Python's; None where there is no C compiler. The first
+    call compiles it, unless that was done on this machine before."""
+    from xgr_kernels.compiled import library  # with torch, which a catalog by itself does without
+
+    functions = library((SOURCE,))
+    if functions is None:
+        return None
+    # A `PYFUNCTYPE` is called with the GIL held, and raises what Python's functions raised in it.
+    arguments = (c_void_p, c_void_p, c_void_p, py_object, c_ssize_t, c_ssize_t, c_void_p)
+    find = PYFUNCTYPE(None, *arguments)(("find_rows", functions))
+    python = (ctypes.cast(pythonapi.PyList_GetItem, c_void_p), ctypes.cast(pythonapi.PyUnicode_AsUTF8AndSize, c_void_p))
+    return functools.partial(find, *python)
 
 
 class RowTable:
@@ -53,6 +79,11 @@ class RowTable:
             part = ids.part(first, first + PIECE)
             self._put(first, self._hashes(part.lengths, part.words()))
         self._slot = memoryview(cast(Any, self._slots.reshape(-1)))
+        self._seed = np.array(self._seeds, np.uint64)
+        arrays = [array.ctypes.data for array in (self._slots, self._seed, ids.bytes, ids.starts)]
+        wide = int(ids.starts.itemsize == 8)
+        self._in_c = np.array([*arrays, buckets, len(self._seed), wide], np.int64)
+        """`Table` of row_table.c."""
 
     def row(self, item_id: str) -> int:
         """-1: there is none."""
@@ -75,12 +106,23 @@ class RowTable:
 
     def rows(self, item_ids: Sequence[str]) -> Int32Array:
         """The row of each, -1: there is none. [item_ids]"""
-        if not len(self._ids):
+        if not len(self._ids) or not item_ids:
             return np.full(len(item_ids), -1, np.int32)
+        find = in_c()
+        if find is not None:
+            with suppress(UnicodeEncodeError):  # half of a surrogate pair is in one of them
+                return self._rows_in_c(find, item_ids if isinstance(item_ids, list) else list(item_ids))
         if len(item_ids) <= FEW:
             return np.fromiter(map(self.row, item_ids), np.int32, len(item_ids))
         parts = [self._rows(item_ids[first : first + AT_ONCE]) for first in range(0, len(item_ids), AT_ONCE)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _rows_in_c(self, find: Callable[..., None], item_ids: list[str]) -> Int32Array:
+        rows = np.empty(len(item_ids), np.int32)
+        table, into = self._in_c.ctypes.data, rows.ctypes.data
+        for first in range(0, len(rows), AT_ONCE_IN_C):
+            find(table, item_ids, first, min(first + AT_ONCE_IN_C, len(rows)), into)
+        return rows
 
     def _rows(self, item_ids: Sequence[str]) -> Int32Array:
         wanted = Strings.of(item_ids)

@@ -154,6 +154,11 @@ class PackedStrings(Sequence[str]):
         """All of them, one behind the other."""
         return self._data[: self._num_bytes]
 
+    @property
+    def starts(self) -> npt.NDArray[Any]:
+        """Where each begins in `bytes`, and the last one ends: 32 bits each, or 64."""
+        return self._starts
+
     def to_arrow(self) -> pa.Array:
         """Without a copy of the strings."""
         buffers = [None, pa.py_buffer(self._starts.astype(np.int64)), pa.py_buffer(self.bytes)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from xgr_stream.cli.kinds import Name
 from xgr_stream.config import TopicNames
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -24,7 +25,7 @@ _OPTIONS = (
         type=click.Choice(["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
         help="With a user name and a password.",
     ),
-    click.option("--sasl-username", help="Who to be for the broker."),
+    click.option("--sasl-username", type=Name(), help="Who to be for the broker."),
     click.option("--sasl-password-file", type=_FILE, help="The first line is the password: others see a command line."),
 )
 
@@ -72,7 +73,10 @@ def topic_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _first_line(path: Path) -> str:
-    return path.read_text().partition("\n")[0]
+    try:
+        return path.read_text("utf-8").partition("\n")[0]
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} must be UTF-8: {error}", param_hint="--sasl-password-file") from error
 
 
 def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> TopicNames:

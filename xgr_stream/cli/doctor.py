@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.kinds import Name
 from xgr_stream.config import (
     CacheConfig,
     ChallengerConfig,
@@ -27,7 +28,7 @@ from xgr_stream.config import (
 from xgr_stream.errors import ConfigError, XgrError
 from xgr_stream.scheduler.faults import Fault, fault
 from xgr_stream.stream.checks import check_brokers, check_group, check_transactions
-from xgr_stream.stream.finding import Finding
+from xgr_stream.stream.finding import Finding, looked_at, not_looked_at
 
 if TYPE_CHECKING:
     from xgr_stream.engine import Engine
@@ -53,7 +54,12 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
     help="StreamConfig.dedup_window_ms of the workers: how long answers must be kept.",
 )
 @click.option("--transactional", is_flag=True, help="Also whether workers may have transactions.")
-@click.option("--group", default="xgr-stream", help="The workers' consumer group, which names their transactional ids.")
+@click.option(
+    "--group",
+    default="xgr-stream",
+    type=Name(),
+    help="The workers' consumer group, which names their transactional ids.",
+)
 @topic_options
 @broker_options
 def doctor(
@@ -71,18 +77,14 @@ def doctor(
     group: str,
 ) -> None:
     """Look at the device, the memory plan, the brokers, topics and clocks. Exits with 1 if anything is an error."""
-    findings = [_check_device(device)]
+    findings = _looked_at("the device", lambda: [_check_device(device)])
     if findings[0].grade == "ok" and model is not None and catalog is not None:
-        findings += _check_models(model, catalog, EngineConfig(device=device, cache=cache), challenger)
+        config = EngineConfig(device=device, cache=cache)
+        findings += _looked_at("the models", lambda: _check_models(model, catalog, config, challenger))
     elif model is None or catalog is None:
         findings.append(Finding("warning", "no memory plan for the cache", "give --model and --catalog"))
-    findings.append(_history_plan(users))
-    brokers = asyncio.run(check_brokers(connection, topics, partitioner, dedup_window))
-    findings += brokers
-    if len(brokers) > 1:  # else none answers
-        findings.append(asyncio.run(check_group(connection, group)))
-        if transactional:
-            findings.append(asyncio.run(check_transactions(connection, TransactionConfig(), group)))
+    findings += _looked_at("the histories' memory", lambda: [_history_plan(users)])
+    findings += asyncio.run(_check_streams(connection, topics, partitioner, dedup_window, group, transactional))
     for finding in findings:
         click.echo(f"{MARKS[finding.grade]}  {finding.what}")
         if finding.remedy and finding.grade != "ok":
@@ -92,6 +94,30 @@ def doctor(
     click.echo(f"{errors} errors, {warnings} warnings")
     if errors:
         raise SystemExit(1)
+
+
+def _looked_at(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What the check finds, whatever it meets."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001
+        return [not_looked_at(what, error)]
+
+
+async def _check_streams(
+    connection: Connection,
+    topics: TopicNames,
+    partitioner: Partitioner,
+    dedup_window_ms: int,
+    group: str,
+    transactional: bool,
+) -> list[Finding]:
+    findings = await looked_at("the brokers", check_brokers(connection, topics, partitioner, dedup_window_ms))
+    if len(findings) > 1:  # else none answers
+        findings += await looked_at(f"group {group}", check_group(connection, group))
+        if transactional:
+            findings += await looked_at("transactions", check_transactions(connection, TransactionConfig(), group))
+    return findings
 
 
 def _check_device(name: str) -> Finding:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from xgr_stream.cli import memory_split, planning, traces
+from xgr_stream.cli.kinds import Finite
 from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.types import MAX_BEAM_WIDTH
@@ -19,17 +20,7 @@ DEFAULT_USERS = 100_000
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class _Finite(click.FloatRange):
-    """`FloatRange` takes infinity and, as it is neither below nor above anything, NaN."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-_ABOVE_0 = _Finite(0, min_open=True)
+_ABOVE_0 = Finite(0, min_open=True)
 
 
 @click.command()
@@ -37,13 +28,13 @@ _ABOVE_0 = _Finite(0, min_open=True)
 @click.option("--p99-ms", type=_ABOVE_0, required=True, help="What 99 % must be within.")
 @click.option("--trace", type=_FILE, help="Parquet: timestamp_ms, user_id, kind (`event` or `request`); no rates then.")
 @click.option("--requests-per-s", type=_ABOVE_0, help="At the peak, without a trace.")
-@click.option("--events-per-s", type=_Finite(0), help="At the peak, without a trace.  [default: 0]")
+@click.option("--events-per-s", type=Finite(0), help="At the peak, without a trace.  [default: 0]")
 @click.option(
     "--users",
     type=click.IntRange(1),
     help=f"Who are active at the same time, without a trace.  [default: {DEFAULT_USERS:,}]",
 )
-@click.option("--cold", default=0.05, type=_Finite(0, 1), help="Fraction of requests without cached prefix.")
+@click.option("--cold", default=0.05, type=Finite(0, 1), help="Fraction of requests without cached prefix.")
 @click.option("--device-gib", type=_ABOVE_0, help="Memory of a worker's device; says how it is split.")
 @click.option("--host-cache-mib", default=0, type=click.IntRange(0), help="A worker's host memory behind it.")
 @click.option(

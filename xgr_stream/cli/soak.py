@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from xgr_stream.cli.kinds import SESSION_TIMEOUT
+
 if TYPE_CHECKING:
     from xgr_stream.cli.faults.audit import Findings
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--requests", default=15.0, type=click.FloatRange(1), help="Requests per second.")
 @click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of the topics.")
 @click.option("--workers", default=2, type=click.IntRange(1, 3), help="Workers at the start.")
-@click.option("--session-timeout", default=6.0, type=click.FloatRange(1), metavar="SECONDS", help="Of the workers.")
+@click.option("--session-timeout", default=6.0, type=SESSION_TIMEOUT, metavar="SECONDS", help="Of the workers.")
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="The workers' driver.")
 @click.option("--transactional", is_flag=True, help="Workers with transactions: no answer may be seen twice.")
 @click.option(

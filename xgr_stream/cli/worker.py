@@ -13,6 +13,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.kinds import SESSION_TIMEOUT, Name
 from xgr_stream.cli.signals import FirstSignal, first_signal
 from xgr_stream.config import (
     CacheConfig,
@@ -46,14 +47,14 @@ SESSION_TIMEOUT_S = 10.0
 @first_signal
 @click.option("--model", required=True, type=click.Path(exists=True, file_okay=False), help="Checkpoint directory.")
 @click.option("--catalog", required=True, type=click.Path(exists=True), help="Catalog file, or a table of items.")
-@click.option("--group", default="xgr-stream", help="Consumer group; its workers share the partitions.")
+@click.option("--group", default="xgr-stream", type=Name(), help="Consumer group; its workers share the partitions.")
 @click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of topics that are missing.")
 @topic_options
 @click.option("--driver", type=click.Choice(["kafka", "faust"]), default="kafka", help="What consumes the topics.")
 @click.option(
     "--session-timeout",
     default=SESSION_TIMEOUT_S,
-    type=click.FloatRange(1.0),
+    type=SESSION_TIMEOUT,
     metavar="SECONDS",
     help="How long a worker may be silent before its partitions go to another.",
 )
@@ -84,7 +85,7 @@ SESSION_TIMEOUT_S = 10.0
     metavar="MS",
     help="How long events wait for each other to share a transaction; an answer waits for nothing.",
 )
-@click.option("--instance", help="Name of this worker's own for static membership: kept across restarts.")
+@click.option("--instance", type=Name(), help="Name of this worker's own for static membership: kept across restarts.")
 @broker_options
 def worker(
     signals: FirstSignal,

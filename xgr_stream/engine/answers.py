@@ -264,5 +264,10 @@ def _allowed(jobs: Sequence[Job], rows: NDArray[np.int32], cuts: Sequence[int]) 
     filters = [job.filter for job in jobs]
     if all(resolved is filters[0] for resolved in filters):  # most often none filters
         return filters[0].allows(rows)
-    parts = (resolved.allows(rows[first:last]) for resolved, (first, last) in zip(filters, pairwise(cuts), strict=True))
-    return np.concatenate(list(parts))
+    owned = [slice(first, last) for first, last in pairwise(cuts)]
+    if any(len(resolved.excluded) for resolved in filters):
+        keys = filters[0].keys(rows)  # for all at once
+        parts = [resolved.allows(rows[own], keys[own]) for resolved, own in zip(filters, owned, strict=True)]
+    else:
+        parts = [resolved.allows(rows[own]) for resolved, own in zip(filters, owned, strict=True)]
+    return np.concatenate(parts)

@@ -15,7 +15,7 @@ import torch
 
 from xgr_kernels.compiled import library
 from xgr_stream.cache import DecayedRate, PrefixCache
-from xgr_stream.catalog import Catalog, LiveCatalog, Merge
+from xgr_stream.catalog import Catalog, LiveCatalog, Merge, row_table
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
 from xgr_stream.engine.batches import Batches
 from xgr_stream.engine.catalog_merge import CatalogMerge
@@ -108,8 +108,9 @@ class Engine:
         check_history(history.config, self.window)
         self.history = history
         keep_freed_memory()
+        row_table.in_c()  # compiled now, where it never was, and not while a request waits
         if model.decoder.device.type == "cpu":
-            library()  # compiled now, where it never was, and not while a request waits
+            library()  # the same
         pool = page_pool(model, config.cache, self.window)
         costs = RestoreCosts(
             lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size
@@ -163,6 +164,8 @@ class Engine:
 
     @property
     def catalog(self) -> Catalog:
+        """What requests are answered from. Its version counts updates as soon as `update_catalog` has returned; items
+        that are new or changed are in it with the next call that reads it: `begin`, `warm`, `expect` and the like."""
         return self._catalog
 
     def knows_item(self, item_id: str) -> bool:

@@ -183,8 +183,9 @@ class LegalityTables:
         [requests + 1]. After `bring`."""
         for i, f in enumerate(filters):
             arrays["mask_index"][i] = self._mask_rows[f.tags_key]
-            if len(f.excluded):  # the arrays come zeroed
-                arrays["emptied_starts"][i + 1 :] += len(f.excluded)
+        lengths = [len(f.excluded) for f in filters]
+        if any(lengths):  # the arrays come zeroed
+            fill_starts(arrays["emptied_starts"], lengths)
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""
@@ -263,14 +264,10 @@ class LegalityTables:
         elif most > len(self.emptied_nodes[0]):
             self._settle()
             self._allocate_emptied(2 * most)
-        sent = self._tensor(packed)
-        mask_exclude(
-            self._masks,
-            sent[paths:].view(1 + levels, most),
-            starts=sent[starts : starts + requests + 1],
-            mask_index=sent[:requests],
-            emptied=self.emptied_nodes,
-        )
+        sizes = (requests, starts - requests, requests + 1, paths - starts - requests - 1, (1 + levels) * most)
+        mask_index, _, sent_starts, _, sent_rows = self._tensor(packed).split(sizes)
+        sent_rows = sent_rows.view(1 + levels, most)
+        mask_exclude(self._masks, sent_rows, starts=sent_starts, mask_index=mask_index, emptied=self.emptied_nodes)
 
     def _compile(self) -> None:
         """Have the kernels at hand, by work that changes nothing: a second that no batch is to wait for."""

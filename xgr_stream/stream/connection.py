@@ -6,10 +6,10 @@ import asyncio
 import logging
 import ssl
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -25,11 +25,14 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.commit import OffsetFetchRequest
 
+from xgr_stream.config import MAX_TIMEOUT_MS, is_name
 from xgr_stream.errors import ConfigError
 from xgr_stream.stream.header_names import read_any_header_names
 from xgr_stream.stream.records import Record
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY_AFTER_S = 0.5
 """Between two attempts at what a broker that is away has kept from being done."""
@@ -111,12 +114,18 @@ class Connection:
     session timeout at most, when it stops and starts again, instead of moving to others and back."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bootstrap, str) or not self.bootstrap:
+        if not is_name(self.bootstrap):
             raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
         for address in self.bootstrap.split(","):
             host, _, port = address.rpartition(":")
             if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
                 raise ConfigError(f"bootstrap must be 'host:port', several separated by commas, not {self.bootstrap!r}")
+        for name in ("session_timeout_ms", "rebalance_timeout_ms"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_TIMEOUT_MS:
+                raise ConfigError(f"{name} must be an integer from 1 to {MAX_TIMEOUT_MS}, not {value!r}")
+        if self.group_instance_id is not None and not is_name(self.group_instance_id):
+            raise ConfigError(f"group_instance_id must be printable text or None, not {self.group_instance_id!r}")
         unknown = set(self.security) - SECURITY_SETTINGS
         if unknown:
             known, others = ", ".join(sorted(SECURITY_SETTINGS)), ", ".join(sorted(unknown))
@@ -171,13 +180,13 @@ class Connection:
             await producer.start()
         return producer
 
-    async def start_transactional_producer(self, transactional_id: str, timeout_s: float) -> AIOKafkaProducer:
+    async def start_transactional_producer(self, transactional_id: str, timeout_ms: int) -> AIOKafkaProducer:
         """A started producer of transactions. Whoever had the id before can write no more, and what it had not
         committed is aborted when this returns."""
         producer = AIOKafkaProducer(
             bootstrap_servers=self.bootstrap,
             transactional_id=transactional_id,
-            transaction_timeout_ms=round(timeout_s * 1000),
+            transaction_timeout_ms=timeout_ms,
             retry_backoff_ms=TRANSACTION_BACKOFF_MS,
             **self.security,
         )
@@ -199,6 +208,23 @@ def passes(error: BaseException) -> bool:
     request over a connection that has not yet heard what its broker can is refused as one that the broker can't."""
     passing = KafkaTimeoutError | KafkaConnectionError | IncompatibleBrokerVersion
     return isinstance(error, passing) or bool(getattr(error, "retriable", False))
+
+
+async def asked(ask: Callable[[], Awaitable[T]], timeout_s: float) -> T:
+    """What the brokers answer, asked again for so long as that can help. Raises the last error."""
+    last: KafkaError | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    return await ask()
+                except KafkaError as error:
+                    if not passes(error):
+                        raise
+                    last = error
+                await asyncio.sleep(RETRY_AFTER_S)
+    except TimeoutError as error:
+        raise last or error from None
 
 
 def set_right(client: AIOKafkaClient) -> None:

@@ -102,12 +102,13 @@ def end_when_taken_over(consumer: AIOKafkaConsumer, instance_id: str, session_ti
 
     async def watching(node_id: int, request: Any, **options: Any) -> Any:
         nonlocal known_at
+        asked_at = time.monotonic()  # the answer may lie unread for longer than a session
         response = await send(node_id, request, **options)
         if isinstance(request, HeartbeatRequest | JoinGroupRequest):
-            now, code = time.monotonic(), getattr(response, "error_code", 0)
-            silent = now - known_at
+            code = getattr(response, "error_code", 0)
+            silent = time.monotonic() - known_at
             if not code:
-                known_at = now
+                known_at = asked_at
             elif code == UnknownMemberIdError.errno and silent * 1000 < session_timeout_ms:
                 raise Fenced(
                     f"another worker has joined the group as {instance_id}, the name of this one (--instance): each "

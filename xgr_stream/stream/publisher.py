@@ -18,6 +18,7 @@ from aiokafka.errors import InvalidProducerIdMapping, KafkaError, OutOfOrderSequ
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream.connection import RETRY_AFTER_S, passes
+from xgr_stream.stream.copies import MAX_LOOK_UPS, forget_unknown, is_known
 from xgr_stream.stream.outbox import Output
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Produce
@@ -89,6 +90,8 @@ class Publisher:
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
+        self._looked_up: Counter[str] = Counter()
+        """Topics of copies under way of which nothing was known."""
         loop, own_thread = asyncio.get_running_loop(), threading.get_ident()
 
         def wake() -> None:
@@ -273,21 +276,30 @@ class Publisher:
             self._on_progress(topic, partition)
 
     def _send_copy(self, produce: Produce) -> None:
-        if self._copies >= MAX_COPIES:
+        topic, looked_up = produce.topic, self._looked_up
+        unknown = topic in looked_up or not is_known(self._producer.client, topic)
+        if self._copies >= MAX_COPIES or (unknown and topic not in looked_up and len(looked_up) >= MAX_LOOK_UPS):
             self._metrics.reply_copies_failed.inc()
         else:
             self._copies += 1
-            self._spawn(self._copy(produce))
+            if unknown:
+                looked_up[topic] += 1
+            self._spawn(self._copy(produce, unknown))
 
-    async def _copy(self, produce: Produce) -> None:
+    async def _copy(self, produce: Produce, unknown: bool) -> None:
+        """`unknown`: nothing was known of its topic."""
         try:
             async with asyncio.timeout(COPY_TIMEOUT_S):
                 await (await self._enqueue(produce))
         except (KafkaError, TimeoutError) as error:
             self._metrics.reply_copies_failed.inc()
             logger.debug("a copy of a response did not reach %s: %s", produce.topic, error)
+            forget_unknown(self._producer.client, produce.topic)
         finally:
             self._copies -= 1
+            if unknown:
+                self._looked_up[produce.topic] -= 1
+                self._looked_up += Counter()  # those without any go
 
     async def _enqueue(self, produce: Produce) -> asyncio.Future[object]:
         future: asyncio.Future[object] = await self._producer.send(

@@ -287,10 +287,8 @@ class Runtime:
         return self.processor.submit(request)
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until what was taken is answered and durable, and what was begun of taking partitions over is ended, for
-        `timeout_s` at most. It goes on either way."""
-        endings = [] if self._transactions is None else [self._transactions.settle(timeout_s)]
-        await asyncio.gather(self._drained(timeout_s), *endings)
+        """Wait until what was taken is answered and durable, for `timeout_s` at most. It goes on either way."""
+        await self._drained(timeout_s)
 
     async def commit(self, timeout_s: float) -> None:
         """With transactions: commit the offsets that are done and that nothing was written for."""

@@ -10,6 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
 from xgr_stream.config import TopicNames
+from xgr_stream.stream.connection import asked
 from xgr_stream.stream.finding import Finding, Grade
 from xgr_stream.stream.topology import CATALOG_CONFIG, IN_SYNC, REPLICAS
 
@@ -26,6 +27,7 @@ DEFAULT_SETTINGS = {
     "retention.ms": str(7 * DAY_MS),
 }
 """Kafka's, for brokers that tell only what was set."""
+SETTINGS_TIMEOUT_S = 5.0
 RECORD_BYTES = 1 << 20
 """What a record may take: aiokafka's own limit, and that of what clients send and workers take in."""
 
@@ -50,7 +52,7 @@ async def check_settings(
             continue
         try:
             settings = await _effective_settings(admin, topic)
-        except (KafkaError, IndexError, AttributeError) as error:
+        except (KafkaError, OSError, IndexError, AttributeError) as error:
             what = f"the settings of {topic} can't be read: {error!r}"
             findings.append(Finding("warning", what, "allow DescribeConfigs on it"))
         else:
@@ -183,7 +185,8 @@ def _alter(topic: str, setting: str) -> str:
 
 async def _effective_settings(admin: Any, topic: str) -> dict[str, str]:
     """The topic's own and otherwise the broker's. Raises `KafkaError` where it may not be asked."""
-    [response] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+    [response] = await asked(lambda: admin.describe_configs([resource]), SETTINGS_TIMEOUT_S)
     code, _, _, _, entries = response.resources[0]
     if code:
         raise for_code(code)

@@ -54,6 +54,8 @@ class Writer:
         """Whether a transaction was begun and neither failed nor is being committed."""
         self._copied: set[str] = set()
         """The `reply_to` topics that the last one wrote to."""
+        self._wrote: set[TopicPartition] = set()
+        """The other partitions that it wrote to."""
         self._task = asyncio.create_task(self._run(), name=f"xgr-transactions-{number}")
         self._task.add_done_callback(self._on_done)
 
@@ -100,6 +102,7 @@ class Writer:
                     self._publisher.failed(self, error, self._copied)
                     return
                 self._committed = progress
+                self._publisher.copies.written(self._copied)
                 self._publisher.committed(self, outputs)
             if not self._due.is_set():
                 self._idle.set()
@@ -132,13 +135,18 @@ class Writer:
                         continue
                     self._copied.add(produce.topic)
                 lanes.setdefault((produce.topic, produce.partition), []).append(produce)
+        moved = {topic: found for topic, found in progress.items() if found != self._committed.get(topic)}
         offsets = {
             TopicPartition(topic, self.number): OffsetAndMetadata(found.offset, found.metadata())
-            for topic, found in progress.items()
-            if found != self._committed.get(topic)
+            for topic, found in (moved or progress).items()
         }
         await self._producer.begin_transaction()
         self._abortable = True
+        # A broker that was killed since may have left the last one open in all that it wrote to: this one ends it, one
+        # way or the other, and in all of it.
+        for tp in self._wrote:
+            self._producer._txn_manager.maybe_add_partition_to_txn(tp)
+        self._wrote = set()
         works = [self._write(lane, produces) for lane, produces in lanes.items()]
         if offsets:
             works.append(self._producer.send_offsets_to_transaction(offsets, self._publisher.group_id))
@@ -163,7 +171,9 @@ class Writer:
                 first += 1
             batch.close()
             futures.append(await self._producer.send_batch(batch, topic, partition=number))
-        await asyncio.gather(*futures)
+        written = await asyncio.gather(*futures)
+        if topic not in self._copied:
+            self._wrote.update(record.topic_partition for record in written)
 
 
 def _append(batch: Any, produce: Produce) -> bool:

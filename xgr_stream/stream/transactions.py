@@ -7,8 +7,10 @@ former one and aborts what it had open, before the committed offsets and the cha
 would fence nobody, and what a killed one left open would hold readers back until its time is over.
 
 A broker may end a transaction and not say so in the partitions that it wrote to: Apache Kafka 4.3 takes one without a
-leader for deleted, as all are while its only broker stops. There it stays open, no reader of what is committed comes
-past it, and nobody will end it. So whoever takes an id over ends its last transaction again, as it ended.
+leader for deleted, as all are while its only broker stops, or starts again after it was killed. There it stays open, no
+reader of what is committed comes past it, and the id's next transaction ends it, as itself. So whoever takes an id over
+ends its last transaction again, as it ended, where it is open; and each transaction covers what the one before it wrote
+to, so that no part of that ends in another way than the rest.
 
 A transaction either ends within its time, or the partition is given up, whatever the reason, and begun anew from what
 was committed: the same way for a fenced worker, a transaction that failed and one of which nobody knows how it ended.
@@ -19,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -41,7 +43,7 @@ from xgr_stream.config import TopicNames, TransactionConfig
 from xgr_stream.errors import ConfigError, Fenced
 from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, passes, stop_client
 from xgr_stream.stream.copies import Copies
-from xgr_stream.stream.last_transaction import was_committed
+from xgr_stream.stream.last_transaction import are_offsets_open, is_open, last_transaction, timeout_ms
 from xgr_stream.stream.outbox import Output
 from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.publisher import Publisher
@@ -49,7 +51,6 @@ from xgr_stream.stream.transaction import FENCED, Writer
 
 logger = logging.getLogger(__name__)
 
-ENDING_TIMEOUT_S = 1.0
 MAX_FAILURES = 5
 """Transactions of a partition that fail one after the other before the worker gives up."""
 
@@ -89,10 +90,6 @@ class TransactionalPublisher(Publisher):
         self._on_lost = on_lost
         self._writers: dict[int, Writer] = {}
         self._failures: Counter[int] = Counter()
-        self._how_ended: dict[int, bool] = {}
-        """Whether the last transaction was committed, of partitions where it could not be ended again yet."""
-        self._endings: set[asyncio.Task[None]] = set()
-        """Of last transactions, of partitions that are being taken over or were until a moment ago."""
 
     # Partitions
 
@@ -101,8 +98,7 @@ class TransactionalPublisher(Publisher):
         necessary. Raises `ConfigError` for brokers that won't have it."""
         while True:
             try:
-                await self._not_broken_off(self._end_again(number))
-                producer = await self._start_producer(number)
+                producer = await self._take_over(number)
                 try:
                     progress = await self._committed(number)
                 except BaseException:
@@ -121,33 +117,16 @@ class TransactionalPublisher(Publisher):
     def close(self, number: int) -> None:
         """Write nothing of a partition any more. What was not committed is aborted: by us if we can, else by its next
         owner."""
-        self._how_ended.pop(number, None)
         writer = self._writers.pop(number, None)
         if writer is not None:
             self._spawn(writer.close())
             for output in [output for output in self._waiting if output.partition.number == number]:
                 self._forget(output)
 
-    async def settle(self, timeout_s: float) -> None:
-        """Let what must not be broken off end, for so long at most."""
-        if self._endings:
-            await asyncio.wait(self._endings, timeout=timeout_s)
-
-    async def _not_broken_off(self, ending: Coroutine[Any, Any, None]) -> None:
-        """It goes on if this is cancelled: in between, nobody else could tell how the last transaction had ended."""
-        task = asyncio.create_task(ending)
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(task)
-
     async def stop(self) -> None:
         """Close all partitions, within a bound."""
         for number in list(self._writers):
             self.close(number)
-        await self.settle(ENDING_TIMEOUT_S)
-        for ending in self._endings:
-            ending.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
@@ -159,34 +138,53 @@ class TransactionalPublisher(Publisher):
             for wait in waits:
                 wait.cancel()
 
-    async def _start_producer(self, number: int) -> AIOKafkaProducer:
+    async def _take_over(self, number: int) -> AIOKafkaProducer:
+        """A started producer that has fenced all others of the partition, none of which has a transaction open."""
         name = transactional_id(self.group_id, self.topics[0], number)
-        return await start_producer(self._connection, name, self.config.timeout_s)
+        while True:
+            last = await last_transaction(self._producer.client, name)
+            committed = last is not None and last.committed
+            producer = await start_producer(self._connection, name, self.config.timeout_s, last_committed=committed)
+            try:
+                if last is None or not await self._is_open(producer, number):
+                    return producer
+                manager = producer._txn_manager
+                untouched = last.ended_before(manager.producer_id, manager.producer_epoch)
+                await self._end_again(producer, number, committed=committed and untouched)
+            except BaseException:
+                await stop_client(producer)
+                raise
+            await stop_client(producer)  # the broker may have left that open, too
 
-    async def _end_again(self, number: int) -> None:
-        """Where the partition's last transaction may be open still, end it: by an empty one that ends alike. Whoever
-        takes the id over next does so when that is done everywhere."""
-        name = transactional_id(self.group_id, self.topics[0], number)
-        committed = self._how_ended.get(number)
-        if committed is None:
-            committed = await was_committed(self._producer.client, name)
-        if committed is None:
-            return
-        self._how_ended[number] = committed  # nobody can tell from here on
-        producer = await self._start_producer(number)
-        try:
-            letters = await producer.partitions_for(self._names.dead_letters)
-            await producer.begin_transaction()
-            while not await producer._sender._do_add_offsets_to_txn(self.group_id):
-                """It has waited before it says so."""
-            for topic in (self._names.changelog, self._names.responses):
-                producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, number))
-            for letter in letters:
-                producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(self._names.dead_letters, letter))
-            await (producer.commit_transaction() if committed else producer.abort_transaction())
-            self._how_ended.pop(number, None)
-        finally:
-            await stop_client(producer)
+    async def _written_to(self, producer: AIOKafkaProducer, number: int) -> list[TopicPartition]:
+        """Where a transaction of the partition may have written, but for copies, and letters where nobody leads: these
+        may wait, and the partition may not."""
+        topics = self._names
+        for topic in (topics.changelog, topics.responses):
+            await producer.partitions_for(topic)
+        await producer.partitions_for(topics.dead_letters)
+        letters = producer.client.cluster.available_partitions_for_topic(topics.dead_letters) or ()
+        return [
+            *(TopicPartition(topic, number) for topic in (topics.changelog, topics.responses)),
+            *(TopicPartition(topics.dead_letters, letter) for letter in letters),
+        ]
+
+    async def _is_open(self, producer: AIOKafkaProducer, number: int) -> bool:
+        """Whether the last transaction is, though its coordinator has ended it."""
+        offsets = {topic: [number] for topic in self.topics}
+        producer_id = producer._txn_manager.producer_id
+        return await are_offsets_open(producer.client, self.group_id, offsets) or await is_open(
+            producer.client, producer_id, await self._written_to(producer, number)
+        )
+
+    async def _end_again(self, producer: AIOKafkaProducer, number: int, *, committed: bool) -> None:
+        """By an empty one over the same partitions that ends alike."""
+        await producer.begin_transaction()
+        while not await producer._sender._do_add_offsets_to_txn(self.group_id):
+            """It has waited before it says so."""
+        for tp in await self._written_to(producer, number):
+            producer._txn_manager.maybe_add_partition_to_txn(tp)
+        await (producer.commit_transaction() if committed else producer.abort_transaction())
 
     async def _committed(self, number: int) -> dict[str, Progress]:
         """Where the group is in both topics of a partition; at their beginning where nothing is committed."""
@@ -292,10 +290,13 @@ def transactional_id(group_id: str, events: str, number: int) -> str:
     return f"{group_id}/{events}/{number}"
 
 
-async def start_producer(connection: Connection, name: str, timeout_s: float) -> AIOKafkaProducer:
-    """Raises `ConfigError` where trying again won't help, and `KafkaError` else."""
+async def start_producer(
+    connection: Connection, name: str, timeout_s: float, *, last_committed: bool = False
+) -> AIOKafkaProducer:
+    """Raises `ConfigError` where trying again won't help, and `KafkaError` else. `last_committed`: whether the id's
+    last transaction was, for those who take it over before there is another."""
     try:
-        return await connection.start_transactional_producer(name, timeout_s)
+        return await connection.start_transactional_producer(name, timeout_ms(timeout_s, last_committed=last_committed))
     except InvalidTransactionTimeout as error:
         raise ConfigError(
             f"the transactions' timeout_s must be at most the broker's transaction.max.timeout.ms, not {timeout_s:g} s"

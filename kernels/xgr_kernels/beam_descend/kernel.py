@@ -11,7 +11,7 @@ from xgr_kernels.dependent_launch import dependent_launch
 
 
 @triton.jit
-def _kernel(
+def beam_descend_kernel(
     out, positions, hidden, parents, nodes, child_codes, token_ids, embedding, row_starts, prefix_lengths, ancestors,
     requests, columns, stride, ancestors_stride, step,
     MAX_STEPS: tl.constexpr, STEPS_BLOCK: tl.constexpr, REQUESTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -58,7 +58,7 @@ def beam_descend(
     hidden = torch.empty(rows, columns, dtype=embedding.dtype, device=device)
     if rows:
         block, pdl = triton.next_power_of_2(columns), dependent_launch(embedding)
-        _kernel[(rows,)](
+        beam_descend_kernel[(rows,)](
             out, positions, hidden, parents, nodes, child_codes, token_ids, embedding, row_starts, prefix_lengths,
             ancestors, requests, columns, embedding.stride(0), ancestors.stride(0), step,
             MAX_STEPS=max_steps, STEPS_BLOCK=triton.next_power_of_2(max_steps),

@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
 
 
 @triton.jit
-def _kernel(
+def gate_up_silu_kernel(
     out, x, weight, n, inter, hidden,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +56,7 @@ def gate_up_silu(x: Tensor, weight: Tensor, tiles: Tiles | None = None) -> Tenso
     x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty(n, inter, dtype=x.dtype, device=x.device)
     if n:
-        _kernel[(triton.cdiv(n, tiles.rows) * triton.cdiv(inter, tiles.columns),)](
+        gate_up_silu_kernel[(triton.cdiv(n, tiles.rows) * triton.cdiv(inter, tiles.columns),)](
             out, TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
             TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth]), n, inter, x.shape[1],
             ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group,

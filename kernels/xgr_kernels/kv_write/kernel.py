@@ -57,7 +57,7 @@ def _store_head(
 
 
 @triton.jit
-def _kernel(
+def kv_write_kernel(
     out, q, k, v, positions, slots, cos_sin, k_pages, v_pages, q_norm, k_norm, hidden, row_scale, q_scale, k_scale,
     v_scale, key_scales, value_scales, heads, kv_heads, q_stride, k_stride, v_stride, hidden_size, hidden_stride, eps,
     PAGE_SIZE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
@@ -147,7 +147,7 @@ def kv_write(
     out = torch.empty(tokens, heads, dim, dtype=q.dtype, device=q.device)
     if tokens:
         pdl = dependent_launch(q)
-        _kernel[(tokens,)](
+        kv_write_kernel[(tokens,)](
             out, q, k, v, positions.contiguous(), slots.contiguous(), cos_sin.contiguous(), k_pages, v_pages, q_norm,
             k_norm, hidden, row_scale, *scales, *page_scales, heads, kv_heads, q.stride(0), k.stride(0), v.stride(0),
             hidden_size,

@@ -20,7 +20,7 @@ from xgr_kernels.dependent_launch import dependent_launch
 
 
 @triton.jit
-def _kernel(
+def legal_normalizer_kernel(
     normalizers, logits, nodes, row_starts, child_starts, child_codes, node_masks, mask_index, emptied_starts,
     emptied_nodes, others, requests, num_children, logits_stride, pairs,
     REQUESTS: tl.constexpr, LONG: tl.constexpr, SHORT: tl.constexpr, PDL: tl.constexpr,
@@ -92,7 +92,7 @@ def legal_normalizer(
     if rows:
         pdl = dependent_launch(logits)
         block = triton.next_power_of_2(codes)
-        _kernel[(rows,)](
+        legal_normalizer_kernel[(rows,)](
             normalizers, logits, nodes, row_starts, child_starts, child_codes, node_masks.view(torch.uint8), mask_index,
             emptied_starts, emptied_nodes, others, requests, len(child_codes), logits.stride(0), others.shape[1],
             REQUESTS=triton.next_power_of_2(requests), LONG=min(2048, block), SHORT=min(128, block),

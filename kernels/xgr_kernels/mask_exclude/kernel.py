@@ -17,7 +17,7 @@ NO_NODE = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit(do_not_specialize=["n", "allowed_stride"])  # compiled once for catalogs of all sizes
-def _kernel(
+def mask_exclude_kernel(
     excluded, starts, mask_index, emptied, order, live, allowed, items, item_starts, child_starts, masks, mask_strides,
     allowed_stride, n,
     LEVELS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -89,7 +89,7 @@ def mask_exclude(
     n = excluded.shape[1]
     if n:
         order = torch.empty(2 * n, dtype=torch.int32, device=excluded.device)
-        _kernel[(mask_index.shape[0],)](
+        mask_exclude_kernel[(mask_index.shape[0],)](
             excluded, starts, mask_index, tuple(emptied), order, tree.live, tree.allowed, tree.items, tree.item_starts,
             tree.child_starts, tree.masks, tuple(mask.stride(0) for mask in tree.masks), tree.allowed.stride(0), n,
             LEVELS=tree.levels, BLOCK=BLOCK, CHUNK=CHUNK, num_warps=8,

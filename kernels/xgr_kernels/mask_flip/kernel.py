@@ -16,7 +16,7 @@ FEW_CHUNK = 128
 
 
 @triton.jit(do_not_specialize=["n", "allowed_stride"])  # compiled once for catalogs of all sizes
-def _kernel(
+def mask_flip_kernel(
     flips, live, allowed, items, item_starts, child_starts, masks, mask_strides, allowed_stride, n,
     LEVELS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -60,7 +60,7 @@ def mask_flip(tree: NodeMasks, flips: Tensor) -> None:
     n = flips.shape[1]
     if n:
         few = n <= FEW
-        _kernel[(tree.allowed.shape[0],)](
+        mask_flip_kernel[(tree.allowed.shape[0],)](
             flips, tree.live, tree.allowed, tree.items, tree.item_starts, tree.child_starts, tree.masks,
             tuple(mask.stride(0) for mask in tree.masks), tree.allowed.stride(0), n, LEVELS=tree.levels,
             BLOCK=FEW if few else BLOCK, CHUNK=FEW_CHUNK if few else CHUNK, num_warps=1 if few else 4,

@@ -11,7 +11,7 @@ from xgr_kernels.dependent_launch import dependent_launch
 
 
 @triton.jit
-def _kernel(out, scales, x, columns, stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def quantize_rows_kernel(out, scales, x, columns, stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -32,7 +32,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(n, 1, dtype=torch.float32, device=x.device)
     if n:
         block, pdl = triton.next_power_of_2(columns), dependent_launch(x)
-        _kernel[(n,)](
+        quantize_rows_kernel[(n,)](
             out, scales, x, columns, x.stride(0), BLOCK=block, PDL=pdl, launch_pdl=pdl,
             num_warps=min(16, max(1, block // 512)),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from xgr_kernels.dependent_launch import dependent_launch
 
 
 @triton.jit
-def _kernel(
+def rms_norm_kernel(
     out, scales, summed, x, weight, residual, row_scale, column_scale, columns, x_stride, residual_stride, eps,
     BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, ROW_SCALE: tl.constexpr, COLUMN_SCALE: tl.constexpr,
     FP8: tl.constexpr, PDL: tl.constexpr,
@@ -63,7 +63,7 @@ def rms_norm(
         summed = torch.empty(n, columns, dtype=x.dtype, device=x.device)
     if n:
         block, pdl = triton.next_power_of_2(columns), dependent_launch(x)
-        _kernel[(n,)](
+        rms_norm_kernel[(n,)](
             out, scales, summed, x, weight, residual, row_scale, column_scale, columns, x.stride(0),
             0 if residual is None else residual.stride(0), eps,
             BLOCK=block, RESIDUAL=residual is not None, ROW_SCALE=row_scale is not None,

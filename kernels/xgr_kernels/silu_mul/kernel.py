@@ -11,7 +11,7 @@ from xgr_kernels.dependent_launch import dependent_launch
 
 
 @triton.jit
-def _kernel(
+def silu_mul_kernel(
     out, scales, gate_up, hidden, row_scale, column_scale, columns, hidden_size, stride, hidden_stride, eps,
     BLOCK: tl.constexpr, HIDDEN_BLOCK: tl.constexpr, ROW_SCALE: tl.constexpr, COLUMN_SCALE: tl.constexpr,
     FP8: tl.constexpr, PDL: tl.constexpr,
@@ -66,7 +66,7 @@ def silu_mul(
         padded = triton.next_power_of_2(columns)
         block = padded if fp8 else min(2048, padded)
         pdl = dependent_launch(gate_up)
-        _kernel[(n, triton.cdiv(columns, block))](
+        silu_mul_kernel[(n, triton.cdiv(columns, block))](
             out, scales, gate_up, hidden, row_scale, column_scale, columns, hidden_size, gate_up.stride(0),
             0 if hidden is None else hidden.stride(0), eps,
             BLOCK=block, HIDDEN_BLOCK=triton.next_power_of_2(hidden_size) if hidden_size else 0,

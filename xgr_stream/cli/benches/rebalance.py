@@ -11,6 +11,7 @@ import numpy as np
 from xgr_stream.cli.benches.options import Output, output_options
 from xgr_stream.cli.benches.report import Report, start
 from xgr_stream.cli.faults.handover import Answer, Handover, Phase, Rate, Silence, handover
+from xgr_stream.cli.kinds import SESSION_TIMEOUT
 from xgr_stream.testing.broker import ApacheKafka, Broker, OutsideBroker
 
 COLUMNS = {
@@ -35,7 +36,7 @@ COLUMNS = {
 @click.option("--seconds", default=10.0, type=click.FloatRange(1), help="Of each phase.")
 @click.option("--users", default=1_000, type=click.IntRange(1), help="Users, with a few events each.")
 @click.option("--partitions", default=4, type=click.IntRange(1), help="Partitions of the topics.")
-@click.option("--session-timeout", default=10.0, type=click.FloatRange(1), metavar="SECONDS", help="Of the workers.")
+@click.option("--session-timeout", default=10.0, type=SESSION_TIMEOUT, metavar="SECONDS", help="Of the workers.")
 @output_options
 def rebalance(
     kafka_home: str | None,

@@ -16,8 +16,11 @@ still running."""
 COPIES, GLUE = "copies", "glue"
 GROUPS = (
     ("attention", r"attention|attend|attn|flash|fmha|merge_kernel|plan_kernel"),
-    ("selection", r"select|topk|top_k|sort|radix|logsumexp|log_sum_exp|threshold|compact|segments|tau|survivors|beam"),
-    ("GEMM", r"gemm|cutlass|cublas|nvjet|xmma|splitk|split_k|scaled_mm|wgmma|matmul|gemv"),
+    (
+        "selection",
+        r"select|topk|top_k|sort|radix|logsumexp|log_sum_exp|threshold|compact|segments|survivors|beam|normalizer",
+    ),
+    ("GEMM", r"gemm|gate_up_silu|cutlass|cublas|nvjet|xmma|splitk|split_k|scaled_mm|wgmma|matmul|gemv"),
     (COPIES, r"^memcpy|^memset"),
 )
 """Group → what names its kernels, first match; the rest is glue: norms, rotation, activations, gathers."""
