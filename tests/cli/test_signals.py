@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -130,3 +131,13 @@ def test_a_process_that_was_not_told_has_its_handlers_back() -> None:
     with FirstSignal():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == former
+
+
+def test_an_import_is_not_broken_off_by_an_exception(tmp_path: Path) -> None:
+    """One that was thrown through a module of C++ aborted a worker (-6)."""
+    (tmp_path / "told.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    os._exit(6)\n"
+    )
+    importing = "import sys; from xgr_stream.cli.signals import FirstSignal\nwith FirstSignal(): import told"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
+    assert subprocess.run([sys.executable, "-c", importing], env=environment, check=False).returncode == 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 NUMBERS = signal.SIGTERM, signal.SIGINT
@@ -44,15 +45,27 @@ class FirstSignal:
         if self._came:  # and its SystemExit was raised where nothing can be, such as in a finalizer
             stop()
 
-    def _first(self, *_: object) -> None:
+    def _first(self, _number: int, frame: FrameType | None) -> None:
         # Not the loop's own handlers: a signal that comes while they are taken away kills.
         self._came = True
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)
         if self._loop is None:
+            if _imports(frame):
+                os._exit(0)
             raise SystemExit(0)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._stop)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported here: an exception in one of C++ may abort the process, and nothing of ours is
+    to be cleaned up yet."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def first_signal(command: Callable[..., Any]) -> Callable[..., Any]:
