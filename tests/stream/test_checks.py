@@ -211,7 +211,11 @@ async def test_partitions_without_a_leader_are_named_and_the_others_read() -> No
             "what is in user-events can't be read: ",
             "--operation Read --topic user-events",
         ),
-        (UnsupportedCodecError("no snappy"), "a record of user-events can't be unpacked here, ", "aiokafka[lz4,snappy,zstd]"),
+        (
+            UnsupportedCodecError("no snappy"),
+            "a record of user-events can't be unpacked here, ",
+            "aiokafka[lz4,snappy,zstd]",
+        ),
         (NodeNotReadyError(), "what is in user-events can't be read: ", "look at the brokers"),
         (RuntimeError(), "what is in user-events can't be looked at: ", "a defect"),
     ],

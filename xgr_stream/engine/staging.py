@@ -84,12 +84,7 @@ def fill_pages(table: Int32Array, pages: Sequence[Int32Array]) -> None:
 
 
 def fill_starts(starts: Int32Array, lengths: Sequence[int]) -> None:
-    """Write where each of n runs of these lengths begins; the rest of `starts` repeats where the last one ends."""
-    starts[:] = starts_of(lengths, len(starts) - 1)
-
-
-def starts_of(lengths: Sequence[int], count: int) -> list[int]:
-    """Where each of `count` runs begins, and where the last one ends; those behind the ones of these lengths are empty.
-    Of few runs this takes a third of what NumPy's cumsum takes. [count + 1]"""
+    """Write where each of n runs of these lengths begins; the rest of `starts` repeats where the last one ends. Of few
+    runs this takes a third of what NumPy's cumsum takes."""
     begins = list(accumulate(lengths, initial=0))
-    return begins + begins[-1:] * (count - len(lengths))
+    starts[:] = begins + begins[-1:] * (len(starts) - len(begins))

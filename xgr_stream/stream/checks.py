@@ -170,7 +170,9 @@ async def _check_places(
     try:
         await _read_last(connection, led, keys)
     except UnsupportedCodecError as error:
-        remedy = "pip install 'aiokafka[lz4,snappy,zstd]' where workers run, or compression.type=gzip where it is written"
+        remedy = (
+            "pip install 'aiokafka[lz4,snappy,zstd]' where workers run, or compression.type=gzip where it is written"
+        )
         what = f"a record of {topic} can't be unpacked here, nor by a worker that is installed like this: {error}"
         findings.append(Finding("error", what, remedy))
     except (KafkaError, OSError) as error:  # a time-out is an OSError
