@@ -24,7 +24,7 @@ async def allow_describe_alone(connection: Connection, kind: int, name: str) -> 
         response = await admin._send_request(CreateAclsRequest(*rule))
         assert [result[0] for result in response.creation_responses] == [0], response
         async with asyncio.timeout(20):
-            while not (await admin._send_request(DescribeAclsRequest(*rule))).resources:
+            while not (await admin._send_request(DescribeAclsRequest(*rule))).resources:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     finally:
         await admin.close()
