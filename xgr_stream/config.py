@@ -24,6 +24,10 @@ MAX_SEGMENT_EVENTS = 500
 """With the longest item ids and actions (256 characters of 4 bytes) a segment of so many is still within what a broker
 takes by default (1,048,588 bytes). One that it refuses stops the worker."""
 
+MAX_BATCH_BYTES = 64 * MIB
+"""Of a batch of records once it is decompressed. Brokers bound it as it lies there alone, and a thousand times as much
+may come of that."""
+
 MAX_TIMEOUT_MS = 2**31 - 1
 """What Kafka has 32 bits for."""
 
@@ -326,6 +330,7 @@ class StreamConfig:
     dedup_window_ms: int = 60_000
     """How long answers are kept to answer a redelivered request without computing it again."""
     max_message_bytes: int = 1 * MIB
+    """Of an event, a request or an update; half of `MAX_BATCH_BYTES` at most."""
     max_pending_requests: int = 4_096
     """Requests waiting for the engine before new ones are refused with `over_capacity`."""
     max_open_events: int = 10_000
@@ -362,6 +367,8 @@ class StreamConfig:
         _at_least("default_timeout_ms", self.default_timeout_ms, 1)
         _at_least("dedup_window_ms", self.dedup_window_ms, 0)
         _at_least("max_message_bytes", self.max_message_bytes, 1024)
+        if self.max_message_bytes > MAX_BATCH_BYTES // 2:
+            raise ConfigError(f"max_message_bytes must be at most {MAX_BATCH_BYTES // 2}, not {self.max_message_bytes}")
         _at_least("max_pending_requests", self.max_pending_requests, 1)
         _at_least("max_open_events", self.max_open_events, 1)
         _at_least("max_unpublished_answers", self.max_unpublished_answers, 1)

@@ -49,8 +49,12 @@ class Raw:
     async def response(self, request_id: str) -> dict[str, Any]:
         return await self._find(lambda message: message.get("request_id") == request_id)
 
-    async def dead_letter(self, user_id: str) -> dict[str, Any]:
-        return await self._find(lambda message: "reason" in message and message["key"] == user_id.encode())
+    async def dead_letter(self, user_id: str | None, topic: str | None = None) -> dict[str, Any]:
+        """Of a record with this key, and of this topic if one is named."""
+        key = None if user_id is None else user_id.encode()
+        return await self._find(
+            lambda message: "reason" in message and message["key"] == key and topic in (None, message["topic"])
+        )
 
     async def _write(
         self,

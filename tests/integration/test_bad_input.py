@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration.raw import Raw
+from tests.integration.raw import Raw, partition_of
 from xgr_stream.client import RecommendClient
+from xgr_stream.config import MAX_BATCH_BYTES
 from xgr_stream.errors import MessageTooLarge, NothingLegal
 from xgr_stream.stream.kafka_driver import KafkaDriver
+from xgr_stream.testing.broker import Broker
 from xgr_stream.types import Status
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -94,6 +96,29 @@ async def test_event_that_cannot_be_taken_in(raw: Raw, value: Any, reason: str) 
     user = f"viewer-{request_id()}"
     await raw.event(user, value)
     assert (await raw.dead_letter(user))["reason"] == reason
+
+
+@pytest.mark.parametrize("role", ["events", "requests"])
+async def test_a_batch_that_is_a_thousand_times_what_it_seems(
+    raw: Raw, broker: Broker, worker: KafkaDriver, client: RecommendClient, role: str
+) -> None:
+    """Nothing of it is read, and what comes behind it is."""
+    size, topic = MAX_BATCH_BYTES + 1, getattr(worker.runtime.topics, role)
+    producer = await broker.connection.start_producer(
+        compression_type="gzip", max_request_size=2 * size, max_batch_size=2 * size
+    )
+    await producer.send_and_wait(topic, bytes(size), b"user-6", partition=0)
+    await producer.stop()
+    letter = await raw.dead_letter(None, topic)
+    assert (letter["reason"], letter["value"], letter["value_bytes"]) == ("too_large", None, None)
+    assert f"they must decompress to at most {MAX_BATCH_BYTES} bytes" in letter["message"]
+    position = await client.send_event(user_of(0), "item-1")
+    assert (await client.recommend(user_of(0), timeout=20, after=position)).event_count > 0
+
+
+def user_of(partition: int) -> str:
+    assert partition_of is not None
+    return next(user for n in range(100) if partition_of((user := f"user-{n}").encode()) == partition)
 
 
 async def test_event_on_a_partition_that_is_not_its_keys(raw: Raw) -> None:

@@ -14,6 +14,7 @@ import msgpack
 
 from xgr_stream.config import Codec
 from xgr_stream.errors import MalformedMessage, MessageTooLarge
+from xgr_stream.stream.records import Unread
 from xgr_stream.types import MAX_EXCLUDE_ITEMS
 
 MAX_STRING_BYTES = 64 * 1024
@@ -29,10 +30,17 @@ _JSON_OPENINGS = frozenset(b"{ \t\r\n")
 _MSGPACK_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
-def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
-    """The map that a message is. Raises `MessageTooLarge` or `MalformedMessage`."""
+def check_size(data: bytes, max_bytes: int) -> None:
+    """Raises `MessageTooLarge`, of a value that was not read too."""
+    if isinstance(data, Unread):
+        raise MessageTooLarge(data.decode())
     if len(data) > max_bytes:
         raise MessageTooLarge(f"message must be at most {max_bytes} bytes, not {len(data)}")
+
+
+def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
+    """The map that a message is. Raises `MessageTooLarge` or `MalformedMessage`."""
+    check_size(data, max_bytes)
     if not data:
         raise MalformedMessage("message must not be empty")
     if data[0] in _MSGPACK_MAPS:

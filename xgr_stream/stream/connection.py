@@ -27,7 +27,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 
 from xgr_stream.config import MAX_TIMEOUT_MS, is_name
 from xgr_stream.errors import ConfigError
-from xgr_stream.stream.header_names import read_any_header_names
+from xgr_stream.stream.batches import read_any_batch
 from xgr_stream.stream.records import Record
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ async def asked(ask: Callable[[], Awaitable[T]], timeout_s: float) -> T:
 def set_right(client: AIOKafkaClient) -> None:
     """Of a consumer, before it is started: what aiokafka gets wrong while brokers are away or change, and of records
     that others wrote."""
-    read_any_header_names()
+    read_any_batch()
     _make_patient(client)
     _heed_coordinators(client)
 

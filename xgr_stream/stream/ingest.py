@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import InvalidEvent, InvalidInput, MessageTooLarge, Misplaced
+from xgr_stream.errors import InvalidEvent, InvalidInput, Misplaced
 from xgr_stream.history import Applied, HistoryStore, SourcePosition, user_digest
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog, codec, protocol
@@ -174,9 +174,7 @@ class Ingest:
 
     def _read(self, record: Record) -> _Event | None:
         """The record's event; None for a record to pass over. Raises `InvalidInput`."""
-        value = record.value or b""
-        if len(value) > self._config.max_message_bytes:
-            raise MessageTooLarge(f"value must be at most {self._config.max_message_bytes} bytes, not {len(value)}")
+        codec.check_size(record.value or b"", self._config.max_message_bytes)
         try:
             event = self._decode_event(record)
         except InvalidInput:

@@ -17,7 +17,7 @@ from xgr_stream.errors import (
     UnsupportedVersion,
     XgrError,
 )
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import Record, Unread
 from xgr_stream.types import (
     MAX_ID_CHARS,
     NO_FILTER,
@@ -241,7 +241,7 @@ def response_message(response: RecommendResponse, stages_ms: Mapping[str, float]
 
 def dead_letter_message(record: Record, error: XgrError) -> Message:
     """A record that can't be taken in, and why. Its key and value are cut to `DEAD_LETTER_BYTES`."""
-    key, value = record.key, record.value
+    key, value = record.key, None if isinstance(record.value, Unread) else record.value
     return {
         "v": VERSION,
         "reason": error.code,

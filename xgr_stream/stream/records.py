@@ -9,6 +9,10 @@ from xgr_stream.types import MAX_ID_CHARS
 Headers = tuple[tuple[str, bytes], ...]
 
 
+class Unread(bytes):
+    """In place of the value of a record that was not read: why it was not."""
+
+
 class Record(NamedTuple):
     """One consumed record, bytes as they came.
 

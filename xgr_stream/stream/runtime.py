@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -16,6 +17,7 @@ from xgr_stream.scheduler.clock import Clock, SystemClock
 from xgr_stream.scheduler.timer_slack import PATIENT_NS, set_timer_slack
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
+from xgr_stream.stream.batches import bound_batches
 from xgr_stream.stream.connection import stop_client
 from xgr_stream.stream.models import Models
 from xgr_stream.stream.processor import Processor
@@ -130,6 +132,7 @@ class Runtime:
         """Raises `TopologyError` for topics that are missing or do not belong together."""
         setup = self.setup
         self._loop = asyncio.get_running_loop()
+        bound_batches(asdict(self.topics).values())
         self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
         producer = await self._new_producer()
         self._publisher = self._make_publisher(producer)
