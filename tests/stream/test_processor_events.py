@@ -149,7 +149,7 @@ def test_an_unknown_item_is_kept_counted_and_logged_once(caplog: pytest.LogCaptu
         ({"v": 1, "item_id": "a", "user_id": "w"}, b"u", "invalid_event", "user_id must equal the record's key"),
         ({"v": 1, "item_id": "a"}, None, "invalid_event", "missing from both"),
         ({"v": 1, "item_id": "a"}, b"\xff", "invalid_event", "key must be the user's id in UTF-8"),
-        (b"\x81\xa1v\x01" + b"x" * (2 << 20), b"u", "too_large", "value must be at most"),
+        (b"\x81\xa1v\x01" + b"x" * (2 << 20), b"u", "too_large", "message must be at most"),
     ],
 )
 def test_a_bad_event_becomes_a_dead_letter_and_the_stream_goes_on(
