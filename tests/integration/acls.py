@@ -8,14 +8,13 @@ from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest
 
 from xgr_stream.stream.connection import Connection
 
-TOPIC, GROUP = 2, 3
+TOPIC, GROUP, TRANSACTIONAL_ID = 2, 3, 5
 LITERAL, DESCRIBE, ALLOW = 3, 8, 3
 
 
 async def allow_describe_alone(connection: Connection, kind: int, name: str) -> None:
-    """Let everybody describe the topic or group of this name. What no rule of a resource allows is then forbidden.
-
-    A controller takes the rule and brokers follow: it is waited for until ours has it.
+    """Let everybody describe the topic, group or transactional id of this name. What no rule of a resource allows is
+    then forbidden. A controller takes the rule and brokers follow: it is waited for until ours has it.
     """
     rule = (kind, name, LITERAL, "User:*", "*", DESCRIBE, ALLOW)
     admin = connection.admin()

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from click.testing import CliRunner, Result
 
-from tests.integration.acls import GROUP, TOPIC, allow_describe_alone
+from tests.integration.acls import GROUP, TOPIC, TRANSACTIONAL_ID, allow_describe_alone
 from tests.integration.workers import kafka_worker, make_topics, until
 from xgr_stream.cli.main import main
 from xgr_stream.config import StreamConfig, TopicNames
@@ -210,6 +210,24 @@ async def test_the_doctor_says_what_a_worker_may_not_do_with_a_topic(broker: Bro
         f"--operation Write --topic {topics.responses}",
         f"ERROR    what is in {topics.events} can't be read: TopicAuthorizationFailedError",
         "ok       the broker's clock is",
+    ):
+        assert expected in result.output, result.output
+
+
+async def test_the_doctor_says_what_a_worker_may_not_do_with_transactions(broker: Broker, topics: TopicNames) -> None:
+    await ensure_topics(broker.connection, topics, 1)
+    group = f"group-{topics.events}"
+    options = ("doctor", "--transactional", f"--group={group}")
+    result = await on_a_thread(broker, topics, *options)
+    assert f"ok       transactions of up to 30 s, under ids that begin with {group}/" in result.output, result.output
+    await allow_describe_alone(broker.connection, TOPIC, topics.dead_letters)
+    await allow_describe_alone(broker.connection, TRANSACTIONAL_ID, f"{group}/doctor")
+    result = await on_a_thread(broker, topics, *options)
+    assert result.exit_code == 1
+    for expected in (
+        f"ERROR    this user may not write {topics.dead_letters}",
+        f"WARNING  this user may not read {topics.dead_letters}: what a broker leaves open of a transaction there",
+        f"ERROR    the worker may not use the transactional id {group}/doctor: allow it Write and Describe",
     ):
         assert expected in result.output, result.output
 

@@ -23,7 +23,7 @@ from xgr_stream.stream import connection
 from xgr_stream.stream.checks import check_brokers, check_group
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.finding import Finding
-from xgr_stream.stream.topic_rights import DescribeTopics, MetadataRequest_v8
+from xgr_stream.stream.kafka_requests import DescribeTopics, MetadataRequest_v8
 from xgr_stream.stream.topic_settings import check_settings
 from xgr_stream.stream.topology import CATALOG_CONFIG, all_topics
 

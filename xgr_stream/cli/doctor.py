@@ -112,7 +112,8 @@ async def _check_streams(
     group: str,
     transactional: bool,
 ) -> list[Finding]:
-    findings = await looked_at("the brokers", check_brokers(connection, topics, partitioner, dedup_window_ms))
+    looking = check_brokers(connection, topics, partitioner, dedup_window_ms, transactional)
+    findings = await looked_at("the brokers", looking)
     if len(findings) > 1:  # else none answers
         findings += await looked_at(f"group {group}", check_group(connection, group))
         if transactional:

@@ -51,7 +51,11 @@ SAMPLE = 50
 
 
 async def check_brokers(
-    connection: Connection, topics: TopicNames, partitioner: Partitioner, dedup_window_ms: int
+    connection: Connection,
+    topics: TopicNames,
+    partitioner: Partitioner,
+    dedup_window_ms: int,
+    transactional: bool,
 ) -> list[Finding]:
     """Brokers, topics, partitions, the places of recent records, and the clock."""
     admin = connection.admin()
@@ -64,7 +68,7 @@ async def check_brokers(
     findings = [Finding("ok", f"a broker answers at {connection.bootstrap}")]
     found: dict[str, Mapping[str, Any]] = {}
     try:
-        findings += await looked_at("the topics", _check_topics(admin, topics, found))
+        findings += await looked_at("the topics", _check_topics(admin, topics, found, transactional))
         findings += await looked_at("the topics' settings", check_settings(admin, topics, found, dedup_window_ms))
         findings += await looked_at("the broker's clock", _check_clock(connection, admin))
     finally:
@@ -75,11 +79,14 @@ async def check_brokers(
     return findings
 
 
-async def _check_topics(admin: Any, topics: TopicNames, found: dict[str, Mapping[str, Any]]) -> list[Finding]:
+async def _check_topics(
+    admin: Any, topics: TopicNames, found: dict[str, Mapping[str, Any]], transactional: bool
+) -> list[Finding]:
     """Enters those that are there into `found`."""
     described = await asked(lambda: describe_topics(admin, all_topics(topics)), TOPICS_TIMEOUT_S)
     found |= {topic["topic"]: topic for topic in described if topic["error_code"] == 0}
-    return check_described(described) + _check_partitions(topics, found) + check_rights(topics, found)
+    rights = check_rights(topics, found, transactional=transactional)
+    return check_described(described) + _check_partitions(topics, found) + rights
 
 
 def _check_partitions(topics: TopicNames, found: Mapping[str, Any]) -> list[Finding]:
