@@ -64,7 +64,7 @@ class Cluster:
 
 
 async def findings(cluster: Cluster, dedup_window_ms: int = 60_000) -> list[Finding]:
-    found = await check_brokers(cast("Connection", cluster), TOPICS, "murmur2", dedup_window_ms)
+    found = await check_brokers(cast("Connection", cluster), TOPICS, "murmur2", dedup_window_ms, transactional=False)
     return [finding for finding in found if finding.what.startswith((CHANGELOG, RESPONSES, "the settings"))]
 
 
@@ -193,7 +193,7 @@ class Busy(Cluster):
 
 
 async def said(cluster: Cluster) -> dict[str, Finding]:
-    found = await check_brokers(cast("Connection", cluster), TOPICS, "any", 60_000)
+    found = await check_brokers(cast("Connection", cluster), TOPICS, "any", 60_000, transactional=False)
     return {finding.what: finding for finding in found}
 
 
