@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from xgr_stream.cli.faults.plan import Soak
 from xgr_stream.cli.faults.truth import CORRUPT_HEADER, Truth
 from xgr_stream.cli.faults.views import FirstCopies, Views, glance, view
-from xgr_stream.config import TopicNames
+from xgr_stream.config import MAX_BATCH_BYTES, TopicNames
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.connection import Connection, record_of, stop_client
 from xgr_stream.stream.partitioner import by_key
@@ -34,6 +34,7 @@ GLANCES = 0.1
 AFTER_OWN_EVENT = 0.3
 """Part of the requests that wait for the user's last event (`min_offset`), where the load knows its offset."""
 TIMEOUTS_MS = (500, 2_000, 10_000, 30_000)
+TOO_LARGE = MAX_BATCH_BYTES + 1
 
 
 class Load:
@@ -55,14 +56,22 @@ class Load:
         self._failed: list[BaseException] = []
         self._place = by_key("murmur2", soak.partitions)
         self._producer: AIOKafkaProducer | None = None
+        self._compressing: AIOKafkaProducer | None = None
         self._ended = False
 
     async def start(self) -> None:
         self._producer = await self._connection.start_producer(request_timeout_ms=WRITE_TIMEOUT_MS)
+        self._compressing = await self._connection.start_producer(
+            request_timeout_ms=WRITE_TIMEOUT_MS,
+            compression_type="zstd",
+            max_request_size=2 * TOO_LARGE,
+            max_batch_size=2 * TOO_LARGE,
+        )
 
     async def stop(self) -> None:
-        if self._producer is not None:
-            await stop_client(self._producer)
+        for producer in (self._producer, self._compressing):
+            if producer is not None:
+                await stop_client(producer)
 
     async def run(self) -> None:
         """Until `end`. Not to be cancelled: what was noted must be written."""
@@ -147,6 +156,7 @@ class Load:
 
     async def corrupt(self, count: int) -> None:
         """Write messages among the others that must become dead letters or error responses."""
+        await self._corrupt_batch()
         for number in range(count):
             user = self._chance.choice(self._users)
             self._truth.corrupt += 1
@@ -161,6 +171,13 @@ class Load:
             fault = {"k": "ten"} if number % 2 else {"min_offset": -1}
             fields = {"v": 1, "request_id": request_id, "user_id": user, **fault}
             await self._write(self._topics.requests, user, codec.encode(fields, "msgpack"))
+
+    async def _corrupt_batch(self) -> None:
+        """One of some kilobytes that decompress to more than a worker reads."""
+        topic = self._chance.choice((self._topics.events, self._topics.requests))
+        partition = self._chance.randrange(self._soak.partitions)
+        self._truth.corrupt += 1
+        await self._send(topic, partition, b"", bytes(TOO_LARGE), corrupt="too large", by=self._compressing)
 
     def _corrupt_message(self, user: str) -> tuple[str, str, bytes, int]:
         """Topic, what is wrong, the bytes, and how many partitions from its own it goes to."""
@@ -210,12 +227,14 @@ class Load:
         *,
         note: Callable[[int], None] | None = None,
         corrupt: str | None = None,
+        by: AIOKafkaProducer | None = None,
     ) -> None:
-        """Hand a record to the producer; `note` is called with its offset when it is durable."""
-        if self._producer is None:
+        """Hand a record to the producer, or to another; `note` is called with its offset when it is durable."""
+        producer = by or self._producer
+        if producer is None:
             raise RuntimeError("the load must be started before it writes")
         headers = [] if corrupt is None else [(CORRUPT_HEADER, corrupt.encode())]
-        written = await self._producer.send(topic, value, key, partition=partition, headers=headers)
+        written = await producer.send(topic, value, key, partition=partition, headers=headers)
         self._writes.add(written)
         written.add_done_callback(partial(self._on_written, note))
 
