@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import product
 from operator import eq
 from random import Random
+from string import ascii_letters
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +77,19 @@ def test_hashes_that_are_the_same_change_nothing(kept: int, monkeypatch: pytest.
     table = RowTable(packed(known))
     assert np.count_nonzero(table._slots) == len(known)
     check(table, known, ids + others)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_ids_that_differ_in_one_place_of_each_word_have_hashes_of_their_own(place: int) -> None:
+    """Fields of one width make such ids, and whoever names items may."""
+    words = ["-" * place + char + "-" * (7 - place) for char in ascii_letters]
+    ids = ["".join(chosen) for chosen in product(words, repeat=3)]
+    table = RowTable(packed(ids))
+    hashes = np.array([table._hash(item_id.encode()) for item_id in ids], np.uint64)
+    bucket = (hashes & np.uint64(len(table._slots) - 1)).astype(np.int64)
+    assert len(np.unique(hashes)) == len(ids)
+    assert len(np.unique(hashes >> np.uint64(32))) > 0.999 * len(ids)
+    assert np.bincount(bucket).max() < 4 * BUCKET
 
 
 def test_ids_whose_hashes_are_the_same_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ typedef struct {
   const char *ids; /* of row r at starts[r] : starts[r + 1] */
   const void *starts;
   int64_t buckets; /* a power of two */
-  int64_t num_seeds;
+  int64_t num_seeds; /* pairs */
   int64_t wide; /* whether starts are 64 bits, not 32 */
 } Table;
 
-static uint64_t word(const unsigned char *bytes, int64_t size) {
+static uint64_t half_word(const unsigned char *bytes, int64_t size) {
   uint64_t found = 0;
   for (int64_t i = 0; i < size; i++) found |= (uint64_t)bytes[i] << 8 * i;
   return found;
@@ -23,11 +23,13 @@ static uint64_t word(const unsigned char *bytes, int64_t size) {
 
 static uint64_t hash_of(const Table *table, const char *id, int64_t length) {
   const unsigned char *bytes = (const unsigned char *)id;
-  uint64_t hash = (uint64_t)length * table->seeds[0] + table->seeds[1];
-  for (int64_t seed = 2; seed < table->num_seeds && length > 0; seed++, bytes += 8, length -= 8)
-    hash += (length >= 8 ? word(bytes, 8) : word(bytes, length)) * table->seeds[seed];
-  hash = (hash ^ hash >> 32) * 0xBF58476D1CE4E5B9u;
-  return hash ^ hash >> 29;
+  const uint64_t *seeds = table->seeds, *end = seeds + 2 * table->num_seeds;
+  uint64_t own = (uint64_t)length * seeds[0], other = (uint64_t)length * seeds[1];
+  for (seeds += 2; seeds < end && length > 0; seeds += 2, bytes += 4, length -= 4) {
+    const uint64_t half = length >= 4 ? half_word(bytes, 4) : half_word(bytes, length);
+    own += half * seeds[0], other += half * seeds[1];
+  }
+  return own >> 32 << 32 | other >> 32;
 }
 
 static int64_t start(const Table *table, int64_t row) {

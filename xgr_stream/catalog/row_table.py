@@ -34,8 +34,8 @@ AT_ONCE_IN_C = 1 << 11
 """The same in C, where all that is done with them is one call: 0.1 to 0.5 ms."""
 FEW = 16
 """Ids that are looked for sooner one by one, where there is no C."""
+HALF = WORD // 2
 from_bytes = int.from_bytes
-_SPREAD = 0xBF58476D1CE4E5B9
 _BITS = (1 << 64) - 1
 _LOW = (1 << 32) - 1
 
@@ -67,8 +67,13 @@ class RowTable:
         self._ids = ids
         pieces = range(0, len(ids), PIECE)
         longest = max((int(ids.part(first, first + PIECE).lengths.max()) for first in pieces), default=0)
-        self._seeds = [randbits(64) | 1 for _ in range(2 + -(-longest // WORD))]
-        """So that nobody can choose ids that collide."""
+        self._seed = np.array([[randbits(64) for _ in range(2)] for _ in range(1 + -(-longest // HALF))], np.uint64)
+        """For the length and each half of a word, one for either half of a hash. [1 + halves, 2]
+
+        So that nobody can choose ids that collide, and ids that differ in a few places alone don't: two ids have equal
+        hashes by a chance of one in 2^64, whatever they are (multilinear hashing: Lemire and Kaser, Strongly universal
+        string hashing is fast, 2014)."""
+        self._pairs = [own + (other << 128) for own, other in self._seed.tolist()]
         buckets = 1
         while buckets * BUCKET * FULL < len(ids):
             buckets *= 2
@@ -79,7 +84,6 @@ class RowTable:
             part = ids.part(first, first + PIECE)
             self._put(first, self._hashes(part.lengths, part.words()))
         self._slot = memoryview(cast(Any, self._slots.reshape(-1)))
-        self._seed = np.array(self._seeds, np.uint64)
         arrays = [array.ctypes.data for array in (self._slots, self._seed, ids.bytes, ids.starts)]
         wide = int(ids.starts.itemsize == 8)
         self._in_c = np.array([*arrays, buckets, len(self._seed), wide], np.int64)
@@ -162,26 +166,21 @@ class RowTable:
 
     def _hash(self, encoded: bytes) -> int:
         """What `_hashes` makes of one."""
-        seeds = self._seeds
-        hashed = len(encoded) * seeds[0] + seeds[1]
-        for place, seed in zip(range(0, len(encoded), WORD), seeds[2:], strict=False):
-            hashed += from_bytes(encoded[place : place + WORD], "little") * seed
-        hashed &= _BITS
-        hashed = (hashed ^ hashed >> 32) * _SPREAD & _BITS
-        return hashed ^ hashed >> 29
+        pairs = self._pairs
+        sums = len(encoded) * pairs[0]
+        for place, pair in zip(range(0, len(encoded), HALF), pairs[1:], strict=False):
+            sums += from_bytes(encoded[place : place + HALF], "little") * pair
+        return (sums >> 32 & _LOW) << 32 | sums >> 160 & _LOW
 
     def _hashes(self, lengths: Int64Array, words: Iterable[Words]) -> UInt64Array:
-        """A sum of each one's words, times a random number each, mixed. Of an id that is longer than all of the table's
-        the rest does not count: it is not there, whatever its hash."""
-        hashes = lengths.astype(np.uint64)
-        hashes *= np.uint64(self._seeds[0])
-        hashes += np.uint64(self._seeds[1])
-        for seed, (which, own, _) in zip(self._seeds[2:], words, strict=False):
-            hashes[which] += own * np.uint64(seed)
-        hashes ^= hashes >> np.uint64(32)
-        hashes *= np.uint64(_SPREAD)
-        hashes ^= hashes >> np.uint64(29)
-        return hashes
+        """Two sums of each one's half words and its length, times a random number each; their upper halves. Of an id
+        that is longer than all of the table's the rest does not count: it is not there, whatever its hash."""
+        sums = lengths.astype(np.uint64)[:, None] * self._seed[0]
+        for place, (which, own, _) in zip(range(1, len(self._seed), 2), words, strict=False):
+            for half, seed in zip((own & np.uint64(_LOW), own >> np.uint64(32)), self._seed[place:], strict=False):
+                sums[which] += half[:, None] * seed
+        own, other = sums.T
+        return own & np.uint64(_BITS - _LOW) | other >> np.uint64(32)
 
     def _put(self, first: int, hashes: UInt64Array) -> None:
         """Those of the rows from `first` on."""

@@ -27,10 +27,11 @@ _WIDTHS = 2, 4, WORDS + 1
 """Of a row of the table, in words: `take` copies rows of 16 and of 32 bytes inline, any others by a call each."""
 _MASKS = np.array([(1 << 8 * bytes_) - 1 for bytes_ in range(9)], dtype=np.uint64)
 """Of a word, the bytes that belong to a token with so many left."""
-_FACTORS = np.array([randbits(64) | 1 for _ in range(WORDS)], dtype=np.uint64)
-"""Other ones in each process: item ids come from whoever may write events, who is not to choose some that collide."""
-_MIX = np.uint64(0xFF51AFD7ED558CCD)
+_FACTORS = np.array([[randbits(64) for _ in range(2)] for _ in range(WORDS)], dtype=np.uint64)
+"""Of each word's lower and upper half. Other ones in each process: item ids come from whoever may write events, who is
+not to choose some that collide."""
 _HALF = np.uint64(32)
+_LOWER = np.uint64((1 << 32) - 1)
 
 Positions = NDArray[np.int64]
 Numbers = NDArray[np.int32]
@@ -144,13 +145,14 @@ class TokenNumbers:
             rows, at = np.delete(rows, chosen, axis=0), (np.delete(at, chosen) + step) & (len(self._table) - 1)
 
     def _slots(self, words: list[Words]) -> Positions:
-        mixed = words[0] * _FACTORS[0]
-        for word, factor in zip(words[1:], _FACTORS[1:], strict=False):
-            mixed ^= word * factor  # of a word beyond the token: nothing
-        mixed ^= mixed >> _HALF
-        mixed *= _MIX
-        mixed >>= self._shift
-        slots: Positions = mixed.view(np.int64)
+        """The upper bits of a sum of half words times a random number each (multilinear hashing): two tokens have the
+        same by chance alone, whatever they are."""
+        sums = np.zeros(len(words[0]), np.uint64)
+        for word, (lower, upper) in zip(words, _FACTORS, strict=False):  # of a word beyond the token: nothing
+            sums += (word & _LOWER) * lower
+            sums += (word >> _HALF) * upper
+        sums >>= self._shift
+        slots: Positions = sums.view(np.int64)
         return slots
 
 
