@@ -23,6 +23,7 @@ from xgr_stream.errors import (
 from xgr_stream.stream import codec as codecs
 from xgr_stream.stream import protocol
 from xgr_stream.stream.asking import Asking, EventPosition
+from xgr_stream.stream.batches import bound_batches
 from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, stop_client
 from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
 
@@ -64,6 +65,7 @@ class RecommendClient(Asking):
         self.duplicates = 0
         self._connection = Connection.of(brokers)
         self._topics = settings_or_default("topics", topics, TopicNames)
+        bound_batches([self._topics.responses])
         self._codec = codec
         self._max_message_bytes = max_message_bytes
         self._isolation = "read_committed" if read_committed else "read_uncommitted"
@@ -156,6 +158,8 @@ class RecommendClient(Asking):
 
     async def _send(self, topic: str, user_id: str, value: bytes) -> EventPosition:
         """Write a record, durably. The producer places it by its key: murmur2, as Java's does."""
+        if self._reader is not None and self._reader.done():
+            raise self._unreadable(self._reader.exception())
         if self._producer is None or self._reader is None:
             raise RuntimeError(
                 "the client must be started before it is used: async with RecommendClient(...) as client"
@@ -188,7 +192,7 @@ class RecommendClient(Asking):
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         async for message in consumer:
             try:
-                response = protocol.parse_response(codecs.decode(message.value or b"", self._max_message_bytes))
+                response = protocol.parse_response(codecs.decode(message.value, self._max_message_bytes))
             except InvalidInput as error:
                 logger.warning("a record of %s at offset %d is no response: %s", message.topic, message.offset, error)
             else:
@@ -205,9 +209,12 @@ class RecommendClient(Asking):
             self._finished[response.request_id] = True
 
     def _on_reader_done(self, reader: asyncio.Task[None]) -> None:
-        if not reader.cancelled() and (error := reader.exception()) is not None:
-            self._reader = None
-            self._fail_waiting(RequestFailed(f"responses can't be read any more: {error}"))
+        if not reader.cancelled():
+            self._fail_waiting(self._unreadable(reader.exception()))
+
+    @staticmethod
+    def _unreadable(error: BaseException | None) -> RequestFailed:
+        return RequestFailed(f"responses can't be read any more: {error}")
 
     def _fail_waiting(self, error: RequestFailed) -> None:
         for future in self._waiting.values():

@@ -9,10 +9,12 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,19 +61,28 @@ def library(sources: tuple[Path, ...] | None = None) -> ctypes.CDLL | None:
         with tempfile.TemporaryDirectory(prefix="xgr-kernels-") as own:
             return ctypes.CDLL(str(_compile(Path(own), compiler, sources)))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("%s can't compile: %s: %s", compiler, unused, getattr(error, "stderr", None) or error)
+        logger.warning(
+            "%s can't compile: %s: %s", shlex.join(compiler), unused, getattr(error, "stderr", None) or error
+        )
         return None
 
 
-def find_compiler() -> str | None:
-    """`CC` of the environment, empty for none; else what is there."""
+def find_compiler() -> tuple[str, ...] | None:
+    """`CC` of the environment, perhaps with arguments, empty for none; else what is there."""
     if os.name != "posix":
         return None
     chosen = os.environ.get("CC")
-    return shutil.which(chosen) if chosen is not None else next(filter(None, map(shutil.which, ("cc", "clang"))), None)
+    for command in ("cc", "clang") if chosen is None else (chosen,):
+        try:
+            program, *arguments = shlex.split(command)
+        except ValueError:  # nothing, or an open quote
+            return None
+        if found := shutil.which(program):
+            return found, *arguments
+    return None
 
 
-def _kept(cache: Path, compiler: str, sources: Sequence[Path]) -> Path:
+def _kept(cache: Path, compiler: tuple[str, ...], sources: Sequence[Path]) -> Path:
     """The library in the cache, for these sources, options and this CPU; compiled if it is not there, or not whole."""
     texts = [source.read_bytes() for source in (*sources, *HEADERS)]
     made_for = repr((texts, OPTIONS, compiler, platform.machine(), _cpu()))
@@ -101,11 +112,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compile(folder: Path, compiler: str, sources: Sequence[Path]) -> Path:
+def _compile(folder: Path, compiler: tuple[str, ...], sources: Sequence[Path]) -> Path:
     made = folder / LIBRARY
     failed = []
     for target in FOR_THIS_CPU:
-        command = [compiler, *OPTIONS, target, "-o", str(made), *map(str, sources), "-lm"]
+        command = [*compiler, *OPTIONS, target, "-o", str(made), *map(str, sources), "-lm"]
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         ) as running:
@@ -115,6 +126,9 @@ def _compile(folder: Path, compiler: str, sources: Sequence[Path]) -> Path:
                 os.killpg(running.pid, signal.SIGKILL)  # with what it started
                 raise
         if running.returncode == 0 and made.exists():
+            # Somewhere else first: what is no library, or not all of it, may end the process that loads it.
+            loading = [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(made)]
+            subprocess.run(loading, capture_output=True, check=True, timeout=TIMEOUT_S)
             return made
         failed.append(f"{target}: {said.decode(errors='replace').strip()}")
     raise subprocess.CalledProcessError(running.returncode, command, stderr="; ".join(failed))

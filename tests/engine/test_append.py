@@ -9,7 +9,9 @@ import torch
 from tests.property.users import record
 from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
-from xgr_stream.engine.append import Appender
+from xgr_stream.engine.append import GRAPH_TOKENS, LARGE_SHAPES, Appender
+from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.preparation import prepare_appends
 from xgr_stream.engine.shapes import AppendShape
 from xgr_stream.testing import tiny_catalog, tiny_model
 
@@ -46,3 +48,32 @@ def test_padding_changes_nothing(max_batch_tokens, monkeypatch):
     torch.testing.assert_close(padded.cache.hidden[:unread], exact.cache.hidden[:unread])
     torch.testing.assert_close(padded.cache.pool.k, exact.cache.pool.k)
     torch.testing.assert_close(padded.cache.pool.v, exact.cache.pool.v)
+
+
+def test_few_shapes_without_a_graph_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has pinned memory. Those with a graph, which reads at fixed addresses, are never dropped."""
+    appender = Engine.load(MODEL, tiny_catalog())._work.appender
+    monkeypatch.setattr(appender, "_cuda", True)
+    captured = [AppendShape.bucket(1, tokens, 4) for tokens in (1, 100, GRAPH_TOKENS)]
+    large = [AppendShape.bucket(users, 3 * GRAPH_TOKENS, 4) for users in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)]
+    assert len({*captured, *large}) == len(captured) + len(large) > LARGE_SHAPES + len(captured)
+    kept = [appender._staging_for(shape) for shape in captured]
+    for shape in large:
+        assert appender._staging_for(shape) is appender._staging_for(shape)
+    assert list(appender._staging) == [*captured, *large[-LARGE_SHAPES:]]
+    assert [appender._staging_for(shape) for shape in captured] == kept
+
+
+def test_who_stops_preparing_appends_waits_for_what_was_begun() -> None:
+    engine = Engine.load(MODEL, tiny_catalog())
+    work, cache, log = engine._work, engine.cache, []
+    abandon, mark = cache.abandon, Lane.mark
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lane, "mark", lambda lane: log.append(lane) or mark(lane))
+        patch.setattr(cache, "abandon", lambda draft: log.append("abandon") or abandon(draft))
+        steps = prepare_appends(work, cache, engine.model.tokens, engine.config, engine.window.max_events)
+        next(steps)
+        log.clear()
+        steps.close()
+    assert log == [work.append_lane, work.decode_lane, "abandon"]
+    engine.check_integrity()

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from xgr_stream.config import TopicNames
+from xgr_stream.config import MAX_BATCH_BYTES, TopicNames
 from xgr_stream.stream import codec
 from xgr_stream.stream.partitioner import partitioner
 from xgr_stream.testing.broker import Broker
@@ -17,6 +17,16 @@ MAX_BYTES = 20_000_000
 NUM_PARTITIONS = 4
 
 partition_of = partitioner("murmur2", NUM_PARTITIONS)
+
+
+async def write_too_large(broker: Broker, topic: str, partition: int) -> None:
+    """A batch of some kilobytes that decompress to more than is read."""
+    size = MAX_BATCH_BYTES + 1
+    producer = await broker.connection.start_producer(
+        compression_type="zstd", max_request_size=2 * size, max_batch_size=2 * size
+    )
+    await producer.send_and_wait(topic, bytes(size), b"user-6", partition=partition)
+    await producer.stop()
 
 
 class Raw:

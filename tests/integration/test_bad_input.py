@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.raw import Raw, partition_of
+from tests.integration.raw import Raw, partition_of, write_too_large
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import MAX_BATCH_BYTES
 from xgr_stream.errors import MessageTooLarge, NothingLegal
@@ -103,15 +103,11 @@ async def test_a_batch_that_is_a_thousand_times_what_it_seems(
     raw: Raw, broker: Broker, worker: KafkaDriver, client: RecommendClient, role: str
 ) -> None:
     """Nothing of it is read, and what comes behind it is."""
-    size, topic = MAX_BATCH_BYTES + 1, getattr(worker.runtime.topics, role)
-    producer = await broker.connection.start_producer(
-        compression_type="gzip", max_request_size=2 * size, max_batch_size=2 * size
-    )
-    await producer.send_and_wait(topic, bytes(size), b"user-6", partition=0)
-    await producer.stop()
+    topic = getattr(worker.runtime.topics, role)
+    await write_too_large(broker, topic, 0)
     letter = await raw.dead_letter(None, topic)
     assert (letter["reason"], letter["value"], letter["value_bytes"]) == ("too_large", None, None)
-    assert f"they must decompress to at most {MAX_BATCH_BYTES} bytes" in letter["message"]
+    assert f"a batch must decompress to at most {MAX_BATCH_BYTES} bytes, and it holds more" in letter["message"]
     position = await client.send_event(user_of(0), "item-1")
     assert (await client.recommend(user_of(0), timeout=20, after=position)).event_count > 0
 

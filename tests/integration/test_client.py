@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from tests.integration.raw import write_too_large
 from tests.integration.workers import until
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import TopicNames
@@ -63,13 +64,17 @@ async def test_late_and_duplicate_responses_are_counted_and_dropped(broker: Brok
         assert (client.late, client.duplicates) == (1, 1)
 
 
-async def test_what_is_no_response_is_passed_over(broker: Broker, topics: TopicNames) -> None:
+async def test_what_is_no_response_is_passed_over(
+    broker: Broker, topics: TopicNames, caplog: pytest.LogCaptureFixture
+) -> None:
     async with connected(broker, topics) as (client, producer):
         asked = asyncio.create_task(client.respond(RecommendRequest("mine", "user-1"), timeout=10))
         await asyncio.sleep(0)
         await producer.send_and_wait(topics.responses, b"\xc1", b"user-1")
+        await write_too_large(broker, topics.responses, 0)
         await producer.send_and_wait(topics.responses, encoded("mine"), b"user-1")
         assert (await asked).status is Status.OK
+    assert "is no response: records 1 to 1, of a batch of" in caplog.text
 
 
 async def test_error_responses_are_raised_as_what_they_name(broker: Broker, topics: TopicNames) -> None:

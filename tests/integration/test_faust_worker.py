@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 
 from tests.integration.conftest import own_topics
-from tests.integration.raw import Raw
+from tests.integration.raw import Raw, write_too_large
 from tests.integration.workers import FaustWorker, make_topics, until
 from xgr_stream import Engine
 from xgr_stream.client import RecommendClient
@@ -117,15 +117,19 @@ async def test_page_views_of_any_key_become_events_of_their_users(broker: Broker
         users = [f"user-{n}" for n in range(8)]
         await _view(producer, views, users, 5)
         await producer.send_and_wait(views, b'{"page": "item-1"}', b"nobody")
+        for partition in range(2):
+            await write_too_large(broker, views, partition)
+        await _view(producer, views, users, 1)
         await producer.stop()
         async with Raw(broker, topics) as raw, RecommendClient(broker.connection, topics=topics) as client:
             assert (await raw.dead_letter("nobody"))["reason"] == "invalid_event"
+            assert (await raw.dead_letter(None, views))["reason"] == "too_large"
             for _ in range(100):
                 counts = {(await client.recommend(user, timeout=10)).event_count for user in users}
-                if counts == {5}:
+                if counts == {6}:
                     break
                 await asyncio.sleep(0.1)
-            assert counts == {5}
+            assert counts == {6}
         assert await worker.stop() == 0
 
 

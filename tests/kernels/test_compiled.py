@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +103,36 @@ def test_what_does_not_compile_is_done_without(source: Path, caplog: pytest.LogC
 
 @needs_compiler
 def test_what_a_compiler_says_need_not_be_text(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CC", str(written(tmp_path / "cc", f'printf "\\374" >&2; exec {COMPILER} "$@"')))
+    monkeypatch.setenv("CC", str(written(tmp_path / "cc", f'printf "\\374" >&2; exec {shlex.join(COMPILER)} "$@"')))
+    assert compiled.function("seven")() == 7
+
+
+@needs_compiler
+def test_a_compiler_with_arguments(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.write_text("int seven(void) { return SEVEN; }")
+    monkeypatch.setenv("CC", f"{shlex.join(COMPILER)} -DSEVEN=7")
+    assert compiled.function("seven")() == 7
+
+
+@pytest.mark.parametrize("chosen", ["", " ", "'", "no-such-program -O3"])
+def test_what_names_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    monkeypatch.setenv("CC", chosen)
+    assert compiled.find_compiler() is None
+    assert compiled.library() is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("left", ["truncate -s 4096", "truncate -s 0", "echo text >"])
+def test_what_a_compiler_leaves_broken_is_not_kept(
+    source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: str
+) -> None:
+    """It would end the process that loads it. When the compiler is whole again, so is the library."""
+    broken = f'{shlex.join(COMPILER)} "$@" && while [ "$1" != -o ]; do shift; done && {left} "$2"'
+    fake = written(tmp_path / "cc", broken)
+    monkeypatch.setenv("CC", str(fake))
+    assert compiled.library() is None
+    assert cached(source) == []
+    written(fake, f'exec {shlex.join(COMPILER)} "$@"')
     assert compiled.function("seven")() == 7
 
 

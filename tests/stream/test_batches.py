@@ -6,7 +6,9 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+import time
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +20,21 @@ from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import encode_varint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_stream.config import MAX_BATCH_BYTES
-from xgr_stream.stream.batches import Batches, _PartitionRecords, bound_batches, read_any_batch
-from xgr_stream.stream.records import Unread
+from xgr_stream.config import MAX_BATCH_BYTES, TopicNames
+from xgr_stream.errors import MalformedMessage, MessageTooLarge
+from xgr_stream.stream import batches
+from xgr_stream.stream.batches import BESIDE_VALUE_BYTES, Batches, bound_batches, bound_topics, read_any_batch
+from xgr_stream.stream.protocol import dead_letter_message
+from xgr_stream.stream.records import DEAD_LETTER_BYTES, Record, Unread
 
 TP = TopicPartition("requests", 0)
+MIB = 1 << 20
 PLAIN, GZIP, SNAPPY, LZ4, ZSTD = CODECS = range(5)
+ENCODE = {PLAIN: bytes, GZIP: gzip_encode, SNAPPY: snappy_encode, LZ4: lz4_encode, ZSTD: zstd_encode}
 HEAD = 61
 ROOT = Path(__file__).parents[2]
 Written = list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]]
@@ -103,7 +111,7 @@ def test_a_name_that_was_compressed() -> None:
     plain = spoilt([*GOOD, (b"k", b"v", [(name_of(3), b"")])], 0)
     data = with_records(plain, GZIP, gzip.compress(plain[HEAD:]))
     found = read(Batches(data))
-    assert found == read(Batches(data, bounded=True))
+    assert found == read(Batches(data, most=MIB))
     assert found[-1] == (3, b"k", b"v", [("???", b"")])
 
 
@@ -121,20 +129,23 @@ def test_aborted_transactions_are_told_by_what_is_wrapped() -> None:
 @given(records=RECORDS)
 def test_what_is_within_the_bound_is_read_as_ever(codec: int, records: Written) -> None:
     data = batch(records, 7, codec) + batch(GOOD, 7 + len(records), codec)
-    assert read(Batches(data, bounded=True)) == read(MemoryRecords(data))
+    assert read(Batches(data, most=MIB)) == read(MemoryRecords(data))
 
 
 @pytest.mark.parametrize("codec", [code for code in CODECS if code])
 def test_a_batch_past_the_bound_is_one_record_that_says_so(codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xgr_stream.stream.batches.MAX_BATCH_BYTES", 100_000)
+    monkeypatch.setattr("xgr_stream.stream.decompress.MAX_BATCH_BYTES", 100_000)
     large: Written = [(b"k", bytes(60_000), []), (b"k", bytes(60_000), [])]
     data = batch(GOOD, 0, codec) + batch(large, 3, codec) + batch(GOOD, 5, codec)
-    found = read(Batches(data, bounded=True))
+    found = read(Batches(data, most=MIB))
     assert [offset for offset, *_ in found] == [0, 1, 2, 4, 5, 6, 7]
     _, key, value, headers = found[3]
-    assert (key, type(value), headers) == (None, Unread, [])
-    assert value.startswith(b"records 3 to 4, of a batch of ")
-    assert b"bytes, can't be read: they must decompress to at most 100000 bytes, and do not (" in value
+    assert (key, type(value), headers, value, value.size) == (None, Unread, [], b"", None)
+    assert isinstance(value.error, MessageTooLarge)
+    assert str(value.error).startswith("records 3 to 4, of a batch of ")
+    assert "bytes, can't be read: a batch must decompress to at most 100000 bytes, and it holds more" in str(
+        value.error
+    )
     assert read(Batches(data)) == read(MemoryRecords(data))  # a topic that is not ours
 
 
@@ -143,16 +154,85 @@ def test_a_batch_past_the_bound_is_one_record_that_says_so(codec: int, monkeypat
 def test_records_that_are_none_are_one_record_too(codec: int, data: st.DataObject) -> None:
     """A broker that looks into what it is given takes none; others do."""
     sound = batch(GOOD, 4, codec)
-    encode = {GZIP: gzip_encode, SNAPPY: snappy_encode, LZ4: lz4_encode, ZSTD: zstd_encode}[codec]
+    encode = ENCODE[codec]
     spoilt_records = batch([*GOOD[:2], (b"k", b"v", [(name_of(3), b"")])], 4, PLAIN)[HEAD:-2].replace(b"Z", b"\xff")
     records = data.draw(
         st.binary(max_size=60)
         | st.sampled_from([sound[HEAD:-1], b"\x82SNAPPY\x00" + bytes(8), encode(spoilt_records)])
         | st.binary(max_size=60).map(encode)
     )
-    found = read(Batches(with_records(sound, codec, records), bounded=True))
+    found = read(Batches(with_records(sound, codec, records), most=MIB))
     assert found[-1][0] == 6
     assert isinstance(found[-1][2], Unread)
+    large = codec == SNAPPY and "it holds more" in str(found[-1][2].error)  # by what it says of itself
+    assert isinstance(found[-1][2].error, MessageTooLarge if large else MalformedMessage)
+
+
+@given(records=RECORDS, cuts=st.lists(st.integers(0, 400), max_size=2))
+def test_gzip_of_several_members(records: Written, cuts: list[int]) -> None:
+    """With zeros behind it, as tape has them."""
+    plain = batch(records, 0, PLAIN)
+    edges = [HEAD, *sorted(min(HEAD + cut, len(plain)) for cut in cuts), len(plain)]
+    members = b"".join(gzip.compress(plain[begin:end]) for begin, end in pairwise(edges))
+    assert read(Batches(with_records(plain, GZIP, members + bytes(3)), most=MIB)) == read(MemoryRecords(plain))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@given(data=st.data())
+def test_a_record_past_the_bound_is_told_of_and_those_beside_it_are_read(codec: int, data: st.DataObject) -> None:
+    """Also among so many that they are read in several runs, and beside names that are no UTF-8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xgr_stream.stream.batches.RUN", data.draw(st.sampled_from([1, 2, 500])))
+        patch.setattr("xgr_stream.stream.batches.SMALL", 0)
+        patch.setattr("xgr_stream.stream.batches.MAX_HEADERS", 5)
+        large: Written = [
+            (b"key", b"v" * 700, [("x", b"1")]),
+            (None, b"v", [("", None)] * 6),
+            (b"k" * 700, None, []),
+            (b"k", b"", [("☃" * 300, None)]),
+        ]
+        kinds = data.draw(st.lists(st.sampled_from(["good", "bad name", *range(4)]), min_size=1, max_size=7))
+        named: Written = [(b"n", b"a name", [(name_of(2), b"")])]
+        chosen = [{"good": GOOD[1], "bad name": named[0]}.get(kind) or large[kind] for kind in kinds]
+        plain = batch(chosen, 5, PLAIN).replace(b"Z", b"\xff")
+        packed = with_records(plain, codec, ENCODE[codec](plain[HEAD:]))
+        found = read(Batches(packed, most=600))
+    assert [offset for offset, *_ in found] == list(range(5, 5 + len(kinds)))
+    for kind, wanted, (_, key, value, headers) in zip(kinds, chosen, found, strict=True):
+        if kind == "bad name":
+            assert (key, value, headers) == (b"n", b"a name", [("??", b"")])
+        elif kind == "good":
+            assert (key, value, headers) == wanted
+        else:
+            assert isinstance(value, Unread)
+            assert isinstance(value.error, MessageTooLarge)
+            size = None if wanted[1] is None else len(wanted[1])
+            assert (key, value, value.size, headers) == (wanted[0], wanted[1] or b"", size, [])
+
+
+def test_a_letter_tells_how_long_a_value_was_that_was_not_read() -> None:
+    [(offset, key, value, _)] = read(Batches(batch([(b"k", bytes(3 * MIB), [])], 9, ZSTD), most=MIB))
+    record = Record(TP.topic, 0, offset, key, value, 7)
+    letter = dead_letter_message(record, value.error)
+    assert (letter["reason"], letter["key"], letter["key_bytes"]) == ("too_large", b"k", 1)
+    assert (letter["value"], letter["value_bytes"]) == (bytes(DEAD_LETTER_BYTES), 3 * MIB)
+    assert type(letter["value"]) is bytes
+
+
+@pytest.mark.parametrize(("count", "entry"), [(33_000_000, b"\x00\x01"), (22_000_000, b"\x02\xff\x01")])
+def test_millions_of_headers_take_no_time(count: int, entry: bytes) -> None:
+    """In six kilobytes; with empty names, and with names that are no UTF-8."""
+    body = bytearray()
+    encode_varint(count, body.append)
+    content = b"\x00\x00\x00\x02k\x02v" + bytes(body) + entry * count
+    length = bytearray()
+    encode_varint(len(content), length.append)
+    head = batch([(b"k", b"v", [])], 0, PLAIN)
+    data = with_records(head, ZSTD, zstd_encode(bytes(length) + content))
+    begun = time.process_time()
+    [(offset, key, value, _)] = read(Batches(data, most=MIB))
+    assert time.process_time() - begun < 2
+    assert (offset, key, value, value.size, type(value.error)) == (0, b"k", b"v", 1, MessageTooLarge)
 
 
 @pytest.mark.parametrize("codec", [GZIP, ZSTD])
@@ -174,21 +254,30 @@ def gigabyte(codec: int) -> bytes:
 
 
 TAKEN = """
-import resource, sys
+import sys
 from pathlib import Path
 from xgr_stream.stream.batches import Batches
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-batch, before = Batches(Path(sys.argv[1]).read_bytes(), bounded=True).next_batch(), peak()
+def peak():  # not getrusage: a process begins with the one of whoever started it
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+batch, before = Batches(Path(sys.argv[1]).read_bytes(), most=1 << 20).next_batch(), peak()
 print(*(type(record.value).__name__ for record in batch), peak() - before)
 """
 
 
-def test_topics_are_bounded_by_their_names() -> None:
-    bound_batches([TP.topic])
-    fetcher: Any = aiokafka.consumer.fetcher
-    for topic, bounded in ((TP.topic, True), ("others", False)):
-        records = Batches(b"")
-        _PartitionRecords(TopicPartition(topic, 0), records, [], 0, None, None, False, 0)
-        assert records.bounded == bounded
+def test_topics_are_bounded_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_most", {})
+    names = TopicNames()
+    bound_topics(names, 5_000)
+    bound_batches(["views"])
     read_any_batch()
-    assert (fetcher.MemoryRecords, fetcher.PartitionRecords) == (Batches, _PartitionRecords)
+    fetcher: Any = aiokafka.consumer.fetcher
+
+    def most(topic: str) -> int | None:
+        records = fetcher.MemoryRecords(b"")
+        fetcher.PartitionRecords(TopicPartition(topic, 0), records, [], 0, None, None, False, 0)
+        return records.most
+
+    assert [most(topic) for topic in (names.events, names.requests, names.catalog)] == [5_000 + BESIDE_VALUE_BYTES] * 3
+    assert [most(topic) for topic in (names.responses, names.changelog, "views")] == [MAX_BATCH_BYTES] * 3
+    assert most("others") is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from ctypes import PYFUNCTYPE, c_ssize_t, c_void_p, py_object, pythonapi
@@ -45,8 +46,12 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 @functools.cache
 def in_c() -> Callable[..., None] | None:
-    """`find_rows` of row_table.c, without what it is given of Python's; None where there is no C compiler. The first
-    call compiles it, unless that was done on this machine before."""
+    """`find_rows` of row_table.c, without what it is given of Python's; None where there is no C compiler, or no GIL
+    to keep a list as it is. The first call compiles it, unless that was done on this machine before.
+
+    An id that is not ASCII keeps its UTF-8 beside it from then on, as Python's strings do."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return None
     from xgr_kernels.compiled import library  # with torch, which a catalog by itself does without
 
     functions = library((SOURCE,))
@@ -73,7 +78,7 @@ class RowTable:
         So that nobody can choose ids that collide, and ids that differ in a few places alone don't: two ids have equal
         hashes by a chance of one in 2^64, whatever they are (multilinear hashing: Lemire and Kaser, Strongly universal
         string hashing is fast, 2014)."""
-        self._pairs = [own + (other << 128) for own, other in self._seed.tolist()]
+        self._pairs: list[int] = [own + (other << 128) for own, other in self._seed.tolist()]
         buckets = 1
         while buckets * BUCKET * FULL < len(ids):
             buckets *= 2
@@ -167,7 +172,7 @@ class RowTable:
     def _hash(self, encoded: bytes) -> int:
         """What `_hashes` makes of one."""
         pairs = self._pairs
-        sums = len(encoded) * pairs[0]
+        sums: int = len(encoded) * pairs[0]
         for place, pair in zip(range(0, len(encoded), HALF), pairs[1:], strict=False):
             sums += from_bytes(encoded[place : place + HALF], "little") * pair
         return (sums >> 32 & _LOW) << 32 | sums >> 160 & _LOW
@@ -180,7 +185,8 @@ class RowTable:
             for half, seed in zip((own & np.uint64(_LOW), own >> np.uint64(32)), self._seed[place:], strict=False):
                 sums[which] += half[:, None] * seed
         own, other = sums.T
-        return own & np.uint64(_BITS - _LOW) | other >> np.uint64(32)
+        hashes: UInt64Array = own & np.uint64(_BITS - _LOW) | other >> np.uint64(32)
+        return hashes
 
     def _put(self, first: int, hashes: UInt64Array) -> None:
         """Those of the rows from `first` on."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xgr_stream.cli.kinds import Name
-from xgr_stream.config import TopicNames
+from xgr_stream.config import StreamConfig, TopicNames
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -87,4 +87,8 @@ def _topics(context: click.Context, option: click.Parameter, pairs: tuple[str, .
             roles = ", ".join(TopicNames.__dataclass_fields__)
             raise click.BadParameter(f"must be ROLE=NAME with a role of {roles}, not {pair!r}")
         names[role] = name
-    return TopicNames(**names)
+    from xgr_stream.stream.batches import bound_topics
+
+    topics = TopicNames(**names)
+    bound_topics(topics, StreamConfig().max_message_bytes)
+    return topics

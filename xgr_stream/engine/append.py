@@ -25,6 +25,8 @@ from xgr_stream.model.layers import Style
 GRAPH_TOKENS = 2048
 """Forwards of up to so many tokens are captured. Launched one by one, the kernels of 1,000 tokens took 20 ms of the
 host's time instead of 5 of the card's."""
+LARGE_SHAPES = 8
+"""Of forwards that are not, kept at the same time."""
 
 
 class Append(NamedTuple):
@@ -132,8 +134,17 @@ class Appender:
             }
             staging = Staging(arrays, self._device)
             if self._cuda:
+                self._make_room_for(shape)
                 self._staging[shape] = staging
         return staging
+
+    def _make_room_for(self, shape: AppendShape) -> None:
+        """Of shapes that no graph has, which are many, few are kept: each has pinned memory."""
+        if shape.tokens > GRAPH_TOKENS:
+            large = [kept for kept in self._staging if kept.tokens > GRAPH_TOKENS]
+            if len(large) == LARGE_SHAPES:
+                self._lane.mark().wait()  # it may still be read
+                del self._staging[large[0]]
 
     def _write(self, pieces: Sequence[_Piece], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a forward's host arrays. What a shape has beyond the pieces' is padding: tokens that are not written,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import ResolvedFilter
@@ -33,8 +32,9 @@ def prepare_appends(
                 lengths = [shortest + (user < longer) for user in range(users)]
                 appender.run([Append(draft, 0, np.zeros(length, np.int32)) for length in lengths])
                 yield
-        torch.cuda.synchronize()
     finally:
+        for appender in (work.appender, work.request_appender):
+            appender.lane.mark().wait()  # what was begun writes to the draft until it is done
         cache.abandon(draft)
 
 

@@ -16,6 +16,7 @@ from xgr_stream.config import HistoryConfig
 from xgr_stream.errors import HistoryError, InvalidEvent
 from xgr_stream.history import FIRST_LIFE, Applied, Delta, HistoryStore, Segment, SourcePosition, Stale, user_digest
 from xgr_stream.history.restore import PartitionRestore
+from xgr_stream.stream.records import Unread
 from xgr_stream.stream.source_header import source_from
 from xgr_stream.types import UserEvent
 
@@ -201,6 +202,8 @@ def restore(history: HistoryStore, partition: int, key: bytes | None, value: byt
 
 
 def _restore(history: HistoryStore, partition: int, key: bytes | None, value: bytes | None) -> None:
+    if isinstance(value, Unread):
+        raise ValueError(value.error)
     if key is None:
         raise ValueError("key must not be null")
     kind, *rest = _unpacked(key)

@@ -31,15 +31,17 @@ _MSGPACK_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 def check_size(data: bytes, max_bytes: int) -> None:
-    """Raises `MessageTooLarge`, of a value that was not read too."""
+    """Raises `MessageTooLarge`, and for a value that was not read `InvalidInput` too."""
     if isinstance(data, Unread):
-        raise MessageTooLarge(data.decode())
+        raise data.error
     if len(data) > max_bytes:
         raise MessageTooLarge(f"message must be at most {max_bytes} bytes, not {len(data)}")
 
 
-def decode(data: bytes, max_bytes: int) -> dict[str, Any]:
+def decode(data: bytes | None, max_bytes: int) -> dict[str, Any]:
     """The map that a message is. Raises `MessageTooLarge` or `MalformedMessage`."""
+    if data is None:
+        raise MalformedMessage("message must not be null")
     check_size(data, max_bytes)
     if not data:
         raise MalformedMessage("message must not be empty")

@@ -174,7 +174,7 @@ class Ingest:
 
     def _read(self, record: Record) -> _Event | None:
         """The record's event; None for a record to pass over. Raises `InvalidInput`."""
-        codec.check_size(record.value or b"", self._config.max_message_bytes)
+        codec.check_size(b"" if record.value is None else record.value, self._config.max_message_bytes)
         try:
             event = self._decode_event(record)
         except InvalidInput:
@@ -210,8 +210,8 @@ class Ingest:
         return user_id
 
     def _decode_ours(self, record: Record) -> UserEvent:
-        value = record.value or b""
-        return protocol.parse_event(codec.decode(value, self._config.max_message_bytes), record.key)
+        message = codec.decode(record.value, self._config.max_message_bytes)
+        return protocol.parse_event(message, record.key)
 
     def _produce(self, partition: Partition, entry: changelog.Entry) -> Produce:
         return Produce(self._config.topics.changelog, partition.number, entry.key, entry.value)

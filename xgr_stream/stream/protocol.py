@@ -17,7 +17,7 @@ from xgr_stream.errors import (
     UnsupportedVersion,
     XgrError,
 )
-from xgr_stream.stream.records import Record, Unread
+from xgr_stream.stream.records import DEAD_LETTER_BYTES, Record, Unread
 from xgr_stream.types import (
     MAX_ID_CHARS,
     NO_FILTER,
@@ -35,8 +35,6 @@ from xgr_stream.types import (
 
 VERSION = 1
 DEFAULT_K = 10
-DEAD_LETTER_BYTES = 64 * 1024
-"""How much of a dead letter's key and value are kept, each."""
 
 Message = dict[str, Any]
 
@@ -241,7 +239,8 @@ def response_message(response: RecommendResponse, stages_ms: Mapping[str, float]
 
 def dead_letter_message(record: Record, error: XgrError) -> Message:
     """A record that can't be taken in, and why. Its key and value are cut to `DEAD_LETTER_BYTES`."""
-    key, value = record.key, None if isinstance(record.value, Unread) else record.value
+    key, value = record.key, record.value
+    value_bytes = value.size if isinstance(value, Unread) else None if value is None else len(value)
     return {
         "v": VERSION,
         "reason": error.code,
@@ -252,8 +251,8 @@ def dead_letter_message(record: Record, error: XgrError) -> Message:
         "timestamp_ms": record.timestamp_ms,
         "key": None if key is None else key[:DEAD_LETTER_BYTES],
         "key_bytes": None if key is None else len(key),
-        "value": None if value is None else value[:DEAD_LETTER_BYTES],
-        "value_bytes": None if value is None else len(value),
+        "value": None if value is None or value_bytes is None else bytes(value[:DEAD_LETTER_BYTES]),
+        "value_bytes": value_bytes,
     }
 
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from xgr_stream.errors import InvalidInput
 from xgr_stream.types import MAX_ID_CHARS
 
 Headers = tuple[tuple[str, bytes], ...]
 
 
 class Unread(bytes):
-    """In place of the value of a record that was not read: why it was not."""
+    """In place of the value of a record that was not read, or of several: what is kept of it."""
+
+    error: InvalidInput
+    """Why it was not."""
+    size: int | None
+    """Bytes of the value; None: nobody knows."""
+
+    def __new__(cls, error: InvalidInput, kept: bytes = b"", size: int | None = None) -> Unread:
+        unread = super().__new__(cls, kept)
+        unread.error, unread.size = error, size
+        return unread
 
 
 class Record(NamedTuple):
@@ -29,6 +40,9 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
+MAX_HEADERS = 1_000
+DEAD_LETTER_BYTES = 64 * 1024
+"""How much of a dead letter's key and value are kept, each."""
 MAX_KEY_BYTES = 4 * MAX_ID_CHARS
 """Of a user's id in UTF-8."""
 MAX_HEADER_BYTES = 16 * 1024

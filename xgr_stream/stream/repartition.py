@@ -24,7 +24,7 @@ from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.faust_topic import Event, Supervisor, headers_of, in_batches, raw_topic
 from xgr_stream.stream.partitioner import by_key
 from xgr_stream.stream.publisher import OUT_OF_STEP
-from xgr_stream.stream.records import Record, key_passed_on, passed_on
+from xgr_stream.stream.records import Record, Unread, key_passed_on, passed_on
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.source_header import SOURCE_HEADER, source_header
 from xgr_stream.types import UserEvent
@@ -144,6 +144,8 @@ class Repartition:
         """None for a record that is no event. Raises `InvalidInput` for one that can't be converted. What comes from a
         channel has no position."""
         message = event.message
+        if isinstance(event.value, Unread):
+            raise event.value.error
         headers = [header for header in passed_on(headers_of(message)) if header[0] != SOURCE_HEADER]
         if is_topic:
             headers.append(source_header(SourcePosition(message.topic, message.partition, message.offset)))

@@ -130,7 +130,7 @@ class Requests:
     def take(self, partition: Partition, record: Record) -> None:
         """Take in one record of the requests topic: an answer will come, or it becomes a dead letter. Never raises."""
         try:
-            message = codec.decode(record.value or b"", self._config.max_message_bytes)
+            message = codec.decode(record.value, self._config.max_message_bytes)
         except InvalidInput as error:
             self._outbox.dead_letter(partition, record, error)
             return

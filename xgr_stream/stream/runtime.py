@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -17,7 +16,7 @@ from xgr_stream.scheduler.clock import Clock, SystemClock
 from xgr_stream.scheduler.timer_slack import PATIENT_NS, set_timer_slack
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
-from xgr_stream.stream.batches import bound_batches
+from xgr_stream.stream.batches import bound_topics
 from xgr_stream.stream.connection import stop_client
 from xgr_stream.stream.models import Models
 from xgr_stream.stream.processor import Processor
@@ -132,7 +131,7 @@ class Runtime:
         """Raises `TopologyError` for topics that are missing or do not belong together."""
         setup = self.setup
         self._loop = asyncio.get_running_loop()
-        bound_batches(asdict(self.topics).values())
+        bound_topics(self.topics, setup.config.max_message_bytes)
         self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
         producer = await self._new_producer()
         self._publisher = self._make_publisher(producer)

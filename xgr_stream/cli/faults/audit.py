@@ -53,7 +53,7 @@ def audit_events(truth: Truth, written: Written, findings: Findings) -> Offsets:
         findings.figures["copies that were written again"] = len(written.events) - len(counting)
     for record in counting:
         if _corrupt(record) is None:
-            event = protocol.parse_event(codec.decode(record.value or b"", MAX_BYTES), record.key)
+            event = protocol.parse_event(codec.decode(record.value, MAX_BYTES), record.key)
             found[event.user_id].append(event)
             offsets.by_user[event.user_id].append(record.offset)
     findings.differ(
@@ -111,7 +111,7 @@ def audit_answers(truth: Truth, written: Written, offsets: Offsets, findings: Fi
     """Every request has an answer, and each answer with items names what it saw truly. Returns those."""
     by_id: dict[str, list[RecommendResponse]] = defaultdict(list)
     for record in written.responses:
-        response = protocol.parse_response(codec.decode(record.value or b"", MAX_BYTES))
+        response = protocol.parse_response(codec.decode(record.value, MAX_BYTES))
         by_id[response.request_id].append(response)
     asked = truth.requests.keys() | truth.refusable
     findings.differ("requests have no answer", sorted(asked - by_id.keys()))
@@ -151,8 +151,8 @@ def audit_once(written: Written, rewound: Mapping[tuple[str, int], int], finding
     made to read again there may be a second dead letter. `rewound`: (topic, partition) → from which offset on."""
     answers: defaultdict[str, list[Record]] = defaultdict(list)
     for record in written.responses:
-        answers[codec.decode(record.value or b"", MAX_BYTES)["request_id"]].append(record)
-    letters = [codec.decode(record.value or b"", MAX_BYTES) for record in written.dead_letters]
+        answers[codec.decode(record.value, MAX_BYTES)["request_id"]].append(record)
+    letters = [codec.decode(record.value, MAX_BYTES) for record in written.dead_letters]
     places = Counter((letter["topic"], letter["partition"], letter["offset"]) for letter in letters)
     findings.differ(
         "answers are there more than once",
@@ -179,7 +179,7 @@ def audit_dead_letters(truth: Truth, written: Written, topics: TopicNames, findi
         for record in (*written.views, *written.events, *written.requests)
         if (what := _corrupt(record)) is not None
     }
-    letters = [codec.decode(record.value or b"", MAX_BYTES) for record in written.dead_letters]
+    letters = [codec.decode(record.value, MAX_BYTES) for record in written.dead_letters]
     places = Counter((letter["topic"], letter["partition"], letter["offset"]) for letter in letters)
     if len(corrupt) != truth.corrupt:
         findings.differ(
