@@ -107,6 +107,16 @@ def test_nothing_is_lost_beside_a_name_that_is_no_utf_8(place: int, length: int)
     assert others == [record[1:] for record in read(MemoryRecords(batch(GOOD, 0, 0)))] * 3
 
 
+def test_many_names_that_are_no_utf_8_take_time_once() -> None:
+    """Not all that is behind each of them again."""
+    bad: Written = [(b"k", b"v", [(name_of(3), b"")] * 90)] * 1_500
+    data = batch(bad, 0, PLAIN).replace(b"ZZZ", b"\xff\xff\xff")
+    begun = time.process_time()
+    found = read(Batches(data, most=MIB))
+    assert time.process_time() - begun < 2
+    assert found == [(offset, b"k", b"v", [("???", b"")] * 90) for offset in range(1_500)]
+
+
 def test_a_name_that_was_compressed() -> None:
     plain = spoilt([*GOOD, (b"k", b"v", [(name_of(3), b"")])], 0)
     data = with_records(plain, GZIP, gzip.compress(plain[HEAD:]))

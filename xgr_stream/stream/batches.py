@@ -149,7 +149,7 @@ def _records(data: bytearray, done: int, most: int) -> Iterator[Any]:
                 yield record
         except UnicodeDecodeError:
             at, left = _skip(data, at, done), left - done
-            _make_ascii(data, at)
+            _make_readable(data, at, count - done)
             continue
         at, left = end, left - count
         if large is not None:
@@ -220,16 +220,22 @@ def _record(batch: Any, offset: int, timestamp: int, key: bytes | None, value: U
     )
 
 
-def _make_ascii(data: bytearray, at: int) -> None:
-    """The names of the headers of the record that begins there."""
-    parts = _Parts(data, at)
-    at = parts.headers
-    for _ in range(parts.num_headers):
-        name, at = _sized(data, at)
-        if name is None:
-            raise CorruptRecordException("a header has no name")
-        data[name] = bytes(byte if byte < 128 else ord("?") for byte in data[name])
-        _, at = _sized(data, at)
+def _make_readable(data: bytearray, at: int, count: int) -> None:
+    """The names of headers of so many records, the first of which begins there: where there is one that is no UTF-8,
+    there are more."""
+    for _ in range(count):
+        parts = _Parts(data, at)
+        field = parts.headers
+        for _ in range(parts.num_headers):
+            name, field = _sized(data, field)
+            if name is None:
+                raise CorruptRecordException("a header has no name")
+            try:
+                data[name].decode()
+            except UnicodeDecodeError:
+                data[name] = bytes(byte if byte < 128 else ord("?") for byte in data[name])
+            _, field = _sized(data, field)
+        at = _skip(data, at, 1)
 
 
 def _sized(data: bytearray, at: int) -> tuple[slice | None, int]:

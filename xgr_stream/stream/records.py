@@ -40,7 +40,7 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
-MAX_HEADERS = 1_000
+MAX_HEADERS = 100
 DEAD_LETTER_BYTES = 64 * 1024
 """How much of a dead letter's key and value are kept, each."""
 MAX_KEY_BYTES = 4 * MAX_ID_CHARS
