@@ -241,14 +241,14 @@ class _Bench:
         return merge, times
 
     def beside(self, merge: CatalogMerge) -> tuple[Times, tuple[float, float]]:
-        """Batches while the merge runs, and the merge."""
+        """Batches while the merge runs, one at least, and the merge."""
         run: Times = []
         thread = threading.Thread(target=lambda: run.append(self._timed(merge.run)), name="xgr-merge")
-        times = []
         thread.start()
+        times = [self._timed(self.answer)]
         while thread.is_alive():
-            times.append(self._timed(self.answer))
             thread.join(APART_S)
+            times.append(self._timed(self.answer))
         return times, run[0]
 
     def repeat(self, make: Callable[[], Callable[[], object]], times: int) -> Times:
