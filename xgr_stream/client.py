@@ -23,7 +23,7 @@ from xgr_stream.errors import (
 from xgr_stream.stream import codec as codecs
 from xgr_stream.stream import protocol
 from xgr_stream.stream.asking import Asking, EventPosition
-from xgr_stream.stream.batches import bound_batches
+from xgr_stream.stream.batches import Limits, bound_batches
 from xgr_stream.stream.connection import RETRY_AFTER_S, Connection, stop_client
 from xgr_stream.types import RecommendRequest, RecommendResponse, UserEvent
 
@@ -65,7 +65,7 @@ class RecommendClient(Asking):
         self.duplicates = 0
         self._connection = Connection.of(brokers)
         self._topics = settings_or_default("topics", topics, TopicNames)
-        bound_batches([self._topics.responses])
+        bound_batches([self._topics.responses], Limits())
         self._codec = codec
         self._max_message_bytes = max_message_bytes
         self._isolation = "read_committed" if read_committed else "read_uncommitted"

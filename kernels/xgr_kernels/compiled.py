@@ -73,10 +73,10 @@ def find_compiler() -> tuple[str, ...] | None:
         return None
     chosen = os.environ.get("CC")
     for command in ("cc", "clang") if chosen is None else (chosen,):
-        try:
-            program, *arguments = shlex.split(command)
-        except ValueError:  # nothing, or an open quote
-            return None
+        if found := shutil.which(command):
+            return (found,)
+    with contextlib.suppress(ValueError):  # nothing, or an open quote
+        program, *arguments = shlex.split(chosen or "")
         if found := shutil.which(program):
             return found, *arguments
     return None
@@ -126,9 +126,10 @@ def _compile(folder: Path, compiler: tuple[str, ...], sources: Sequence[Path]) -
                 os.killpg(running.pid, signal.SIGKILL)  # with what it started
                 raise
         if running.returncode == 0 and made.exists():
-            # Somewhere else first: what is no library, or not all of it, may end the process that loads it.
-            loading = [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(made)]
-            subprocess.run(loading, capture_output=True, check=True, timeout=TIMEOUT_S)
+            if sys.executable:
+                # Somewhere else first: what is no library, or not all of it, may end the process that loads it.
+                loading = [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(made)]
+                subprocess.run(loading, capture_output=True, check=True, timeout=TIMEOUT_S)
             return made
         failed.append(f"{target}: {said.decode(errors='replace').strip()}")
     raise subprocess.CalledProcessError(running.returncode, command, stderr="; ".join(failed))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +28,17 @@ from hypothesis import strategies as st
 from xgr_stream.config import MAX_BATCH_BYTES, TopicNames
 from xgr_stream.errors import MalformedMessage, MessageTooLarge
 from xgr_stream.stream import batches
-from xgr_stream.stream.batches import BESIDE_VALUE_BYTES, Batches, bound_batches, bound_topics, read_any_batch
+from xgr_stream.stream.batches import (
+    BESIDE_VALUE_BYTES,
+    FETCH_BYTES,
+    Batches,
+    Limits,
+    bound_others,
+    bound_topics,
+    read_any_batch,
+)
 from xgr_stream.stream.protocol import dead_letter_message
-from xgr_stream.stream.records import DEAD_LETTER_BYTES, Record, Unread
+from xgr_stream.stream.records import DEAD_LETTER_BYTES, MAX_HEADERS, Record, Unread
 
 TP = TopicPartition("requests", 0)
 MIB = 1 << 20
@@ -78,6 +87,44 @@ def with_records(data: bytes, codec: int, records: bytes) -> bytes:
     return bytes(head) + records
 
 
+def zigzag(number: int) -> bytes:
+    found = bytearray()
+    encode_varint(number, found.append)
+    return bytes(found)
+
+
+def record(
+    key: bytes,
+    value: bytes,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    *,
+    attributes: int = 0,
+    offset: int = 0,
+    timestamp: int = 0,
+) -> bytes:
+    def sized(data: bytes) -> bytes:
+        return zigzag(len(data)) + data
+
+    fields = b"".join(sized(part) for header in headers for part in header)
+    content = bytes([attributes]) + zigzag(timestamp) + zigzag(offset) + sized(key) + sized(value)
+    return sized(content + zigzag(len(headers)) + fields)
+
+
+def of(records: Sequence[bytes]) -> bytes:
+    """A batch of these, from offset 0 and time 1,000 on."""
+    data = bytearray(with_records(batch(GOOD, 0, PLAIN), PLAIN, b"".join(records)))
+    data[23:27], data[57:61] = (len(records) - 1).to_bytes(4, "big"), len(records).to_bytes(4, "big")
+    data[27:35] = data[35:43] = (1_000).to_bytes(8, "big")
+    return bytes(data)
+
+
+def records_of(batches: Any) -> list[Any]:
+    found = []
+    while batches.has_next():
+        found += list(batches.next_batch())
+    return found
+
+
 def read(records: Any) -> list[tuple[int, Any, Any, Any]]:
     fetched = PartitionRecords(TP, records, [], 0, None, None, False, 0)
     return [(record.offset, record.key, record.value, list(record.headers)) for record in fetched]
@@ -112,7 +159,7 @@ def test_many_names_that_are_no_utf_8_take_time_once() -> None:
     bad: Written = [(b"k", b"v", [(name_of(3), b"")] * 90)] * 1_500
     data = batch(bad, 0, PLAIN).replace(b"ZZZ", b"\xff\xff\xff")
     begun = time.process_time()
-    found = read(Batches(data, most=MIB))
+    found = read(Batches(data, Limits(MIB)))
     assert time.process_time() - begun < 2
     assert found == [(offset, b"k", b"v", [("???", b"")] * 90) for offset in range(1_500)]
 
@@ -121,7 +168,7 @@ def test_a_name_that_was_compressed() -> None:
     plain = spoilt([*GOOD, (b"k", b"v", [(name_of(3), b"")])], 0)
     data = with_records(plain, GZIP, gzip.compress(plain[HEAD:]))
     found = read(Batches(data))
-    assert found == read(Batches(data, most=MIB))
+    assert found == read(Batches(data, Limits(MIB)))
     assert found[-1] == (3, b"k", b"v", [("???", b"")])
 
 
@@ -139,7 +186,7 @@ def test_aborted_transactions_are_told_by_what_is_wrapped() -> None:
 @given(records=RECORDS)
 def test_what_is_within_the_bound_is_read_as_ever(codec: int, records: Written) -> None:
     data = batch(records, 7, codec) + batch(GOOD, 7 + len(records), codec)
-    assert read(Batches(data, most=MIB)) == read(MemoryRecords(data))
+    assert read(Batches(data, Limits(MIB))) == read(MemoryRecords(data))
 
 
 @pytest.mark.parametrize("codec", [code for code in CODECS if code])
@@ -147,7 +194,7 @@ def test_a_batch_past_the_bound_is_one_record_that_says_so(codec: int, monkeypat
     monkeypatch.setattr("xgr_stream.stream.decompress.MAX_BATCH_BYTES", 100_000)
     large: Written = [(b"k", bytes(60_000), []), (b"k", bytes(60_000), [])]
     data = batch(GOOD, 0, codec) + batch(large, 3, codec) + batch(GOOD, 5, codec)
-    found = read(Batches(data, most=MIB))
+    found = read(Batches(data, Limits(MIB)))
     assert [offset for offset, *_ in found] == [0, 1, 2, 4, 5, 6, 7]
     _, key, value, headers = found[3]
     assert (key, type(value), headers, value, value.size) == (None, Unread, [], b"", None)
@@ -171,7 +218,7 @@ def test_records_that_are_none_are_one_record_too(codec: int, data: st.DataObjec
         | st.sampled_from([sound[HEAD:-1], b"\x82SNAPPY\x00" + bytes(8), encode(spoilt_records)])
         | st.binary(max_size=60).map(encode)
     )
-    found = read(Batches(with_records(sound, codec, records), most=MIB))
+    found = read(Batches(with_records(sound, codec, records), Limits(MIB)))
     assert found[-1][0] == 6
     assert isinstance(found[-1][2], Unread)
     large = codec == SNAPPY and "it holds more" in str(found[-1][2].error)  # by what it says of itself
@@ -184,29 +231,25 @@ def test_gzip_of_several_members(records: Written, cuts: list[int]) -> None:
     plain = batch(records, 0, PLAIN)
     edges = [HEAD, *sorted(min(HEAD + cut, len(plain)) for cut in cuts), len(plain)]
     members = b"".join(gzip.compress(plain[begin:end]) for begin, end in pairwise(edges))
-    assert read(Batches(with_records(plain, GZIP, members + bytes(3)), most=MIB)) == read(MemoryRecords(plain))
+    assert read(Batches(with_records(plain, GZIP, members + bytes(3)), Limits(MIB))) == read(MemoryRecords(plain))
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(data=st.data())
 def test_a_record_past_the_bound_is_told_of_and_those_beside_it_are_read(codec: int, data: st.DataObject) -> None:
-    """Also among so many that they are read in several runs, and beside names that are no UTF-8."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xgr_stream.stream.batches.RUN", data.draw(st.sampled_from([1, 2, 500])))
-        patch.setattr("xgr_stream.stream.batches.SMALL", 0)
-        patch.setattr("xgr_stream.stream.batches.MAX_HEADERS", 5)
-        large: Written = [
-            (b"key", b"v" * 700, [("x", b"1")]),
-            (None, b"v", [("", None)] * 6),
-            (b"k" * 700, None, []),
-            (b"k", b"", [("☃" * 300, None)]),
-        ]
-        kinds = data.draw(st.lists(st.sampled_from(["good", "bad name", *range(4)]), min_size=1, max_size=7))
-        named: Written = [(b"n", b"a name", [(name_of(2), b"")])]
-        chosen = [{"good": GOOD[1], "bad name": named[0]}.get(kind) or large[kind] for kind in kinds]
-        plain = batch(chosen, 5, PLAIN).replace(b"Z", b"\xff")
-        packed = with_records(plain, codec, ENCODE[codec](plain[HEAD:]))
-        found = read(Batches(packed, most=600))
+    """Beside names that are no UTF-8, too."""
+    large: Written = [
+        (b"key", b"v" * 700, [("x", b"1")]),
+        (None, b"v", [("", None)] * 6),
+        (b"k" * 700, None, []),
+        (b"k", b"", [("☃" * 300, None)]),
+    ]
+    kinds = data.draw(st.lists(st.sampled_from(["good", "bad name", *range(4)]), min_size=1, max_size=7))
+    named: Written = [(b"n", b"a name", [(name_of(2), b"")])]
+    chosen = [{"good": GOOD[1], "bad name": named[0]}.get(kind) or large[kind] for kind in kinds]
+    plain = batch(chosen, 5, PLAIN).replace(b"Z", b"\xff")
+    packed = with_records(plain, codec, ENCODE[codec](plain[HEAD:]))
+    found = read(Batches(packed, Limits(600, 5)))
     assert [offset for offset, *_ in found] == list(range(5, 5 + len(kinds)))
     for kind, wanted, (_, key, value, headers) in zip(kinds, chosen, found, strict=True):
         if kind == "bad name":
@@ -220,13 +263,102 @@ def test_a_record_past_the_bound_is_told_of_and_those_beside_it_are_read(codec: 
             assert (key, value, value.size, headers) == (wanted[0], wanted[1] or b"", size, [])
 
 
-def test_a_letter_tells_how_long_a_value_was_that_was_not_read() -> None:
-    [(offset, key, value, _)] = read(Batches(batch([(b"k", bytes(3 * MIB), [])], 9, ZSTD), most=MIB))
-    record = Record(TP.topic, 0, offset, key, value, 7)
-    letter = dead_letter_message(record, value.error)
-    assert (letter["reason"], letter["key"], letter["key_bytes"]) == ("too_large", b"k", 1)
-    assert (letter["value"], letter["value_bytes"]) == (bytes(DEAD_LETTER_BYTES), 3 * MIB)
-    assert type(letter["value"]) is bytes
+@pytest.mark.parametrize("key", [None, b"", b"k", bytes(2 * DEAD_LETTER_BYTES)])
+@pytest.mark.parametrize("value", [None, b"", bytes(3 * MIB)])
+def test_a_letter_tells_how_long_key_and_value_were(key: bytes | None, value: bytes | None) -> None:
+    large: Written = [(key, value, [("", None)] * (MAX_HEADERS + 1))]
+    [(offset, kept_key, kept_value, _)] = read(Batches(batch(large, 9, ZSTD), Limits(MIB)))
+    letter = dead_letter_message(Record(TP.topic, 0, offset, kept_key, kept_value, 7), kept_value.error)
+    assert (letter["reason"], letter["offset"]) == ("too_large", 9)
+    for name, data in (("key", key), ("value", value)):
+        cut = None if data is None else data[:DEAD_LETTER_BYTES]
+        assert (letter[name], letter[f"{name}_bytes"]) == (cut, None if data is None else len(data))
+        assert type(letter[name]) in (bytes, type(None))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_limits_are_exact(more: int) -> None:
+    value = b"v" * 300
+    content = record(b"k", value, [(b"n", b"")] * 3)
+    size = len(content) - 2  # without its own length
+    for limits in (Limits(size - more, 3), Limits(size, 3 - more)):
+        [(_, _, read_value, _)] = read(Batches(of([content]), limits))
+        assert (read_value, isinstance(read_value, Unread)) == (value, bool(more))
+
+
+@pytest.mark.parametrize("appended", [False, True])
+def test_what_is_not_read_has_the_time_that_it_would_have(appended: bool) -> None:
+    """Its own, or the batch's. And of a compacted batch, whose first and last records are gone, the last offset."""
+    head = bytearray(of([record(b"a", b"1", offset=3, timestamp=5), record(b"b", b"2" * 99, offset=5, timestamp=9)]))
+    head[22] |= 8 * appended
+    head[23:27] = (7).to_bytes(4, "big")
+    head[35:43] = (2_000).to_bytes(8, "big")
+    times, offsets = (2_000, 2_000) if appended else (1_005, 1_009), (3, 5)
+    whole = [
+        (one.offset, one.timestamp, one.timestamp_type) for one in records_of(Batches(bytes(head), Limits(99_999)))
+    ]
+    assert whole == [(offset, at, appended) for offset, at in zip(offsets, times, strict=True)]
+    assert whole == [(one.offset, one.timestamp, one.timestamp_type) for one in records_of(MemoryRecords(bytes(head)))]
+    cut = records_of(Batches(bytes(head), Limits(50)))
+    assert [(one.offset, one.timestamp) for one in cut] == list(zip(offsets, times, strict=True))
+    head[-1] = 1  # the last field now is a header that is not there
+    spoilt_one = records_of(Batches(bytes(head), Limits(99_999)))
+    assert [(one.offset, one.timestamp) for one in spoilt_one] == [(3, times[0]), (7, 2_000)]
+    assert str(spoilt_one[1].value.error).startswith("records 4 to 7, of a batch of ")
+
+
+def test_sound_records_before_one_that_is_none_are_read() -> None:
+    sound = [record(b"k", b"%d" % number, offset=number) for number in range(400)]
+    spoilt_one = record(b"k", b"v", offset=400)
+    found = read(Batches(of([*sound, b"\x40" + spoilt_one[1:]]), Limits(MIB)))
+    assert [value for *_, value, _ in found[:400]] == [b"%d" % number for number in range(400)]
+    assert [(offset, type(value)) for offset, _, value, _ in found[400:]] == [(400, Unread)]
+
+
+LAST, LARGEST = zigzag(-(2**31)), zigzag(2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        record(b"\x00\x00", b"\x02\xff\x00", attributes=0x80),
+        record(b"k", b"v", [(b"\xff", b"")]) + LARGEST + bytes(9),
+        record(b"k", b"v", [(b"\xff", b"")]) + LAST + bytes(9),
+        record(b"k", b"v", [(b"\xff", b"")]) + zigzag(-1),
+        record(b"k", b"v", [(b"\xff", b"")]) + b"\xff" * 30,
+        b"\x04" + record(b"k", b"v", [(b"n", bytes(50_000))] * 99)[3:],
+        b"\xff" * 9,
+        b"",
+    ],
+)
+@pytest.mark.parametrize("codec", [PLAIN, ZSTD])
+@pytest.mark.timeout(20)
+def test_what_lies_about_itself_ends_nobody(content: bytes, codec: int) -> None:
+    """Records that aiokafka's own readers take differently, or read on behind the end of: such ended a process, or went
+    on for ever."""
+    data = with_records(of([b""] * 3), codec, ENCODE[codec](content))
+    found = read(Batches(data, Limits(MIB)))
+    assert len(found) <= 2
+    assert found[-1][0] == 2
+
+
+@given(data=st.data())
+def test_spoilt_bytes_are_read_or_told_of(data: st.DataObject) -> None:
+    sound = bytearray(batch(data.draw(RECORDS), 4, PLAIN))
+    for _ in range(data.draw(st.integers(1, 4))):
+        sound[data.draw(st.integers(HEAD, len(sound) - 1))] = data.draw(st.sampled_from([0, 1, 2, 127, 128, 254, 255]))
+    found = records_of(Batches(bytes(sound), Limits(150, 3)))
+    assert all(one.value is None or isinstance(one.value, bytes) for one in found)
+
+
+def test_a_fetch_is_read_a_part_at_a_time() -> None:
+    """What is behind it is fetched again, from where it begins."""
+    count, size = 60, FETCH_BYTES // 4
+    data = b"".join(batch([(b"k", bytes(size), [])], number, ZSTD) for number in range(count))
+    fetched = PartitionRecords(TP, Batches(data, Limits()), [], 0, None, None, False, 0)
+    assert [one.offset for one in fetched] == [0, 1, 2, 3]
+    assert fetched.next_fetch_offset == 4
+    assert len(read(Batches(data))) == count
 
 
 @pytest.mark.parametrize(("count", "entry"), [(33_000_000, b"\x00\x01"), (22_000_000, b"\x02\xff\x01")])
@@ -240,7 +372,7 @@ def test_millions_of_headers_take_no_time(count: int, entry: bytes) -> None:
     head = batch([(b"k", b"v", [])], 0, PLAIN)
     data = with_records(head, ZSTD, zstd_encode(bytes(length) + content))
     begun = time.process_time()
-    [(offset, key, value, _)] = read(Batches(data, most=MIB))
+    [(offset, key, value, _)] = read(Batches(data, Limits(MIB)))
     assert time.process_time() - begun < 2
     assert (offset, key, value, value.size, type(value.error)) == (0, b"k", b"v", 1, MessageTooLarge)
 
@@ -266,28 +398,30 @@ def gigabyte(codec: int) -> bytes:
 TAKEN = """
 import sys
 from pathlib import Path
-from xgr_stream.stream.batches import Batches
+from xgr_stream.stream.batches import Batches, Limits
 def peak():  # not getrusage: a process begins with the one of whoever started it
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-batch, before = Batches(Path(sys.argv[1]).read_bytes(), most=1 << 20).next_batch(), peak()
+batch, before = Batches(Path(sys.argv[1]).read_bytes(), Limits(1 << 20)).next_batch(), peak()
 print(*(type(record.value).__name__ for record in batch), peak() - before)
 """
 
 
 def test_topics_are_bounded_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_most", {})
+    monkeypatch.setattr(batches, "_limits", {})
     names = TopicNames()
     bound_topics(names, 5_000)
-    bound_batches(["views"])
+    bound_others(["views"])
     read_any_batch()
     fetcher: Any = aiokafka.consumer.fetcher
 
-    def most(topic: str) -> int | None:
+    def limits(topic: str) -> Limits | None:
         records = fetcher.MemoryRecords(b"")
         fetcher.PartitionRecords(TopicPartition(topic, 0), records, [], 0, None, None, False, 0)
-        return records.most
+        return records.limits
 
-    assert [most(topic) for topic in (names.events, names.requests, names.catalog)] == [5_000 + BESIDE_VALUE_BYTES] * 3
-    assert [most(topic) for topic in (names.responses, names.changelog, "views")] == [MAX_BATCH_BYTES] * 3
-    assert most("others") is None
+    written = [Limits(5_000 + BESIDE_VALUE_BYTES, MAX_HEADERS)] * 3
+    assert [limits(topic) for topic in (names.events, names.requests, names.catalog)] == written
+    assert [limits(topic) for topic in (names.responses, names.changelog)] == [Limits(MAX_BATCH_BYTES, MAX_HEADERS)] * 2
+    assert limits("views") == Limits(1 << 62, 1 << 62)
+    assert limits("others") is None

@@ -1,92 +1,126 @@
-"""Batches of records that aiokafka 0.14 reads nothing of, or all too much.
+"""Batches of records, read within bounds.
 
-One header whose name is not UTF-8, which librdkafka can write, and nothing of its batch is read: a consumer comes past
-it in no way but by leaving out all of it. A batch that can't be decompressed ends whoever reads it. And a few kilobytes
-may decompress to gigabytes, or to a record of millions of headers, each of which is two objects.
+aiokafka 0.14 decompresses a batch whole, which may be a thousand times what a broker took, and makes two objects of
+each of its headers, which may be millions. It reads nothing of a batch with one header whose name is not UTF-8, which
+librdkafka can write, and a consumer comes past it in no way but by leaving out all of it; one that can't be
+decompressed ends whoever reads it; and a number that goes on behind the end is read from whatever is there. So records
+of a recommender's topics are read here, in Kafka's format 2 (https://kafka.apache.org/documentation/#recordbatch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiokafka.consumer.fetcher
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
 
-from xgr_stream.config import MAX_BATCH_BYTES, TopicNames
-from xgr_stream.errors import InvalidInput, MalformedMessage, MessageTooLarge
+from xgr_stream.config import MAX_BATCH_BYTES, MIB, TopicNames
+from xgr_stream.errors import MalformedMessage, MessageTooLarge
 from xgr_stream.stream.decompress import decompressed
 from xgr_stream.stream.records import DEAD_LETTER_BYTES, MAX_HEADERS, Unread
 
 BESIDE_VALUE_BYTES = 64 * 1024
 """Of a record's key and headers, besides a value as large as it may be."""
-RUN, SMALL = 500, 16 * 1024
-"""Records that are looked at together, before they are read; so many bytes need not be, whatever they hold."""
+FETCH_BYTES = 16 * MIB
+"""Of what a fetch brought of a partition, once it is decompressed: the batches behind so much are fetched again. What
+is read in one go blocks the event loop, and its records are in memory together."""
 
 _FRAME = 12
 """Bytes of a batch in front of what its length counts."""
 _HEAD = 61
-"""Bytes of a batch of version 2 in front of its records."""
-_VERSION, _ATTRIBUTES, _COUNT = 16, 22, slice(57, 61)
+"""Bytes of a batch of format 2 in front of its records."""
+_FORMAT, _ATTRIBUTES, _COUNT = 16, 22, slice(57, 61)
 _CODEC = 7
+_PADDING = bytes(64)
+"""Behind the last record: aiokafka's numbers, of up to ten bytes, don't heed the end. A record has six in a row."""
 
-_most: dict[str, int] = {}
-"""Of topics that are read within bounds: bytes of a record."""
+
+class Limits(NamedTuple):
+    """Of a record. What is larger is not read."""
+
+    record_bytes: int = MAX_BATCH_BYTES
+    headers: int = MAX_HEADERS
+
+
+_NO_LIMITS = Limits(1 << 62, 1 << 62)
+_limits: dict[str, Limits] = {}
+"""Of topics that are read within bounds."""
 
 
 def read_any_batch() -> None:
-    """Have all consumers of this process read records with any names of headers, with '?' for each byte of a name that
-    is not ASCII."""
+    """Have all consumers of this process read records with any names of headers, with '?' for each byte that is not
+    ASCII of a name that is not UTF-8."""
     aiokafka.consumer.fetcher.MemoryRecords = Batches
     aiokafka.consumer.fetcher.PartitionRecords = _PartitionRecords
 
 
-def bound_batches(topics: Iterable[str], most: int = MAX_BATCH_BYTES) -> None:
-    """Have batches of these topics read within bounds: decompressed to `MAX_BATCH_BYTES`, records of `most` bytes and
-    `MAX_HEADERS` headers. In place of a record that is larger, and of all that can't be read, comes one whose value is
-    `Unread`. An application's own topics are read as they ever were."""
-    _most.update(dict.fromkeys(topics, most))
+def bound_batches(topics: Iterable[str], limits: Limits) -> None:
+    """Have batches of these topics decompressed to `MAX_BATCH_BYTES` at most. In place of records that are past the
+    limits, and of those behind something that can't be read, come some whose value is `Unread`, for whoever reads the
+    topic in this process."""
+    _limits.update(dict.fromkeys(topics, limits))
 
 
 def bound_topics(topics: TopicNames, max_message_bytes: int) -> None:
     """Have a recommender's topics read within bounds. What workers write themselves may be as large as a batch."""
-    bound_batches((topics.responses, topics.changelog, topics.dead_letters))
-    bound_batches((topics.events, topics.requests, topics.catalog), max_message_bytes + BESIDE_VALUE_BYTES)
+    bound_batches((topics.responses, topics.changelog, topics.dead_letters), Limits())
+    bound_batches((topics.events, topics.requests, topics.catalog), Limits(max_message_bytes + BESIDE_VALUE_BYTES))
+
+
+def bound_others(topics: Iterable[str]) -> None:
+    """Have topics that are not ours read as they ever were, but for batches that can't be decompressed."""
+    bound_batches(topics, _NO_LIMITS)
 
 
 class _PartitionRecords(aiokafka.consumer.fetcher.PartitionRecords):  # type: ignore[misc]
     def __init__(self, tp: Any, records: Any, *others: Any) -> None:
-        records.most = _most.get(tp.topic)
+        records.limits = _limits.get(tp.topic)
         super().__init__(tp, records, *others)
 
 
 class Batches:
     """`MemoryRecords`, as aiokafka's fetcher uses them."""
 
-    def __init__(self, data: bytes, most: int | None = None) -> None:
-        """`most`: bytes of a record; None: nothing is bounded."""
-        self.most = most
+    def __init__(self, data: bytes, limits: Limits | None = None) -> None:
+        """None: nothing is bounded."""
+        self.limits = limits
+        self.read_bytes = 0
+        """By those who are bounded."""
         self._data = data
         self._records = MemoryRecords(data)
         self._at = 0
-        self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
+        self.size_in_bytes = self._records.size_in_bytes
+
+    def has_next(self) -> bool:
+        """Once it has none the consumer fetches what is behind the last batch."""
+        return self.read_bytes < FETCH_BYTES and self._records.has_next()
 
     def next_batch(self) -> Any:
         batch = self._records.next_batch()
         begin = self._at
         self._at += _FRAME + int.from_bytes(self._data[begin + 8 : begin + _FRAME], "big")
-        return None if batch is None else _Batch(batch, self._data[begin : self._at], self.most)
+        return None if batch is None else _Batch(batch, self._data[begin : self._at], self)
+
+
+class _Record(NamedTuple):
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    checksum: None = None
 
 
 class _Batch:
-    def __init__(self, batch: Any, data: bytes, most: int | None) -> None:
+    def __init__(self, batch: Any, data: bytes, batches: Batches) -> None:
         self._batch = batch
         self._data = data
-        self._most = most if data[_VERSION] == 2 else None
+        self._batches = batches
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -95,7 +129,10 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._with_any_names() if self._most is None else self._within_bounds(self._most)
+        limits = self._batches.limits
+        if limits is None or self._data[_FORMAT] < 2:
+            return self._with_any_names()
+        return self._within(limits)
 
     def _with_any_names(self) -> Iterator[Any]:
         done = 0
@@ -103,155 +140,108 @@ class _Batch:
             for record in self._batch:
                 done += 1
                 yield record
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, CorruptRecordException) as error:  # its reader in Python wraps the former
+            if not isinstance(error.__cause__ or error, UnicodeDecodeError):
+                raise
             batch: Any = _DefaultRecordBatchPy(self._data)
             batch._maybe_uncompress()
-            yield from _records(bytearray(self._data[:_HEAD]) + batch._buffer[batch._pos :], done, MAX_BATCH_BYTES)
+            for number, record in enumerate(self._read(bytes(batch._buffer[batch._pos :]), _NO_LIMITS)):
+                if number >= done:
+                    yield record
 
-    def _within_bounds(self, most: int) -> Iterator[Any]:
+    def _within(self, limits: Limits) -> Iterator[Any]:
         begin, end = self._batch.base_offset, self._batch.next_offset
         try:
-            for record in _records(_plain(self._data), 0, most):
+            records: bytes | bytearray | memoryview = memoryview(self._data)[_HEAD:]
+            if codec := self._data[_ATTRIBUTES] & _CODEC:
+                records = decompressed(codec, memoryview(records))
+            self._batches.read_bytes += len(records)
+            for record in self._read(records, limits):
                 begin = record.offset + 1
                 yield record
         except (MessageTooLarge, CorruptRecordException) as error:
-            if begin < end:
+            if begin < end:  # else all was read
                 yield self._unread(begin, end - 1, error)
 
-    def _unread(self, first: int, last: int, error: Exception) -> Any:
+    def _unread(self, first: int, last: int, error: Exception) -> _Record:
         """The last of the batch's offsets, in place of all from the first on."""
         kind = MessageTooLarge if isinstance(error, MessageTooLarge) else MalformedMessage
         why = f"records {first} to {last}, of a batch of {len(self._data)} bytes, can't be read: {error.args[0]}"
-        return _record(self._batch, last, self._batch.max_timestamp, None, Unread(kind(why)))
+        batch = self._batch
+        return _Record(last, batch.max_timestamp, batch.timestamp_type, None, Unread(kind(why)), [])
 
-
-def _plain(data: bytes) -> bytearray:
-    """A batch without its codec. Raises `MessageTooLarge` and `CorruptRecordException`."""
-    found = bytearray(data)
-    if codec := data[_ATTRIBUTES] & _CODEC:
-        found[_HEAD:] = decompressed(codec, memoryview(data)[_HEAD:])
-    return found
-
-
-def _records(data: bytearray, done: int, most: int) -> Iterator[Any]:
-    """Those of a batch in which nothing is compressed, but for so many. Raises `CorruptRecordException`."""
-    batch = DefaultRecordBatch(_run(data, 0, 0, 0))
-    at = _skip(data, _HEAD, done)
-    left = int.from_bytes(data[_COUNT], "big", signed=True) - done
-    while left > 0:
-        count, end, large = left, len(data), None
-        if end - at > SMALL:
-            count, end, large = _look_ahead(data, at, min(left, RUN), most)
-        done = 0
+    def _read(self, records: bytes | bytearray | memoryview, limits: Limits) -> Iterator[_Record]:
+        """Raises `CorruptRecordException` at the first that is none."""
+        data, end = b"".join((records, _PADDING)), len(records)
+        batch, most = self._batch, limits.record_bytes
+        base, first, kind = batch.base_offset, batch.first_timestamp, batch.timestamp_type
+        appended = batch.max_timestamp if kind else None
+        varint, at = decode_varint, 0
         try:
-            for record in DefaultRecordBatch(_run(data, at, end, count)):
-                done += 1
-                yield record
-        except UnicodeDecodeError:
-            at, left = _skip(data, at, done), left - done
-            _make_readable(data, at, count - done)
-            continue
-        at, left = end, left - count
-        if large is not None:
-            yield _unread_record(batch, data, at, large)
-            at, left = _skip(data, at, 1), left - 1
+            for _ in range(int.from_bytes(self._data[_COUNT], "big", signed=True)):
+                size, begin = varint(data, at)
+                if not 0 < size <= end - begin:
+                    raise CorruptRecordException(f"a record of {size} bytes has {end - begin}")
+                stop = begin + size
+                timestamp, at = varint(data, begin + 1)  # behind its attributes
+                offset, at = varint(data, at)
+                size, at = varint(data, at)
+                key, at = _field(at, size, stop)
+                size, at = varint(data, at)
+                value, at = _field(at, size, stop)
+                count, at = varint(data, at)
+                if count < 0 or at > stop:
+                    raise CorruptRecordException(f"a record of {stop - begin} bytes has {count} headers")
+                offset, timestamp = base + offset, first + timestamp if appended is None else appended
+                if stop - begin > most or count > limits.headers:
+                    what = f"{most} bytes with {limits.headers} headers, not {stop - begin} with {count}"
+                    error = MessageTooLarge(f"a record must be at most {what}")
+                    kept = Unread(error) if value is None else _kept(data, value, error)
+                    keys = None if key is None else _kept(data, key, error)
+                    yield _Record(offset, timestamp, kind, keys, kept, [])
+                    at = stop
+                    continue
+                headers = []
+                for _ in range(count):
+                    size, at = varint(data, at)
+                    name, at = _field(at, size, stop)
+                    size, at = varint(data, at)
+                    field, at = _field(at, size, stop)
+                    headers.append((_name(data, name), None if field is None else data[field]))
+                if at != stop:
+                    raise CorruptRecordException(f"a record is {at - stop} bytes longer than it says")
+                yield _new(
+                    _Record,
+                    (
+                        *(offset, timestamp, kind),
+                        *(None if key is None else data[key], None if value is None else data[value], headers, None),
+                    ),
+                )
+        except ValueError as error:
+            raise CorruptRecordException(f"a number is too long: {error}") from error
 
 
-def _run(data: bytearray, begin: int, end: int, count: int) -> bytearray:
-    """A batch of a part of one's records."""
-    run = data[:_HEAD]
-    run[_ATTRIBUTES] &= ~_CODEC
-    run[_COUNT] = count.to_bytes(4, "big")
-    run += memoryview(data)[begin:end]
-    return run
+_new = tuple.__new__
 
 
-def _look_ahead(data: bytearray, at: int, count: int, most: int) -> tuple[int, int, MessageTooLarge | None]:
-    """Of so many records: how many can be read in one go, where they end, and what is wrong with the next one if it is
-    too large."""
-    for number in range(count):
-        size, begin = _varint(data, at)
-        if size < 0 or begin + size > len(data):
-            raise CorruptRecordException(f"a record of {size} bytes has {len(data) - begin}")
-        headers = _Parts(data, at).num_headers if size > 2 * MAX_HEADERS else 0
-        if size > most or headers > MAX_HEADERS:
-            what = f"a record must be at most {most} bytes with {MAX_HEADERS} headers, not {size} with {headers}"
-            return number, at, MessageTooLarge(what)
-        at = begin + size
-    return count, at, None
-
-
-def _skip(data: bytearray, at: int, count: int) -> int:
-    """Where the record begins that is behind so many."""
-    for _ in range(count):
-        size, at = _varint(data, at)
-        at += size
-    return at
-
-
-class _Parts:
-    """Where the parts of the record that begins there are."""
-
-    def __init__(self, data: bytearray, at: int) -> None:
-        _, at = _varint(data, at)
-        self.timestamp_delta, at = _varint(data, at + 1)  # behind its attributes
-        self.offset_delta, at = _varint(data, at)
-        self.key, at = _sized(data, at)
-        self.value, at = _sized(data, at)
-        self.num_headers, self.headers = _varint(data, at)
-
-
-def _unread_record(batch: Any, data: bytearray, at: int, error: InvalidInput) -> Any:
-    """In place of the record that begins there: what a dead letter tells of it."""
-    parts = _Parts(data, at)
-    key = None if parts.key is None else bytes(data[parts.key][:DEAD_LETTER_BYTES])
-    value, size = b"", None
-    if parts.value is not None:
-        size = parts.value.stop - parts.value.start
-        value = bytes(data[parts.value.start : parts.value.start + min(size, DEAD_LETTER_BYTES)])
-    timestamp = batch.max_timestamp if batch.timestamp_type else batch.first_timestamp + parts.timestamp_delta
-    return _record(batch, batch.base_offset + parts.offset_delta, timestamp, key, Unread(error, value, size))
-
-
-def _record(batch: Any, offset: int, timestamp: int, key: bytes | None, value: Unread) -> Any:
-    kind = batch.timestamp_type
-    return SimpleNamespace(
-        offset=offset, timestamp=timestamp, timestamp_type=kind, checksum=None, key=key, value=value, headers=[]
-    )
-
-
-def _make_readable(data: bytearray, at: int, count: int) -> None:
-    """The names of headers of so many records, the first of which begins there: where there is one that is no UTF-8,
-    there are more."""
-    for _ in range(count):
-        parts = _Parts(data, at)
-        field = parts.headers
-        for _ in range(parts.num_headers):
-            name, field = _sized(data, field)
-            if name is None:
-                raise CorruptRecordException("a header has no name")
-            try:
-                data[name].decode()
-            except UnicodeDecodeError:
-                data[name] = bytes(byte if byte < 128 else ord("?") for byte in data[name])
-            _, field = _sized(data, field)
-        at = _skip(data, at, 1)
-
-
-def _sized(data: bytearray, at: int) -> tuple[slice | None, int]:
-    """Bytes behind their number, which is negative if there are none, and where they end."""
-    size, at = _varint(data, at)
+def _field(at: int, size: int, stop: int) -> tuple[slice | None, int]:
+    """Of so many bytes, negative: there is none; and where it ends."""
     if size < 0:
         return None, at
-    if at + size > len(data):
-        raise CorruptRecordException(f"a field of {size} bytes has {len(data) - at}")
+    if size > stop - at:
+        raise CorruptRecordException(f"a field of {size} bytes has {stop - at}")
     return slice(at, at + size), at + size
 
 
-def _varint(data: bytearray, at: int) -> tuple[int, int]:
-    """A number, and where it ends."""
+def _kept(data: bytes, field: slice, error: MessageTooLarge) -> Unread:
+    return Unread(error, data[field.start : min(field.stop, field.start + DEAD_LETTER_BYTES)], field.stop - field.start)
+
+
+def _name(data: bytes, field: slice | None) -> str:
+    if field is None:
+        raise CorruptRecordException("a header has no name")
+    name = data[field]
     try:
-        found: tuple[int, int] = decode_varint(data, at)
-    except (IndexError, ValueError) as error:
-        raise CorruptRecordException("a number is cut off, or too long") from error
-    return found
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("ascii", "replace").replace("\N{REPLACEMENT CHARACTER}", "?")

@@ -17,7 +17,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.faults import Fault, fault
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream import codec, protocol
-from xgr_stream.stream.batches import BESIDE_VALUE_BYTES, bound_batches
+from xgr_stream.stream.batches import BESIDE_VALUE_BYTES, Limits, bound_batches
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.setup import Merge, ServedEngine
 from xgr_stream.types import CatalogUpdate
@@ -67,7 +67,7 @@ class CatalogFeed:
         """Why the last merge was given up; None if it was not, or nothing waits for one any more."""
         self._connection = connection
         self._partition = TopicPartition(topic, 0)
-        bound_batches([topic], config.max_message_bytes + BESIDE_VALUE_BYTES)
+        bound_batches([topic], Limits(config.max_message_bytes + BESIDE_VALUE_BYTES))
         self._engine = engine
         self._device = device
         self._leads = leads

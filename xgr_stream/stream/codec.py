@@ -63,7 +63,7 @@ def decode(data: bytes | None, max_bytes: int) -> dict[str, Any]:
 def decode_short(data: bytes) -> dict[str, Any] | None:
     """What `decode` gives, in half the time, for a msgpack map of at most 15 entries and `SHORT_BYTES`, which nearly
     every event is; None for anything else, sound or not."""
-    if len(data) > SHORT_BYTES or data[:1] not in _SHORT_MAPS:
+    if len(data) > SHORT_BYTES or data[:1] not in _SHORT_MAPS or type(data) is not bytes:  # it may be `Unread`
         return None
     try:
         message: dict[str, Any] = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)

@@ -27,7 +27,7 @@ from faust.types import TP, TopicT
 from mode import Service
 
 from xgr_stream.history import HistoryStore
-from xgr_stream.stream.batches import bound_batches
+from xgr_stream.stream.batches import bound_others
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.faust_batches import FaustBatches
 from xgr_stream.stream.faust_client import set_consumer_right
@@ -100,7 +100,7 @@ class FaustDriver(Service):
     def read_too(self, topic: TopicT) -> None:
         """An agent of ours has this topic, which must exist: on the way down its remaining records are let go, too."""
         self._sources.append(topic)
-        bound_batches([topic.get_topic_name()])
+        bound_others([topic.get_topic_name()])
         self._batches.let_go_of(topic.get_topic_name())
 
     def came(self, message: Any) -> None:

@@ -239,8 +239,7 @@ def response_message(response: RecommendResponse, stages_ms: Mapping[str, float]
 
 def dead_letter_message(record: Record, error: XgrError) -> Message:
     """A record that can't be taken in, and why. Its key and value are cut to `DEAD_LETTER_BYTES`."""
-    key, value = record.key, record.value
-    value_bytes = value.size if isinstance(value, Unread) else None if value is None else len(value)
+    (key, key_bytes), (value, value_bytes) = _cut(record.key), _cut(record.value)
     return {
         "v": VERSION,
         "reason": error.code,
@@ -249,11 +248,17 @@ def dead_letter_message(record: Record, error: XgrError) -> Message:
         "partition": record.partition,
         "offset": record.offset,
         "timestamp_ms": record.timestamp_ms,
-        "key": None if key is None else key[:DEAD_LETTER_BYTES],
-        "key_bytes": None if key is None else len(key),
-        "value": None if value is None or value_bytes is None else bytes(value[:DEAD_LETTER_BYTES]),
+        "key": key,
+        "key_bytes": key_bytes,
+        "value": value,
         "value_bytes": value_bytes,
     }
+
+
+def _cut(data: bytes | None) -> tuple[bytes | None, int | None]:
+    """What is kept of it, and how long it was."""
+    size = data.size if isinstance(data, Unread) else None if data is None else len(data)
+    return (None, None) if data is None or size is None else (bytes(data[:DEAD_LETTER_BYTES]), size)
 
 
 def _check_version(message: Mapping[str, Any]) -> None:

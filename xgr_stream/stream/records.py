@@ -11,12 +11,12 @@ Headers = tuple[tuple[str, bytes], ...]
 
 
 class Unread(bytes):
-    """In place of the value of a record that was not read, or of several: what is kept of it."""
+    """In place of the value of a record that was not read, or of several, or of its key: what is kept of it."""
 
     error: InvalidInput
     """Why it was not."""
     size: int | None
-    """Bytes of the value; None: nobody knows."""
+    """Its bytes; None: there is none, or nobody knows."""
 
     def __new__(cls, error: InvalidInput, kept: bytes = b"", size: int | None = None) -> Unread:
         unread = super().__new__(cls, kept)
@@ -58,11 +58,12 @@ def key_passed_on(key: bytes | None) -> bytes | None:
 
 
 def passed_on(headers: Headers) -> Headers:
-    """A record's headers, for what answers it. Of more than `MAX_HEADER_BYTES`, those that trace it alone, as far as
-    they fit: an answer must not become too large to be written by what its request brought along."""
-    if _num_bytes(headers) > MAX_HEADER_BYTES:
+    """A record's headers, for what answers it. Of more than `MAX_HEADER_BYTES`, or so many that one more could not be
+    read, those that trace it alone, as far as they fit: an answer must not become too large to be written by what its
+    request brought along."""
+    if len(headers) >= MAX_HEADERS or _num_bytes(headers) > MAX_HEADER_BYTES:
         headers = tuple(header for header in headers if header[0] in TRACE_HEADERS)
-    return headers if _num_bytes(headers) <= MAX_HEADER_BYTES else ()
+    return headers if len(headers) < MAX_HEADERS and _num_bytes(headers) <= MAX_HEADER_BYTES else ()
 
 
 def _num_bytes(headers: Headers) -> int:
