@@ -20,6 +20,7 @@ from aiokafka import TopicPartition
 from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import encode_varint
 from hypothesis import given
@@ -340,6 +341,60 @@ def test_what_lies_about_itself_ends_nobody(content: bytes, codec: int) -> None:
     found = read(Batches(data, Limits(MIB)))
     assert len(found) <= 2
     assert found[-1][0] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (record(b"k", b"v")[:-1] + b"\x01", "has -1 headers"),
+        (b"\x12" + record(b"k", b"v")[1:] + b"\x00", "a record of 9 bytes has fields of 8"),
+        (record(b"k", b"v")[:6] + b"\x40" + record(b"k", b"v")[7:], "a field of 32 bytes has"),
+        (record(b"k", b"v", [(b"n", b"")])[:-1] + b"\x02", "a field of 1 bytes has 0"),
+        (record(b"k", b"v", [(b"", b"")])[:-2] + b"\x01\x00", "a header has no name"),
+        (record(b"k", b"v") + record(b"k", b"v")[:-1], "a record of"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_told(content: bytes, text: str) -> None:
+    """Behind a sound one, which is read."""
+    data = with_records(of([b""] * 3), PLAIN, record(b"a", b"sound") + content)
+    found = read(Batches(data, Limits(MIB)))
+    assert found[0] == (0, b"a", b"sound", [])
+    assert found[-1][0] == 2
+    assert text in str(found[-1][2].error)
+
+
+def test_a_batch_that_says_it_has_more_records_than_offsets() -> None:
+    """All of its offsets are read, and nothing is left to be told of."""
+    data = bytearray(batch(GOOD, 0, PLAIN))
+    data[57:61] = (4).to_bytes(4, "big")
+    assert read(Batches(bytes(data), Limits(MIB))) == read(MemoryRecords(batch(GOOD, 0, PLAIN)))
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+@pytest.mark.parametrize("codec", [PLAIN, GZIP, SNAPPY])
+def test_batches_of_former_formats_are_read_as_ever(magic: int, codec: int) -> None:
+    builder = LegacyRecordBatchBuilder(magic, codec, 1_000_000)
+    for offset in range(3):
+        builder.append(offset, 5, b"k%d" % offset, b"v" * 100)
+    data = bytes(builder.build())
+    assert read(Batches(data, Limits(MIB))) == read(MemoryRecords(data))
+    assert len(read(MemoryRecords(data))) == 3
+
+
+def test_names_that_are_no_utf_8_where_nothing_is_bounded() -> None:
+    """Records before them come once."""
+    data = spoilt([*GOOD, (b"k", b"v", [(name_of(3), b"")]), *GOOD], 0)
+    assert [one.offset for one in records_of(Batches(data))] == list(range(7))
+
+
+@pytest.mark.parametrize("codec", [code for code in CODECS if code])
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_bound_of_a_batch_is_exact(codec: int, more: int) -> None:
+    value = bytes(MAX_BATCH_BYTES + more - len(record(b"k", bytes(MAX_BATCH_BYTES - 100))) + MAX_BATCH_BYTES - 100)
+    content = record(b"k", value)
+    assert len(content) == MAX_BATCH_BYTES + more
+    [(_, _, found, _)] = read(Batches(with_records(of([b""]), codec, ENCODE[codec](content)), Limits()))
+    assert isinstance(found, Unread) == bool(more)
 
 
 @given(data=st.data())

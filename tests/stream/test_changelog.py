@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgr_stream.config import MAX_SEGMENT_EVENTS, HistoryConfig
-from xgr_stream.errors import HistoryError
+from xgr_stream.errors import HistoryError, MalformedMessage
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream import changelog
+from xgr_stream.stream.records import Unread
 from xgr_stream.types import MAX_ID_CHARS, UserEvent
 
 DELTA = changelog.delta_key("u", 0)
@@ -48,6 +49,12 @@ def test_a_record_that_is_not_ours_is_an_error(key: bytes | None, value: bytes |
     store = HistoryStore(HistoryConfig(segment_events=2))
     with pytest.raises(HistoryError, match=text):
         changelog.restore(store, 0, key, value)
+
+
+def test_a_record_that_was_not_read_is_an_error_that_says_why() -> None:
+    unread = Unread(MalformedMessage("records 3 to 3, of a batch of 90 bytes, can't be read: it is cut off"))
+    with pytest.raises(HistoryError, match="records 3 to 3, of a batch of 90 bytes, can't be read: it is cut off"):
+        changelog.restore(HistoryStore(HistoryConfig()), 0, None, unread)
 
 
 def test_elements_that_a_later_minor_release_adds_are_ignored() -> None:

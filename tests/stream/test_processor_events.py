@@ -7,10 +7,10 @@ import logging
 import pytest
 
 from tests.stream.harness import CHANGELOG, DEAD, EVENTS, PARTITIONS, REQUESTS, Stream, message, produces, sample
-from xgr_stream.errors import HistoryError, InvalidEvent, TopologyError
-from xgr_stream.stream import changelog
+from xgr_stream.errors import HistoryError, InvalidEvent, MessageTooLarge, TopologyError
+from xgr_stream.stream import changelog, codec
 from xgr_stream.stream.changelog import Entry
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import MAX_HEADERS, Record, Unread, passed_on
 from xgr_stream.types import UserEvent
 
 
@@ -303,3 +303,26 @@ def test_events_are_behind_until_they_are_processed() -> None:
     assert stream.processor.events_behind(number, 3) == 0
     stream.processor.revoke([number])
     assert stream.processor.events_behind(number, 9) == 0
+
+
+@pytest.mark.parametrize("topic", [EVENTS, REQUESTS])
+@pytest.mark.parametrize("kept", [b"", codec.encode({"v": 1, "item_id": "a", "request_id": "r"}, "msgpack")])
+def test_what_was_not_read_counts_as_nothing_else(topic: str, kept: bytes) -> None:
+    """Whatever it began with."""
+    stream = Stream()
+    unread = Unread(MessageTooLarge("a record must be at most so large"), kept, 2_000_000 if kept else None)
+    bad = stream.record(topic, "u", b"", key=b"u")._replace(value=unread)
+    [dead] = produces(stream.process(bad))
+    letter = message(dead)
+    assert (dead.topic, letter["reason"], letter["message"]) == (DEAD, "too_large", "a record must be at most so large")
+    assert (letter["value"], letter["value_bytes"]) == ((kept, 2_000_000) if kept else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "left"),
+    [("x", MAX_HEADERS - 1, MAX_HEADERS - 1), ("x", MAX_HEADERS, 0), ("traceparent", MAX_HEADERS, 0)],
+)
+def test_one_header_more_than_are_passed_on_can_be_read(name: str, count: int, left: int) -> None:
+    """A copy's source is one."""
+    assert len(passed_on(((name, b""),) * count)) == left
+    assert passed_on((("x", b""),) * MAX_HEADERS + (("traceparent", b"1"),)) == (("traceparent", b"1"),)

@@ -209,7 +209,7 @@ class _Batch:
                     field, at = _field(at, size, stop)
                     headers.append((_name(data, name), None if field is None else data[field]))
                 if at != stop:
-                    raise CorruptRecordException(f"a record is {at - stop} bytes longer than it says")
+                    raise CorruptRecordException(f"a record of {stop - begin} bytes has fields of {at - begin}")
                 yield _new(
                     _Record,
                     (
