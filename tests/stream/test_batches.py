@@ -343,15 +343,18 @@ def test_what_lies_about_itself_ends_nobody(content: bytes, codec: int) -> None:
     assert found[-1][0] == 2
 
 
+SECOND = record(b"k", b"v", offset=1)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (record(b"k", b"v")[:-1] + b"\x01", "has -1 headers"),
-        (b"\x12" + record(b"k", b"v")[1:] + b"\x00", "a record of 9 bytes has fields of 8"),
-        (record(b"k", b"v")[:6] + b"\x40" + record(b"k", b"v")[7:], "a field of 32 bytes has"),
-        (record(b"k", b"v", [(b"n", b"")])[:-1] + b"\x02", "a field of 1 bytes has 0"),
-        (record(b"k", b"v", [(b"", b"")])[:-2] + b"\x01\x00", "a header has no name"),
-        (record(b"k", b"v") + record(b"k", b"v")[:-1], "a record of"),
+        (SECOND[:-1] + b"\x01", "has -1 headers"),
+        (b"\x12" + SECOND[1:] + b"\x00", "a record of 9 bytes has fields of 8"),
+        (SECOND[:6] + b"\x40" + SECOND[7:], "a field of 32 bytes has"),
+        (record(b"k", b"v", [(b"n", b"")], offset=1)[:-1] + b"\x02", "a field of 1 bytes has 0"),
+        (record(b"k", b"v", [(b"", b"")], offset=1)[:-2] + b"\x01\x00", "a header has no name"),
+        (SECOND + record(b"k", b"v", offset=2)[:-1], "a record of"),
     ],
 )
 def test_what_is_wrong_with_a_record_is_told(content: bytes, text: str) -> None:
@@ -363,11 +366,48 @@ def test_what_is_wrong_with_a_record_is_told(content: bytes, text: str) -> None:
     assert text in str(found[-1][2].error)
 
 
-def test_a_batch_that_says_it_has_more_records_than_offsets() -> None:
-    """All of its offsets are read, and nothing is left to be told of."""
+@pytest.mark.parametrize("deltas", [(0, 2**31 - 1, 2), (0, 1, 1), (0, 0, 1), (1, 2**62, 2), (-1, 1, 2), (0, 3, 2)])
+def test_an_offset_out_of_its_order_or_its_batch_is_told_of(deltas: tuple[int, ...]) -> None:
+    """What is behind it would pass for what was read before, and be left out: the tracker of offsets goes by them."""
+    data = of([record(b"k", b"v", offset=delta) for delta in deltas])
+    sound = next(n for n in range(3) if not (deltas[n - 1] if n else -1) < deltas[n] < 3)
+    found = read(Batches(data, Limits(MIB)))
+    assert [offset for offset, *_ in found] == [*deltas[:sound], 2]
+    assert isinstance(found[-1][2].error, MalformedMessage)
+
+
+@pytest.mark.parametrize("count", [0, 1, -1])
+def test_records_that_a_batch_does_not_count_are_told_of(count: int) -> None:
     data = bytearray(batch(GOOD, 0, PLAIN))
-    data[57:61] = (4).to_bytes(4, "big")
+    data[57:61] = count.to_bytes(4, "big", signed=True)
+    found = read(Batches(bytes(data), Limits(MIB)))
+    assert [(offset, isinstance(value, Unread)) for offset, _, value, _ in found[-1:]] == [(2, True)]
+    assert len(found) == 1 + max(count, 0)
+
+
+def test_a_batch_that_ends_before_it_begins_is_come_past() -> None:
+    for records in ([record(b"k", b"v")], [b""]):
+        data = bytearray(of(records))
+        data[:8], data[23:27] = (10).to_bytes(8, "big"), (-5).to_bytes(4, "big", signed=True)
+        fetched = PartitionRecords(TP, Batches(bytes(data), Limits()), [], 0, None, None, False, 0)
+        assert [one.offset for one in fetched] == [10]
+        assert fetched.next_fetch_offset == 11
+
+
+def test_a_time_that_no_message_can_hold_is_unknown() -> None:
+    data = bytearray(of([record(b"k", b"v", timestamp=-(2**62)), record(b"k", b"v", offset=1)]))
+    data[27:35] = (-(2**63)).to_bytes(8, "big", signed=True)
+    assert [one.timestamp for one in records_of(Batches(bytes(data), Limits()))] == [-1, -(2**63)]
+
+
+@pytest.mark.parametrize("behind", [record(b"k", b"v", offset=1), b"\0"])
+@pytest.mark.parametrize("count", [3, 4])
+def test_what_is_behind_the_last_offset_is_logged(behind: bytes, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """There is no offset that a letter of it could have: the next one is the next batch's."""
+    data = bytearray(with_records(batch(GOOD, 0, PLAIN), PLAIN, batch(GOOD, 0, PLAIN)[HEAD:] + behind))
+    data[57:61] = count.to_bytes(4, "big")
     assert read(Batches(bytes(data), Limits(MIB))) == read(MemoryRecords(batch(GOOD, 0, PLAIN)))
+    assert "what is behind record 2 in its batch is no record" in caplog.text
 
 
 @pytest.mark.parametrize("magic", [0, 1])

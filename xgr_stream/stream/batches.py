@@ -9,6 +9,7 @@ of a recommender's topics are read here, in Kafka's format 2 (https://kafka.apac
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ BESIDE_VALUE_BYTES = 64 * 1024
 FETCH_BYTES = 16 * MIB
 """Of what a fetch brought of a partition, once it is decompressed: the batches behind so much are fetched again. What
 is read in one go blocks the event loop, and its records are in memory together."""
+
+logger = logging.getLogger(__name__)
 
 _FRAME = 12
 """Bytes of a batch in front of what its length counts."""
@@ -128,6 +131,12 @@ class _Batch:
     def __next__(self) -> Any:
         return next(self._batch)
 
+    @property
+    def next_offset(self) -> int:
+        """Behind the batch, whatever it says: a consumer would go back, and come again."""
+        behind: int = max(self._batch.next_offset, self._batch.base_offset + 1)
+        return behind
+
     def __iter__(self) -> Iterator[Any]:
         limits = self._batches.limits
         if limits is None or self._data[_FORMAT] < 2:
@@ -150,7 +159,7 @@ class _Batch:
                     yield record
 
     def _within(self, limits: Limits) -> Iterator[Any]:
-        begin, end = self._batch.base_offset, self._batch.next_offset
+        begin, end = self._batch.base_offset, self.next_offset
         try:
             records: bytes | bytearray | memoryview = memoryview(self._data)[_HEAD:]
             if codec := self._data[_ATTRIBUTES] & _CODEC:
@@ -160,8 +169,10 @@ class _Batch:
                 begin = record.offset + 1
                 yield record
         except (MessageTooLarge, CorruptRecordException) as error:
-            if begin < end:  # else all was read
+            if begin < end:
                 yield self._unread(begin, end - 1, error)
+            else:
+                logger.warning("what is behind record %d in its batch is no record: %s", end - 1, error)
 
     def _unread(self, first: int, last: int, error: Exception) -> _Record:
         """The last of the batch's offsets, in place of all from the first on."""
@@ -176,6 +187,7 @@ class _Batch:
         batch, most = self._batch, limits.record_bytes
         base, first, kind = batch.base_offset, batch.first_timestamp, batch.timestamp_type
         appended = batch.max_timestamp if kind else None
+        before, behind = base - 1, self.next_offset
         varint, at = decode_varint, 0
         try:
             for _ in range(int.from_bytes(self._data[_COUNT], "big", signed=True)):
@@ -193,6 +205,11 @@ class _Batch:
                 if count < 0 or at > stop:
                     raise CorruptRecordException(f"a record of {stop - begin} bytes has {count} headers")
                 offset, timestamp = base + offset, first + timestamp if appended is None else appended
+                if not before < offset < behind:
+                    raise CorruptRecordException(f"a record of offset {offset} is behind one of {before}")
+                if not -_INT64 <= timestamp < _INT64:
+                    timestamp = -1  # none is known
+                before = offset
                 if stop - begin > most or count > limits.headers:
                     what = f"{most} bytes with {limits.headers} headers, not {stop - begin} with {count}"
                     error = MessageTooLarge(f"a record must be at most {what}")
@@ -219,9 +236,12 @@ class _Batch:
                 )
         except ValueError as error:
             raise CorruptRecordException(f"a number is too long: {error}") from error
+        if at != end:
+            raise CorruptRecordException(f"{end - at} bytes are behind the last record")
 
 
 _new = tuple.__new__
+_INT64 = 1 << 63
 
 
 def _field(at: int, size: int, stop: int) -> tuple[slice | None, int]:
