@@ -22,6 +22,7 @@ from recover_at_scale import CONFIG, ITEMS, each_apart, processor, report, resid
 
 from xgr_stream.config import StreamConfig
 from xgr_stream.stream import changelog
+from xgr_stream.stream.batches import bound_topics
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.recovery import Recovery
 from xgr_stream.stream.topology import ensure_topics
@@ -86,6 +87,7 @@ async def read(args: argparse.Namespace, bootstrap: str) -> None:
 
 async def restore(args: argparse.Namespace, bootstrap: str) -> None:
     made, connection = processor(), Connection(bootstrap)
+    bound_topics(TOPICS, StreamConfig().max_message_bytes)
     made.assign(range(args.partitions), args.partitions)
     restored = made.restored
     made.restored = lambda number, **_: restored(number)  # type: ignore[method-assign]  # there are no events
