@@ -4,6 +4,7 @@ ask: the tables of fields are those of https://kafka.apache.org/protocol. They a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v5
@@ -95,6 +96,12 @@ def _listed(topics: Topics) -> list[tuple[str, list[int], dict[int, bytes]]]:
     return [(topic, numbers, {}) for topic, numbers in topics.items()]
 
 
+def _by_partition(*fields: tuple[str, Any]) -> tuple[str, Any]:
+    """What an answer says of each partition, by topic."""
+    partitions = CompactArray(("partition_index", Int32), *fields, ("tags", TaggedFields))
+    return "topics", CompactArray(("name", _COMPACT), ("partitions", partitions), ("tags", TaggedFields))
+
+
 class DescribeTransactionsResponse_v0(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 65, 0
     SCHEMA = Schema(
@@ -144,32 +151,20 @@ class DescribeProducersResponse_v0(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 61, 0
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", _COMPACT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition_index", Int32),
-                        ("error_code", Int16),
-                        ("error_message", _COMPACT),
-                        (
-                            "active_producers",
-                            CompactArray(
-                                ("producer_id", Int64),
-                                ("producer_epoch", Int32),
-                                ("last_sequence", Int32),
-                                ("last_timestamp", Int64),
-                                ("coordinator_epoch", Int32),
-                                ("current_txn_start_offset", Int64),
-                                ("tags", TaggedFields),
-                            ),
-                        ),
-                        ("tags", TaggedFields),
-                    ),
+        _by_partition(
+            ("error_code", Int16),
+            ("error_message", _COMPACT),
+            (
+                "active_producers",
+                CompactArray(
+                    ("producer_id", Int64),
+                    ("producer_epoch", Int32),
+                    ("last_sequence", Int32),
+                    ("last_timestamp", Int64),
+                    ("coordinator_epoch", Int32),
+                    ("current_txn_start_offset", Int64),
+                    ("tags", TaggedFields),
                 ),
-                ("tags", TaggedFields),
             ),
         ),
         ("tags", TaggedFields),
@@ -196,23 +191,11 @@ class OffsetFetchResponse_v7(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 9, 7
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", _COMPACT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition_index", Int32),
-                        ("committed_offset", Int64),
-                        ("committed_leader_epoch", Int32),
-                        ("metadata", _COMPACT),
-                        ("error_code", Int16),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
+        _by_partition(
+            ("committed_offset", Int64),
+            ("committed_leader_epoch", Int32),
+            ("metadata", _COMPACT),
+            ("error_code", Int16),
         ),
         ("error_code", Int16),
         ("tags", TaggedFields),
