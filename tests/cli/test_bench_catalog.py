@@ -12,10 +12,28 @@ from xgr_stream.cli.bench import bench
 
 def test_catalog(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    small = ["--items", "500", "--codes", "16", "--flips", "50", "--new", "300", "--repeats", "2", "--batch", "2"]
+    small = [
+        "--items",
+        "500",
+        "--codes",
+        "16",
+        "--flips",
+        "50",
+        "--new",
+        "300",
+        "--repeats",
+        "2",
+        "--batch",
+        "2",
+        "--excluded",
+        "5",
+        "--excluded",
+        "50",
+    ]
     result = CliRunner().invoke(bench, ["catalog", *small, "--beam", "8", "--recommended", "100", "--json", str(path)])
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
+    assert {"the same, 5 items excluded by each", "in a row, 50 items excluded by each"} <= rows.keys()
     assert rows["50 flips, until the device has them"]["times"] == 3
     assert rows["one new item, until it is recommended"]["times"] == 2
     assert rows["300 new ones taken in, 256 at a time"]["times"] == 2

@@ -15,7 +15,7 @@ import click
 import numpy as np
 import torch
 
-from xgr_stream.cli.benches.options import Output, output_options
+from xgr_stream.cli.benches.options import Output, chosen, device_option, output_options, several
 from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.cli.benches.samples import collect_as_a_worker, synchronize
 from xgr_stream.config import CacheConfig, EngineConfig
@@ -38,27 +38,27 @@ APART_S = 0.002
 
 @click.command()
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="tiny", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@device_option
 @click.option("--items", type=click.IntRange(100), default=1_500_000, show_default=True)
 @click.option("--codes", type=click.IntRange(2), default=8_192, show_default=True, help="Per level, of 3 levels.")
 @click.option("--flips", type=click.IntRange(1), default=10_000, show_default=True, help="Applied together.")
 @click.option("--new", type=click.IntRange(1), default=100_000, show_default=True, help="New semantic IDs to merge.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Warm requests in a batch.")
 @click.option("--beam", type=click.IntRange(1, 1024), default=64, show_default=True)
-@click.option("--excluded", type=click.IntRange(1), default=100, show_default=True, help="Items of a filter.")
+@several("--excluded", "Items that each request excludes.  [default: 100]")
 @click.option("--recommended", type=click.IntRange(1), default=100_000, show_default=True, help="Items, while some go.")
 @click.option("--repeats", type=click.IntRange(1), default=30, show_default=True)
 @output_options
 def catalog(
     shape: str,
-    device: str,
+    device: str | None,
     items: int,
     codes: int,
     flips: int,
     new: int,
     batch: int,
     beam: int,
-    excluded: int,
+    excluded: tuple[int, ...],
     recommended: int,
     repeats: int,
     output: Output,
@@ -67,23 +67,24 @@ def catalog(
     recommended while others go, of which none may be gone. Availability flips, one and many, until the device has them;
     new items and such with another tag, one by one, until they are recommended; a merge of new semantic IDs on a thread
     of its own; and warm batches without one and beside it, on the device thread's terms."""
-    at = torch.device(device)
+    at = chosen(device)
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
-    config = EngineConfig(device=device, beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))
+    config = EngineConfig(device=str(at), beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))
     engine = Engine.load(model, random_catalog((codes,) * 3, items, tags=TAGS), config=config)
     setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "beam": beam}
     report = start("catalog", COLUMNS, {**setting, **environment(at)}, output)
     bench = _Bench(engine, at, batch)
+    filters = bench.filters(excluded or (100,))
     with _switching():
         bench.answer()
         collect_as_a_worker()
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
-        for what, filters in bench.filters(excluded).items():
-            report.add(_row(f"the same, {what}", bench.repeat(partial(partial, bench.answer, filters), repeats)))
+        for what, each in filters.items():
+            report.add(_row(f"the same, {what}", bench.repeat(partial(partial, bench.answer, each), repeats)))
         report.add(_row(IN_A_ROW, bench.in_a_row(repeats)))
-        for what, filters in bench.filters(excluded).items():
-            report.add(_row(f"in a row, {what}", bench.in_a_row(repeats, filters)))
+        for what, each in filters.items():
+            report.add(_row(f"in a row, {what}", bench.in_a_row(repeats, each)))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
         report.add(_row("a batch of as many items as beams, behind 8 flips", bench.watched(recommended)))
         report.add(_row("one flip, until the device has it", bench.repeat(lambda: bench.flip(1), repeats)))
@@ -150,14 +151,16 @@ class _Bench:
         each = zip(self._requests, filters or [NO_FILTER] * len(self._requests), strict=True)
         return [(replace(request, filter=item_filter), view) for (request, view), item_filter in each]
 
-    def filters(self, excluded: int) -> dict[str, list[ItemFilter]]:
+    def filters(self, excluded: Sequence[int]) -> dict[str, list[ItemFilter]]:
         """Of each request its own; those that exclude items, of other items each."""
         ids, requests = self._engine.catalog.item_ids, len(self._requests)
-        draws = [self._random.choice(len(ids), excluded, replace=False).tolist() for _ in range(requests)]
+
+        def excluding(count: int) -> list[ItemFilter]:
+            draws = [self._random.choice(len(ids), count, replace=False).tolist() for _ in range(requests)]
+            return [ItemFilter.of([ids[row] for row in rows], (), (), False) for rows in draws]
+
         return {
-            f"{excluded} items excluded by each": [
-                ItemFilter.of([ids[row] for row in rows], (), (), False) for rows in draws
-            ],
+            **{f"{count} items excluded by each": excluding(count) for count in excluded},
             "a tag allowed": [ItemFilter.of((), ("tag-0",), (), False)] * requests,
             "a tag denied, what was seen too": [ItemFilter.of((), (), ("tag-1",), True)] * requests,
         }

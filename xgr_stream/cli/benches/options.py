@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
+import torch
 
 from xgr_stream.config import KvCacheDtype
 from xgr_stream.testing.shapes import SHAPES
@@ -45,6 +46,8 @@ class Output:
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
+device_option = click.option("--device", help="Where the model computes.  [default: cuda where there is one, else cpu]")
+
 _SETTING_OPTIONS = (
     click.option("--shape", type=click.Choice(sorted(SHAPES)), help="Random weights of this shape."),
     click.option(
@@ -66,7 +69,7 @@ _SETTING_OPTIONS = (
         type=click.IntRange(1),
         help="Random items in the catalog, with --shape.  [default: 1500000, or a quarter of all semantic IDs]",
     ),
-    click.option("--device", help="Where the model computes.  [default: cuda where there is one, else cpu]"),
+    device_option,
     click.option(
         "--dtype", type=click.Choice(DTYPES), help="What it computes in.  [default: bfloat16 on a GPU, else float32]"
     ),
@@ -83,6 +86,11 @@ _OUTPUT_OPTIONS = (
     click.option("--json", type=_FILE, help="Also write the figures here."),
     click.option("--plot", type=_FILE, help="Also draw them here, as PNG. Needs matplotlib (the extra `bench`)."),
 )
+
+
+def chosen(device: str | None) -> torch.device:
+    """What `device_option` was given, or its default."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:

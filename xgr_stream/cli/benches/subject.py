@@ -12,7 +12,7 @@ import torch
 
 from xgr_stream.catalog import Catalog
 from xgr_stream.cli.benches.floors import Floors
-from xgr_stream.cli.benches.options import Setting
+from xgr_stream.cli.benches.options import Setting, chosen
 from xgr_stream.cli.benches.report import environment
 from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, KvCacheDtype, WindowConfig
 from xgr_stream.engine import Engine, Switches
@@ -63,7 +63,7 @@ class Subject:
             raise ConfigError("one of --shape and --model must be given")
         self.setting = setting
         torch.set_num_threads(setting.threads)
-        self.device = torch.device(setting.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = chosen(setting.device)
         if setting.model is not None:
             self._load(setting)
         else:
