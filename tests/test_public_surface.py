@@ -60,7 +60,7 @@ FIELDS = {
     config.StreamConfig: (
         "topics partitions codec history snapshots standby_bytes transactions partitioner default_timeout_ms "
         "dedup_window_ms max_message_bytes max_pending_requests max_open_events max_unpublished_answers "
-        "shutdown_timeout_s warm_users"
+        "max_waiting_bytes shutdown_timeout_s warm_users"
     ),
 }
 

@@ -338,6 +338,9 @@ class StreamConfig:
     fewer. Bounds what is in memory while the broker is away or slow."""
     max_unpublished_answers: int = 4_096
     """Answers that the broker has not acknowledged before requests rest too; events rest at half as many."""
+    max_waiting_bytes: int = 256 * MIB
+    """Of requests waiting for the engine before new ones are refused, as with `max_pending_requests`; and of everything
+    that the broker has not acknowledged before requests rest, events at half as much. Over all partitions."""
     shutdown_timeout_s: float = 10.0
     warm_users: int = 10_000
     """Users of each restored partition who are offered for warming, the most recently active first; the scheduler takes
@@ -372,6 +375,7 @@ class StreamConfig:
         _at_least("max_pending_requests", self.max_pending_requests, 1)
         _at_least("max_open_events", self.max_open_events, 1)
         _at_least("max_unpublished_answers", self.max_unpublished_answers, 1)
+        _at_least("max_waiting_bytes", self.max_waiting_bytes, 1)
         _at_least("shutdown_timeout_s", self.shutdown_timeout_s, 0, float)
         _at_least("warm_users", self.warm_users, 0)
         _at_least("standby_bytes", self.standby_bytes, 0)

@@ -23,9 +23,10 @@ EVENTS, REQUESTS = "user-events", "rec-requests"
 
 
 class Publisher:
-    """So many answers are not durable."""
+    """So many answers and bytes are not durable."""
 
     answers = 0
+    unpublished_bytes = 0
 
     def unpublished(self, topic: str) -> int:
         return self.answers if topic == REQUESTS else 0
@@ -73,8 +74,30 @@ def test_answers_that_pile_up_hold_back_events_first(answers: int, events_rest: 
     assert runtime.must_rest(REQUESTS, 0) is requests_rest
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "events_rest", "requests_rest"), [(499, False, False), (500, True, False), (1000, True, True)]
+)
+def test_bytes_that_pile_up_hold_back_events_first(num_bytes: int, events_rest: bool, requests_rest: bool) -> None:
+    publisher = Publisher()
+    publisher.unpublished_bytes = num_bytes
+    runtime = runtime_of(publisher, max_waiting_bytes=1000)
+    assert runtime.must_rest(EVENTS, 0) is events_rest
+    assert runtime.must_rest(REQUESTS, 0) is requests_rest
+
+
+def test_events_rest_until_their_history_is_there() -> None:
+    runtime = runtime_of(Publisher())
+    assert runtime.must_rest(EVENTS, 1)
+    assert runtime.must_rest(REQUESTS, 1)
+    runtime.processor.assign({1}, 1)
+    assert runtime.must_rest(EVENTS, 1)
+    assert not runtime.must_rest(REQUESTS, 1)
+    runtime.processor.restored(1)
+    assert not runtime.must_rest(EVENTS, 1)
+
+
 def test_bounds_are_checked() -> None:
-    for name in ("max_open_events", "max_unpublished_answers"):
+    for name in ("max_open_events", "max_unpublished_answers", "max_waiting_bytes"):
         with pytest.raises(ConfigError, match=name):
             StreamConfig(**{name: 0})
 

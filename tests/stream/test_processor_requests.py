@@ -190,6 +190,37 @@ def test_requests_over_capacity_are_refused_at_once() -> None:
     assert stream.processor.pending == 1
 
 
+def test_requests_are_refused_by_what_they_take_too() -> None:
+    """Each of some 100 kB of a message and 64 bytes more for each of 1,000 strings in it."""
+    stream = Stream(max_waiting_bytes=400_000)
+    large = {"exclude": [f"{i:0100}" for i in range(1_000)]}
+    outputs = stream.process(*(stream.request("u", f"r{i}", fields=large) for i in range(4)), stream.request("u", "s"))
+    assert [(message(produce)["request_id"], message(produce)["error"]) for produce in produces(outputs)] == [
+        ("r2", "over_capacity"),
+        ("r3", "over_capacity"),
+    ]
+    assert stream.processor.pending == 3
+    stream.acknowledge(stream.answer())
+    assert stream.process(stream.request("u", "r2", fields=large)) == []
+
+
+def test_one_request_may_take_more_than_all_may() -> None:
+    stream = Stream(max_waiting_bytes=1)
+    assert [answer["status"] for answer in answers(stream, stream.request("u"))] == ["unknown_user"]
+
+
+def test_what_is_delivered_again_while_it_waits_is_bounded_too() -> None:
+    """The answer goes to each delivery that was kept; the others hear that they were not."""
+    stream = Stream(max_waiting_bytes=10_000)
+    records = [stream.request("u")._replace(headers=(("h", b"x" * 1_000),)) for _ in range(20)]
+    refused = [message(produce)["error"] for produce in produces(stream.process(*records))]
+    answered = [message(produce) for produce in produces(stream.answer())]
+    assert set(refused) == {"over_capacity"}
+    assert len(answered) + len(refused) == 20
+    assert 5 <= len(answered) < 10
+    assert {answer["status"] for answer in answered} == {"unknown_user"}
+
+
 def test_min_offset_waits_for_the_event() -> None:
     stream = Stream()
     stream.run(stream.event("u"))

@@ -139,12 +139,13 @@ async def test_what_comes_while_a_batch_is_under_way_goes_out_together(stage: Si
     await stage.publish(output(1, b"b"))
     await stage.publish(output(2, b"c"))
     assert stage.publisher.unpublished("events") == 3
+    assert stage.publisher.unpublished_bytes == 3 * output(0, b"a").num_bytes > 0
     stage.producer.fate.append(None)
     stage.producer.futures[0].set_result(None)
     await settle()
     assert stage.producer.batches == [[b"a"], [b"b", b"c"]]
     assert len(stage.processor.done) == 3
-    assert stage.publisher.unpublished("events") == 0
+    assert stage.publisher.unpublished("events") == stage.publisher.unpublished_bytes == 0
 
 
 async def test_a_record_without_a_partition_is_bound_by_no_order(stage: SimpleNamespace) -> None:

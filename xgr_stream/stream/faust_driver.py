@@ -308,6 +308,7 @@ class FaustDriver(Service):
             self.runtime.fail(error)
         early, self._early = self._early, []
         self.take(early)
+        self._progress.set()  # they need not rest any more
 
     async def _on_revoked(self, _: object, revoked: Iterable[TP], **__: object) -> None:
         for tp in revoked:

@@ -10,7 +10,7 @@ from xgr_stream.errors import XgrError
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.partition import Partition
-from xgr_stream.stream.records import Produce, Record, key_passed_on, passed_on
+from xgr_stream.stream.records import Produce, Record, key_passed_on, num_bytes, passed_on
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Output:
     """What to write, and the records whose offsets wait for it. Drivers read `produces` and hand it back."""
 
-    __slots__ = ("number", "offsets", "partition", "produces", "then", "topic")
+    __slots__ = ("num_bytes", "number", "offsets", "partition", "produces", "then", "topic")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Output:
     ) -> None:
         self.partition = partition
         self.produces = produces
+        self.num_bytes = sum(map(num_bytes, produces))
         self.topic = None if record is None else record.topic
         """Topic of the records whose offsets wait; None: none do (clean-up of the changelog)."""
         self.offsets: Sequence[int] = () if record is None else (record.offset,)

@@ -86,7 +86,10 @@ class Publisher:
         self._on_failure = on_failure
         self._awake = asyncio.Event()
         self._waiting: dict[Output, int] = {}
+        """Records of each output that are not durable yet."""
         self._unpublished: Counter[str | None] = Counter()
+        self.unpublished_bytes = 0
+        """Of what is to be written and not durable yet, `reply_to` copies aside."""
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
@@ -156,6 +159,7 @@ class Publisher:
         if required:
             self._waiting[output] = required
             self._unpublished[output.topic] += len(output.offsets)
+            self.unpublished_bytes += output.num_bytes
         else:
             self._durable([output])
 
@@ -265,6 +269,7 @@ class Publisher:
     def _forget(self, output: Output) -> None:
         if self._waiting.pop(output, None) is not None:
             self._unpublished[output.topic] -= len(output.offsets)
+            self.unpublished_bytes -= output.num_bytes
 
     def _durable(self, outputs: Iterable[Output]) -> None:
         progress = set()

@@ -61,12 +61,13 @@ def passed_on(headers: Headers) -> Headers:
     """A record's headers, for what answers it. Of more than `MAX_HEADER_BYTES`, or so many that one more could not be
     read, those that trace it alone, as far as they fit: an answer must not become too large to be written by what its
     request brought along."""
-    if len(headers) >= MAX_HEADERS or _num_bytes(headers) > MAX_HEADER_BYTES:
+    if len(headers) >= MAX_HEADERS or header_bytes(headers) > MAX_HEADER_BYTES:
         headers = tuple(header for header in headers if header[0] in TRACE_HEADERS)
-    return headers if len(headers) < MAX_HEADERS and _num_bytes(headers) <= MAX_HEADER_BYTES else ()
+    return headers if len(headers) < MAX_HEADERS and header_bytes(headers) <= MAX_HEADER_BYTES else ()
 
 
-def _num_bytes(headers: Headers) -> int:
+def header_bytes(headers: Headers) -> int:
+    """What headers take in a record, at most."""
     return sum(len(name.encode()) + len(value or b"") + HEADER_FRAME_BYTES for name, value in headers)
 
 
@@ -83,3 +84,9 @@ class Produce(NamedTuple):
     required: bool = True
     """Whether the output it belongs to must wait for its acknowledgement. A copy for a caller's `reply_to` topic is
     not required: that topic may not exist, and must not hold up everybody else. Try once, count a failure, go on."""
+
+
+def num_bytes(produce: Produce) -> int:
+    """What a record to write takes, beside its frame."""
+    _, _, key, value, headers, _ = produce
+    return len(key or b"") + len(value or b"") + (header_bytes(headers) if headers else 0)

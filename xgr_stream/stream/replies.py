@@ -129,12 +129,12 @@ class Replies:
 
     def _published(self, record: Record) -> Callable[[], None]:
         """Measures the time from now to the acknowledgement, and the request's whole time."""
-        started = self._clock.now()
+        started, timestamp_ms = self._clock.now(), record.timestamp_ms
 
         def observe() -> None:
             self._metrics.stage_seconds.observe("publish", self._clock.now() - started)
-            if record.timestamp_ms >= 0:
-                total_ms = max(0, self._clock.wall_ms() - record.timestamp_ms)
+            if timestamp_ms >= 0:
+                total_ms = max(0, self._clock.wall_ms() - timestamp_ms)
                 self._metrics.stage_seconds.observe("total", total_ms / 1000)
 
         return observe

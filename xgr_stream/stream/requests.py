@@ -29,12 +29,14 @@ from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.outbox import Outbox
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import Record, header_bytes, passed_on
 from xgr_stream.stream.replies import Replies
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
 
+RECORD_BYTES, ID_BYTES = 500, 64
+"""Of a record that waits, beside its headers, and of each string in a message, beside its bytes."""
 MAX_TIMEOUT_MS = 3_600_000
 """A longer timeout counts as this one."""
 
@@ -69,7 +71,18 @@ class Pending:
     """A request that was taken and is not answered yet."""
 
     __slots__ = (
-        *("answered", "computing", "deadline", "forgets", "future", "partition", "records", "request", "taken_at"),
+        *(
+            "answered",
+            "computing",
+            "deadline",
+            "forgets",
+            "future",
+            "num_bytes",
+            "partition",
+            "records",
+            "request",
+            "taken_at",
+        ),
     )
 
     def __init__(self, request: RecommendRequest, partition: Partition, deadline: float, taken_at: float) -> None:
@@ -81,7 +94,10 @@ class Pending:
         self.forgets = False
         """Whether its user was forgotten meanwhile, and the prefix that it was answered from must go."""
         self.records: list[Record] = []
-        """The records that wait for the answer: one, or more when it was delivered again meanwhile."""
+        """The records that wait for the answer, without what it does not need of them: one, or more when it was
+        delivered again meanwhile."""
+        self.num_bytes = 0
+        """What the request and its records take."""
         self.future: Future[RecommendResponse] | None = None
         """The caller's, for a request of this process's own."""
         self.computing: Computing | None = None
@@ -116,6 +132,8 @@ class Requests:
         self._clock = clock
         self._own_topics = frozenset(astuple(config.topics))
         self._pending: dict[tuple[str, str], Pending] = {}
+        self._num_bytes = 0
+        """Of all that is pending."""
         self._waiting: dict[Partition, list[Pending]] = {}
         self._deadlines: list[tuple[float, int, Pending]] = []
         self._sequence = count()
@@ -170,17 +188,30 @@ class Requests:
         if self._replies.repeat(partition, record, request):
             return
         pending = self._pending.get((request.user_id, request.request_id))
-        if pending is not None:
-            pending.records.append(record)
-            return
+        is_new = pending is None
+        kept = record._replace(key=None, value=None, headers=passed_on(record.headers))
+        num_bytes = RECORD_BYTES + header_bytes(kept.headers) + (_num_bytes(record, request) if is_new else 0)
         try:
-            pending = self._admit(partition, request, record.timestamp_ms)
+            self._check_room(num_bytes)
+            if pending is None:
+                pending = self._admit(partition, request, record.timestamp_ms)
         except XgrError as error:
             response = RecommendResponse.failure(request.request_id, request.user_id, error)
             self._replies.send(partition, [record], request, response)
-        else:
-            pending.records.append(record)
+            return
+        pending.records.append(kept)
+        pending.num_bytes += num_bytes
+        self._num_bytes += num_bytes
+        if is_new:
             self._start(pending)
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Raises `OverCapacity` if so many bytes more are not to wait. A request by itself always may."""
+        if self._pending and self._num_bytes + num_bytes > self._config.max_waiting_bytes:
+            raise OverCapacity(
+                f"requests of {self._num_bytes} bytes are waiting, and max_waiting_bytes is "
+                f"{self._config.max_waiting_bytes}; try again later"
+            )
 
     def _admit(self, partition: Partition, request: RecommendRequest, timestamp_ms: int) -> Pending:
         """Note the request and its deadline, which counts from `timestamp_ms` (negative: unknown, from now)."""
@@ -281,6 +312,7 @@ class Requests:
         """Give the response to all who wait for it, and take the request off the books."""
         pending.answered = True
         del self._pending[pending.key]
+        self._num_bytes -= pending.num_bytes
         if pending.computing is not None:
             pending.computing.cancel()
         if pending.forgets:
@@ -300,6 +332,11 @@ class Requests:
         total_ms = (self._clock.now() - pending.taken_at) * 1000
         wait_ms = max(0.0, total_ms - sum(response.stages_ms.values()))
         return {"wait": wait_ms, **response.stages_ms, "total": total_ms}
+
+
+def _num_bytes(record: Record, request: RecommendRequest) -> int:
+    """What a request takes that came in this record."""
+    return len(record.value or b"") + ID_BYTES * (len(request.filter.exclude) + len(request.candidates or ()))
 
 
 def _result(request: RecommendRequest, computing: Computing) -> RecommendResponse:

@@ -267,16 +267,19 @@ class Runtime:
     def must_rest(self, topic: str, partition: int) -> bool:
         """Whether the driver should not read a topic partition for now: what is taken must stay bounded.
 
-        Events rest first, when too many are not durable, or answers begin to pile up; requests only when their answers
-        can't be published. Requests that wait for the device are refused beyond a bound, and never a reason to rest.
+        Events rest first: until the partition's history is there, when too many are not durable, or when answers or
+        bytes begin to pile up; requests only when nothing can be published. Requests that wait for the device are
+        refused beyond a bound, and never a reason to rest.
         """
-        config = self.setup.config
-        if partition in self._opening:
+        if not self.processor.holds(partition):
             return True
-        unpublished = 0 if self._publisher is None else self._publisher.unpublished(self.topics.requests)
+        config, publisher, used = self.setup.config, self._publisher, 0.0
+        if publisher is not None:
+            answers, waiting_bytes = publisher.unpublished(self.topics.requests), publisher.unpublished_bytes
+            used = max(answers / config.max_unpublished_answers, waiting_bytes / config.max_waiting_bytes)
         if topic == self.topics.requests:
-            return unpublished >= config.max_unpublished_answers
-        if unpublished >= config.max_unpublished_answers / 2:
+            return used >= 1
+        if used >= 0.5 or not self.processor.is_restored(partition):
             return True
         return self.processor.backlog(topic, partition) >= config.max_open_events
 
