@@ -37,6 +37,10 @@ EVENT_TIMEOUT_S = 30.0
 """Kafka takes 10 s and more to find a partition another leader, and an event given up before may be written twice."""
 REMEMBERED = 10_000
 """Finished requests that are remembered to tell late and duplicate responses from those of other clients."""
+READ_AT_ONCE = 100
+"""Responses, before others of the event loop have their turn."""
+MAX_LOGGED = 100
+"""Records that are no responses, before the log falls silent about them."""
 
 
 class RecommendClient(Asking):
@@ -190,11 +194,19 @@ class RecommendClient(Asking):
             await consumer.position(partition)
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        num_read = num_refused = 0
         async for message in consumer:
+            num_read += 1
+            if num_read % READ_AT_ONCE == 0:  # the consumer gives what it has fetched without ever waiting
+                await asyncio.sleep(0)
             try:
                 response = protocol.parse_response(codecs.decode(message.value, self._max_message_bytes))
             except InvalidInput as error:
-                logger.warning("a record of %s at offset %d is no response: %s", message.topic, message.offset, error)
+                num_refused += 1
+                level = logging.WARNING if num_refused <= MAX_LOGGED else logging.DEBUG
+                logger.log(
+                    level, "a record of %s at offset %d is no response: %s", message.topic, message.offset, error
+                )
             else:
                 self._on_response(response)
 

@@ -34,6 +34,7 @@ from xgr_stream.stream.batches import (
     FETCH_BYTES,
     Batches,
     Limits,
+    bound_batches,
     bound_others,
     bound_topics,
     read_any_batch,
@@ -193,6 +194,7 @@ def test_what_is_within_the_bound_is_read_as_ever(codec: int, records: Written) 
 @pytest.mark.parametrize("codec", [code for code in CODECS if code])
 def test_a_batch_past_the_bound_is_one_record_that_says_so(codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xgr_stream.stream.decompress.MAX_BATCH_BYTES", 100_000)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 100_000)
     large: Written = [(b"k", bytes(60_000), []), (b"k", bytes(60_000), [])]
     data = batch(GOOD, 0, codec) + batch(large, 3, codec) + batch(GOOD, 5, codec)
     found = read(Batches(data, Limits(MIB)))
@@ -520,3 +522,60 @@ def test_topics_are_bounded_by_their_names(monkeypatch: pytest.MonkeyPatch) -> N
     assert [limits(topic) for topic in (names.responses, names.changelog)] == [Limits(MAX_BATCH_BYTES, MAX_HEADERS)] * 2
     assert limits("views") == Limits(1 << 62, 1 << 62)
     assert limits("others") is None
+
+
+def test_who_names_wider_limits_for_a_topic_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers of one process share them: what another's limits leave out, one's own must not."""
+    monkeypatch.setattr(batches, "_limits", {})
+    for limits in (Limits(10, 3), Limits(20, 2), Limits(5, 1)):
+        bound_batches(["shared"], limits)
+    assert batches._limits == {"shared": Limits(20, 3)}
+
+
+@pytest.mark.parametrize("limits", [None, Limits()])
+@pytest.mark.parametrize("codec", [PLAIN, GZIP])
+def test_formats_may_be_mixed_in_one_fetch(limits: Limits | None, codec: int) -> None:
+    """A segment that was written while the format changed. aiokafka takes all to be of the first one's."""
+    pieces, expected = [], []
+    for first, magic in zip(range(0, 12, 3), (1, 2, 0, 2), strict=True):
+        if magic == 2:
+            pieces.append(batch(GOOD, first, codec))
+        else:
+            builder = LegacyRecordBatchBuilder(magic, codec, 1 << 20)
+            for offset in range(first, first + 3):
+                builder.append(offset, 5, b"k", b"v")
+            pieces.append(bytes(builder.build()))
+        expected += range(first, first + 3)
+    assert [one[0] for one in read(Batches(b"".join(pieces), limits))] == expected
+    cut = b"".join(pieces)[: -len(pieces[-1]) // 2]
+    assert [one[0] for one in read(Batches(cut, limits))] == expected[:-3]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_batch_that_compaction_has_emptied_is_come_past(codec: int) -> None:
+    emptied = bytearray(with_records(batch(GOOD, 3, PLAIN), codec, b""))
+    emptied[57:61] = bytes(4)
+    data = batch(GOOD, 0, PLAIN) + bytes(emptied) + batch(GOOD, 6, PLAIN)
+    assert [one[0] for one in read(Batches(data, Limits()))] == [0, 1, 2, 6, 7, 8]
+
+
+@pytest.mark.parametrize("control", [0x20, 0x30])
+def test_a_marker_that_compaction_has_emptied_is_come_past(control: int) -> None:
+    """A broker keeps the batch of a producer's last marker, without the marker (`BatchRetention.RETAIN_EMPTY`)."""
+    marker = bytearray(with_records(batch(GOOD[:1], 3, PLAIN), PLAIN, b""))
+    marker[22], marker[43:51], marker[57:61] = control, (5).to_bytes(8, "big"), bytes(4)
+    data = batch(GOOD, 0, PLAIN) + bytes(marker) + batch(GOOD, 4, PLAIN)
+    read_any_batch()
+    fetched: Any = aiokafka.consumer.fetcher.PartitionRecords(TP, Batches(data), [], 0, None, None, False, 1)
+    assert [one.offset for one in fetched] == [0, 1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("codec", [code for code in CODECS if code])
+def test_batches_past_the_bound_are_a_part_of_a_fetch_each(codec: int) -> None:
+    """Each takes as long as one that is not: 500 of zstd's are a megabyte, and took 9 s in one go."""
+    data = b"".join(
+        with_records(batch(GOOD, n, PLAIN), codec, ENCODE[codec](bytes(MAX_BATCH_BYTES + 1))) for n in (0, 3)
+    )
+    fetched = PartitionRecords(TP, Batches(data, Limits()), [], 0, None, None, False, 0)
+    assert [one.offset for one in fetched] == [2]
+    assert fetched.next_fetch_offset == 3

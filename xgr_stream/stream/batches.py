@@ -64,8 +64,9 @@ def read_any_batch() -> None:
 def bound_batches(topics: Iterable[str], limits: Limits) -> None:
     """Have batches of these topics decompressed to `MAX_BATCH_BYTES` at most. In place of records that are past the
     limits, and of those behind something that can't be read, come some whose value is `Unread`, for whoever reads the
-    topic in this process."""
-    _limits.update(dict.fromkeys(topics, limits))
+    topic in this process: the widest limits that any of them named."""
+    for topic in topics:
+        _limits[topic] = Limits(*map(max, limits, _limits.get(topic, limits)))
 
 
 def bound_topics(topics: TopicNames, max_message_bytes: int) -> None:
@@ -84,6 +85,11 @@ class _PartitionRecords(aiokafka.consumer.fetcher.PartitionRecords):  # type: ig
         records.limits = _limits.get(tp.topic)
         super().__init__(tp, records, *others)
 
+    def _contains_abort_marker(self, next_batch: Any) -> bool:
+        """Of a batch that compaction has emptied, false, as Java's consumer has it: a broker keeps a producer's last
+        marker so, and aiokafka 0.14 raises for it, at the same offset for ever. What it ended was taken before it."""
+        return not next_batch.is_empty and bool(super()._contains_abort_marker(next_batch))
+
 
 class Batches:
     """`MemoryRecords`, as aiokafka's fetcher uses them."""
@@ -94,19 +100,25 @@ class Batches:
         self.read_bytes = 0
         """By those who are bounded."""
         self._data = data
-        self._records = MemoryRecords(data)
         self._at = 0
-        self.size_in_bytes = self._records.size_in_bytes
+
+    def size_in_bytes(self) -> int:
+        return len(self._data)
 
     def has_next(self) -> bool:
         """Once it has none the consumer fetches what is behind the last batch."""
-        return self.read_bytes < FETCH_BYTES and self._records.has_next()
+        return self.read_bytes < FETCH_BYTES and self._end() <= len(self._data)
 
     def next_batch(self) -> Any:
-        batch = self._records.next_batch()
-        begin = self._at
-        self._at += _FRAME + int.from_bytes(self._data[begin + 8 : begin + _FRAME], "big")
-        return None if batch is None else _Batch(batch, self._data[begin : self._at], self)
+        """Each by itself: aiokafka 0.14 takes all to be of the first one's format, and a segment may hold several."""
+        begin, self._at = self._at, self._end()
+        data = self._data[begin : self._at]
+        batch = MemoryRecords(data).next_batch()
+        return None if batch is None else _Batch(batch, data, self)
+
+    def _end(self) -> int:
+        """Of the next batch, if it is whole."""
+        return self._at + _FRAME + int.from_bytes(self._data[self._at + 8 : self._at + _FRAME], "big")
 
 
 class _Record(NamedTuple):
@@ -130,6 +142,10 @@ class _Batch:
 
     def __next__(self) -> Any:
         return next(self._batch)
+
+    @property
+    def is_empty(self) -> bool:
+        return self._data[_FORMAT] >= 2 and not any(self._data[_COUNT])
 
     @property
     def next_offset(self) -> int:
@@ -162,8 +178,11 @@ class _Batch:
         begin, end = self._batch.base_offset, self.next_offset
         try:
             records: bytes | bytearray | memoryview = memoryview(self._data)[_HEAD:]
-            if codec := self._data[_ATTRIBUTES] & _CODEC:
+            codec = self._data[_ATTRIBUTES] & _CODEC
+            if codec and len(records):  # compaction leaves empty batches
+                self._batches.read_bytes += MAX_BATCH_BYTES  # what it may take to find that it can't be read
                 records = decompressed(codec, memoryview(records))
+                self._batches.read_bytes -= MAX_BATCH_BYTES
             self._batches.read_bytes += len(records)
             for record in self._read(records, limits):
                 begin = record.offset + 1
