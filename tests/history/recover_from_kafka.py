@@ -92,7 +92,8 @@ async def restore(args: argparse.Namespace, bootstrap: str) -> None:
     restored = made.restored
     made.restored = lambda number, **_: restored(number)  # type: ignore[method-assign]  # there are no events
     producer = await connection.start_producer()
-    recovery = Recovery(connection, producer, made, StreamConfig(), group_id="worker", clock=ManualClock())
+    write = producer.send_and_wait
+    recovery = Recovery(connection, write, made, StreamConfig(), group_id="worker", clock=ManualClock())
     base, started, cpu = resident_bytes(), time.perf_counter(), time.process_time()
     await asyncio.gather(*(recovery.run(number) for number in range(args.partitions)))
     report(args, "changelog in Apache Kafka", made._history, started, cpu, base)

@@ -49,6 +49,9 @@ class Producer:
     async def send(self, topic: str, value: bytes | None, key: bytes | None, **_: Any) -> asyncio.Future[None]:
         return self._take(topic, [value])
 
+    async def send_and_wait(self, topic: str, value: bytes, key: bytes, **_: Any) -> object:
+        return await self._take(topic, [value])
+
     async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
         self.partitions.append(partition)
         self.headers += batch.headers

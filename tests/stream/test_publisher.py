@@ -111,6 +111,28 @@ async def test_a_producer_that_is_out_of_step_with_the_broker_is_replaced(stage:
     assert not stage.failures
 
 
+async def test_so_is_one_that_a_record_of_the_workers_own_finds_out_of_step(stage: SimpleNamespace) -> None:
+    """Recoveries had kept the first producer: the fence of the next one ended the worker."""
+    stage.producer.fate.append(OutOfOrderSequenceNumber())
+    stage.replacement.fate.append(None)
+    await stage.publisher.write("log", b"fence", b"key", partition=3)
+    assert stage.producer.sent == [("log", [b"fence"])] == stage.replacement.sent
+    stage.replacement.fate.append(TopicAuthorizationFailedError())
+    with pytest.raises(TopicAuthorizationFailedError):
+        await stage.publisher.write("log", b"fence", b"key", partition=3)
+
+
+async def test_and_by_a_copy_which_is_not_tried_again(stage: SimpleNamespace) -> None:
+    stage.producer.fate.append(OutOfOrderSequenceNumber())
+    await stage.publish(output(0, b"a", required=False))
+    await settle()
+    stage.replacement.fate.append(None)
+    await stage.publish(output(1, b"b", required=False))
+    assert stage.producer.batches == [[b"a"]]
+    assert stage.replacement.batches == [[b"b"]]
+    assert stage.metrics.registry.get_sample_value("xgr_reply_copies_failed_total") == 1
+
+
 async def test_a_connection_that_does_not_know_its_broker_yet_is_tried_again(stage: SimpleNamespace) -> None:
     stage.producer.fate += [IncompatibleBrokerVersion("the API version is unknown"), None]
     await stage.publish(output(0, b"a"))

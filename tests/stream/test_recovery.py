@@ -135,7 +135,7 @@ async def restored(polls: Iterable[str | int], *, begin: int, end: int, times: i
     }
     steps = [poll if isinstance(poll, int) else found[poll] for poll in polls]
     connection: Any = SimpleNamespace(consumer=lambda **_: Consumer(steps, begin, end))
-    recovery = Recovery(connection, producer, processor, CONFIG, group_id="group", clock=ManualClock())  # type: ignore[arg-type]
+    recovery = Recovery(connection, producer.send_and_wait, processor, CONFIG, group_id="group", clock=ManualClock())  # type: ignore[arg-type]
     await asyncio.gather(*(recovery.run(NUMBER) for _ in range(times)))
     return processor
 

@@ -53,13 +53,30 @@ class ResolvedFilter:
 
     def allows(self, rows: Int32Array, keys: Int64Array | None = None) -> BoolArray:
         """Whether each item row, which has a place, may be returned. `keys`: theirs, where they are at hand."""
-        allowed = self._live.items[rows]
+        allowed = self.live(rows)
         if self.tags_key is not None:
-            allowed &= self._tags.match(rows, *self.tags_key)
+            allowed &= self.tagged(rows)
         if len(self.excluded):
-            keys = self.keys(rows) if keys is None else keys
-            allowed &= self.excluded.take(self.excluded.searchsorted(keys), mode="clip") != keys
+            allowed &= self.not_excluded(self.keys(rows) if keys is None else keys)
         return allowed
+
+    def live(self, rows: Int32Array) -> BoolArray:
+        """Whether each item is to be had, whatever the filter: the same of all filters of a catalog."""
+        alive: BoolArray = self._live.items[rows]
+        return alive
+
+    def tagged(self, rows: Int32Array) -> BoolArray:
+        """Whether each item passes the tags: the same of all filters of a catalog with the same `tags_key`."""
+        return self._tags.match(rows, *(self.tags_key or (None, ())))
+
+    def not_excluded(self, keys: Int64Array) -> BoolArray:
+        """Whether each item is none of the excluded, of which there must be some. `keys`: theirs."""
+        others: BoolArray = self.excluded.take(self.excluded.searchsorted(keys), mode="clip") != keys
+        return others
+
+    def leaves_nothing(self) -> bool:
+        """Whether it is plain, without a look at any tag, that it leaves no item."""
+        return self.tags_key is None and not self.leaves_any()
 
     def leaves_any(self) -> bool | None:
         """Whether there is an item that it leaves; None: not among the first that were looked at."""

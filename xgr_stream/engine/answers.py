@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xgr_stream.cache import UserPrefix
 from xgr_stream.catalog import Catalog, ResolvedFilter
+from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.decode import Beams
 from xgr_stream.engine.scoring import Candidates
@@ -264,10 +265,18 @@ def _allowed(jobs: Sequence[Job], rows: NDArray[np.int32], cuts: Sequence[int]) 
     filters = [job.filter for job in jobs]
     if all(resolved is filters[0] for resolved in filters):  # most often none filters
         return filters[0].allows(rows)
-    owned = [slice(first, last) for first, last in pairwise(cuts)]
+    # For as many at once as can be: there are few of each.
+    allowed = filters[0].live(rows)
+    with_tags: dict[TagsKey, list[int]] = {}
+    for index, resolved in enumerate(filters):
+        if resolved.tags_key is not None:
+            with_tags.setdefault(resolved.tags_key, []).append(index)
+    for indices in with_tags.values():
+        own = np.concatenate([np.arange(cuts[index], cuts[index + 1]) for index in indices])
+        allowed[own] &= filters[indices[0]].tagged(rows[own])
     if any(len(resolved.excluded) for resolved in filters):
-        keys = filters[0].keys(rows)  # for all at once
-        parts = [resolved.allows(rows[own], keys[own]) for resolved, own in zip(filters, owned, strict=True)]
-    else:
-        parts = [resolved.allows(rows[own]) for resolved, own in zip(filters, owned, strict=True)]
-    return np.concatenate(parts)
+        keys = filters[0].keys(rows)
+        for resolved, (first, last) in zip(filters, pairwise(cuts), strict=True):
+            if len(resolved.excluded):
+                allowed[first:last] &= resolved.not_excluded(keys[first:last])
+    return allowed

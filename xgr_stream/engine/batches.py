@@ -106,7 +106,7 @@ class Batches:
         return self.begin([(request, views.get(request.user_id)) for request in wider]).finish()
 
     def _job(self, index: int, request: RecommendRequest, resolved: ResolvedFilter) -> Job:
-        if not request.filter.seen and resolved.leaves_any() is False:
+        if resolved.leaves_nothing():  # else the search tells
             raise NothingLegal(NOTHING_LEFT)
         width = request.rows(self._config.beam_width)
         if request.temperature is not None and self._catalog.delta is not None:
@@ -122,7 +122,7 @@ class Batches:
     def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
         """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
         resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
-        if resolved.leaves_any() is False:
+        if resolved.leaves_nothing():
             raise NothingLegal(NOTHING_LEFT)
         return replace(job, filter=resolved)
 

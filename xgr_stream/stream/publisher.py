@@ -252,6 +252,17 @@ class Publisher:
         self._durable(done)
         return True
 
+    async def write(self, topic: str, value: bytes, key: bytes, *, partition: int) -> Any:
+        """Write a record that is no output of the processor's, durably; where it was written. Raises `KafkaError`."""
+        while True:
+            producer = self._producer
+            try:
+                return await producer.send_and_wait(topic, value, key, partition=partition)
+            except OUT_OF_STEP:
+                await self.renew(producer)
+            if self._producer is producer:
+                await asyncio.sleep(RETRY_AFTER_S)
+
     async def renew(self, spoilt: AIOKafkaProducer) -> None:
         """Write with another producer from now on. An idempotent one that gave up a batch which the broker took, or the
         other way round, is out of step with it for good: each further batch of that partition is refused."""
@@ -293,13 +304,16 @@ class Publisher:
 
     async def _copy(self, produce: Produce, unknown: bool) -> None:
         """`unknown`: nothing was known of its topic."""
+        producer = self._producer
         try:
             async with asyncio.timeout(COPY_TIMEOUT_S):
                 await (await self._enqueue(produce))
         except (KafkaError, TimeoutError) as error:
             self._metrics.reply_copies_failed.inc()
             logger.debug("a copy of a response did not reach %s: %s", produce.topic, error)
-            forget_unknown(self._producer.client, produce.topic)
+            forget_unknown(producer.client, produce.topic)
+            if isinstance(error, OUT_OF_STEP):
+                await self.renew(producer)
         finally:
             self._copies -= 1
             if unknown:

@@ -7,9 +7,10 @@ import contextlib
 import gc
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from xgr_stream.config import StreamConfig
@@ -65,7 +66,7 @@ class Recovery:
     def __init__(
         self,
         connection: Connection,
-        producer: AIOKafkaProducer,
+        write: Callable[..., Awaitable[Any]],
         processor: Processor,
         config: StreamConfig,
         *,
@@ -74,8 +75,9 @@ class Recovery:
         snapshots: Snapshots | None = None,
         standby: Standby | None = None,
     ) -> None:
+        """`write`: `Publisher.write`."""
         self._connection = connection
-        self._producer = producer
+        self._write_record = write
         self._processor = processor
         self._topics = config.topics
         self._dedup_window_ms = config.dedup_window_ms
@@ -183,7 +185,7 @@ class Recovery:
 
     async def _write_fence(self, number: int) -> changelog.Entry:
         fence = changelog.fence(uuid.uuid4().bytes)
-        await self._producer.send_and_wait(self._topics.changelog, fence.value, fence.key, partition=number)
+        await self._write_record(self._topics.changelog, fence.value, fence.key, partition=number)
         return fence
 
     async def _restore_answers(self, consumer: AIOKafkaConsumer, responses: TopicPartition) -> None:

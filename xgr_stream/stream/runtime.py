@@ -133,13 +133,12 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         bound_topics(self.topics, setup.config.max_message_bytes)
         self.num_partitions = await ensure_topics(setup.connection, self.topics, setup.config.partitions)
-        producer = await self._new_producer()
-        self._publisher = self._make_publisher(producer)
+        self._publisher = self._make_publisher(await self._new_producer())
         if setup.config.snapshots is not None:
             self._snapshots = Snapshots(
                 setup.config.snapshots,
                 setup.connection,
-                producer,
+                self._publisher.write,
                 self.processor,
                 self.history,
                 topic=self.topics.changelog,
@@ -159,7 +158,7 @@ class Runtime:
             )
         self._recovery = Recovery(
             setup.connection,
-            producer,
+            self._publisher.write,
             self.processor,
             setup.config,
             group_id=setup.group_id,

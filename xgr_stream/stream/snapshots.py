@@ -12,10 +12,11 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from xgr_stream.config import HistoryConfig, SnapshotConfig
@@ -48,17 +49,17 @@ class Snapshots:
         self,
         config: SnapshotConfig,
         connection: Connection,
-        producer: AIOKafkaProducer,
+        write: Callable[..., Awaitable[Any]],
         processor: Processor,
         history: HistoryStore,
         *,
         topic: str,
         metrics: Metrics,
     ) -> None:
-        """`topic`: the changelog. Raises `ConfigError` if the directory can't be made."""
+        """`write`: `Publisher.write`. `topic`: the changelog. Raises `ConfigError` if the directory can't be made."""
         self._config = config
         self._connection = connection
-        self._producer = producer
+        self._write_record = write
         self._processor = processor
         self._history = history
         self._topic = topic
@@ -163,7 +164,7 @@ class Snapshots:
         """Write the record by which later snapshots of this partition will be known."""
         name = uuid.uuid4().bytes
         key, value = changelog.anchor(name)
-        written = await self._producer.send_and_wait(self._topic, value, key, partition=number)
+        written = await self._write_record(self._topic, value, key, partition=number)
         self._anchors[number] = (name, written.offset)
 
     # Writing
