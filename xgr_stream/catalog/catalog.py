@@ -321,10 +321,17 @@ class Catalog:
         excluded: list[str] = []
         for item_filter in item_filters:
             excluded += item_filter.exclude
-        if not excluded:
-            return [self.filters.resolve(item_filter, _NO_KEYS) for item_filter in item_filters]
+        resolved: list[ResolvedFilter] = []
+        if not excluded:  # they often are the same
+            found: dict[ItemFilter, ResolvedFilter] = {}
+            for item_filter in item_filters:
+                own = found.get(item_filter)
+                if own is None:
+                    own = found[item_filter] = self.filters.resolve(item_filter, _NO_KEYS)
+                resolved.append(own)
+            return resolved
         keys = self.filters.keys(self.rows(excluded))
-        resolved, end = [], 0
+        end = 0
         for item_filter in item_filters:
             begin, end = end, end + len(item_filter.exclude)
             resolved.append(self.filters.resolve(item_filter, keys[begin:end]))
