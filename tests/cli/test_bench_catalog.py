@@ -5,9 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from xgr_stream.cli.bench import bench
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--items", "500", "--excluded", "500"), "--excluded must be less than the 500 items, not 500"),
+        (("--device", "nonsense"), "--device must be cpu, cuda or cuda:N (N from 0), not 'nonsense'"),
+    ],
+)
+def test_wrong_options_are_named(wrong: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(bench, ["catalog", *wrong])
+    assert (result.exit_code, message in result.output) == (1, True), result.output
 
 
 def test_catalog(tmp_path: Path) -> None:

@@ -196,6 +196,18 @@ def test_filters_that_leave_nothing_fail_that_request_alone(engine):
         engine.recommend("user", exclude=engine.catalog.item_ids)
 
 
+def test_filters_that_leave_nothing_cost_nothing_and_fail_where_nothing_is_popular_too():
+    """A prefix is not computed for them, nor kept, in place of another's; whoever the user is."""
+    items = {name: column for name, column in tiny_items().items() if name != "popularity"}
+    engine = Engine.load(tiny_model(), Catalog.from_table(items, codes=(8, 8, 8)))
+    record(engine, "user", events(3))
+    nothing = ItemFilter(allow=("unheard-of",))
+    for user in ("user", "nobody"):
+        (response,) = ask(engine, (user, 3, 8, nothing))
+        assert (response.status, response.error) == (Status.ERROR, "nothing_legal")
+    assert not engine.is_resident("user")
+
+
 def test_filters_of_which_only_a_search_tells_that_they_leave_nothing_fail_alike(engine, monkeypatch):
     monkeypatch.setattr("xgr_stream.catalog.filters.LOOKED_AT", 1)
     record(engine, "user", events(1))

@@ -74,10 +74,6 @@ class ResolvedFilter:
         others: BoolArray = self.excluded.take(self.excluded.searchsorted(keys), mode="clip") != keys
         return others
 
-    def leaves_nothing(self) -> bool:
-        """Whether it is plain, without a look at any tag, that it leaves no item."""
-        return self.tags_key is None and not self.leaves_any()
-
     def leaves_any(self) -> bool | None:
         """Whether there is an item that it leaves; None: not among the first that were looked at."""
         if self.tags_key is None:

@@ -80,9 +80,13 @@ class Batches:
         exploring: deque[Job] = deque()
         scoring: deque[Job] = deque()
         filters = self._catalog.resolve_all([request.filter for request, _ in requests])
+        asked = {resolved for (request, _), resolved in zip(requests, filters, strict=True) if not request.filter.seen}
+        empty = {resolved for resolved in asked if resolved.leaves_any() is False}
         for index, ((request, view), resolved) in enumerate(zip(requests, filters, strict=True)):
             try:
                 if request.candidates is None:
+                    if resolved in empty:
+                        raise NothingLegal(NOTHING_LEFT)
                     job = self._job(index, request, resolved)
                     (jobs if request.temperature is None else exploring).append(job)
                     continue
@@ -106,8 +110,6 @@ class Batches:
         return self.begin([(request, views.get(request.user_id)) for request in wider]).finish()
 
     def _job(self, index: int, request: RecommendRequest, resolved: ResolvedFilter) -> Job:
-        if resolved.leaves_nothing():  # else the search tells
-            raise NothingLegal(NOTHING_LEFT)
         width = request.rows(self._config.beam_width)
         if request.temperature is not None and self._catalog.delta is not None:
             width = max(width, min(2 * request.k, MAX_BEAM_WIDTH))  # what is drawn may be in both, two beams then
@@ -122,7 +124,7 @@ class Batches:
     def _unseen(self, job: Job, items: NDArray[np.int32]) -> Job:
         """The job with these interned items excluded too. Raises `NothingLegal` if that leaves none."""
         resolved = self._catalog.filters.without(job.filter, self._reader.rows(items))
-        if resolved.leaves_nothing():
+        if resolved.leaves_any() is False:
             raise NothingLegal(NOTHING_LEFT)
         return replace(job, filter=resolved)
 

@@ -21,7 +21,7 @@ from xgr_stream.cli.benches.samples import collect_as_a_worker, synchronize
 from xgr_stream.config import CacheConfig, EngineConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.errors import EngineError
+from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
@@ -68,6 +68,8 @@ def catalog(
     new items and such with another tag, one by one, until they are recommended; a merge of new semantic IDs on a thread
     of its own; and warm batches without one and beside it, on the device thread's terms."""
     at = chosen(device)
+    if max(excluded, default=0) >= items:
+        raise ConfigError(f"--excluded must be less than the {items} items, not {max(excluded)}")
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
     config = EngineConfig(device=str(at), beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))

@@ -12,6 +12,7 @@ import click
 import torch
 
 from xgr_stream.config import KvCacheDtype
+from xgr_stream.errors import ConfigError
 from xgr_stream.testing.shapes import SHAPES
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -89,8 +90,15 @@ _OUTPUT_OPTIONS = (
 
 
 def chosen(device: str | None) -> torch.device:
-    """What `device_option` was given, or its default."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """What `device_option` was given, or its default. Raises `ConfigError` for one that is not there."""
+    there = torch.cuda.is_available()
+    try:
+        at = torch.device(device or ("cuda" if there else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"--device must be cpu, cuda or cuda:N (N from 0), not {device!r}") from error
+    if at.type == "cuda" and not there:
+        raise ConfigError(f"--device {device} needs a GPU, and torch sees none")
+    return at
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
