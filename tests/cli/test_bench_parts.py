@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from xgr_kernels.timing import Timing, WrongResult, report, require
 from xgr_stream.cli.benches import kernels as kernel_bench
-from xgr_stream.cli.benches.ablation import compare, skipped
+from xgr_stream.cli.benches.ablation import compare, shares
 from xgr_stream.cli.benches.floors import Cell, Floor, Floors
 from xgr_stream.cli.benches.profile import rows
 from xgr_stream.cli.benches.report import Report
@@ -88,8 +88,8 @@ def test_answers_are_equal_up_to_near_ties() -> None:
     assert not compare(response(("a", -1.0), ("b", -2.0)), expected, 1e-3)[2]
 
 
-def test_the_share_of_beams_skipped() -> None:
-    assert skipped([(1, 1), (64, 256), (0, 0)]) == "0% / 75% / -"
+def test_the_shares_that_were_skipped() -> None:
+    assert shares([(0, 1), (192, 256), (0, 0)]) == "0% / 75% / -"
 
 
 def kernel(name: str, start: float, duration: float, correlation: int, kind: str = "kernel") -> dict[str, object]:

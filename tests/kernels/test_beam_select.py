@@ -211,6 +211,17 @@ def test_all_codes_are_children(run, normalizer: str) -> None:
     check(case, case.select(run))
 
 
+def test_as_many_codes_as_there_may_be(run) -> None:
+    check(case := random_case(random.Random(8), requests=1, rows=2, codes=65_536, width=4), case.select(run))
+
+
+def test_as_many_beams_as_there_may_be(run) -> None:
+    """More beams than candidates, too."""
+    for rows, width in ((40, 1024), (3, 1024)):
+        case = random_case(random.Random(9), requests=1, rows=rows, codes=40, width=width)
+        check(case, case.select(run))
+
+
 def test_all_beams_dead(run) -> None:
     case = random_case(random.Random(4), dead=1.0)
     case.logits.fill_(math.nan)

@@ -1,8 +1,8 @@
-"""What the engine would do without masking first, for the ablation."""
+"""What the engine would do without masking first, and what its early stop spares: for the ablation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ def select_masking_last(
     at = nodes[row].clamp(min=0).long()
     place = child_starts[at].long()[..., None] + torch.arange(codes, device=logits.device)  # [requests, beams, codes]
     is_child = place < child_starts[at + 1].long()[..., None]
-    is_child &= (real & (scores[row] > -torch.inf))[..., None]
+    alive = real & (scores[row] > -torch.inf)
+    is_child &= alive[..., None]
     child = place.clamp_(max=len(child_codes) - 1)
     legal = is_child & node_masks[mask_index.long()[:, None, None], child]
     node_of = torch.full((*row.shape, codes + 1), -1, dtype=torch.int32, device=logits.device)
@@ -61,11 +62,40 @@ def select_masking_last(
     score, order = best.values[request, rank], best.indices[request, rank]
     dead |= ~(score > -torch.inf)
     first = torch.where(padding, 0, row_starts[request])
-    scanned = row_starts.diff()
     return BeamSelection(
         score.masked_fill(dead, -torch.inf),
         torch.where(dead, first, row_starts[request] + order // codes).int(),
         node_of[request, order].masked_fill(dead, -1),
-        scanned,
-        scanned * codes,
+        alive.sum(1, dtype=torch.int32),
+        legal.flatten(1).sum(1, dtype=torch.int32),
     )
+
+
+class Skipped(NamedTuple):
+    """Of one level's search, over all requests."""
+
+    beams: int
+    """That were alive, and whose children were not looked at."""
+    live_beams: int
+    children: int
+    """Of those that were alive, that were not looked at, or below the bound by then, or not legal."""
+    live_children: int
+
+
+class Searched(NamedTuple):
+    """One level's search, on the device."""
+
+    selection: BeamSelection
+    scores: Tensor
+    """[rows] float32, of the beams before it; -inf for dead ones."""
+    nodes: Tensor
+    """[rows] int32, where they stand."""
+    child_starts: Tensor
+    """[parents + 1] int32."""
+
+    def skipped(self) -> Skipped:
+        alive = self.scores > -torch.inf
+        at = self.nodes[alive].long()
+        live_beams, live_children = len(at), int((self.child_starts[at + 1] - self.child_starts[at]).sum())
+        scanned, kept = int(self.selection.beams_scanned.sum()), int(self.selection.children_kept.sum())
+        return Skipped(live_beams - scanned, live_beams, live_children - kept, live_children)

@@ -17,7 +17,7 @@ from xgr_kernels.legal_normalizer import legal_normalizer
 from xgr_stream.cache import PrefixCache, UserPrefix
 from xgr_stream.catalog import ResolvedFilter
 from xgr_stream.config import Normalizer
-from xgr_stream.engine.ablation import select_masking_last
+from xgr_stream.engine.ablation import Searched, select_masking_last
 from xgr_stream.engine.exploring import Exploration
 from xgr_stream.engine.graphs import Graphs
 from xgr_stream.engine.lanes import Gates, Lane
@@ -99,9 +99,8 @@ class BeamDecoder:
         self._roots: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._results = ResultBuffers(self._device)
         self._page_columns = page_columns
-        self.scanned: list[tuple[Tensor, Tensor]] = []
-        """Of the last decode without a graph, per level: beams scanned [requests], and the beams' scores [rows], -inf
-        for dead ones."""
+        self.searched: list[Searched] = []
+        """Of the last decode without a graph, per level."""
 
     def begin(
         self,
@@ -175,7 +174,7 @@ class BeamDecoder:
 
         styles = self._decoder.styles(max(shape.rows))
         if self._graphs is None:
-            self.scanned = []
+            self.searched = []
             step(styles[0])
             return
         if self._generation != legality.generation:
@@ -191,7 +190,7 @@ class BeamDecoder:
         explorers: Sequence[RecommendRequest],
     ) -> None:
         """The same as `_run`, by chance, and not captured: a graph for each shape more would pay for few."""
-        self.scanned = []
+        self.searched = []
         exploration = Exploration(explorers, shape.requests, legality.shared, self._device)
         style = self._decoder.styles(max(shape.rows))[0]
         selection = self._search(shape, inputs, legality, style, exploration.select)
@@ -241,7 +240,7 @@ class BeamDecoder:
                 **children,
             )
             if self._graphs is None:
-                self.scanned.append((selection.beams_scanned, scores))
+                self.searched.append(Searched(selection, scores, nodes, trie.child_starts[level]))
             if level == self._levels - 1:
                 break
             scores, nodes = selection.scores, selection.nodes

@@ -17,6 +17,7 @@ from xgr_kernels.compiled import library
 from xgr_stream.cache import DecayedRate, PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge, row_table
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
+from xgr_stream.engine.ablation import Skipped
 from xgr_stream.engine.batches import Batches
 from xgr_stream.engine.catalog_merge import CatalogMerge
 from xgr_stream.engine.context import ContextReader, NewPlaces, SeenItems
@@ -408,10 +409,9 @@ class Engine:
         self._work.settle_file()
 
     @property
-    def last_scanned(self) -> list[tuple[int, int]]:
-        """Per level of the last decode that was no graph (`Switches.graphs`): beams whose children were looked at, and
-        beams that were alive."""
-        return [(int(scanned.sum()), int((scores > -torch.inf).sum())) for scanned, scores in self._decoder.scanned]
+    def last_skipped(self) -> list[Skipped]:
+        """What the early stop spared at each level of the last decode that was no graph (`Switches.graphs`)."""
+        return [searched.skipped() for searched in self._decoder.searched]
 
     def pending_tokens(self, view: HistoryView) -> int:
         """Tokens that warming this user up to `view` computes, at most; a copy that is brought back from a lower tier

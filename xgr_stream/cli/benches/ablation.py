@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import click
 import torch
@@ -37,6 +36,7 @@ COLUMNS = {
     "score_difference": "largest score difference",
     "equal": "equal in float32",
     "skipped": "beams skipped per level",
+    "skipped_children": "children skipped per level",
 }
 
 
@@ -146,7 +146,7 @@ class _Ablation:
     def _row(self, engine: Engine, batch: int) -> dict[str, object]:
         requests: Requests = requests_of(self._users.steps[0][:batch], beam=self._beam, k=self._beam)
         answers = check_answers(engine.answer(requests))
-        scanned: Any = getattr(engine, "last_scanned", None)
+        levels = engine.last_skipped
         quick = requests_of(self._users.steps[0][:batch], beam=self._beam, k=min(10, self._beam))
         times = measure(lambda: engine.answer(quick), self._subject.device, repeats=self._repeats)
         median, expected = self._first.setdefault(batch, (times.median, answers))
@@ -156,13 +156,14 @@ class _Ablation:
             "slower": times.median / median,
             "same_items": min(same for same, _, _ in pairs),
             "score_difference": max(difference for _, difference, _ in pairs),
-            "skipped": None if not scanned else skipped(scanned),
+            "skipped": shares((level.beams, level.live_beams) for level in levels) or None,
+            "skipped_children": shares((level.children, level.live_children) for level in levels) or None,
         }
 
 
-def skipped(scanned: Sequence[tuple[int, int]]) -> str:
-    """The share of live beams whose children were not looked at, per level."""
-    return " / ".join(f"{1 - seen / live:.0%}" if live else "-" for seen, live in scanned)
+def shares(parts: Iterable[tuple[int, int]]) -> str:
+    """The share of each (part, whole)."""
+    return " / ".join(f"{part / whole:.0%}" if whole else "-" for part, whole in parts)
 
 
 def compare(mine: RecommendResponse, other: RecommendResponse, epsilon: float) -> tuple[float, float, bool]:
