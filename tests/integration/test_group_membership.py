@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 
 from tests.integration.workers import until
 from xgr_stream.cli.faust_app import make_app
@@ -19,6 +21,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.kafka_driver import KafkaDriver
+from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.setup import Setup
 from xgr_stream.testing import NullEngine
 from xgr_stream.testing.broker import Broker, free_port
@@ -28,13 +31,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 Worker = tuple[Coroutine[Any, Any, None], Callable[[], bool], Callable[[], object]]
-"""What runs until it ends and raises why, whether it is ready, and what stops it."""
+"""What runs until it ends and raises why, whether it serves partitions, and what stops it."""
 
 
 def kafka(connection: Connection, config: StreamConfig, data: Path) -> Worker:
     group = f"group-{config.topics.events}"
     driver = KafkaDriver(Setup(NullEngine(), connection, group, config, EngineConfig(), Metrics()))
-    return driver.run(), lambda: driver.runtime.readiness()["ready"], driver.stop
+    return driver.run(), lambda: serves(driver.runtime), driver.stop
 
 
 def faust(connection: Connection, config: StreamConfig, data: Path) -> Worker:
@@ -54,10 +57,43 @@ def faust(connection: Connection, config: StreamConfig, data: Path) -> Worker:
         if app.crash_reason is not None:
             raise app.crash_reason
 
-    def ready() -> bool:
-        return recommender.runtime is not None and recommender.runtime.readiness()["ready"]
+    return run(), lambda: serves(recommender.runtime), told.set
 
-    return run(), ready, told.set
+
+def serves(runtime: Runtime | None) -> bool:
+    readiness = {} if runtime is None else runtime.readiness()
+    return bool(readiness.get("ready") and readiness["partitions"])
+
+
+@pytest.mark.parametrize("driver", [kafka, faust])
+async def test_who_leads_the_group_may_once_know_no_partitions(
+    driver: Callable[..., Worker],
+    broker: Broker,
+    config: StreamConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a broker that has just started may have it: everybody was given none, for five minutes."""
+    perform, wait = GroupCoordinator._perform_assignment, AIOKafkaClient._maybe_wait_metadata
+    leaders: list[AIOKafkaClient] = []
+
+    async def perform_once_without_knowing(coordinator: GroupCoordinator, response: Any) -> Any:
+        leaders.append(coordinator._client)
+        return await perform(coordinator, response)
+
+    async def is_told_nothing(client: AIOKafkaClient) -> None:
+        await wait(client)
+        if leaders == [client]:
+            client.cluster._partitions.clear()
+
+    monkeypatch.setattr(GroupCoordinator, "_perform_assignment", perform_once_without_knowing)
+    monkeypatch.setattr(AIOKafkaClient, "_maybe_wait_metadata", is_told_nothing)
+    running, serving, stop = driver(broker.connection, replace(config, partitions=4), tmp_path)
+    task = asyncio.ensure_future(running)
+    await until(serving, 40)
+    assert len(leaders) > 1
+    stop()
+    await task
 
 
 @pytest.mark.parametrize("driver", [kafka, faust])

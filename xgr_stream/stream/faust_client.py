@@ -11,7 +11,7 @@ import faust
 from aiokafka import AIOKafkaConsumer
 
 from xgr_stream.stream.connection import set_right
-from xgr_stream.stream.group_member import CHECK_INTERVAL_S, Admission, end_when_taken_over
+from xgr_stream.stream.group_member import CHECK_INTERVAL_S, Admission, end_when_taken_over, look_for_topics
 
 _MARK = "_xgr_sets_right"
 
@@ -47,6 +47,7 @@ async def _until_refused(
     admission = Admission(consumer, group_id)
     while not consumer._closed:
         await asyncio.sleep(CHECK_INTERVAL_S)
+        look_for_topics(consumer)
         try:
             admission.check()
         except Exception as error:  # noqa: BLE001  whatever it is, Faust would never hear of it

@@ -91,6 +91,18 @@ class Admission:
             self._refused_since = None
 
 
+def look_for_topics(consumer: AIOKafkaConsumer) -> None:
+    """Ask for the metadata of topics that are subscribed to and have no partitions, as far as the consumer knows: a
+    broker that has just started may say so. To be called while it runs.
+
+    Who leads the group then gives out none, nobody reads anything, nothing fails, and aiokafka 0.14 asks again after
+    five minutes. Once it knows better, it has the group divided anew.
+    """
+    subscription = consumer._subscription.subscription
+    if subscription is not None and not all(map(consumer._client.cluster.partitions_for_topic, subscription.topics)):
+        consumer._client.force_metadata_update()
+
+
 def end_when_taken_over(consumer: AIOKafkaConsumer, instance_id: str, session_timeout_ms: int) -> None:
     """Have a static member fail with `Fenced` once another one has joined under its name. aiokafka joins again, which
     takes the name from the other: so it would go on between the two, and neither would serve.

@@ -14,7 +14,14 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
 from xgr_stream.stream.connection import record_of, stop_client
-from xgr_stream.stream.group_member import CHECK_INTERVAL_S, Admission, Membership, end_when_taken_over, membership
+from xgr_stream.stream.group_member import (
+    CHECK_INTERVAL_S,
+    Admission,
+    Membership,
+    end_when_taken_over,
+    look_for_topics,
+    membership,
+)
 from xgr_stream.stream.progress import Progress
 from xgr_stream.stream.records import Record
 from xgr_stream.stream.runtime import Runtime
@@ -205,6 +212,7 @@ class KafkaDriver:
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL_S)
+            look_for_topics(self._consumer)
             await self.commit()
 
     def _on_failure(self, error: BaseException) -> None:
