@@ -6,13 +6,14 @@ import stat
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.cache import operations
 from tests.cache.operations import FILE_PAGES, HOST_PAGES, Operations
-from xgr_stream.cache import PageFile, page_file
+from xgr_stream.cache import FileTier, PageFile, page_file
 from xgr_stream.errors import ConfigError
 
 
@@ -151,6 +152,37 @@ def test_who_is_worth_less_than_those_in_host_memory_is_dropped(tiers):
     tiers.compute("rare", 14)
     assert tiers.host.begin(tiers.cache.get("rare")) is None
     tiers.cache.drop(["rare", *(f"kept-{number}" for number in range(HOST_PAGES // 4))])
+
+
+def test_a_copy_that_is_refused_costs_nobody_theirs(tiers, monkeypatch):
+    """It is worth more than one copy there, which has less room than it takes."""
+    kept = [f"kept-{number}" for number in range(HOST_PAGES // 4 - 1)]
+    worths = {"cheap": 1.0, "middling": 5.0}
+    monkeypatch.setattr(tiers.host, "_worth_of", lambda prefix: worths.get(prefix.user_id, 9.0))
+    for user_id in ("cheap", *kept):
+        tiers.compute(user_id, 14)
+        demote(tiers, user_id)
+    tiers.compute("middling", 30)
+    assert tiers.host.begin(tiers.cache.get("middling")) is None
+    assert all(user_id in tiers.host for user_id in ("cheap", *kept))
+    tiers.cache.drop(["middling", "cheap", *kept])
+
+
+def test_so_with_the_file(tmp_path):
+    arena = SimpleNamespace(views=lambda runs: [memoryview(bytes(16 * (stop - first))) for first, stop in runs])
+    tier = FileTier(PageFile(str(tmp_path), 6, 16))
+
+    def write(user_id, pages, worth):
+        begun = tier.write(SimpleNamespace(user_id=user_id), arena, [(0, pages)], worth, lambda done: None)
+        tier.file.reap(wait=True)
+        return begun
+
+    for user_id, worth in (("cheap", 1.0), ("cheaper", 0.5), ("kept", 9.0)):
+        assert write(user_id, 2, worth)
+    assert not write("middling", 6, 5.0)
+    assert all(user_id in tier for user_id in ("cheap", "cheaper", "kept"))
+    assert write("middling", 4, 5.0)
+    assert not any(user_id in tier for user_id in ("cheap", "cheaper"))
 
 
 def test_an_event_brings_a_user_back_from_the_file(tiers):

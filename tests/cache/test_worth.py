@@ -70,3 +70,26 @@ def test_the_queue_gives_the_least_worthy_whatever_was_put_before():
     while known:
         del known[queue.pop()[1]]
     assert queue.pop() is None
+
+
+def test_the_least_worthy_that_make_room_are_named_or_nobody_is():
+    random.seed(3)
+    queue, worths, sizes = WorthQueue(), {}, {f"user-{i}": i % 5 for i in range(40)}
+    for _ in range(3_000):
+        user = random.choice(list(sizes))
+        if random.random() < 0.3:
+            queue.remove(user)
+            worths.pop(user, None)
+        else:
+            worths[user] = float(random.randrange(10))
+            queue.put(user, worths[user])
+        wanted, below = random.randrange(-2, 30), float(random.randrange(11))
+        expected, made = [], 0
+        for worth, other in sorted((worth, other) for other, worth in worths.items()):
+            if made < wanted and worth < below and sizes[other]:
+                expected.append(other)
+                made += sizes[other]
+        named = queue.least_for(wanted, sizes.__getitem__, below=below)
+        assert named == (expected if made >= wanted else None)
+    assert set(queue.users()) == worths.keys()
+    assert [queue.pop() for _ in worths] == sorted((worth, user) for user, worth in worths.items())

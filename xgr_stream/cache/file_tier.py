@@ -55,8 +55,10 @@ class FileTier:
         return self.file.free.size * self.file.page_bytes
 
     def bytes_of(self, user_id: str) -> int:
-        copy = self._copies.get(user_id)
-        return 0 if copy is None else num_pages(copy.runs) * self.file.page_bytes
+        return 0 if user_id not in self._copies else self._pages_of(user_id) * self.file.page_bytes
+
+    def _pages_of(self, user_id: str) -> int:
+        return num_pages(self._copies[user_id].runs)
 
     def write(
         self, prefix: UserPrefix, arena: HostArena, runs: list[Run], worth: float, then: Callable[[bool], None]
@@ -65,11 +67,11 @@ class FileTier:
         whether it is written. False: nothing that it could replace is worth less."""
         self.drop(prefix.user_id)
         pages = num_pages(runs)
-        while self.file.free.num_free < pages:
-            least = self._queue.least()
-            if least is None or least[0] >= worth:
-                return False
-            self.drop(least[1])
+        going = self._queue.least_for(pages - self.file.free.num_free, self._pages_of, below=worth)
+        if going is None:
+            return False
+        for user_id in going:
+            self.drop(user_id)
         copy = FileCopy(prefix, self.file.free.allocate(pages))
         self._copies[prefix.user_id] = copy
 

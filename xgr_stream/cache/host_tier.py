@@ -288,18 +288,27 @@ class HostTier:
             self._queue.put(copy.user_id, self._worth_of(copy.prefix))
 
     def _make_room(self, pages: int, worth: float) -> bool:
-        """Drop copies until so many pages are free: spare ones, then those worth less. False: they are not enough."""
-        free = self.arena.free
-        while free.num_free < pages:
-            user_id = next((user_id for user_id in self._spare if not self._copies[user_id].holders), None)
-            if user_id is None:
-                least = self._queue.least()
-                if least is None or least[0] >= worth:
-                    return False
-                user_id = least[1]
-                self.dropped += 1
+        """Drop copies until so many pages are free: spare ones, then those worth less. False: they are not enough, and
+        none is dropped."""
+        missing, spare = pages - self.arena.free.num_free, []
+        for user_id in self._spare:
+            if missing <= 0:
+                break
+            if size := self._pages_given_back(user_id):
+                spare.append(user_id)
+                missing -= size
+        going = self._queue.least_for(missing, self._pages_given_back, below=worth)
+        if going is None:
+            return False
+        self.dropped += len(going)
+        for user_id in (*spare, *going):
             self._drop(self._copies[user_id])
         return True
+
+    def _pages_given_back(self, user_id: str) -> int:
+        """By dropping the user's copy, at once."""
+        copy = self._copies[user_id]
+        return 0 if copy.holders else num_pages(copy.runs)
 
     def _drop(self, copy: HostCopy) -> None:
         if self._copies.get(copy.user_id) is copy:

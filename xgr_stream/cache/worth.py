@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
 REMEMBERED = 1 << 17
@@ -151,6 +152,24 @@ class WorthQueue:
             heapq.heappop(self._heap)
             del self._worths[found[1]]
         return found
+
+    def least_for(self, wanted: int, size_of: Callable[[str], int], *, below: float) -> list[str] | None:
+        """The least worthy users, of less worth than `below`, whose sizes make up `wanted`; None if all of them don't.
+        They stay queued. Users of size 0 are passed over."""
+        seen: dict[str, float] = {}
+        found = []
+        while wanted > 0 and (least := self.least()) is not None and least[0] < below:
+            heapq.heappop(self._heap)
+            worth, user_id = least
+            if user_id in seen:  # removed and put again, as worthy as before
+                continue
+            seen[user_id] = worth
+            if size := size_of(user_id):
+                found.append(user_id)
+                wanted -= size
+        for user_id, worth in seen.items():
+            heapq.heappush(self._heap, (worth, user_id))
+        return None if wanted > 0 else found
 
     def users(self) -> list[str]:
         return list(self._worths)
