@@ -28,7 +28,6 @@ from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
 from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter, RecommendRequest, RecommendResponse
 
 COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms": "max ms", "cpu_ms": "CPU ms"}
-EVENTS = 100
 TAGS = 100
 """Of which each item has one."""
 IN_A_ROW = "batches in a row, each begun while the one before runs"
@@ -44,6 +43,7 @@ APART_S = 0.002
 @click.option("--flips", type=click.IntRange(1), default=10_000, show_default=True, help="Applied together.")
 @click.option("--new", type=click.IntRange(1), default=100_000, show_default=True, help="New semantic IDs to merge.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Warm requests in a batch.")
+@click.option("--events", type=click.IntRange(1), default=100, show_default=True, help="Of each user's history.")
 @click.option("--beam", type=click.IntRange(1, 1024), default=64, show_default=True)
 @several("--excluded", "Items that each request excludes.  [default: 100]")
 @click.option("--recommended", type=click.IntRange(1), default=100_000, show_default=True, help="Items, while some go.")
@@ -57,6 +57,7 @@ def catalog(
     flips: int,
     new: int,
     batch: int,
+    events: int,
     beam: int,
     excluded: tuple[int, ...],
     recommended: int,
@@ -74,9 +75,9 @@ def catalog(
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
     config = EngineConfig(device=str(at), beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))
     engine = Engine.load(model, random_catalog((codes,) * 3, items, tags=TAGS), config=config)
-    setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "beam": beam}
+    setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "events": events, "beam": beam}
     report = start("catalog", COLUMNS, {**setting, **environment(at)}, output)
-    bench = _Bench(engine, at, batch)
+    bench = _Bench(engine, at, batch, events)
     filters = bench.filters(excluded or (100,))
     with _switching():
         bench.answer()
@@ -117,14 +118,14 @@ Times = list[tuple[float, float]]
 
 
 class _Bench:
-    def __init__(self, engine: Engine, device: torch.device, batch: int) -> None:
+    def __init__(self, engine: Engine, device: torch.device, batch: int, events: int) -> None:
         self._engine = engine
         self._device = device
         random = np.random.default_rng(0)
         self._random = random
         catalog = engine.catalog
         for user in range(batch):
-            rows = random.integers(0, catalog.num_items, EVENTS).tolist()
+            rows = random.integers(0, catalog.num_items, events).tolist()
             engine.append(f"user-{user}", [catalog.item_ids[row] for row in rows])
         views = [engine.history.view(f"user-{user}") for user in range(batch)]
         self._requests = [(RecommendRequest("r", f"user-{user}"), view) for user, view in enumerate(views)]
