@@ -85,14 +85,20 @@ def test_bytes_that_pile_up_hold_back_events_first(num_bytes: int, events_rest: 
     assert runtime.must_rest(REQUESTS, 0) is requests_rest
 
 
-def test_events_rest_until_their_history_is_there() -> None:
-    runtime = runtime_of(Publisher())
+def test_events_that_wait_for_their_history_are_bounded_by_their_bytes() -> None:
+    runtime = runtime_of(Publisher(), max_waiting_bytes=100)
     assert runtime.must_rest(EVENTS, 1)
     assert runtime.must_rest(REQUESTS, 1)
     runtime.processor.assign({1}, 1)
+    assert not runtime.must_rest(EVENTS, 1)
+    runtime.process([event(0)._replace(partition=1, value=bytes(50))])
+    assert runtime.must_rest(EVENTS, 0)
     assert runtime.must_rest(EVENTS, 1)
     assert not runtime.must_rest(REQUESTS, 1)
     runtime.processor.restored(1)
+    runtime.processor.poll()
+    assert not runtime.must_rest(EVENTS, 1)
+    runtime.process([event(1)._replace(partition=1, value=bytes(50))])
     assert not runtime.must_rest(EVENTS, 1)
 
 

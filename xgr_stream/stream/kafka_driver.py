@@ -259,7 +259,6 @@ class KafkaDriver:
         try:
             self.runtime.revoke((self._topics[0], number) for number in self.runtime.assigned - staying)
             self.runtime.assign(partitions)
-            self._rest_and_resume()  # events wait in the topic for their partition's history
         except Exception as error:  # noqa: BLE001  aiokafka would log it and go on
             self.runtime.fail(error)
         self._assigned.set()

@@ -9,7 +9,7 @@ from xgr_stream.stream.records import Record
 class Partition:
     """One partition number: its events and its requests, from assignment to revocation."""
 
-    __slots__ = ("early", "events", "events_seen", "held", "number", "outputs", "requests", "restored")
+    __slots__ = ("early", "early_bytes", "events", "events_seen", "held", "number", "outputs", "requests", "restored")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -18,6 +18,7 @@ class Partition:
         self.restored = False
         self.early: list[Record] = []
         """Events that came before the history was restored."""
+        self.early_bytes = 0
         self.events = OffsetTracker()
         self.requests = OffsetTracker()
         self.outputs = OffsetTracker()

@@ -53,7 +53,7 @@ from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
 from xgr_stream.stream.progress import Progress
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import Record, record_bytes
 from xgr_stream.stream.replies import Replies
 from xgr_stream.stream.requests import Requests, Worker
 from xgr_stream.types import RecommendRequest, RecommendResponse
@@ -96,6 +96,8 @@ class Processor:
         self._warm_users = config.warm_users
         self._metrics = metrics
         self._partitions: dict[int, Partition] = {}
+        self.early_bytes = 0
+        """Of events that wait for their partition's history."""
         self._placement = Placement(config.partitioner)
         self._outbox = Outbox(config, metrics)
         self._ingest = Ingest(
@@ -139,6 +141,7 @@ class Processor:
             if partition is None:
                 continue
             partition.held = False
+            self._note_early(partition, -partition.early_bytes)
             self._requests.drop(partition)
             self._replies.forget(partition)
             self._worker.forget(self._history.drop(number))
@@ -226,16 +229,12 @@ class Processor:
         self._ingest.tombstones(state, changelog.stale_entries(stale))
         self._want_appends(recent)
         early, state.early = state.early, []
+        self._note_early(state, -state.early_bytes)
         self._take_events({state: early})
 
     def holds(self, partition: int) -> bool:
         """Whether the partition is assigned, restored or not."""
         return partition in self._partitions
-
-    def is_restored(self, partition: int) -> bool:
-        """Whether the partition is assigned, and its history complete."""
-        state = self._partitions.get(partition)
-        return state is not None and state.restored
 
     def mark(self, partition: int) -> Mark | None:
         """How far a partition's history has come now; None: it is not ours, or not restored."""
@@ -284,8 +283,13 @@ class Processor:
                 events.setdefault(partition, []).append(record)
             else:
                 partition.early.append(record)
+                self._note_early(partition, record_bytes(record))
         if events:
             self._take_events(events)
+
+    def _note_early(self, partition: Partition, num_bytes: int) -> None:
+        partition.early_bytes += num_bytes
+        self.early_bytes += num_bytes
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         """Answer a request of this process's own, on the same path as one from the topic. Never raises; the future

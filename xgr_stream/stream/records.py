@@ -71,6 +71,11 @@ def header_bytes(headers: Headers) -> int:
     return sum(len(name.encode()) + len(value or b"") + HEADER_FRAME_BYTES for name, value in headers)
 
 
+def record_bytes(record: Record) -> int:
+    """What a record takes, beside its frame."""
+    return len(record.key or b"") + len(record.value or b"") + header_bytes(record.headers)
+
+
 class Produce(NamedTuple):
     """One record to write."""
 
