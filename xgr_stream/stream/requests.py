@@ -190,7 +190,7 @@ class Requests:
         pending = self._pending.get((request.user_id, request.request_id))
         is_new = pending is None
         kept = record._replace(key=None, value=None, headers=passed_on(record.headers))
-        num_bytes = RECORD_BYTES + header_bytes(kept.headers) + (_num_bytes(record, request) if is_new else 0)
+        num_bytes = RECORD_BYTES + header_bytes(kept.headers) + (_bytes_of(record, request) if is_new else 0)
         try:
             self._check_room(num_bytes)
             if pending is None:
@@ -334,7 +334,7 @@ class Requests:
         return {"wait": wait_ms, **response.stages_ms, "total": total_ms}
 
 
-def _num_bytes(record: Record, request: RecommendRequest) -> int:
+def _bytes_of(record: Record, request: RecommendRequest) -> int:
     """What a request takes that came in this record."""
     return len(record.value or b"") + ID_BYTES * (len(request.filter.exclude) + len(request.candidates or ()))
 
