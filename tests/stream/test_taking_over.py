@@ -10,14 +10,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import IncompatibleBrokerVersion
 
-from xgr_stream.config import TopicNames, TransactionConfig
-from xgr_stream.metrics import Metrics
+from tests.stream.transactional import transactional_publisher
 from xgr_stream.stream import last_transaction as module
 from xgr_stream.stream import transactions
-from xgr_stream.stream.connection import Connection
 from xgr_stream.stream.last_transaction import LastTransaction, timeout_ms
-from xgr_stream.stream.transactions import TransactionalPublisher
-from xgr_stream.testing.clock import ManualClock
 
 
 class Coordinator:
@@ -71,22 +67,7 @@ class Producer:
 
 
 async def take_over(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    processor: Any = SimpleNamespace(on_wake=lambda wake: None)
-    producer: Any = SimpleNamespace(client=None)
-    publisher = TransactionalPublisher(
-        TransactionConfig(),
-        Connection("localhost:1"),
-        group_id="group",
-        topics=TopicNames(),
-        on_lost=lambda *_: None,
-        processor=processor,
-        producer=producer,
-        new_producer=None,
-        clock=ManualClock(),
-        metrics=Metrics(),
-        on_progress=lambda *_: None,
-        on_failure=pytest.fail,
-    )
+    publisher = transactional_publisher(SimpleNamespace(on_wake=lambda wake: None), SimpleNamespace(client=None))
     monkeypatch.setattr(transactions, "last_transaction", coordinator.last_transaction)
     monkeypatch.setattr(transactions, "start_producer", coordinator.start_producer)
     monkeypatch.setattr(transactions, "stop_client", Producer.stop)

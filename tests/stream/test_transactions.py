@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
 from tests.stream.batch import Batch
+from tests.stream.transactional import transactional_publisher
 from tests.stream.waiting import settle, until
 from xgr_stream.config import TransactionConfig
 from xgr_stream.stream.offsets import OffsetTracker
@@ -255,3 +256,18 @@ async def test_what_is_under_way_is_aborted_when_the_partition_goes(
     await settle()
     await stage.writer.close()
     assert stage.producer.log == ["begin", "abort", "stop"]
+
+
+async def test_bytes_are_unpublished_until_they_are_committed_or_given_up() -> None:
+    processor = SimpleNamespace(on_wake=lambda wake: None, acknowledged=lambda output: None)
+    publisher = transactional_publisher(processor, SimpleNamespace(client=None))
+    writer: Any = SimpleNamespace(number=NUMBER, put=lambda output: None, close=settle)
+    publisher._writers[NUMBER] = writer
+    outputs = [output("events", offset, delta(b"value")) for offset in range(3)]
+    for each in outputs:
+        publisher._send(each)
+    assert publisher.unpublished_bytes == 3 * len(b"key" + b"value")
+    publisher.committed(writer, outputs[:2])
+    assert publisher.unpublished_bytes == len(b"key" + b"value")
+    publisher.close(NUMBER)
+    assert publisher.unpublished_bytes == 0

@@ -89,7 +89,7 @@ class Publisher:
         """Records of each output that are not durable yet."""
         self._unpublished: Counter[str | None] = Counter()
         self.unpublished_bytes = 0
-        """Of what is to be written and not durable yet, `reply_to` copies aside."""
+        """Of outputs that are to be written and not durable yet."""
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
@@ -157,9 +157,7 @@ class Publisher:
                 lane.writes.append(write)
                 lane.filled.set()
         if required:
-            self._waiting[output] = required
-            self._unpublished[output.topic] += len(output.offsets)
-            self.unpublished_bytes += output.num_bytes
+            self._expect(output, required)
         else:
             self._durable([output])
 
@@ -276,6 +274,12 @@ class Publisher:
                 if not passes(error):
                     raise
                 logger.warning("no new producer yet (%s)", error)
+
+    def _expect(self, output: Output, required: int) -> None:
+        """So many records of it are to become durable."""
+        self._waiting[output] = required
+        self._unpublished[output.topic] += len(output.offsets)
+        self.unpublished_bytes += output.num_bytes
 
     def _forget(self, output: Output) -> None:
         if self._waiting.pop(output, None) is not None:

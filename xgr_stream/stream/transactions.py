@@ -213,8 +213,7 @@ class TransactionalPublisher(Publisher):
                 self._send(output)
 
     def _send(self, output: Output) -> None:
-        self._waiting[output] = 1
-        self._unpublished[output.topic] += len(output.offsets)
+        self._expect(output, 1)
         copies = [produce.topic for produce in output.produces if not produce.required]
         if all(map(self.copies.known, copies)):
             self._put(output)
