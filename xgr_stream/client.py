@@ -203,10 +203,9 @@ class RecommendClient(Asking):
                 response = protocol.parse_response(codecs.decode(message.value, self._max_message_bytes))
             except InvalidInput as error:
                 num_refused += 1
-                level = logging.WARNING if num_refused <= MAX_LOGGED else logging.DEBUG
-                logger.log(
-                    level, "a record of %s at offset %d is no response: %s", message.topic, message.offset, error
-                )
+                if num_refused <= MAX_LOGGED:
+                    place = message.topic, message.offset
+                    logger.warning("a record of %s at offset %d is no response: %s", *place, error)
             else:
                 self._on_response(response)
 

@@ -64,23 +64,20 @@ def test_events_rest_while_too_many_are_not_durable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "events_rest", "requests_rest"), [(4, False, False), (5, True, False), (10, True, True)]
+    ("what", "amount", "events_rest", "requests_rest"),
+    [
+        ("answers", 4, False, False),
+        ("answers", 5, True, False),
+        ("answers", 10, True, True),
+        ("unpublished_bytes", 499, False, False),
+        ("unpublished_bytes", 500, True, False),
+        ("unpublished_bytes", 1000, True, True),
+    ],
 )
-def test_answers_that_pile_up_hold_back_events_first(answers: int, events_rest: bool, requests_rest: bool) -> None:
+def test_what_piles_up_holds_back_events_first(what: str, amount: int, events_rest: bool, requests_rest: bool) -> None:
     publisher = Publisher()
-    publisher.answers = answers
-    runtime = runtime_of(publisher, max_unpublished_answers=10)
-    assert runtime.must_rest(EVENTS, 0) is events_rest
-    assert runtime.must_rest(REQUESTS, 0) is requests_rest
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "events_rest", "requests_rest"), [(499, False, False), (500, True, False), (1000, True, True)]
-)
-def test_bytes_that_pile_up_hold_back_events_first(num_bytes: int, events_rest: bool, requests_rest: bool) -> None:
-    publisher = Publisher()
-    publisher.unpublished_bytes = num_bytes
-    runtime = runtime_of(publisher, max_waiting_bytes=1000)
+    setattr(publisher, what, amount)
+    runtime = runtime_of(publisher, max_unpublished_answers=10, max_waiting_bytes=1000)
     assert runtime.must_rest(EVENTS, 0) is events_rest
     assert runtime.must_rest(REQUESTS, 0) is requests_rest
 

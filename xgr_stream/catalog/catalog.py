@@ -321,17 +321,11 @@ class Catalog:
         excluded: list[str] = []
         for item_filter in item_filters:
             excluded += item_filter.exclude
-        resolved: list[ResolvedFilter] = []
-        if not excluded:  # they often are the same
-            found: dict[ItemFilter, ResolvedFilter] = {}
-            for item_filter in item_filters:
-                own = found.get(item_filter)
-                if own is None:
-                    own = found[item_filter] = self.filters.resolve(item_filter, _NO_KEYS)
-                resolved.append(own)
-            return resolved
+        if not excluded:  # many are equal, most often
+            found = {each: self.filters.resolve(each, _NO_KEYS) for each in dict.fromkeys(item_filters)}
+            return [found[item_filter] for item_filter in item_filters]
         keys = self.filters.keys(self.rows(excluded))
-        end = 0
+        resolved, end = [], 0
         for item_filter in item_filters:
             begin, end = end, end + len(item_filter.exclude)
             resolved.append(self.filters.resolve(item_filter, keys[begin:end]))

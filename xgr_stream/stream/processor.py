@@ -53,7 +53,7 @@ from xgr_stream.stream.outbox import Outbox, Output
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
 from xgr_stream.stream.progress import Progress
-from xgr_stream.stream.records import Record, record_bytes
+from xgr_stream.stream.records import Record, num_bytes
 from xgr_stream.stream.replies import Replies
 from xgr_stream.stream.requests import Requests, Worker
 from xgr_stream.types import RecommendRequest, RecommendResponse
@@ -283,13 +283,13 @@ class Processor:
                 events.setdefault(partition, []).append(record)
             else:
                 partition.early.append(record)
-                self._note_early(partition, record_bytes(record))
+                self._note_early(partition, num_bytes(record))
         if events:
             self._take_events(events)
 
-    def _note_early(self, partition: Partition, num_bytes: int) -> None:
-        partition.early_bytes += num_bytes
-        self.early_bytes += num_bytes
+    def _note_early(self, partition: Partition, more: int) -> None:
+        partition.early_bytes += more
+        self.early_bytes += more
 
     def submit(self, request: RecommendRequest) -> Future[RecommendResponse]:
         """Answer a request of this process's own, on the same path as one from the topic. Never raises; the future

@@ -71,11 +71,6 @@ def header_bytes(headers: Headers) -> int:
     return sum(len(name.encode()) + len(value or b"") + HEADER_FRAME_BYTES for name, value in headers)
 
 
-def record_bytes(record: Record) -> int:
-    """What a record takes, beside its frame."""
-    return len(record.key or b"") + len(record.value or b"") + header_bytes(record.headers)
-
-
 class Produce(NamedTuple):
     """One record to write."""
 
@@ -91,7 +86,7 @@ class Produce(NamedTuple):
     not required: that topic may not exist, and must not hold up everybody else. Try once, count a failure, go on."""
 
 
-def num_bytes(produce: Produce) -> int:
-    """What a record to write takes, beside its frame."""
-    _, _, key, value, headers, _ = produce
-    return len(key or b"") + len(value or b"") + (header_bytes(headers) if headers else 0)
+def num_bytes(record: Record | Produce) -> int:
+    """What a record takes, beside its frame."""
+    size = len(record.key or b"") + len(record.value or b"")
+    return size + header_bytes(record.headers) if record.headers else size

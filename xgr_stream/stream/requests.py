@@ -71,18 +71,16 @@ class Pending:
     """A request that was taken and is not answered yet."""
 
     __slots__ = (
-        *(
-            "answered",
-            "computing",
-            "deadline",
-            "forgets",
-            "future",
-            "num_bytes",
-            "partition",
-            "records",
-            "request",
-            "taken_at",
-        ),
+        "answered",
+        "computing",
+        "deadline",
+        "forgets",
+        "future",
+        "num_bytes",
+        "partition",
+        "records",
+        "request",
+        "taken_at",
     )
 
     def __init__(self, request: RecommendRequest, partition: Partition, deadline: float, taken_at: float) -> None:
