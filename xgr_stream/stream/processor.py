@@ -236,6 +236,11 @@ class Processor:
         """Whether the partition is assigned, restored or not."""
         return partition in self._partitions
 
+    def is_restored(self, partition: int) -> bool:
+        """Whether the partition is assigned, and its history complete."""
+        state = self._partitions.get(partition)
+        return state is not None and state.restored
+
     def mark(self, partition: int) -> Mark | None:
         """How far a partition's history has come now; None: it is not ours, or not restored."""
         state = self._partitions.get(partition)
