@@ -132,8 +132,10 @@ class Requests:
         self._pending: dict[tuple[str, str], Pending] = {}
         self._num_bytes = 0
         """Of all that is pending."""
-        self._waiting: dict[Partition, list[Pending]] = {}
-        self._deadlines: list[tuple[float, int, Pending]] = []
+        self._waiting: dict[Partition, dict[Pending, None]] = {}
+        """Those of them that wait for their history or their `min_offset`, in the order in which they came."""
+        self._deadlines: list[tuple[float, int, tuple[str, str]]] = []
+        """With the keys alone: entries outlive their requests, which may be large."""
         self._sequence = count()
         self._computed: deque[Pending] = deque()
 
@@ -230,8 +232,8 @@ class Requests:
         if pending.key in self._pending:
             raise InvalidRequest("request_id must not be that of a request still pending")
         self._pending[pending.key] = pending
-        heapq.heappush(self._deadlines, (pending.deadline, next(self._sequence), pending))
-        if self._deadlines[0][2] is pending:
+        heapq.heappush(self._deadlines, (pending.deadline, next(self._sequence), pending.key))
+        if self._deadlines[0][0] == pending.deadline:
             self._outbox.wake()  # whoever sleeps until the next deadline sleeps until a later one
         return pending
 
@@ -239,7 +241,7 @@ class Requests:
         """Hand the request to the device, or have it wait for its history."""
         partition, min_offset = pending.partition, pending.request.min_offset
         if not partition.restored or (min_offset is not None and partition.events_seen < min_offset):
-            self._waiting.setdefault(partition, []).append(pending)
+            self._waiting.setdefault(partition, {})[pending] = None
             return
         view = self._history.view(pending.request.user_id)
         pending.computing = self._worker.submit(pending.request, view, pending.deadline, partition=partition.number)
@@ -258,8 +260,7 @@ class Requests:
     def release(self, partition: Partition) -> None:
         """The partition's history has moved on: start the requests that waited for that."""
         for pending in self._waiting.pop(partition, ()):
-            if not pending.answered:
-                self._start(pending)
+            self._start(pending)
 
     # Out
 
@@ -271,18 +272,24 @@ class Requests:
                 self._answer(pending, _result(pending.request, pending.computing))
         now = self._clock.now()
         while (deadline := self.next_deadline()) is not None and deadline <= now:
-            pending = self._deadlines[0][2]
+            pending = self._pending[self._deadlines[0][2]]
             what = "the device" if pending.computing else "the user's history"
             self._fail(pending, DeadlineExceeded(f"the deadline passed while the request waited for {what}"))
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a pending request."""
         if len(self._deadlines) > 2 * len(self._pending) + 1_000:
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
+            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry)]
             heapq.heapify(self._deadlines)
-        while self._deadlines and self._deadlines[0][2].answered:
+        while self._deadlines and not self._is_open(self._deadlines[0]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+    def _is_open(self, entry: tuple[float, int, tuple[str, str]]) -> bool:
+        """Whether a request is pending that has this deadline."""
+        deadline, _, key = entry
+        pending = self._pending.get(key)
+        return pending is not None and pending.deadline == deadline
 
     def fail_all(self) -> None:
         """Answer everything that is pending with `shutting_down`."""
@@ -310,6 +317,8 @@ class Requests:
         """Give the response to all who wait for it, and take the request off the books."""
         pending.answered = True
         del self._pending[pending.key]
+        if (waiting := self._waiting.get(pending.partition)) is not None:
+            waiting.pop(pending, None)
         self._num_bytes -= pending.num_bytes
         if pending.computing is not None:
             pending.computing.cancel()
