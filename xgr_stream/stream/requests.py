@@ -26,11 +26,12 @@ from xgr_stream.errors import (
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.answers import AnswerKey
 from xgr_stream.stream.outbox import Outbox
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
 from xgr_stream.stream.records import Record, header_bytes, passed_on
-from xgr_stream.stream.replies import Replies
+from xgr_stream.stream.replies import Replies, key_of
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,8 @@ class Pending:
         """The device's; None while the request waits for its history or its `min_offset`."""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """A request id counts for its user alone: two callers may have chosen the same one."""
-        return self.request.user_id, self.request.request_id
+    def key(self) -> AnswerKey:
+        return key_of(self.partition, self.request)
 
 
 class Requests:
@@ -129,12 +129,12 @@ class Requests:
         self._placement = placement
         self._clock = clock
         self._own_topics = frozenset(astuple(config.topics))
-        self._pending: dict[tuple[str, str], Pending] = {}
+        self._pending: dict[AnswerKey, Pending] = {}
         self._num_bytes = 0
         """Of all that is pending."""
         self._waiting: dict[Partition, dict[Pending, None]] = {}
         """Those of them that wait for their history or their `min_offset`, in the order in which they came."""
-        self._deadlines: list[tuple[float, int, tuple[str, str]]] = []
+        self._deadlines: list[tuple[float, int, AnswerKey]] = []
         """With the keys alone: entries outlive their requests, which may be large."""
         self._sequence = count()
         self._computed: deque[Pending] = deque()
@@ -187,7 +187,7 @@ class Requests:
     def _take(self, partition: Partition, record: Record, request: RecommendRequest) -> None:
         if self._replies.repeat(partition, record, request):
             return
-        pending = self._pending.get((request.user_id, request.request_id))
+        pending = self._pending.get(key_of(partition, request))
         is_new = pending is None
         kept = record._replace(key=None, value=None, headers=passed_on(record.headers))
         num_bytes = RECORD_BYTES + header_bytes(kept.headers) + (_bytes_of(record, request) if is_new else 0)
@@ -285,7 +285,7 @@ class Requests:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def _is_open(self, entry: tuple[float, int, tuple[str, str]]) -> bool:
+    def _is_open(self, entry: tuple[float, int, AnswerKey]) -> bool:
         """Whether a request is pending that has this deadline."""
         deadline, _, key = entry
         pending = self._pending.get(key)
