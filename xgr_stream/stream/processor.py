@@ -372,6 +372,12 @@ class Processor:
         """Take nothing more: later records stay unacknowledged, for the next worker. What was taken goes on."""
         self._closed = True
 
+    def hurry(self, partition: int, offset: int) -> None:
+        """Refuse the request that came with this offset, if it still waits: it holds up all that came after it."""
+        held = self._partitions.get(partition)
+        if held is not None:
+            self._requests.hurry(held, offset)
+
     def abandon(self) -> None:
         """Answer every request still pending with `shutting_down` (poll once more afterwards)."""
         self._requests.collect()

@@ -296,6 +296,13 @@ class Requests:
         for pending in list(self._pending.values()):
             self._fail(pending, ShuttingDown("the worker shut down before this request was answered"))
 
+    def hurry(self, partition: Partition, offset: int) -> None:
+        """Refuse the request that came with this offset, if it is pending."""
+        for pending in self._pending.values():
+            if pending.partition is partition and pending.records and pending.records[0].offset == offset:
+                self._fail(pending, OverCapacity("answers to too many requests behind this one wait for its own"))
+                return
+
     def forget(self, user_id: str) -> None:
         """The user was forgotten: what requests taken before still compute is not kept."""
         for pending in self._pending.values():
