@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import faust
@@ -13,6 +14,7 @@ from faust.types import TP
 from mode import Service
 
 from tests.stream.agents import PARTITION, USER, put
+from tests.stream.waiting import until
 from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import TopologyError
 from xgr_stream.metrics import Metrics
@@ -112,6 +114,18 @@ async def test_records_that_come_in_a_row_are_taken_together(
         assert took[3:] == [[topics.events]]
         await put(events, event_bytes())
         assert not any(driver._gathered.values())
+
+
+async def test_an_agent_that_rests_goes_on_when_it_may_whatever_has_changed(driver: FaustDriver) -> None:
+    """What a rebalance takes away is given up, not acknowledged."""
+    publisher: Any = SimpleNamespace(unpublished=lambda topic: 10_000, unpublished_bytes=0)
+    driver.runtime._publisher = publisher
+    async with driver.events.test_context() as agent:
+        await put(agent, event_bytes())
+        await put(agent, event_bytes())
+        assert len(driver.runtime.processor.poll()) == 1
+        publisher.unpublished = lambda topic: 0
+        await until(lambda: len(driver.runtime.processor.poll()) == 1)
 
 
 async def test_a_worker_is_not_ready_from_when_it_begins_to_shut_down(driver: FaustDriver) -> None:

@@ -55,3 +55,18 @@ def test_a_new_owner_reads_back_recent_answers() -> None:
     ]
     successor.processor.restore_answers(partition, log)
     assert [p.value for p in produces(successor.process(successor.request("u")))] == [written.value]
+
+
+def test_one_that_comes_on_another_partition_is_another_request() -> None:
+    """Its offset counts there alone: that of a request that nobody had answered was committed in its place, and its own
+    never."""
+    stream = Stream(partitioner="any")
+    stream.process(stream.request("u", partition=0), stream.request("v", partition=0))
+    stream.process(stream.request("w", partition=1), stream.request("u", partition=1))
+    of_v = stream.worker.submitted.pop(1)
+    stream.acknowledge(stream.answer())
+    assert stream.processor.committable(REQUESTS, 0) == 1
+    assert stream.processor.committable(REQUESTS, 1) == 2
+    stream.worker.submitted.append(of_v)
+    stream.acknowledge(stream.answer())
+    assert stream.processor.committable(REQUESTS, 0) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -219,6 +220,48 @@ def test_what_is_delivered_again_while_it_waits_is_bounded_too() -> None:
     assert len(answered) + len(refused) == 20
     assert 5 <= len(answered) < 10
     assert {answer["status"] for answer in answered} == {"unknown_user"}
+
+
+def kept_requests() -> int:
+    gc.collect()
+    return sum(type(each) is RecommendRequest for each in gc.get_objects())
+
+
+def test_what_is_answered_is_not_kept_until_the_history_moves_on() -> None:
+    """They were, each with all that it excludes, for as long as no event came."""
+    stream, before = Stream(), kept_requests()
+    for number in range(10):
+        stream.process(stream.request("u", f"r{number}", fields={"min_offset": 99}))
+    assert kept_requests() - before == 10
+    stream.clock.advance(1.0)
+    assert len(stream.processor.poll()) == 10
+    assert kept_requests() == before
+
+
+def test_nor_until_its_deadline() -> None:
+    stream, before = Stream(), kept_requests()
+    stream.process(stream.request("u", "first", fields={"min_offset": 99, "timeout_ms": 60_000}))
+    stream.process(*(stream.request("u", f"r{number}", fields={"timeout_ms": 90_000}) for number in range(10)))
+    stream.answer()
+    assert stream.processor.pending == kept_requests() - before == 1
+    stream.clock.advance(60.0)
+    assert len(stream.processor.poll()) == 1
+    assert stream.processor.next_deadline() is None
+
+
+def test_a_request_that_is_asked_again_has_its_own_deadline() -> None:
+    stream = Stream()
+    stream.process(stream.request("u", "other", fields={"timeout_ms": 100}))
+    stream.process(stream.request("u", fields={"timeout_ms": 1_000}))
+    stream.worker.submitted.pop()[2].set_exception(RuntimeError("boom"))
+    assert len(stream.processor.poll()) == 1
+    stream.process(stream.request("u", fields={"timeout_ms": 3_000}))
+    stream.clock.advance(2.0)
+    [other] = produces(stream.processor.poll())
+    assert message(other)["request_id"] == "other"
+    assert stream.processor.pending == 1
+    stream.clock.advance(1.0)
+    assert len(stream.processor.poll()) == 1
 
 
 def test_min_offset_waits_for_the_event() -> None:

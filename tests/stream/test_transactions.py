@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata
 
 from tests.stream.batch import Batch
+from tests.stream.harness import REQUESTS, Stream, sample
 from tests.stream.transactional import transactional_publisher
 from tests.stream.waiting import settle, until
 from xgr_stream.config import TransactionConfig
@@ -94,6 +95,9 @@ class Publisher:
             assert progress is not None
             found[topic] = progress
         return found
+
+    def hurry(self, number: int, offset: int) -> None:
+        """Nobody can be."""
 
     def committed(self, writer: Writer, outputs: Sequence[Output]) -> None:
         for output in outputs:
@@ -210,6 +214,28 @@ async def test_answers_too_far_ahead_wait_for_those_behind(stage: SimpleNamespac
     stage.writer.put(output("requests", 1, Produce("responses", NUMBER, None, b"1")))
     await settle()
     assert [output.offsets[0] for output in stage.publisher.done[3:]] == [MAX_AHEAD + 1, 1]
+
+
+async def test_a_request_that_too_many_answers_wait_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have an hour. Answers that wait are not durable, so that in the end no partition was read any more, not
+    even the event that it waited for."""
+    monkeypatch.setattr("xgr_stream.stream.transaction.MAX_AHEAD", 8)
+    stream, producer = Stream(), Producer()
+    number = stream.partition("u")
+    publisher = transactional_publisher(stream.processor, SimpleNamespace(client=None))
+    writer = publisher._writers[number] = Writer(publisher, number, producer, stream.processor.progress(number))  # type: ignore[arg-type]
+    running = asyncio.create_task(publisher.run())
+    stream.processor.process(
+        stream.request("u", f"waits-{each}", fields={"min_offset": 99, "timeout_ms": 3_600_000}) for each in range(2)
+    )
+    stream.processor.process(stream.request("u", f"r{each}") for each in range(7))
+    stream.worker.work()
+    await until(lambda: stream.processor.committable(REQUESTS, number) == 1)
+    assert stream.processor.pending == 1
+    assert publisher.unpublished(REQUESTS) == 0
+    assert sample(stream, "xgr_requests_total", outcome="over_capacity", cache="none") == 1
+    running.cancel()
+    await writer.close()
 
 
 async def test_after_a_failure_nothing_is_written_any_more(stage: SimpleNamespace) -> None:

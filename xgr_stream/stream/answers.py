@@ -12,7 +12,8 @@ MEMORY_BYTES = 64 << 20
 
 
 class AnswerKey(NamedTuple):
-    """A request id counts for its user alone: two callers may have chosen the same one."""
+    """A request id counts for its user alone, since two callers may have chosen the same one, and for its partition:
+    where users may be on any, another's has offsets of its own."""
 
     partition: int
     user_id: str

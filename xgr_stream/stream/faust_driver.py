@@ -29,7 +29,7 @@ from mode import Service
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream.batches import bound_others
 from xgr_stream.stream.connection import Connection
-from xgr_stream.stream.faust_batches import FaustBatches
+from xgr_stream.stream.faust_batches import RESTING_POLL_S, FaustBatches
 from xgr_stream.stream.faust_client import set_consumer_right
 from xgr_stream.stream.faust_delivery import deliver_at_once
 from xgr_stream.stream.faust_topic import MAX_BATCH, Event, Supervisor, headers_of, raw_topic
@@ -71,7 +71,6 @@ class FaustDriver(Service):
         self._done: dict[TP, int] = {}
         """Up to where they are done with the partitions of which something came."""
         self._taken_at = float("-inf")
-        self._progress = asyncio.Event()
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
         self._batches = FaustBatches(
@@ -174,7 +173,6 @@ class FaustDriver(Service):
         self._early.clear()
         self._let_go()
         self._batches.stop()
-        self._progress.set()
 
     @Service.task
     async def _report_regularly(self) -> None:
@@ -208,9 +206,8 @@ class FaustDriver(Service):
             tp = event.message.tp
             self._gather(tp.topic, [event])
             del event  # Faust waits for as long as anything refers to what is not acknowledged
-            while self._notes_whether_it_must_rest(tp.topic, tp.partition):
-                self._progress.clear()
-                await self._progress.wait()
+            while self._notes_whether_it_must_rest(tp.topic, tp.partition):  # noqa: ASYNC110  nothing tells of the end
+                await asyncio.sleep(RESTING_POLL_S)
 
     def _gather(self, topic: str, records: Sequence[Event | Record]) -> None:
         """Have these taken together with what comes right after them: few come at a time, and to wake the device thread
@@ -286,7 +283,6 @@ class FaustDriver(Service):
         return None if self.runtime is None else self.runtime.processor.committable(topic, partition)
 
     def _acknowledge(self, topic: str, partition: int) -> None:
-        self._progress.set()
         self._batches.progressed(topic, partition)
         events = self._open.get((topic, partition))
         if events:
@@ -308,7 +304,6 @@ class FaustDriver(Service):
             self.runtime.fail(error)
         early, self._early = self._early, []
         self.take(early)
-        self._progress.set()  # they need not rest any more
 
     async def _on_revoked(self, _: object, revoked: Iterable[TP], **__: object) -> None:
         for tp in revoked:
@@ -317,7 +312,6 @@ class FaustDriver(Service):
         self._batches.revoked(revoked)
         self._early.clear()
         self._let_go()
-        self._progress.set()
         if self.runtime is not None:
             self.runtime.revoke(revoked)
 

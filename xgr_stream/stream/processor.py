@@ -236,6 +236,11 @@ class Processor:
         """Whether the partition is assigned, restored or not."""
         return partition in self._partitions
 
+    def is_restored(self, partition: int) -> bool:
+        """Whether the partition is assigned, and its history complete."""
+        state = self._partitions.get(partition)
+        return state is not None and state.restored
+
     def mark(self, partition: int) -> Mark | None:
         """How far a partition's history has come now; None: it is not ours, or not restored."""
         state = self._partitions.get(partition)
@@ -366,6 +371,12 @@ class Processor:
     def close(self) -> None:
         """Take nothing more: later records stay unacknowledged, for the next worker. What was taken goes on."""
         self._closed = True
+
+    def hurry(self, partition: int, offset: int) -> None:
+        """Refuse the request that came with this offset, if it still waits: it holds up all that came after it."""
+        held = self._partitions.get(partition)
+        if held is not None:
+            self._requests.hurry(held, offset)
 
     def abandon(self) -> None:
         """Answer every request still pending with `shutting_down` (poll once more afterwards)."""

@@ -72,13 +72,13 @@ class Replies:
             value = self._encoded(response, stages_ms)
         self._count(response, stages_ms)
         if response.status is not Status.ERROR:
-            self._recent.remember(_key(partition, request), value, self._clock.wall_ms())
+            self._recent.remember(key_of(partition, request), value, self._clock.wall_ms())
         for record in records:
             self._put(partition, record, request, value)
 
     def repeat(self, partition: Partition, record: Record, request: RecommendRequest) -> bool:
         """Give the answer that the request got before; False if it has none."""
-        value = self._recent.get(_key(partition, request))
+        value = self._recent.get(key_of(partition, request))
         if value is None:
             return False
         self._put(partition, record, request, value)
@@ -140,5 +140,5 @@ class Replies:
         return observe
 
 
-def _key(partition: Partition, request: RecommendRequest) -> AnswerKey:
+def key_of(partition: Partition, request: RecommendRequest) -> AnswerKey:
     return AnswerKey(partition.number, request.user_id, request.request_id)

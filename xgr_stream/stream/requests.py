@@ -26,11 +26,12 @@ from xgr_stream.errors import (
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.scheduler.clock import Clock
 from xgr_stream.stream import codec, protocol
+from xgr_stream.stream.answers import AnswerKey
 from xgr_stream.stream.outbox import Outbox
 from xgr_stream.stream.partition import Partition
 from xgr_stream.stream.partitioner import Placement
 from xgr_stream.stream.records import Record, header_bytes, passed_on
-from xgr_stream.stream.replies import Replies
+from xgr_stream.stream.replies import Replies, key_of
 from xgr_stream.types import RecommendRequest, RecommendResponse
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,8 @@ class Pending:
         """The device's; None while the request waits for its history or its `min_offset`."""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """A request id counts for its user alone: two callers may have chosen the same one."""
-        return self.request.user_id, self.request.request_id
+    def key(self) -> AnswerKey:
+        return key_of(self.partition, self.request)
 
 
 class Requests:
@@ -129,11 +129,13 @@ class Requests:
         self._placement = placement
         self._clock = clock
         self._own_topics = frozenset(astuple(config.topics))
-        self._pending: dict[tuple[str, str], Pending] = {}
+        self._pending: dict[AnswerKey, Pending] = {}
         self._num_bytes = 0
         """Of all that is pending."""
-        self._waiting: dict[Partition, list[Pending]] = {}
-        self._deadlines: list[tuple[float, int, Pending]] = []
+        self._waiting: dict[Partition, dict[Pending, None]] = {}
+        """Those of them that wait for their history or their `min_offset`, in the order in which they came."""
+        self._deadlines: list[tuple[float, int, AnswerKey]] = []
+        """With the keys alone: entries outlive their requests, which may be large."""
         self._sequence = count()
         self._computed: deque[Pending] = deque()
 
@@ -185,7 +187,7 @@ class Requests:
     def _take(self, partition: Partition, record: Record, request: RecommendRequest) -> None:
         if self._replies.repeat(partition, record, request):
             return
-        pending = self._pending.get((request.user_id, request.request_id))
+        pending = self._pending.get(key_of(partition, request))
         is_new = pending is None
         kept = record._replace(key=None, value=None, headers=passed_on(record.headers))
         num_bytes = RECORD_BYTES + header_bytes(kept.headers) + (_bytes_of(record, request) if is_new else 0)
@@ -230,8 +232,8 @@ class Requests:
         if pending.key in self._pending:
             raise InvalidRequest("request_id must not be that of a request still pending")
         self._pending[pending.key] = pending
-        heapq.heappush(self._deadlines, (pending.deadline, next(self._sequence), pending))
-        if self._deadlines[0][2] is pending:
+        heapq.heappush(self._deadlines, (pending.deadline, next(self._sequence), pending.key))
+        if self._deadlines[0][0] == pending.deadline:
             self._outbox.wake()  # whoever sleeps until the next deadline sleeps until a later one
         return pending
 
@@ -239,7 +241,7 @@ class Requests:
         """Hand the request to the device, or have it wait for its history."""
         partition, min_offset = pending.partition, pending.request.min_offset
         if not partition.restored or (min_offset is not None and partition.events_seen < min_offset):
-            self._waiting.setdefault(partition, []).append(pending)
+            self._waiting.setdefault(partition, {})[pending] = None
             return
         view = self._history.view(pending.request.user_id)
         pending.computing = self._worker.submit(pending.request, view, pending.deadline, partition=partition.number)
@@ -258,8 +260,7 @@ class Requests:
     def release(self, partition: Partition) -> None:
         """The partition's history has moved on: start the requests that waited for that."""
         for pending in self._waiting.pop(partition, ()):
-            if not pending.answered:
-                self._start(pending)
+            self._start(pending)
 
     # Out
 
@@ -271,23 +272,36 @@ class Requests:
                 self._answer(pending, _result(pending.request, pending.computing))
         now = self._clock.now()
         while (deadline := self.next_deadline()) is not None and deadline <= now:
-            pending = self._deadlines[0][2]
+            pending = self._pending[self._deadlines[0][2]]
             what = "the device" if pending.computing else "the user's history"
             self._fail(pending, DeadlineExceeded(f"the deadline passed while the request waited for {what}"))
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a pending request."""
         if len(self._deadlines) > 2 * len(self._pending) + 1_000:
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
+            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry)]
             heapq.heapify(self._deadlines)
-        while self._deadlines and self._deadlines[0][2].answered:
+        while self._deadlines and not self._is_open(self._deadlines[0]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+    def _is_open(self, entry: tuple[float, int, AnswerKey]) -> bool:
+        """Whether a request is pending that has this deadline."""
+        deadline, _, key = entry
+        pending = self._pending.get(key)
+        return pending is not None and pending.deadline == deadline
 
     def fail_all(self) -> None:
         """Answer everything that is pending with `shutting_down`."""
         for pending in list(self._pending.values()):
             self._fail(pending, ShuttingDown("the worker shut down before this request was answered"))
+
+    def hurry(self, partition: Partition, offset: int) -> None:
+        """Refuse the request that came with this offset, if it is pending."""
+        for pending in self._pending.values():
+            if pending.partition is partition and pending.records and pending.records[0].offset == offset:
+                self._fail(pending, OverCapacity("answers to too many requests behind this one wait for its own"))
+                return
 
     def forget(self, user_id: str) -> None:
         """The user was forgotten: what requests taken before still compute is not kept."""
@@ -310,6 +324,8 @@ class Requests:
         """Give the response to all who wait for it, and take the request off the books."""
         pending.answered = True
         del self._pending[pending.key]
+        if (waiting := self._waiting.get(pending.partition)) is not None:
+            waiting.pop(pending, None)
         self._num_bytes -= pending.num_bytes
         if pending.computing is not None:
             pending.computing.cancel()

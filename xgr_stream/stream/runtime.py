@@ -266,9 +266,9 @@ class Runtime:
     def must_rest(self, topic: str, partition: int) -> bool:
         """Whether the driver should not read a topic partition for now: what is taken must stay bounded.
 
-        Events rest first, when too many are not durable, or wait for their history, or answers begin to pile up;
-        requests only when nothing can be published. Requests that wait for the device are refused beyond a bound, and
-        never a reason to rest.
+        Events rest first, when too many are not durable, or answers begin to pile up, or they would wait for their
+        history with too many others; requests only when nothing can be published. Requests that wait for the device are
+        refused beyond a bound, and never a reason to rest.
         """
         if not self.processor.holds(partition):
             return True
@@ -278,7 +278,8 @@ class Runtime:
             used = max(answers / config.max_unpublished_answers, waiting_bytes / config.max_waiting_bytes)
         if topic == self.topics.requests:
             return used >= 1
-        used = max(used, self.processor.early_bytes / config.max_waiting_bytes)
+        if not self.processor.is_restored(partition):
+            used = max(used, self.processor.early_bytes / config.max_waiting_bytes)
         return used >= 0.5 or self.processor.backlog(topic, partition) >= config.max_open_events
 
     def rests(self, topic: str, count: int) -> None:

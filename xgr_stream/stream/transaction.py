@@ -112,8 +112,8 @@ class Writer:
             self._publisher.broke(error)
 
     def _ready(self) -> tuple[list[Output], dict[str, Progress]]:
-        """What the next transaction holds. Answers too far ahead of a request that is still open stay behind: a commit
-        could not tell the next owner of them."""
+        """What the next transaction holds. Answers too far ahead of a request that is still open stay behind, since a
+        commit could not tell the next owner of them; it waits no longer then."""
         progress = self._publisher.progress(self.number, self._outputs)
         limits: dict[str | None, int] = {topic: offset + MAX_AHEAD for topic, (offset, _) in progress.items()}
         ready: list[Output] = []
@@ -121,6 +121,9 @@ class Writer:
         for output in self._outputs:
             last = output.offsets[-1] if output.offsets else -1
             (behind if last >= limits.get(output.topic, last + 1) else ready).append(output)
+        requests = self._publisher.topics[1]
+        if any(output.topic == requests for output in behind):
+            self._publisher.hurry(self.number, progress[requests].offset)
         self._outputs = behind
         self._num_records = sum(len(output.produces) for output in behind)
         return ready, self._publisher.progress(self.number, ready) if behind else progress

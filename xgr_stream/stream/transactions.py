@@ -238,6 +238,10 @@ class TransactionalPublisher(Publisher):
         """How far a partition would be done if these were durable too."""
         return self._processor.progress(number, outputs)
 
+    def hurry(self, number: int, offset: int) -> None:
+        """Have the request of this offset answered: a partition's answers can't be further ahead of it."""
+        self._processor.hurry(number, offset)
+
     def committed(self, writer: Writer, outputs: Sequence[Output]) -> None:
         """A writer's transaction is committed."""
         self._failures.pop(writer.number, None)
