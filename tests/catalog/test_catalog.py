@@ -81,6 +81,17 @@ def test_only_so_many_items_are_looked_at_for_one_that_is_left() -> None:
     assert catalog.popular(3, allowed).tolist() == [count - 1, 3]
 
 
+def test_none_is_looked_at_where_fewer_are_denied_or_excluded_than_there_are() -> None:
+    count = LOOKED_AT + 9
+    ids = [f"item-{row:05}" for row in range(count)]
+    tags = [["x"]] * (count - 2) + [[], []]
+    catalog = Catalog.from_table({"item_id": ids, "sid": [[row] for row in range(count)], "tags": tags})
+    left, none_left = (catalog.resolve(ItemFilter(ids[-most:], (), ("x", "unheard"))) for most in (1, 2))
+    assert (left.leaves_any(), none_left.leaves_any()) == (True, None)
+    catalog.set_available(ids[:1], False)  # may be one of the denied: so many are no longer known to be others
+    assert left.leaves_any() is None
+
+
 def test_availability_changes_the_version_and_back(catalog: Catalog) -> None:
     version = catalog.version
     assert version == f"{catalog.base_version}.0"

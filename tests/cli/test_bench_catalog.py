@@ -45,7 +45,11 @@ def test_catalog(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(bench, ["catalog", *small, "--beam", "8", "--recommended", "100", "--json", str(path)])
     assert result.exit_code == 0, result.output
-    rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
+    figures = json.loads(path.read_text())
+    rows = {row["what"]: row for row in figures["rows"]}
+    among = rows["a batch of as many items as beams, behind updates and beside merges"]
+    assert figures["notes"][0].startswith(f"{16 * among['times']} items recommended in {among['times']} batches, ")
+    assert rows["a merge beside these"]["times"] == rows["its swap"]["times"] >= 3
     assert {"the same, 5 items excluded by each", "in a row, 50 items excluded by each"} <= rows.keys()
     assert rows["50 flips, until the device has them"]["times"] == 3
     assert rows["one new item, until it is recommended"]["times"] == 2

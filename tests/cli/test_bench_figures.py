@@ -72,8 +72,10 @@ def test_tiers_compares_policies_on_one_trace(tmp_path: Path) -> None:
         rows = figures(tmp_path, "tiers", *sizes, *more)["rows"]
         for row in rows:
             assert row["warm_share"] + row["host_share"] + row["cold_share"] == pytest.approx(1.0)
-            assert (row["host_share"] > 0) == (row["policy"] == "rate x cost, host")
-        assert rows[-1]["gpu_ms"] < rows[0]["gpu_ms"]
+            assert (row["host_share"] + row["ahead"] > 0) == row["policy"].endswith(", host")
+        gpu_ms = {row["policy"]: row["gpu_ms"] for row in rows}
+        assert gpu_ms["LRU, host"] < gpu_ms["LRU"]
+        assert gpu_ms["rate x cost, host"] < gpu_ms["rate x cost"] < gpu_ms["LRU"]
 
 
 def test_engine_times_one_kind_of_request_alone(tmp_path: Path) -> None:

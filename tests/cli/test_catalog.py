@@ -149,6 +149,29 @@ def test_an_update_that_does_not_fit_counts_as_it_does_in_workers(
     )
 
 
+def test_only_updates_that_still_stand_are_said_not_to_fit(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That `b` did not fit, twice, is of no interest once it was written anew, nor what comes behind the version."""
+    misfit, fit = CatalogUpdate("b", (0, 9)), CatalogUpdate("b", (1, 1))
+    updates = [misfit, CatalogUpdate("a", (0, 8)), misfit, fit, CatalogUpdate("c", None), misfit]
+    log = Log(updates, list(range(6)), [0] * 6, 6)
+    said = {}
+    for offset in (1, 2, 3, 4, 5, 6):
+        served = load(Source(table, offset), log)
+        said[offset] = capsys.readouterr().err.removesuffix("\n").replace(f" of {table} and count as tombstones", "")
+        assert served.sid("b") == ((1, 1) if offset in (4, 5) else (0, 1))
+    level_1 = "sid must hold a code from 0 to 3 at level 1, not"
+    assert said == {
+        1: f"1 updates do not fit the codes, the last of 'b': {level_1} 9",
+        2: f"2 updates do not fit the codes, the last of 'a': {level_1} 8",
+        3: f"2 updates do not fit the codes, the last of 'b': {level_1} 9",
+        4: f"1 updates do not fit the codes, the last of 'a': {level_1} 8",
+        5: f"1 updates do not fit the codes, the last of 'a': {level_1} 8",
+        6: f"2 updates do not fit the codes, the last of 'b': {level_1} 9",
+    }
+    assert load(Source(table, 4), Log([misfit, fit], [0, 1], [0, 0], 4)).sid("b") == (1, 1)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_no_source_is_refused_by_name(tmp_path: Path) -> None:
     result = run("inspect", f"{tmp_path}/none.parquet+7")
     assert result.exit_code == 2

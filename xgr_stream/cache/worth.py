@@ -93,18 +93,20 @@ class LeastRecentlyUsed:
 
     def __init__(self) -> None:
         self._now = 0
+        self._seen: dict[str, int] = {}
 
     def seen(self, user_id: str) -> None:
         self._now += 1
+        self._seen[user_id] = self._now
 
     def of(self, user_id: str, cost_per_page: float) -> float:
-        return float(self._now)
+        return float(self._seen.get(user_id, self._now))
 
     def evicted(self, worth: float) -> None:
         """Nothing depends on it."""
 
     def forget(self, user_id: str) -> None:
-        """It knows nobody."""
+        self._seen.pop(user_id, None)
 
 
 class WorthQueue:

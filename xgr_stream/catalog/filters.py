@@ -76,13 +76,15 @@ class ResolvedFilter:
 
     def leaves_any(self) -> bool | None:
         """Whether there is an item that it leaves; None: not among the first that were looked at."""
-        if self.tags_key is None:
-            excluded = len(self.excluded)
-            if excluded >= self._live.count:
-                excluded = np.count_nonzero(self._live.items[self.excluded_rows])
-            return bool(excluded < self._live.count)
+        allow, deny = self.tags_key or (None, ())
+        if allow is None:
+            denied = sum(len(rows) for entry in deny for rows in self._tags.candidates(entry))
+            if len(self.excluded) + denied < self._live.count:  # nearly always: then there is nothing to look at
+                return True
+            if not deny:
+                return bool(np.count_nonzero(self._live.items[self.excluded_rows]) < self._live.count)
         most, left = AT_FIRST, LOOKED_AT
-        for rows in self._candidates(self.tags_key[0]):
+        for rows in self._candidates(allow):
             first = 0
             while first < len(rows):
                 if not left:

@@ -15,6 +15,7 @@ import click
 import numpy as np
 import torch
 
+from xgr_stream.cli.benches.catalog_watch import Times, Watched, watch
 from xgr_stream.cli.benches.options import Output, chosen, device_option, output_options, several
 from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.cli.benches.samples import collect_as_a_worker, synchronize
@@ -25,7 +26,7 @@ from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
-from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter, RecommendRequest, RecommendResponse
+from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter, RecommendRequest
 
 COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms": "max ms", "cpu_ms": "CPU ms"}
 TAGS = 100
@@ -46,7 +47,7 @@ APART_S = 0.002
 @click.option("--events", type=click.IntRange(1), default=100, show_default=True, help="Of each user's history.")
 @click.option("--beam", type=click.IntRange(1, 1024), default=64, show_default=True)
 @several("--excluded", "Items that each request excludes.  [default: 100]")
-@click.option("--recommended", type=click.IntRange(1), default=100_000, show_default=True, help="Items, while some go.")
+@click.option("--recommended", type=click.IntRange(1), default=100_000, show_default=True, help="Items, among updates.")
 @click.option("--repeats", type=click.IntRange(1), default=30, show_default=True)
 @output_options
 def catalog(
@@ -65,7 +66,8 @@ def catalog(
     output: Output,
 ) -> None:
     """Warm batches without and with filters; a tag that nobody asked for before, until the device has its masks; items
-    recommended while others go, of which none may be gone. Availability flips, one and many, until the device has them;
+    recommended while updates and merges go on, each of which must be there in the version that its answer names.
+    Availability flips, one and many, until the device has them;
     new items and such with another tag, one by one, until they are recommended; a merge of new semantic IDs on a thread
     of its own; and warm batches without one and beside it, on the device thread's terms."""
     at = chosen(device)
@@ -89,7 +91,11 @@ def catalog(
         for what, each in filters.items():
             report.add(_row(f"in a row, {what}", bench.in_a_row(repeats, each)))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
-        report.add(_row("a batch of as many items as beams, behind 8 flips", bench.watched(recommended)))
+        watched = bench.watched(recommended)
+        report.add(_row("a batch of as many items as beams, behind updates and beside merges", watched.batches))
+        report.add(_row("a merge beside these", watched.merges))
+        report.add(_row("its swap", watched.swaps))
+        report.notes.append(str(watched))
         report.add(_row("one flip, until the device has it", bench.repeat(lambda: bench.flip(1), repeats)))
         report.add(
             _row(
@@ -113,10 +119,6 @@ def catalog(
     report.finish(output)
 
 
-Times = list[tuple[float, float]]
-"""(on the clock, of its own thread's CPU), seconds."""
-
-
 class _Bench:
     def __init__(self, engine: Engine, device: torch.device, batch: int, events: int) -> None:
         self._engine = engine
@@ -130,6 +132,8 @@ class _Bench:
         views = [engine.history.view(f"user-{user}") for user in range(batch)]
         self._requests = [(RecommendRequest("r", f"user-{user}"), view) for user, view in enumerate(views)]
         self._position = 0
+        self._table_rows = catalog.num_items
+        """Of which each has a place whatever comes."""
         self._tag = 1
         self._launched = 0
         self._to_be_had = False
@@ -172,21 +176,13 @@ class _Bench:
         self._tag += 1
         return partial(self._engine.bring_legality, ItemFilter.of((), (f"tag-{self._tag}",), (), False))
 
-    def watched(self, items: int) -> Times:
-        """Batches until so many items are recommended, eight others gone or back before each. Raises `EngineError` for
-        one that was gone."""
-        engine, beam, found = self._engine, self._engine.config.beam_width, 0
+    def watched(self, items: int) -> Watched:
+        """So many items, as many in each answer as beams, while others come and go. The first that updates anything."""
+        beam = self._engine.config.beam_width
         requests = [(replace(request, k=beam), view) for request, view in self._requests]
-        times = []
-        while found < items:
-            self.flip(8)()
-            responses: list[RecommendResponse] = []
-            times.append(self._timed(lambda into=responses: into.extend(engine.answer(requests))))  # type: ignore[misc]
-            rows = engine.catalog.rows([item.item_id for response in responses for item in response.items])
-            if not engine.catalog.available[rows].all():
-                raise EngineError("an item was recommended that was gone")
-            found += len(rows)
-        return times
+        found = watch(self._engine, requests, items, timed=self._timed, random=self._random)
+        self._position = found.updates
+        return found
 
     def answer_behind_a_flip(self) -> Callable[[], None]:
         self.flip(1)()
@@ -195,7 +191,7 @@ class _Bench:
     def flip(self, count: int) -> Callable[[], None]:
         """To be called to let other items go each time, or come back."""
         catalog = self._engine.catalog
-        rows = self._random.choice(catalog.num_items, count, replace=False)
+        rows = self._random.choice(self._table_rows, count, replace=False)
         ids, sids = [catalog.item_ids[row] for row in rows.tolist()], map(tuple, catalog.sids[rows].tolist())
         places = zip(ids, sids, catalog.columns.tags.of_rows(rows), strict=True)
         updates = [CatalogUpdate(*place, self._to_be_had) for place in places]
@@ -214,7 +210,7 @@ class _Bench:
     def retag_one(self) -> Callable[[], None]:
         """The same with one that is there and gets the new one's tag."""
         catalog = self._engine.catalog
-        row = int(self._random.integers(catalog.num_items))
+        row = int(self._random.integers(self._table_rows))
         return self._launch(catalog.item_ids[row], tuple(catalog.sids[row].tolist()))
 
     def _launch(self, item_id: str, sid: tuple[int, ...]) -> Callable[[], None]:

@@ -79,8 +79,8 @@ def tiers(
     kv_cache_dtype: KvCacheDtype,
     output: Output,
 ) -> None:
-    """Simulate a cache that users outnumber: plain LRU, GreedyDual and the policy that serves, without lower tiers and
-    with host memory, on one trace. The cache's own code decides; nothing is computed or copied.
+    """Simulate a cache that users outnumber: LRU and the policy that serves, each without lower tiers and with host
+    memory, and GreedyDual, on one trace. The cache's own code decides; nothing is computed or copied.
 
     A request that waits for its copy from host memory is counted as if nothing ran beside the copy. How long such a
     request takes on a card is what `bench engine --host` times.
@@ -110,6 +110,7 @@ def tiers(
     report = start("tiers", COLUMNS, {**setting, **environment(torch.device("cpu"))}, output)
     variants: dict[str, tuple[Callable[[], Worth], int]] = {
         "LRU": (LeastRecentlyUsed, 0),
+        "LRU, host": (LeastRecentlyUsed, host_pages),
         "GreedyDual": (GreedyDual, 0),
         "rate x cost": (lambda: DecayedRate(half_life), 0),
         "rate x cost, host": (lambda: DecayedRate(half_life), host_pages),

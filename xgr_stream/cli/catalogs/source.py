@@ -88,18 +88,20 @@ def load(source: Source, log: Log | None) -> Catalog:
 
 
 def _as_served(updates: Sequence[CatalogUpdate], codes: Sequence[int]) -> tuple[list[CatalogUpdate], list[str]]:
-    """What workers make of them, and what is wrong with those that do not fit the codes: they count as tombstones."""
+    """What workers make of them, and what is wrong with those that do not fit the codes and that no later one of their
+    items has replaced: they count as tombstones."""
     from xgr_stream.types import CatalogUpdate
 
-    served, wrong = list[CatalogUpdate](), list[str]()
+    served, wrong = list[CatalogUpdate](), dict[str, str]()
     for update in updates:
+        wrong.pop(update.item_id, None)
         try:
             update.check(codes)
             served.append(update)
         except InvalidUpdate as error:
             served.append(CatalogUpdate(update.item_id, None))
-            wrong.append(f"{update.item_id!r}: {error}")
-    return served, wrong
+            wrong[update.item_id] = f"{update.item_id!r}: {error}"
+    return served, list(wrong.values())
 
 
 def read_log(connection: Connection, topic: str) -> Log:
