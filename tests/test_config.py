@@ -65,6 +65,7 @@ def test_a_device_that_is_none_is_named(device: Any) -> None:
         (lambda: EngineConfig(cache=1 << 30), "cache"),  # type: ignore[arg-type]
         (lambda: EngineConfig(max_batch_rows=1), "max_batch_rows"),
         (lambda: EngineConfig(max_batch_tokens=0), "max_batch_tokens"),
+        (lambda: EngineConfig(graph_bytes=0), "graph_bytes"),
         (lambda: HistoryConfig(keep_events=0), "keep_events"),
         (lambda: HistoryConfig(segment_events=0), "segment_events"),
         (lambda: HistoryConfig(segment_events=501), "segment_events"),

@@ -54,7 +54,7 @@ FIELDS = {
     config.ChallengerConfig: "model role fraction catalog catalog_topic cache_bytes",
     config.CacheConfig: "budget_bytes page_size host_bytes file_bytes file_directory kv_cache_dtype",
     config.EngineConfig: "beam_width widened_beam_width normalizer device dtype fp8 window cache max_batch_rows "
-    "max_batch_tokens append_piece_ms prefill_chunk_tokens",
+    "max_batch_tokens append_piece_ms prefill_chunk_tokens graph_bytes",
     config.HistoryConfig: "keep_events segment_events",
     config.TopicNames: "events requests responses dead_letters changelog catalog",
     config.StreamConfig: (

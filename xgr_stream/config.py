@@ -158,6 +158,9 @@ class EngineConfig:
     prefill_chunk_tokens: int | None = None
     """Longer prefills are computed in chunks of so many tokens while other requests come, which wait for one chunk
     then, not for all of it. None: 384 on CUDA, whole on the CPU; 0: whole."""
+    graph_bytes: int = 2048 * MIB
+    """Memory of captured CUDA graphs, on the device; beyond it the least recently used is captured again when it is
+    next needed. What they compute in is not counted: the batches' work space, which all graphs of a kind share."""
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "widened_beam_width"):
@@ -181,6 +184,7 @@ class EngineConfig:
             _at_least("append_piece_ms", self.append_piece_ms, 0.001, float)
         if self.prefill_chunk_tokens is not None:
             _at_least("prefill_chunk_tokens", self.prefill_chunk_tokens, 0)
+        _at_least("graph_bytes", self.graph_bytes, 1)
 
 
 def check_role(role: object, fraction: object) -> None:

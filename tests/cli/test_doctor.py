@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from xgr_stream.cli import doctor as module
 from xgr_stream.cli.main import main
+from xgr_stream.config import MIB, EngineConfig
 from xgr_stream.stream.finding import Finding
 
 
@@ -48,3 +51,16 @@ def test_a_check_of_this_machine_that_fails(monkeypatch: pytest.MonkeyPatch) -> 
     for what in ("the device", "the histories' memory"):
         assert f"ERROR    {what} can't be looked at: RuntimeError('odd')" in result.output, result.output
     assert "partitions without a leader" in result.output
+
+
+def test_room_for_graphs_of_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000 * MIB, 80_000 * MIB))
+
+    def engine(device: str) -> Any:
+        hidden = SimpleNamespace(device=torch.device(device))
+        return SimpleNamespace(cache=SimpleNamespace(hidden=hidden), config=EngineConfig())
+
+    assert module._room_for_graphs(engine("cpu")) == []
+    (fits,), (short,) = module._room_for_graphs(engine("cuda")), module._room_for_graphs(engine("cuda"), engine("cuda"))
+    assert (fits.grade, short.grade) == ("ok", "warning")
+    assert short.what == "CUDA graphs may take 4,096 MiB, 3,000 MiB are free beside the rest"

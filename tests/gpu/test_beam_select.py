@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from xgr_kernels import beam_select
+from xgr_kernels.beam_select.reference import beam_select as reference
 
 pytestmark = pytest.mark.gpu
 
-CODES = 8192
+CODES, MOST_CODES = 8192, 65_536
 
 
 def starts_of(counts: list[int]) -> Tensor:
@@ -45,30 +46,43 @@ def sorted_candidates(call: dict[str, Tensor], request: int) -> tuple[Tensor, Te
     return tuple(torch.nn.functional.pad(x[order], (0, missing), value=value) for x, value in columns)
 
 
-def draw(counts: list[int], beams: list[int], widths: list[int], spread: int) -> dict[str, object]:
-    """A bucket of 8 requests, 700 rows and 900 outputs, of which `beams` and `widths` are used; the rest is poison."""
-    rows, codes = sum(beams), [torch.randperm(CODES, device="cuda")[:count].sort().values for count in counts]
-    child_codes = torch.cat(codes).int()
+def draw(
+    counts: list[int],
+    beams: list[int],
+    widths: list[int],
+    spread: int,
+    *,
+    requests: int = 8,
+    codes: int = CODES,
+    legal: float = 0.9,
+) -> dict[str, object]:
+    """A bucket of so many requests, with 322 rows and 32 outputs more than `beams` and `widths`; the rest is poison."""
+    rows, padded = sum(beams), sum(beams) + 322
+    own_codes = [torch.randperm(codes, device="cuda")[:count].sort().values for count in counts]
+    child_codes = torch.cat(own_codes).int()
     nodes = torch.cat([torch.randperm(len(counts), device="cuda")[:count] for count in beams])
-    scores, logits = -exact(700, spread=spread).abs(), exact(700, CODES, spread=spread)
-    scores[torch.rand(700, device="cuda") < 0.1] = -torch.inf
+    scores, logits = -exact(padded, spread=spread).abs(), exact(padded, codes, spread=spread)
+    scores[torch.rand(padded, device="cuda") < 0.1] = -torch.inf
     scores[rows:], logits[rows:] = torch.nan, torch.nan
-    unused = [0] * (8 - len(beams))
-    emptied = [torch.randint(0, len(child_codes), (3000,), device="cuda").unique(), *(nodes[:0] for _ in range(7))]
+    unused = [0] * (requests - len(beams))
+    emptied = [
+        torch.randint(0, len(child_codes), (3000,), device="cuda").unique(),
+        *(nodes[:0] for _ in range(requests - 1)),
+    ]
     return {
         "logits": logits,
         "scores": scores,
-        "nodes": torch.nn.functional.pad(nodes, (0, 700 - rows), value=10**9).int(),
+        "nodes": torch.nn.functional.pad(nodes, (0, padded - rows), value=10**9).int(),
         "row_starts": starts_of(beams + unused),
         "out_starts": starts_of(widths + unused),
         "child_starts": starts_of(counts),
         "child_codes": child_codes,
-        "node_masks": torch.rand(2, len(child_codes), device="cuda") < 0.9,
-        "mask_index": torch.tensor([0, 1] * 4, device="cuda").int(),
+        "node_masks": torch.rand(2, len(child_codes), device="cuda") < legal,
+        "mask_index": torch.tensor([0, 1] * (requests // 2), device="cuda").int(),
         "emptied_starts": starts_of([len(e) for e in emptied]),
         "emptied_nodes": torch.cat([*emptied, torch.full((50,), -9, device="cuda")]).int(),
-        "log_normalizer": exact(700, spread=spread),
-        "num_out": 900,
+        "log_normalizer": exact(padded, spread=spread),
+        "num_out": sum(widths) + 32,
     }
 
 
@@ -86,6 +100,34 @@ def test_equals_a_sort_of_all_candidates(children: str, spread: int) -> None:
         for got, wanted, missing in zip(chosen[:3], want, (-torch.inf, 0, -1), strict=True):
             assert torch.equal(got[: len(wanted)], wanted)
             assert (got[len(wanted) :] == missing).all()
+
+
+@pytest.fixture(scope="module", params=["all", "zipf"])
+def most_codes(request: pytest.FixtureRequest) -> list[int]:
+    """Children of each parent, of as many codes as there may be."""
+    return [MOST_CODES if request.param == "all" else -(-MOST_CODES // (i + 1)) for i in range(1100)]
+
+
+@pytest.mark.parametrize("legal", [0.9, 0.001], ids=["few filtered", "few left"])
+@pytest.mark.parametrize("spread", [0, 100], ids=["ties", "peaked"])
+def test_equals_the_reference_with_the_most_codes_and_beams(most_codes: list[int], spread: int, legal: float) -> None:
+    """A catalog filter and a request's own exclusions, too."""
+    call = draw(most_codes, [1024, 1, 77], [1024, 1024, 5], spread, requests=4, codes=MOST_CODES, legal=legal)
+    want = reference(**call)
+    for early_stop in (True, False):
+        for got, wanted in zip(beam_select(**call, early_stop=early_stop)[:3], want[:3], strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_scores_of_the_most_codes_are_within_their_rounding(most_codes: list[int]) -> None:
+    """Numbers that are rounded, over the log-sum-exp of all codes."""
+    call = draw(most_codes, [1024], [1024], 100, codes=MOST_CODES)
+    call["logits"], call["log_normalizer"] = torch.randn_like(call["logits"]) * 3, None
+    chosen = beam_select(**call)
+    normalizer = call["logits"].double().logsumexp(1)
+    scores, _, nodes = sorted_candidates(call | {"log_normalizer": normalizer}, 0)
+    torch.testing.assert_close(chosen.scores[:1024], scores, atol=1e-4, rtol=0)
+    assert (chosen.nodes[:1024] == nodes).float().mean() > 0.99  # where two change places, they are as near as that
 
 
 def test_replays_with_other_data() -> None:

@@ -96,7 +96,7 @@ def test_factors_come_first(device: str) -> None:
 
 @pytest.mark.parametrize(("kv_heads", "dim", "page_size"), [(3, 16, 4), (2, 24, 1), (1, 64, 16)])
 def test_fp8_is_the_number_over_its_heads_scale(run, kv_heads: int, dim: int, page_size: int) -> None:
-    """Numbers that FP8 has, since Triton's interpreter rounds to it wrongly where the mantissa carries."""
+    """Numbers that FP8 has: bit for bit."""
     tokens, slots = 5, torch.tensor([3, 0, -1, 7, 12])
     scales = torch.exp2(torch.randint(-9, 3, (2, kv_heads)).float())
     k, v = (
@@ -117,9 +117,7 @@ def test_fp8_is_the_number_over_its_heads_scale(run, kv_heads: int, dim: int, pa
 
 
 @pytest.mark.parametrize("page_size", [1, 4])
-def test_fp8_is_the_nearest_of_any_number(page_size: int) -> None:
-    """On the GPU where there is one, as above."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_fp8_is_the_nearest_of_any_number(device: str, page_size: int) -> None:
     tokens, heads, kv_heads, dim = 7, 4, 2, 16
     joined = torch.randn(tokens, heads + 2 * kv_heads, dim, device=device)
     angles = torch.rand(30, dim // 2, device=device) * 6

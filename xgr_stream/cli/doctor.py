@@ -140,14 +140,17 @@ def _check_device(name: str) -> Finding:
 def _check_models(model: str, catalog: str, config: EngineConfig, challenger: ChallengerConfig | None) -> list[Finding]:
     """The engine, and with it in memory the challenger's."""
     engine, findings = _check_engine(model, catalog, config)
-    if engine is None or challenger is None:
+    if engine is None:
         return findings
+    if challenger is None:
+        return findings + _room_for_graphs(engine)
     source = challenger.catalog or catalog
     cache = CacheConfig(budget_bytes=challenger.cache_bytes, kv_cache_dtype=config.cache.kv_cache_dtype)
     second, found = _check_engine(challenger.model, source, replace(config, cache=cache))
     findings += [Finding(f.grade, f"{challenger.role} {challenger.model}: {f.what}", f.remedy) for f in found]
     if second is None:
-        return findings
+        return findings + _room_for_graphs(engine)
+    findings += _room_for_graphs(engine, second)
     if second.version == engine.version:
         findings.append(Finding("error", f"both models are of version {engine.version}", "name another checkpoint"))
     if second.codes != engine.codes and challenger.catalog_topic is None:
@@ -189,6 +192,20 @@ def _check_engine(model: str, catalog: str, config: EngineConfig) -> tuple[Engin
     hidden_bytes = engine.cache.hidden.shape[1] * engine.cache.hidden.dtype.itemsize
     findings += _lower_tiers(user_bytes + pages * hidden_bytes, config.cache)
     return engine, findings
+
+
+def _room_for_graphs(*engines: Engine) -> list[Finding]:
+    """Whether their CUDA graphs have room on the device beside all that they take of it themselves."""
+    import torch
+
+    device = engines[0].cache.hidden.device
+    if device.type != "cuda":
+        return []
+    free, wanted = torch.cuda.mem_get_info(device)[0], sum(engine.config.graph_bytes for engine in engines)
+    what = f"CUDA graphs may take {wanted // MIB:,} MiB, {free // MIB:,} MiB are free beside the rest"
+    if wanted > free:
+        return [Finding("warning", what, "a smaller cache, or another device")]
+    return [Finding("ok", what)]
 
 
 def _lower_tiers(user_bytes: int, cache: CacheConfig) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from xgr_kernels.fp8 import FP8
 from xgr_kernels.kv_write import kv_write, plan_kv_write
 from xgr_stream.cache import Draft, PrefixCache
 from xgr_stream.engine.context import TokenArray
+from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.graphs import Graphs
 from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.shapes import AppendShape
@@ -62,6 +63,7 @@ class Appender:
         cache: PrefixCache,
         lane: Lane,
         switches: Switches,
+        graphs: GraphCache,
         *,
         max_batch_tokens: int,
         page_columns: int,
@@ -74,7 +76,7 @@ class Appender:
         self._max_batch_tokens = max_batch_tokens
         self._device = cache.hidden.device
         self._cuda = self._device.type == "cuda"
-        self._graphs = Graphs(lane) if self._cuda and switches.graphs else None
+        self._graphs = Graphs(lane, graphs) if self._cuda and switches.graphs else None
         self._staging: dict[AppendShape, Staging] = {}
         self._page_columns = page_columns
 

@@ -19,6 +19,7 @@ from xgr_stream.catalog import ResolvedFilter
 from xgr_stream.config import Normalizer
 from xgr_stream.engine.ablation import Searched, select_masking_last
 from xgr_stream.engine.exploring import Exploration
+from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.graphs import Graphs
 from xgr_stream.engine.lanes import Gates, Lane
 from xgr_stream.engine.legality import LegalityTables
@@ -77,6 +78,7 @@ class BeamDecoder:
         normalizer: Normalizer,
         lane: Lane,
         switches: Switches,
+        graphs: GraphCache,
         *,
         page_columns: int,
     ) -> None:
@@ -93,7 +95,7 @@ class BeamDecoder:
         if self._cuda and switches.graphs:
             # A captured decode goes on with each layer of a prefix that comes back from host memory once it is there.
             gates = None if cache.host is None else Gates(self._device, model.config.num_layers)
-            self._graphs = Graphs(lane, gates)
+            self._graphs = Graphs(lane, graphs, gates)
         self._generation = -1
         self._staging: dict[tuple[int, int], Staging] = {}
         self._roots: dict[int, tuple[Tensor, Tensor, Tensor]] = {}

@@ -128,8 +128,10 @@ class Engine:
         longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS
         page_columns = self.cache.pool.pages_for(longest)
         self._work = Work(model, self.cache, config, switches, costs, page_columns=page_columns)
-        lane = self._work.decode_lane
-        self._decoder = BeamDecoder(model, self.cache, self.normalizer, lane, switches, page_columns=page_columns)
+        lane, graphs = self._work.decode_lane, self._work.graphs
+        self._decoder = BeamDecoder(
+            model, self.cache, self.normalizer, lane, switches, graphs, page_columns=page_columns
+        )
         self._prefixes = PrefixBuilder(self.cache, costs)
         self._warming = Warming(self.cache, self._work, self._prefixes)
         self._batches = Batches(

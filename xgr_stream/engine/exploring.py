@@ -27,8 +27,9 @@ class Exploration:
         """`padded`: how many requests the decode's arrays have room for; `others`: those of `TrieTensors`."""
         rest = padded - len(requests)
         temperatures = [request.temperature or 1.0 for request in requests] + [1.0] * rest
-        self._temperatures = torch.tensor(temperatures, dtype=torch.float32).to(device)
-        self._seeds = torch.tensor([*map(seed_of, requests), *[0] * rest], dtype=torch.int64).to(device)
+        self._temperatures = torch.tensor(temperatures, dtype=torch.float32).to(device, non_blocking=True)
+        seeds = torch.tensor([*map(seed_of, requests), *[0] * rest], dtype=torch.int64)
+        self._seeds = seeds.to(device, non_blocking=True)
         self._others = others
         self._level = 0
 

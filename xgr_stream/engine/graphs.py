@@ -1,42 +1,39 @@
-"""Captured CUDA graphs, one for each shape of a step, the least recently used dropped."""
+"""Captured CUDA graphs, one for each shape of a step."""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
+from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.lanes import Gates, Lane
 
 logger = logging.getLogger(__name__)
 
 _Variant = TypeVar("_Variant")
 
-MAX_GRAPHS = 64
-"""Kept per kind of step: a graph of 28 layers takes a few MB besides the memory that all of them share."""
-
 TIMED_REPLAYS = 5
 """Of each variant, when there is a choice."""
 
 
 class Graphs:
-    """Graphs of one lane. They never run at the same time, so they share one memory pool; what must outlive a replay
-    is to be written to memory of its own."""
+    """Graphs of one kind of step on one lane. They never run at the same time, so they share one memory pool; what must
+    outlive a replay is to be written to memory of its own."""
 
-    def __init__(self, lane: Lane, gates: Gates | None = None) -> None:
-        """With `gates`, graphs begin before what the lane expects is there, and wait for each layer where they need it;
-        else they wait for all of it before."""
+    def __init__(self, lane: Lane, cache: GraphCache, gates: Gates | None = None) -> None:
+        """`cache` keeps them. With `gates`, graphs begin before what the lane expects is there, and wait for each layer
+        where they need it; else they wait for all of it before."""
         self._lane = lane
+        self._cache = cache
         self._gates = gates
-        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
-        self._pool: Any = None
+        self._kind = object()
 
     def run(self, key: Hashable, step: Callable[[_Variant], None], variants: Sequence[_Variant]) -> None:
         """Do what `step` does with each of `variants`, by replaying a graph: captured from the fastest of them when the
@@ -44,23 +41,20 @@ class Graphs:
         addresses, and may run more than once. The lane is to be the current one."""
         gates = self._opened()
         key = key, gates is not None
-        graph = self._graphs.get(key)
+        graph = self._cache.get(self._kind, key)
         if graph is None:
-            graph = self._graphs[key] = self._fastest(key, [partial(step, variant) for variant in variants], gates)
-            if len(self._graphs) > MAX_GRAPHS:
-                torch.cuda.synchronize()  # the dropped one may still be running
-                self._graphs.popitem(last=False)
-        else:
-            self._graphs.move_to_end(key)
+            calls = [partial(step, variant) for variant in variants]
+            for call in calls:
+                call()  # compiles kernels and lets libraries set themselves up, which a capture forbids
+            torch.cuda.synchronize()
+            graph = self._cache.keep(self._kind, key, lambda: self._fastest(key, calls, gates))
         graph.replay()
         if gates is not None:
             gates.close_behind(self._lane.mark())
 
     def clear(self) -> None:
         """Forget all graphs: memory that they read has moved."""
-        if self._graphs:
-            torch.cuda.synchronize()
-            self._graphs.clear()
+        self._cache.clear(self._kind)
 
     def _opened(self) -> Gates | None:
         """The gates, if there is something to wait for at them."""
@@ -75,7 +69,7 @@ class Graphs:
         self, key: Hashable, variants: Sequence[Callable[[], None]], gates: Gates | None
     ) -> torch.cuda.CUDAGraph:
         started = perf_counter()
-        graphs = [self._capture(variant, gates) for variant in variants]
+        graphs = self._captured(variants, gates)
         times = self._times_ms(graphs) if len(graphs) > 1 else [0.0]
         best = times.index(min(times))
         logger.info(
@@ -87,15 +81,23 @@ class Graphs:
         )
         return graphs[best]
 
-    def _capture(self, step: Callable[[], None], gates: Gates | None) -> torch.cuda.CUDAGraph:
-        step()  # compiles kernels and lets libraries set themselves up, which a capture forbids
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._lane.stream, capture_error_mode="thread_local")
-        with capture, nullcontext() if gates is None else self._lane.through(gates):
-            step()
-        self._pool = self._pool or graph.pool()
-        return graph
+    def _captured(self, variants: Sequence[Callable[[], None]], gates: Gates | None) -> list[torch.cuda.CUDAGraph]:
+        """A graph of each, which has run once."""
+        graphs: list[torch.cuda.CUDAGraph] = []
+        for variant in variants:
+            graph = torch.cuda.CUDAGraph()
+            other = graphs[0] if graphs else self._cache.any_of(self._kind)
+            capture = torch.cuda.graph(
+                graph,
+                pool=None if other is None else other.pool(),
+                stream=self._lane.stream,
+                capture_error_mode="thread_local",
+            )
+            with capture, nullcontext() if gates is None else self._lane.through(gates):
+                variant()
+            graph.replay()
+            graphs.append(graph)
+        return graphs
 
     def _times_ms(self, graphs: Sequence[torch.cuda.CUDAGraph]) -> list[float]:
         """The median of each, replayed in turn: a card slows down as it warms up, and the first would seem the best."""

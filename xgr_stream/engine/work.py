@@ -12,6 +12,7 @@ import torch
 from xgr_stream.cache import HostCopy, PrefixCache, UserPrefix
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine.append import Appender
+from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.lanes import Lane, Mark
 from xgr_stream.engine.movement import Movement, Mover
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
@@ -45,10 +46,12 @@ class Work:
         device = cache.hidden.device
         self.decode_lane = Lane(device, priority=-1)
         self.append_lane = Lane(device) if switches.streams else self.decode_lane
+        self.graphs = graphs = GraphCache(config.graph_bytes)
+        """Of appends and decodes."""
 
         def appender(lane: Lane) -> Appender:
             most = config.max_batch_tokens
-            return Appender(model, cache, lane, switches, max_batch_tokens=most, page_columns=page_columns)
+            return Appender(model, cache, lane, switches, graphs, max_batch_tokens=most, page_columns=page_columns)
 
         self.appender = appender(self.append_lane)
         """For users who are warmed ahead of their requests."""
