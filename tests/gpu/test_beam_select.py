@@ -52,12 +52,12 @@ def draw(
     widths: list[int],
     spread: int,
     *,
-    requests: int = 8,
+    bucket: tuple[int, int, int] = (8, 700, 900),
     codes: int = CODES,
     legal: float = 0.9,
 ) -> dict[str, object]:
-    """A bucket of so many requests, with 322 rows and 32 outputs more than `beams` and `widths`; the rest is poison."""
-    rows, padded = sum(beams), sum(beams) + 322
+    """A `bucket` of requests, rows and outputs, of which `beams` and `widths` are used; the rest is poison."""
+    rows, (requests, padded, num_out) = sum(beams), bucket
     own_codes = [torch.randperm(codes, device="cuda")[:count].sort().values for count in counts]
     child_codes = torch.cat(own_codes).int()
     nodes = torch.cat([torch.randperm(len(counts), device="cuda")[:count] for count in beams])
@@ -82,7 +82,7 @@ def draw(
         "emptied_starts": starts_of([len(e) for e in emptied]),
         "emptied_nodes": torch.cat([*emptied, torch.full((50,), -9, device="cuda")]).int(),
         "log_normalizer": exact(padded, spread=spread),
-        "num_out": sum(widths) + 32,
+        "num_out": num_out,
     }
 
 
@@ -112,7 +112,8 @@ def most_codes(request: pytest.FixtureRequest) -> list[int]:
 @pytest.mark.parametrize("spread", [0, 100], ids=["ties", "peaked"])
 def test_equals_the_reference_with_the_most_codes_and_beams(most_codes: list[int], spread: int, legal: float) -> None:
     """A catalog filter and a request's own exclusions, too."""
-    call = draw(most_codes, [1024, 1, 77], [1024, 1024, 5], spread, requests=4, codes=MOST_CODES, legal=legal)
+    bucket = 4, 1400, 2100
+    call = draw(most_codes, [1024, 1, 77], [1024, 1024, 5], spread, bucket=bucket, codes=MOST_CODES, legal=legal)
     want = reference(**call)
     for early_stop in (True, False):
         for got, wanted in zip(beam_select(**call, early_stop=early_stop)[:3], want[:3], strict=True):
@@ -121,7 +122,7 @@ def test_equals_the_reference_with_the_most_codes_and_beams(most_codes: list[int
 
 def test_scores_of_the_most_codes_are_within_their_rounding(most_codes: list[int]) -> None:
     """Numbers that are rounded, over the log-sum-exp of all codes."""
-    call = draw(most_codes, [1024], [1024], 100, codes=MOST_CODES)
+    call = draw(most_codes, [1024], [1024], 100, bucket=(2, 1100, 1100), codes=MOST_CODES)
     call["logits"], call["log_normalizer"] = torch.randn_like(call["logits"]) * 3, None
     chosen = beam_select(**call)
     normalizer = call["logits"].double().logsumexp(1)

@@ -3,6 +3,7 @@ bounded however many are captured."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from weakref import WeakSet
 
@@ -96,6 +97,7 @@ def kernels(x: torch.Tensor, count: int) -> Callable[[int], None]:
     return step
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="measures the device's memory, which others take, too")
 def test_memory_stays_bounded_however_many_are_captured() -> None:
     lane, x = Lane(CUDA), torch.zeros(1000, device=CUDA, dtype=torch.int64)
     roomy = GraphCache(1 << 40)
