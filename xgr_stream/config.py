@@ -158,7 +158,7 @@ class EngineConfig:
     prefill_chunk_tokens: int | None = None
     """Longer prefills are computed in chunks of so many tokens while other requests come, which wait for one chunk
     then, not for all of it. None: 384 on CUDA, whole on the CPU; 0: whole."""
-    graph_bytes: int = 2048 * MIB
+    graph_bytes: int = 256 * MIB
     """Memory of captured CUDA graphs, on the device; beyond it the least recently used is captured again when it is
     next needed. What they compute in is not counted: the batches' work space, which all graphs of a kind share."""
 

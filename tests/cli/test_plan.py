@@ -201,7 +201,6 @@ def test_memory_of_a_worker(costs: Path) -> None:
     assert (smaller["users_warm"], smaller["users_cold"]) == (300, 0)
     assert "split with --device-gib" in output(costs, *load)
     assert "device_gib must hold weights" in refusal(costs, "--context", "5000", *load, "--device-gib", "6")
-    assert figures(costs, *load, "--device-gib", "9")["free_mib"] == 2048  # for graphs, where a sixteenth is less
 
 
 def test_memory_that_a_cpu_does_not_tell(tmp_path: Path) -> None:

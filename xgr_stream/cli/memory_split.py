@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from xgr_stream.config import MIB, EngineConfig
 from xgr_stream.errors import ConfigError
 
 KEPT_FREE = 1 / 16
-"""Of the device's memory, that nothing is to take: the driver has some, and graphs, for whose budget there is room at
-least. `bench kv-cache` fills an H200 but for so much."""
+"""Of the device's memory, that nothing is to take: the driver has some, and a worker captures graphs of all sizes, not
+of those alone that were measured. `bench kv-cache` fills an H200 but for so much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ def split(
 ) -> Split:
     """`users`: who are active on one worker. Raises `ConfigError`."""
     model_mib = math.ceil(max(_mib(row, "peak_mib") - _mib(row, "cache_mib") for row in rows))
-    free_mib = math.ceil(max(device_mib * KEPT_FREE, EngineConfig().graph_bytes / MIB))
+    free_mib = math.ceil(device_mib * KEPT_FREE)
     cache_mib = math.floor(device_mib) - model_mib - free_mib
     if cache_mib < user_mib:
         raise ConfigError(

@@ -19,14 +19,17 @@ from xgr_stream.cli.benches.catalog_watch import Times, Watched, watch
 from xgr_stream.cli.benches.options import Output, chosen, device_option, output_options, several
 from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.cli.benches.samples import collect_as_a_worker, synchronize
-from xgr_stream.config import CacheConfig, EngineConfig
+from xgr_stream.cli.benches.subject import SPARE
+from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
+from xgr_stream.engine.sizing import page_bytes
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryView
+from xgr_stream.model import Model
 from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
-from xgr_stream.types import NO_FILTER, CatalogUpdate, ItemFilter, RecommendRequest
+from xgr_stream.types import NO_FILTER, CacheState, CatalogUpdate, ItemFilter, RecommendRequest
 
 COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms": "max ms", "cpu_ms": "CPU ms"}
 TAGS = 100
@@ -75,14 +78,16 @@ def catalog(
         raise ConfigError(f"--excluded must be less than the {items} items, not {max(excluded)}")
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
-    config = EngineConfig(device=str(at), beam_width=beam, cache=CacheConfig(budget_bytes=512 << 20))
+    config = EngineConfig(
+        device=str(at), beam_width=beam, window=WindowConfig(max_events=events), cache=_cache_of(model, batch, events)
+    )
     engine = Engine.load(model, random_catalog((codes,) * 3, items, tags=TAGS), config=config)
     setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "events": events, "beam": beam}
     report = start("catalog", COLUMNS, {**setting, **environment(at)}, output)
     bench = _Bench(engine, at, batch, events)
     filters = bench.filters(excluded or (100,))
     with _switching():
-        bench.answer()
+        bench.warm_up()
         collect_as_a_worker()
         report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
         for what, each in filters.items():
@@ -119,6 +124,13 @@ def catalog(
     report.finish(output)
 
 
+def _cache_of(model: Model, users: int, events: int) -> CacheConfig:
+    """Room for so many users of so many events each, and another one."""
+    cache = CacheConfig()
+    pages = -(-model.tokens.context_tokens(events) // cache.page_size)
+    return replace(cache, budget_bytes=int(SPARE * (users + 1)) * pages * page_bytes(model, cache))
+
+
 class _Bench:
     def __init__(self, engine: Engine, device: torch.device, batch: int, events: int) -> None:
         self._engine = engine
@@ -137,6 +149,13 @@ class _Bench:
         self._tag = 1
         self._launched = 0
         self._to_be_had = False
+
+    def warm_up(self) -> None:
+        """Raises `EngineError` unless all users are warm then."""
+        self.answer()
+        states = {response.cache for response in self._engine.answer(self._requests)}
+        if states != {CacheState.WARM}:
+            raise EngineError(f"all users must be warm, and they are {', '.join(sorted(states))}")
 
     def answer(self, filters: Sequence[ItemFilter] = ()) -> None:
         """`filters`: one for each request, or none at all."""
