@@ -195,6 +195,29 @@ def test_what_another_thread_takes_meanwhile_is_not_the_graphs(device: Device) -
     assert (cache.bytes_used, device.used) == (10, 410)
 
 
+@pytest.mark.parametrize("driver_keeps", [False, True])
+def test_what_another_process_takes_meanwhile_drops_no_graphs(
+    device: Device, driver_keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did, all of them with each capture from then on: what a dropped graph seemed to have, the next one got."""
+    monkeypatch.setattr("xgr_stream.engine.graph_cache.MOST_BYTES", 100)
+    device.driver_keeps = driver_keeps
+    cache, take = GraphCache(200), device.take
+
+    def take_beside_others(size: int) -> None:
+        take(size)
+        device.used += 500
+        monkeypatch.setattr(device, "take", take)
+
+    steps = Steps(cache)
+    steps.run("a1")
+    monkeypatch.setattr(device, "take", take_beside_others)
+    for name in ("a2", "a3", "a1", "a2", "a3"):
+        steps.run(name)
+    assert device.used == 630
+    assert (len(cache), steps.captured) == (3, 3)
+
+
 def test_of_several_ways_the_others_memory_is_not_counted(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = GraphCache(100)
     graphs = Graphs(Lane(CPU), cache)

@@ -11,6 +11,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+MOST_BYTES = 64 << 20
+"""Of one graph: those of 28 layers take 1 MiB each. What seems to take more was taken by another process meanwhile."""
+
 
 class _Kept(NamedTuple):
     graph: torch.cuda.CUDAGraph
@@ -50,6 +53,8 @@ class GraphCache:
         before = _bytes_in_use()
         graph = capture()
         grown = max(0, _bytes_in_use() - before)
+        if grown > MOST_BYTES:  # would be of this graph for ever, and of those that get its memory behind it
+            grown = 0
         # A graph gets of what the driver has spare before more of the device's: all of it, or, if that was enough, what
         # is not seen and taken to be as much as the others have.
         reused = self._spare_bytes
