@@ -207,6 +207,18 @@ async def test_what_is_revoked_is_not_acknowledged(driver: FaustDriver) -> None:
         assert event.acked == []
 
 
+async def test_what_is_revoked_does_not_rest_any_more(driver: FaustDriver) -> None:
+    """Nobody asks about it again, and the gauge would show it for ever."""
+    topics = driver._recommender.config.topics
+    events, requests = TP(topics.events, PARTITION), TP(topics.requests, PARTITION)
+    publisher: Any = SimpleNamespace(unpublished=lambda topic: 10_000, unpublished_bytes=0)
+    driver.runtime._publisher = publisher
+    assert driver._notes_whether_it_must_rest(*events)
+    assert driver.runtime.readiness()["resting"][events.topic] == 1
+    await driver._on_revoked(None, {events, requests})
+    assert driver.runtime.readiness()["resting"][events.topic] == 0
+
+
 async def test_an_assignment_that_splits_a_partition_fails_the_worker(driver: FaustDriver) -> None:
     topics = driver._recommender.config.topics
     with pytest.raises(TopologyError, match="table_standby_replicas"):

@@ -274,10 +274,13 @@ class FaustDriver(Service):
         partition whose actor does not take what it was given."""
         runtime = self.runtime
         rests = runtime is not None and not self._app.should_stop and runtime.must_rest(topic, partition)
-        if runtime is not None and rests != ((topic, partition) in self._resting):
-            self._resting ^= {(topic, partition)}
-            runtime.rests(topic, sum(resting == topic for resting, _ in self._resting))
+        self._note_rest(topic, partition, rests)
         return rests
+
+    def _note_rest(self, topic: str, partition: int, rests: bool) -> None:
+        if self.runtime is not None and rests != ((topic, partition) in self._resting):
+            self._resting ^= {(topic, partition)}
+            self.runtime.rests(topic, sum(resting == topic for resting, _ in self._resting))
 
     def _committable(self, topic: str, partition: int) -> int | None:
         return None if self.runtime is None else self.runtime.processor.committable(topic, partition)
@@ -309,6 +312,7 @@ class FaustDriver(Service):
         for tp in revoked:
             self._open.pop((tp.topic, tp.partition), None)
             self._done.pop(tp, None)
+            self._note_rest(tp.topic, tp.partition, False)
         self._batches.revoked(revoked)
         self._early.clear()
         self._let_go()
