@@ -19,7 +19,7 @@ from xgr_stream.cli.benches.catalog_watch import Times, Watched, watch
 from xgr_stream.cli.benches.options import Output, chosen, device_option, output_options, several
 from xgr_stream.cli.benches.report import environment, start
 from xgr_stream.cli.benches.samples import collect_as_a_worker, synchronize
-from xgr_stream.cli.benches.subject import SPARE
+from xgr_stream.cli.benches.subject import pages_for
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
@@ -125,10 +125,10 @@ def catalog(
 
 
 def _cache_of(model: Model, users: int, events: int) -> CacheConfig:
-    """Room for so many users of so many events each, and another one."""
+    """Room for so many users of so many events each."""
     cache = CacheConfig()
-    pages = -(-model.tokens.context_tokens(events) // cache.page_size)
-    return replace(cache, budget_bytes=int(SPARE * (users + 1)) * pages * page_bytes(model, cache))
+    pages = pages_for(users, model.tokens.context_tokens(events), cache.page_size)
+    return replace(cache, budget_bytes=pages * page_bytes(model, cache))
 
 
 class _Bench:

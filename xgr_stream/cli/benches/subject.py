@@ -31,6 +31,11 @@ SPARE = 1.25
 """The cache's budget over what its users need, so that no prefix is evicted and a released page may wait."""
 
 
+def pages_for(users: int, positions: int, page_size: int) -> int:
+    """Of a cache that keeps so many users warm, of so many positions each, and another one."""
+    return int(SPARE * (users + 1)) * -(-positions // page_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Users:
     """Users with random histories; all have as many events."""
@@ -148,7 +153,7 @@ class Subject:
         cache = CacheConfig(kv_cache_dtype=kv_cache_dtype or self.setting.kv_cache_dtype or "auto")
         each = page_bytes(users.model, cache)
         dtype = users.model.decoder.dtype
-        pages = int(SPARE * (len(users.steps[0]) + 1)) * -(-users.positions // cache.page_size)
+        pages = pages_for(len(users.steps[0]), users.positions, cache.page_size)
         if self.device.type == "cuda":
             free, _total = torch.cuda.mem_get_info(self.device)
             pages = min(pages, (free - KEPT_FREE) // each)
