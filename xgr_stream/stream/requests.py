@@ -77,6 +77,7 @@ class Pending:
         "deadline",
         "forgets",
         "future",
+        "key",
         "num_bytes",
         "partition",
         "records",
@@ -86,6 +87,7 @@ class Pending:
 
     def __init__(self, request: RecommendRequest, partition: Partition, deadline: float, taken_at: float) -> None:
         self.request = request
+        self.key = key_of(partition, request)
         self.partition = partition
         self.deadline = deadline
         self.taken_at = taken_at
@@ -101,10 +103,6 @@ class Pending:
         """The caller's, for a request of this process's own."""
         self.computing: Computing | None = None
         """The device's; None while the request waits for its history or its `min_offset`."""
-
-    @property
-    def key(self) -> AnswerKey:
-        return key_of(self.partition, self.request)
 
 
 class Requests:
