@@ -46,6 +46,12 @@ def test_rows_are_a_dictionary_s(known: list[str], others: list[str]) -> None:
     check(RowTable(packed(known)), known, known + others)
 
 
+@given(st.integers(1, 12), st.data())
+def test_ids_of_one_length_are_found_too(length: int, data: st.DataObject) -> None:
+    known = data.draw(st.lists(st.text("abc", min_size=length, max_size=length), unique=True, max_size=60))
+    check(RowTable(packed(known)), known, known + data.draw(st.lists(st.text("abc", max_size=14), max_size=20)))
+
+
 @given(st.lists(texts.filter(encodable), max_size=60), st.data())
 def test_strings_are_what_they_were(strings: list[str], data: st.DataObject) -> None:
     kept = packed(strings)

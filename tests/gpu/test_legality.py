@@ -13,7 +13,7 @@ from tests.property.masks import assert_same_nodes, counted, legal_nodes
 from tests.property.oracle import EPSILON, assert_same
 from tests.property.users import ask
 from xgr_stream.catalog import Catalog, LiveCatalog
-from xgr_stream.engine.legality import EMPTIED_NODES, MAX_MASKS, LegalityTables
+from xgr_stream.engine.legality import EXCLUSIONS, MAX_MASKS, LegalityTables
 from xgr_stream.testing.shapes import random_catalog
 from xgr_stream.types import CatalogUpdate, ItemFilter
 
@@ -55,8 +55,12 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
     rng = random.Random(len(codes))
     live = LiveCatalog(catalog_of(6000, codes))
     tables = LegalityTables(live.catalog, CUDA)
-    read = (*tables.trie.child_starts, *tables.trie.others, *tables.node_masks, *tables.emptied_nodes)
-    places = [tensor.data_ptr() for tensor in read]
+
+    def places() -> list[int]:
+        read = (*tables._of_catalog, *tables.emptied_nodes, *tables._exclusions.tensors.values())
+        return [tensor.data_ptr() for tensor in read]
+
+    before = places()
     generation, position = tables.generation, 0
     for step in range(12):
         catalog = live.catalog
@@ -89,8 +93,7 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
             tables.replace(other)
     tables.check_integrity()
     assert tables.generation == generation
-    moved = (*tables.trie.child_starts, *tables.trie.others, *tables.node_masks, *tables.emptied_nodes)
-    assert [tensor.data_ptr() for tensor in moved] == places
+    assert places() == before
 
 
 @pytest.mark.parametrize("normalizer", ["level", "legal"])
@@ -159,7 +162,7 @@ def test_what_must_move_says_so() -> None:
     )
     assert tables.generation > generation
     generation = tables.generation
-    many = [ItemFilter.of(catalog.item_ids[i * 1000 : i * 1000 + 9000]) for i in range(EMPTIED_NODES // 9000 + 1)]
+    many = [ItemFilter.of(catalog.item_ids[i * 1000 : i * 1000 + 9000]) for i in range(EXCLUSIONS // 9000 + 1)]
     check(tables, catalog, many)
     assert tables.generation > generation
     tables.check_integrity()
@@ -181,6 +184,7 @@ def test_nothing_waits_for_the_device() -> None:
             catalog.set_available(catalog.item_ids[7 : 7 + count], True)
             resolved = [catalog.resolve(one) for one in (*wanted, ItemFilter(allow=(f"tag-{count % 5 + 2}",)))]
             tables.bring(resolved)
+            tables.send(resolved)
         for position, count in enumerate((1, 300, 0), start=1):  # a delta that grows and shrinks
             new = [CatalogUpdate(f"new-{n}", (n % 64, 1, 1) if n < count else None, ("tag-1",)) for n in range(300)]
             live.apply(new, position)

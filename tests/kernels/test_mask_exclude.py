@@ -20,9 +20,10 @@ def excluding(case: Case, requests: list[tuple[int, set[int]]]) -> list[list[lis
     emptied = [torch.full((len(rows) + 5,), -7, dtype=torch.int32, device=device) for _ in range(case.levels)]
     mask_exclude(
         case.tree,
-        case.packed(rows),
+        case.keys(rows),
         starts=starts.to(device),
         mask_index=torch.tensor([mask for mask, _ in requests], device=device).int(),
+        num_nodes=case.num_nodes,
         emptied=emptied,
     )
     for out in emptied:
@@ -63,18 +64,29 @@ def test_emptied_nodes_are_not_looked_for_among_other_requests(device: str) -> N
     ("change", "message"),
     [
         ({"starts": torch.zeros(1).int()}, r"starts must have shape \[2\], not \[1\]"),
-        ({"starts": torch.zeros(2).long()}, "starts and mask_index must be int32, not torch.int64"),
+        (
+            {"starts": torch.zeros(2).long()},
+            "starts, mask_index and num_nodes must be int32, not torch.int64, torch.int32, torch.int32",
+        ),
+        ({"num_nodes": torch.zeros(9).int()}, r"num_nodes must have shape \[\d\], not \[9\]"),
+        ({"excluded": torch.zeros(1).int()}, r"excluded must be contiguous int64, not torch.int32 of strides \(1,\)"),
         ({"emptied": []}, r"emptied must be of \d levels, not 0"),
-        ({"emptied": None}, r"emptied of level 0 must be int32 with room for 1, not torch.int32 of \[0\]"),
+        (
+            {"emptied": [torch.zeros(0).int()]},
+            r"emptied of level 0 must be int32 with room for 1, not torch.int32 of \[0\]",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     case = random_case(random.Random(1), "cpu")
-    none = [torch.zeros(0).int()] * case.levels
-    call = {"starts": torch.zeros(2).int(), "mask_index": torch.zeros(1).int(), "emptied": none} | change
+    call = {
+        "excluded": case.keys(list(case.sids)[:1]),
+        "starts": torch.zeros(2).int(),
+        "mask_index": torch.zeros(1).int(),
+        "num_nodes": case.num_nodes,
+        "emptied": [torch.zeros(1).int()] * case.levels,
+    }
+    if change.get("emptied"):
+        change = {"emptied": change["emptied"] * case.levels}
     with pytest.raises(ValueError, match=message):
-        mask_exclude(
-            case.tree,
-            case.packed(list(case.sids)[:1]),
-            **(call | {"emptied": call["emptied"] or none} if change != {"emptied": []} else call),
-        )
+        mask_exclude(case.tree, **(call | change))

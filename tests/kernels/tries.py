@@ -49,12 +49,23 @@ class Case:
         more = np.array(values, np.int32).reshape(len(values), len(rows))
         return torch.from_numpy(np.concatenate((listed[None], more, paths))).to(self.tree.live.device)
 
+    def keys(self, rows: list[int]) -> torch.Tensor:
+        """`leaf << 32 | row` of these."""
+        listed = np.array(rows, np.int64)
+        return torch.from_numpy(self.trie.leaves[listed].astype(np.int64) << 32 | listed).to(self.tree.live.device)
+
+    @property
+    def num_nodes(self) -> torch.Tensor:
+        """Per level."""
+        nodes = [self.trie.num_nodes(depth) for depth in range(1, self.levels + 1)]
+        return torch.tensor(nodes, dtype=torch.int32, device=self.tree.live.device)
+
     def in_order(self, rows: set[int]) -> list[int]:
         return sorted(rows, key=lambda row: (self.sids[row], row))
 
 
 def random_case(rng: random.Random, device: str, *, items: int = 60, room: int = 3) -> Case:
-    """`room`: unused nodes at the ends of the masks."""
+    """`room`: unused nodes at the ends of the masks, and of where children begin."""
     codes = [rng.choice([1, 2, 3, 20]) for _ in range(rng.randint(1, 4))]
     num_rows = rng.randint(1, items)
     placed = rng.sample(range(num_rows), rng.randint(1, num_rows))
@@ -76,7 +87,7 @@ def random_case(rng: random.Random, device: str, *, items: int = 60, room: int =
         allowed=torch.stack([bits(num_rows) for _ in range(masks)]),
         items=tensor(trie.items),
         item_starts=tensor(trie.item_starts),
-        child_starts=tuple(map(tensor, trie.child_starts)),
+        child_starts=tuple(tensor(np.append(own, np.zeros(room, np.int32))) for own in trie.child_starts),
         masks=tuple(
             torch.zeros(masks, trie.num_nodes(depth) + room, dtype=torch.bool, device=device)
             for depth in range(1, trie.levels + 1)

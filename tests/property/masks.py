@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog, ResolvedFilter
@@ -17,10 +18,11 @@ Nodes = list[NDArray[np.bool_]]
 
 def legal_nodes(tables: LegalityTables, filters: Sequence[ResolvedFilter]) -> list[Nodes]:
     """Of each request of a batch with these filters."""
-    count = len(filters)
-    arrays = {"mask_index": np.zeros(count, np.int32), "emptied_starts": np.zeros(count + 1, np.int32)}
+    arrays = {name: np.zeros(shape, np.int32) for name, shape in tables.shapes(len(filters)).items()}
     tables.bring(filters)
     tables.write(filters, arrays)
+    tables.send(filters)
+    tables.exclude({name: torch.from_numpy(array).to(tables.device) for name, array in arrays.items()})
     found: list[Nodes] = []
     for row, (first, last) in zip(arrays["mask_index"], pairwise(arrays["emptied_starts"].tolist()), strict=True):
         levels = []

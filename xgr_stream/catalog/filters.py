@@ -43,10 +43,6 @@ class ResolvedFilter:
     def excluded_rows(self) -> Int32Array:
         return (self.excluded & 0xFFFFFFFF).astype(np.int32)
 
-    @property
-    def excluded_leaves(self) -> Int32Array:
-        return (self.excluded >> 32).astype(np.int32)
-
     def keys(self, rows: Int32Array) -> Int64Array:
         """`leaf << 32 | row` of each row, which has a place, as `excluded` has them."""
         return _keys(self._trie, rows)

@@ -82,9 +82,9 @@ class Forest:
         """Item rows in the order of their leaves, in parts."""
         return self.items.base, self.items.behind
 
-    def paths(self, leaves: Int32Array, out: Int32Array | None = None) -> Int32Array:
+    def paths(self, leaves: Int32Array) -> Int32Array:
         """As of a trie."""
-        return paths(self.parents, leaves, out)
+        return paths(self.parents, leaves)
 
 
 def _in_base(base: Trie, delta: Trie) -> tuple[Int32Array, ...]:

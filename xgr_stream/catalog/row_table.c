@@ -13,6 +13,7 @@ typedef struct {
   int64_t buckets; /* a power of two */
   int64_t num_seeds; /* pairs */
   int64_t wide; /* whether starts are 64 bits, not 32 */
+  int64_t length; /* of each id, if that is the same of all: then nothing is looked up in starts; else 0 */
 } Table;
 
 static uint64_t half_word(const unsigned char *bytes, int64_t size) {
@@ -33,6 +34,7 @@ static uint64_t hash_of(const Table *table, const char *id, int64_t length) {
 }
 
 static int64_t start(const Table *table, int64_t row) {
+  if (table->length) return row * table->length;
   return table->wide ? ((const int64_t *)table->starts)[row] : ((const uint32_t *)table->starts)[row];
 }
 
@@ -80,7 +82,8 @@ void find_rows(void *(*item)(void *, intptr_t), const char *(*utf8)(void *, intp
     for (int i = 0; i < size; i++) {
       tried[i] = 0;
       found[i] = candidate(table, hashes[i], &tried[i]);
-      if (found[i] >= 0) __builtin_prefetch((const char *)table->starts + found[i] * (table->wide ? 8 : 4));
+      if (found[i] >= 0 && !table->length)
+        __builtin_prefetch((const char *)table->starts + found[i] * (table->wide ? 8 : 4));
     }
     for (int i = 0; i < size; i++)
       if (found[i] >= 0) __builtin_prefetch(table->ids + start(table, found[i]));

@@ -71,7 +71,9 @@ class RowTable:
         """`ids`: each once; an id's row is its place."""
         self._ids = ids
         pieces = range(0, len(ids), PIECE)
-        longest = max((int(ids.part(first, first + PIECE).lengths.max()) for first in pieces), default=0)
+        lengths = [ids.part(first, first + PIECE).lengths for first in pieces]
+        longest = max((int(own.max()) for own in lengths), default=0)
+        shortest = min((int(own.min()) for own in lengths), default=0)
         self._seed = np.array([[randbits(64) for _ in range(2)] for _ in range(1 + -(-longest // HALF))], np.uint64)
         """For the length and each half of a word, one for either half of a hash. [1 + halves, 2]
 
@@ -91,7 +93,8 @@ class RowTable:
         self._slot = memoryview(cast(Any, self._slots.reshape(-1)))
         arrays = [array.ctypes.data for array in (self._slots, self._seed, ids.bytes, ids.starts)]
         wide = int(ids.starts.itemsize == 8)
-        self._in_c = np.array([*arrays, buckets, len(self._seed), wide], np.int64)
+        length = longest if longest == shortest else 0
+        self._in_c = np.array([*arrays, buckets, len(self._seed), wide, length], np.int64)
         """`Table` of row_table.c."""
 
     def row(self, item_id: str) -> int:

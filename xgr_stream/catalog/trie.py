@@ -84,10 +84,9 @@ class Trie:
     def num_nodes(self, depth: int) -> int:
         return 1 if depth == 0 else len(self.node_codes[depth - 1])
 
-    def paths(self, leaves: Int32Array, out: Int32Array | None = None) -> Int32Array:
-        """[d]: the node of depth d + 1 above each leaf, [levels, leaves]; the last are the leaves themselves. `out`:
-        where to write them."""
-        return paths(self.parents, leaves, out)
+    def paths(self, leaves: Int32Array) -> Int32Array:
+        """[d]: the node of depth d + 1 above each leaf, [levels, leaves]; the last are the leaves themselves."""
+        return paths(self.parents, leaves)
 
     @property
     def in_order(self) -> tuple[Int32Array, ...]:
@@ -102,9 +101,9 @@ class Trie:
         return bounds
 
 
-def paths(parents: Sequence[Takes], leaves: Int32Array, out: Int32Array | None) -> Int32Array:
+def paths(parents: Sequence[Takes], leaves: Int32Array) -> Int32Array:
     """`Trie.paths`, of these `Trie.parents`."""
-    nodes = np.empty((len(parents), len(leaves)), np.int32) if out is None else out
+    nodes = np.empty((len(parents), len(leaves)), np.int32)
     nodes[-1] = leaves
     for depth in range(len(parents) - 1, 0, -1):
         # "clip" (nothing is out of bounds) writes to where it is told; "raise" first elsewhere.

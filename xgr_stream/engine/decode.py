@@ -123,7 +123,7 @@ class BeamDecoder:
                 own = ROOTS, *[min(width, nodes) for nodes in legality.num_nodes]
                 starts.append(list(map(add, starts[-1], own)))
             shape = self._shape(prefixes, starts[-1][1:])
-            staging = self._staging_for(shape)
+            staging = self._staging_for(shape, legality)
 
             def write(arrays: Mapping[str, Int32Array]) -> None:
                 for i, prefix in enumerate(prefixes):
@@ -134,12 +134,14 @@ class BeamDecoder:
                 legality.write(filters, arrays)
 
             staging.send(write)
+            legality.send(filters)
             if explorers:
                 self._explore(shape, staging.tensors, legality, explorers)
             else:
                 self._run(shape, staging.tensors, legality)
             results = self._results.send(shape.rows[-1], self._lane)
         staging.read_by(results.mark)
+        legality.read_by(results.mark)
         return PendingBeams([ends[-1] for ends in starts], results)
 
     def _shape(self, prefixes: Sequence[UserPrefix], rows: Sequence[int]) -> DecodeShape:
@@ -150,7 +152,7 @@ class BeamDecoder:
         self._page_columns = shape.page_columns
         return shape
 
-    def _staging_for(self, shape: DecodeShape) -> Staging:
+    def _staging_for(self, shape: DecodeShape, legality: LegalityTables) -> Staging:
         key = shape.requests, shape.page_columns
         staging = self._staging.get(key)
         if staging is None:
@@ -158,10 +160,9 @@ class BeamDecoder:
             arrays = {
                 "slots": (requests,),
                 "lengths": (requests,),
-                "mask_index": (requests,),
                 "row_starts": (levels + 1, requests + 1),
-                "emptied_starts": (requests + 1,),
                 "pages": (requests, shape.page_columns),
+                **legality.shapes(requests),
             }
             staging = Staging(arrays, self._device)
             if not self._cuda:  # any length is a shape of its own there
@@ -208,6 +209,7 @@ class BeamDecoder:
     ) -> BeamSelection:
         """`select`: instead of `beam_select`."""
         trie, row_starts = legality.trie, inputs["row_starts"].unbind()
+        legality.exclude(inputs)
         self._lane.await_layer(0)  # hidden states come before it
         hidden = self._cache.hidden.index_select(0, inputs["slots"])
         nodes, request_of, scores = self._roots_of(shape.requests)

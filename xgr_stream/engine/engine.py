@@ -404,6 +404,8 @@ class Engine:
             yield from prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
             unfiltered = self._catalog.resolve(NO_FILTER)
             yield from prepare_decodes(self._work, self._decoder, self.cache, self.config, unfiltered, self._legality)
+            self._legality.captured()
+            yield
 
     def close(self) -> None:
         """Wait for what is under way, so that the engine's memory may be given to others. Nothing is to be asked of it

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from xgr_kernels import NodeMasks
 from xgr_stream.catalog import Catalog
-from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.tags import Together
 from xgr_stream.engine.uploads import Uploads
@@ -19,25 +18,24 @@ FEW = 4
 
 
 class ItemTensors:
-    """Made of one catalog, with room for a delta's behind them. No captured graph reads them, so they need not stay
-    where they are."""
+    """Made of one catalog, with room behind them for a delta's and more."""
 
-    def __init__(self, catalog: Catalog, uploads: Uploads) -> None:
+    def __init__(self, catalog: Catalog, uploads: Uploads, *, leaves: int, items: int, rows: int) -> None:
+        """There is to be room for so many leaves, items and rows."""
         self._catalog = catalog
         self._tags = catalog.columns.tags
-        trie, rows = catalog.trie, catalog.num_rows
-        self.live = uploads.tensor(catalog.available[:rows], rows + DELTA_ITEMS)
+        self.live = uploads.tensor(catalog.available[: catalog.num_rows], rows)
         """[rows] bool"""
-        self.items = uploads.tensor(trie.items, len(trie.items) + DELTA_ITEMS)
+        self.items = uploads.tensor(catalog.trie.items, items)
         """[items] int32: rows in SID order."""
-        self.starts = uploads.tensor(trie.item_starts, len(trie.item_starts) + DELTA_ITEMS)
+        self.starts = uploads.tensor(catalog.trie.item_starts, leaves + 1)
         """[leaves + 1] int32: where each leaf's items begin."""
-        self._tagged = uploads.tensor(self._tags.rows)
-        """[pairs of tag and item] int32: rows, tag by tag, sorted inside each."""
+        self.tagged = uploads.tensor(self._tags.rows)
+        """[pairs of tag and item] int32: rows, tag by tag, sorted inside each. No captured graph reads them."""
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.live, self.items, self.starts, self._tagged
+    def move_to(self, other: ItemTensors) -> None:
+        """Be where the other's are, but for `tagged`: what is there is the same."""
+        self.live, self.items, self.starts = other.live, other.items, other.starts
 
     def allow(self, key: TagsKey | None, into: Tensor) -> None:
         """Write which items pass these tags, live or not; of a delta's, anything, unless no tag is asked for. [rows]
@@ -90,4 +88,4 @@ class ItemTensors:
         return rarest.long(), have
 
     def _rows(self, tag: str) -> Tensor:
-        return self._tagged[slice(*self._tags.span(tag))]
+        return self.tagged[slice(*self._tags.span(tag))]

@@ -22,18 +22,20 @@ from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.forest import Forest
 from xgr_stream.catalog.tags import BoolArray
 from xgr_stream.engine.item_tensors import ItemTensors
-from xgr_stream.engine.staging import ALIGNMENT, Int32Array, fill_starts
+from xgr_stream.engine.lanes import Mark
+from xgr_stream.engine.staging import Int32Array, Staging, fill_starts
 from xgr_stream.engine.uploads import Uploads
 from xgr_stream.errors import CatalogError
-from xgr_stream.types import NO_FILTER
 
 MAX_MASKS = 16
 """Tag combinations kept, the live items among them, unless a batch needs more: 67 MB each at 20 million items."""
-EMPTIED_NODES = 1 << 16
-"""Exclusions of a batch before the device's buffers grow: 256 KB a level."""
+EXCLUSIONS = 1 << 16
+"""Of a batch before the buffers for them grow: 512 KB, and on the device 256 KB a level."""
 
+FEW_FLIPS = 4
+"""Done by a captured graph on CUDA, in 0.02 ms with its launch, of which Triton's own takes 0.05."""
 MORE_THAN_FEW = 16
-"""Flips for which `mask_flip` is compiled once more than for one alone."""
+"""Flips for which `mask_flip` is compiled once more than for few."""
 
 STAGED_BYTES = 1 << 16
 """CUDA itself stages copies of so many from pageable memory, and waits for nothing: 4 µs less than pinning them."""
@@ -45,8 +47,8 @@ _generations = count()
 
 
 HEADROOM = 1 << 16
-"""Nodes per level that CUDA's arrays have room for beyond an eighth more: 0.5 MB and 64 KB a mask. Within it a catalog
-grows where it is, and no graph is captured again."""
+"""Nodes per level, and items, that CUDA's arrays have room for beyond an eighth more: 0.5 MB and 64 KB a mask. Within
+it a catalog grows where it is, and no graph is captured again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,15 +69,18 @@ class LegalityTables:
     """The catalog where the search reads it: its trie, its delta's behind it, and masks of their nodes, made there of
     which items are live and which tags they have.
 
-    What captured graphs read (`trie`, `node_masks`, `emptied_nodes`) stays where it is from batch to batch; when it
-    must move, `generation` changes. Work on the masks goes to the current stream, which is to be the decodes'.
+    What captured graphs read stays where it is from batch to batch; when it must move, `generation` changes. Work on
+    the masks goes to the current stream, which is to be the decodes'.
     """
 
     node_masks: tuple[Tensor, ...]
     """Per level [masks, nodes] bool: row 0 the live nodes, each further row those that are tag-allowed too."""
     emptied_nodes: tuple[Tensor, ...]
     """Per level, int32: nodes that each request's exclusions emptied, and numbers that are no node's, ascending inside
-    each request. On CUDA a buffer whose used part the requests' starts tell."""
+    each request, as `exclude` found them. A buffer whose used part the requests' starts tell."""
+
+    _exclusions: Staging
+    """Of one array, `keys`: what the requests of a batch exclude, int64 as `mask_exclude` takes it."""
 
     _uploads: Uploads
     """Also of the tables that are made to replace these."""
@@ -90,29 +95,37 @@ class LegalityTables:
         own = tuple(len(codes) for codes in trie.node_codes)
         self.num_nodes: tuple[int, ...] = own
         """Nodes that each level chooses from."""
-        self._room = tuple(_with_room(nodes, device) for nodes in own)
+        sizes = (*own, len(trie.items), catalog.num_rows)
+        self._room = tuple(_with_room(size, device) for size in sizes)
+        """Of nodes per level, items and rows."""
         masks = MAX_MASKS if device.type == "cuda" else 2
         if device.type == "cuda" and like is not None:
             masks = len(like._allowed)
-            if all(room >= nodes + DELTA_ITEMS for room, nodes in zip(like._room, own, strict=True)):
+            if all(room >= size + DELTA_ITEMS for room, size in zip(like._room, sizes, strict=True)):
                 self._room = like._room
         self._uploads = Uploads(device) if like is None else like._uploads
-        parents = (2, *self._room[:-1])
+        *nodes, items, rows = self._room
         tensor = self._uploads.tensor
         self.trie = TrieTensors(
-            tuple(tensor(own, size + 1) for own, size in zip(trie.child_starts, parents, strict=True)),
-            tuple(tensor(own, size) for own, size in zip(trie.node_codes, self._room, strict=True)),
+            tuple(tensor(own, size + 1) for own, size in zip(trie.child_starts, (2, *nodes[:-1]), strict=True)),
+            tuple(tensor(own, size) for own, size in zip(trie.node_codes, nodes, strict=True)),
             tuple(torch.empty(2, PAIRS, dtype=torch.int32, device=device) for _ in own),
         )
         self._catalog = catalog
         self._revision = catalog.revision
         self._delta: Delta | None = None
         """Of the catalog's, what lies here behind its own."""
-        self._items = ItemTensors(catalog, self._uploads)
+        self._items = ItemTensors(catalog, self._uploads, leaves=nodes[-1], items=items, rows=rows)
         self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
         """The row of each mask; the last used one last."""
         self._allocate_masks(masks)
-        self._allocate_emptied(EMPTIED_NODES if device.type == "cuda" else 0)
+        if like is None:
+            self._allocate_exclusions(EXCLUSIONS if device.type == "cuda" else 0)
+        else:  # nobody searches with these tables before they are those
+            self._exclusions, self.emptied_nodes = like._exclusions, like.emptied_nodes
+        self._few_flips = torch.zeros(2 + trie.levels, FEW_FLIPS, dtype=torch.int32, device=device)
+        self._flip_graph: tuple[int, torch.cuda.CUDAGraph] | None = None
+        """Of those, and the generation that it is of."""
         self._join()
         self._write_mask(None, 0)
         if device.type == "cuda":
@@ -131,41 +144,52 @@ class LegalityTables:
     @property
     def num_bytes(self) -> int:
         """On the device."""
-        kept = (*self._read_by_graphs, *self.emptied_nodes, *self._items.tensors, self._allowed)
+        kept = (*self._of_catalog, self._items.tagged, *self.emptied_nodes, *self._exclusions.tensors.values())
         return sum(tensor.nbytes for tensor in kept)
 
     @property
-    def _read_by_graphs(self) -> tuple[Tensor, ...]:
-        return (*self.trie.child_starts, *self.trie.child_codes, *self.trie.others, *self.node_masks)
+    def _of_catalog(self) -> tuple[Tensor, ...]:
+        """What captured graphs read of it."""
+        trie, items = self.trie, self._items
+        tables = (*trie.child_starts, *trie.child_codes, *trie.others, *self.node_masks, self._allowed)
+        return (*tables, items.live, items.items, items.starts)
 
     def prepare(self, keys: Iterable[TagsKey]) -> None:
         """Have the masks of these tag combinations, of which tags may be no longer known."""
         known = dict.fromkeys(self._catalog.filters.key_of(*key) for key in keys)
         self._bring_masks([key for key in known if key is not None][-(MAX_MASKS - 1) :])
 
+    def captured(self) -> torch.cuda.CUDAGraph:
+        """The graph of few flips: captured now, unless it was before."""
+        if self._flip_graph is None or self._flip_graph[0] != self.generation:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                mask_flip(self._masks, self._few_flips)
+            self._flip_graph = self.generation, graph
+        return self._flip_graph[1]
+
     def replace(self, new: LegalityTables) -> None:
         """Be what `new` is, made of another catalog; it is not to be used any more. On CUDA what graphs read moves to
         where the old was, if there is room, for the work that follows on this stream."""
-        others = new._read_by_graphs
         in_place = self.device.type == "cuda" and self._room == new._room and len(self._allowed) == len(new._allowed)
         if self.device.type == "cuda":
             # Made on another stream, or freed while this one may still read them.
-            for tensor in (*others, *new._items.tensors, new._allowed, *self._items.tensors, self._allowed):
+            for tensor in (*new._of_catalog, new._items.tagged, self._items.tagged):
                 tensor.record_stream(torch.cuda.current_stream())
         if in_place:
-            for old, tensor in zip(self._read_by_graphs, others, strict=True):
+            for old, tensor in zip(self._of_catalog, new._of_catalog, strict=True):
                 old.copy_(tensor)
+            new._items.move_to(self._items)
         else:
             self._settle()
-            self.trie, self.node_masks, self._room = new.trie, new.node_masks, new._room
+            self.trie, self.node_masks, self._allowed, self._room = new.trie, new.node_masks, new._allowed, new._room
             self.generation = next(_generations)
         self._catalog, self._revision, self._mask_rows = new._catalog, new._revision, new._mask_rows
-        self._delta = new._delta
-        self.num_nodes, self._items, self._allowed = new.num_nodes, new._items, new._allowed
+        self._delta, self.num_nodes, self._items = new._delta, new.num_nodes, new._items
         self._connect()
 
     def bring(self, filters: Sequence[ResolvedFilter]) -> None:
-        """Have the masks and emptied nodes of a batch on the device, for the work that follows on this stream."""
+        """Have the masks of a batch on the device, for the work that follows on this stream."""
         if self._delta is not self._catalog.delta:
             self._join()
         if self._revision != self._catalog.revision:
@@ -173,19 +197,53 @@ class LegalityTables:
         keys = dict.fromkeys([f.tags_key for f in filters if f.tags_key is not None])
         if keys:
             self._bring_masks(list(keys))
-        if any(len(f.excluded) for f in filters):
-            self._exclude(filters)
-        else:
-            self.emptied_nodes = self._no_nodes
+
+    def send(self, filters: Sequence[ResolvedFilter]) -> None:
+        """Have what a batch excludes on the device, for the work that follows on this stream. Then tell `read_by`."""
+        excluded = [f.excluded for f in filters if len(f.excluded)]
+        if not excluded:
+            return
+        most = sum(map(len, excluded))
+        if 2 * most > len(self._exclusions.tensors["keys"]):
+            self._settle()
+            self._allocate_exclusions(2 * most)
+
+        def write(arrays: Mapping[str, Int32Array]) -> None:
+            np.concatenate(excluded, out=arrays["keys"][: 2 * most].view(np.int64))
+
+        self._exclusions.send(write, 2 * most)
+
+    def read_by(self, mark: Mark) -> None:
+        """With this mark, what was sent last has been read."""
+        self._exclusions.read_by(mark)
+
+    def shapes(self, requests: int) -> dict[str, tuple[int, ...]]:
+        """The host arrays that `write` fills for so many requests."""
+        return {"mask_index": (requests,), "emptied_starts": (requests + 1,), "num_nodes": (self._catalog.levels,)}
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
-        """Fill a batch's host arrays: `mask_index` [requests], the mask that each request uses, and `emptied_starts`
-        [requests + 1]. After `bring`."""
+        """Fill a batch's host arrays: the mask that each request uses, where its emptied nodes are to be, and how many
+        nodes there are. After `bring`."""
         for i, f in enumerate(filters):
             arrays["mask_index"][i] = self._mask_rows[f.tags_key]
         lengths = [len(f.excluded) for f in filters]
         if any(lengths):  # the arrays come zeroed
             fill_starts(arrays["emptied_starts"], lengths)
+        arrays["num_nodes"][:] = self.num_nodes
+
+    def exclude(self, inputs: Mapping[str, Tensor]) -> None:
+        """Find the nodes that a batch's exclusions empty, from what `write` and `send` brought: one kernel for all
+        levels of all requests, which may be captured."""
+        if self.device.type == "cpu" and not inputs["emptied_starts"][-1]:
+            return
+        mask_exclude(
+            self._masks,
+            self._exclusions.tensors["keys"].view(torch.int64),
+            starts=inputs["emptied_starts"],
+            mask_index=inputs["mask_index"],
+            num_nodes=inputs["num_nodes"],
+            emptied=self.emptied_nodes,
+        )
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""
@@ -237,44 +295,26 @@ class LegalityTables:
         self._flip(rows)
 
     def _flip(self, rows: Int32Array) -> None:
+        if self.device.type == "cpu" or len(rows) > FEW_FLIPS:
+            mask_flip(self._masks, self._tensor(self._flips(rows)))
+            return
+        flips = self._flips(rows.take(range(FEW_FLIPS), mode="clip"))  # the last one again and again
+        self._few_flips.copy_(torch.from_numpy(flips), non_blocking=True)
+        self.captured().replay()
+
+    def _flips(self, rows: Int32Array) -> Int32Array:
+        """What `mask_flip` takes. [2 + levels, rows]"""
         catalog, trie = self._catalog, self._catalog.trie
         flips = np.empty((2 + trie.levels, len(rows)), np.int32)
         flips[0] = rows
         flips[1] = catalog.available.take(rows)
         flips[2:] = trie.paths(trie.leaves.take(rows))  # take: half the time of an index of few, and less of many
-        mask_flip(self._masks, self._tensor(flips))
-
-    def _exclude(self, filters: Sequence[ResolvedFilter]) -> None:
-        """One copy, and one kernel for all levels of all requests."""
-        forest, requests = self._catalog.forest, len(filters)
-        excluded = np.concatenate([f.excluded for f in filters])
-        most = len(excluded)
-        starts = -(-requests // ALIGNMENT) * ALIGNMENT
-        paths = starts + -(-(requests + 1) // ALIGNMENT) * ALIGNMENT
-        levels = self._catalog.levels
-        packed = np.empty(paths + (1 + levels) * most, np.int32)
-        packed[:requests] = [self._mask_rows[f.tags_key] for f in filters]
-        fill_starts(packed[starts : starts + requests + 1], [len(f.excluded) for f in filters])
-        rows = packed[paths:].reshape(1 + levels, most)
-        halves = excluded.view(np.int32).reshape(most, 2)  # little-endian, as everything that has a GPU
-        rows[0] = halves[:, 0]
-        forest.paths(halves[:, 1], out=rows[1:])
-        if self.device.type == "cpu":
-            self.emptied_nodes = tuple(torch.empty(most, dtype=torch.int32) for _ in range(levels))
-        elif most > len(self.emptied_nodes[0]):
-            self._settle()
-            self._allocate_emptied(2 * most)
-        sizes = (requests, starts - requests, requests + 1, paths - starts - requests - 1, (1 + levels) * most)
-        mask_index, _, sent_starts, _, sent_rows = self._tensor(packed).split(sizes)
-        sent_rows = sent_rows.view(1 + levels, most)
-        mask_exclude(self._masks, sent_rows, starts=sent_starts, mask_index=mask_index, emptied=self.emptied_nodes)
+        return flips
 
     def _compile(self) -> None:
-        """Have the kernels at hand, by work that changes nothing: a second that no batch is to wait for."""
-        items = self._catalog.trie.items
-        for rows in (items[:1], items[:MORE_THAN_FEW]):
-            self._flip(rows)
-        self._exclude([self._catalog.filters.without(self._catalog.resolve(NO_FILTER), items[:1])])
+        """Have the kernel at hand, by work that changes nothing: a second that no batch is to wait for."""
+        for rows in (FEW_FLIPS, MORE_THAN_FEW):
+            mask_flip(self._masks, self._tensor(self._flips(self._catalog.trie.items[:rows])))
 
     def _write_mask(self, key: TagsKey | None, row: int) -> None:
         """Make a mask of what is live."""
@@ -342,7 +382,7 @@ class LegalityTables:
     def _allocate_masks(self, rows: int) -> None:
         """Room for so many, with those that there are."""
         old = (self._allowed, *self.node_masks) if self._mask_rows else ()
-        sizes = (len(self._items.live), *self._room)
+        sizes = (len(self._items.live), *self._room[: self._catalog.levels])
         self._allowed, *masks = (torch.zeros(rows, size, dtype=torch.bool, device=self.device) for size in sizes)
         self.node_masks = tuple(masks)
         for table, before in zip((self._allowed, *masks), old, strict=False):
@@ -364,10 +404,10 @@ class LegalityTables:
         )
         self._masks.check()
 
-    def _allocate_emptied(self, size: int) -> None:
-        levels = self._catalog.levels
-        self.emptied_nodes = tuple(torch.zeros(size, dtype=torch.int32, device=self.device) for _ in range(levels))
-        self._no_nodes = self.emptied_nodes
+    def _allocate_exclusions(self, size: int) -> None:
+        self._exclusions = Staging({"keys": (2 * size,)}, self.device)
+        levels = range(self._catalog.levels)
+        self.emptied_nodes = tuple(torch.zeros(size, dtype=torch.int32, device=self.device) for _ in levels)
         self.generation = next(_generations)
 
     def _settle(self) -> None:
@@ -390,9 +430,9 @@ def _pairs(forest: Trie | Forest) -> list[Int32Array]:
     return tables
 
 
-def _with_room(nodes: int, device: torch.device) -> int:
-    """Room for a delta's nodes and, on CUDA, for more of the catalog's; a multiple of 16 there, since kernels load 16
-    bytes of a mask at once."""
+def _with_room(size: int, device: torch.device) -> int:
+    """Room for a delta's nodes or items and, on CUDA, for more of the catalog's; a multiple of 16 there, since kernels
+    load 16 bytes of a mask at once."""
     if device.type == "cpu":
-        return nodes + DELTA_ITEMS
-    return -(-(nodes + nodes // 8 + HEADROOM) // 16) * 16
+        return size + DELTA_ITEMS
+    return -(-(size + size // 8 + HEADROOM) // 16) * 16

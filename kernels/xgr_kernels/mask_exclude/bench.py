@@ -27,9 +27,10 @@ def arguments(tree: NodeMasks, each: int, *, mask: int, near: int) -> dict[str, 
         rows.append((first + torch.randperm(near, device=device)[:each]).sort().values.int())
     excluded = torch.cat(rows)
     return {
-        "excluded": torch.cat((excluded[None], paths(tree, excluded))),
+        "excluded": paths(tree, excluded)[-1].long() << 32 | excluded,
         "starts": (torch.arange(REQUESTS + 1, device=device) * each).int(),
         "mask_index": torch.full((REQUESTS,), mask, dtype=torch.int32, device=device),
+        "num_nodes": torch.tensor([own.shape[1] for own in tree.masks], dtype=torch.int32, device=device),
         "emptied": [torch.zeros(len(excluded), dtype=torch.int32, device=device) for _ in range(LEVELS)],
     }
 

@@ -44,7 +44,7 @@ def run() -> Iterator[tuple[str, float, float]]:
         for present, what in ((0, "go"), (1, "come")):
             changed = flips(tree, count, present)
             yield f"{count} items {what}", *graph_ms(lambda changed=changed: mask_flip(tree, changed))
-            # Of few, most of what it takes from an idle device on is the host's launch.
+            # Of few, most of what it takes from an idle device on is the host's launch: those are captured.
             yield f"{count} items {what}, launched", *launched_ms(lambda changed=changed: mask_flip(tree, changed))
 
 
