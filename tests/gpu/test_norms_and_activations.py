@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.gpu.agreement import TOLERANCE, agree
-from xgr_kernels import beam_descend, gate_up_silu, rms_norm, rms_norm_fp8, silu_mul, silu_mul_fp8
+from xgr_kernels import beam_descend, gate_up_silu, quantize_rows, rms_norm, rms_norm_fp8, silu_mul, silu_mul_fp8
 from xgr_kernels.beam_descend.reference import beam_descend as beam_descend_reference
 from xgr_kernels.gate_up_silu.reference import gate_up_silu as gate_up_silu_reference
 from xgr_kernels.rms_norm.reference import rms_norm as rms_norm_reference
@@ -16,6 +16,8 @@ pytestmark = pytest.mark.gpu
 
 FP8_TOLERANCE = 5e-3
 """Where float32 rounds differently, a value near the middle of two FP8 steps takes the other."""
+FP8_SUMS = 2e-3
+"""The matrix units add up products of FP8 with some 14 bits, as fast as that is."""
 
 dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
@@ -56,7 +58,18 @@ def test_silu_mul(dtype: torch.dtype, inter: int) -> None:
 def test_gate_up_silu(dtype: torch.dtype, n: int, inter: int, hidden: int) -> None:
     x = torch.randn(n, hidden, dtype=dtype, device="cuda")
     weight = torch.randn(2 * inter, hidden, dtype=dtype, device="cuda") / hidden**0.5
-    agree(gate_up_silu(x, weight), gate_up_silu_reference(x, weight), max(TOLERANCE[dtype], 1e-5))
+    want = gate_up_silu_reference(x, weight, None, None, dtype)
+    agree(gate_up_silu(x, weight), want, max(TOLERANCE[dtype], 1e-5))
+
+
+@dtypes
+@pytest.mark.parametrize(("n", "inter", "hidden"), [(1030, 6144, 2048), (200, 1000, 776), (40, 100, 130)])
+def test_gate_up_silu_of_fp8(dtype: torch.dtype, n: int, inter: int, hidden: int) -> None:
+    x, row_scale = quantize_rows(torch.randn(n, hidden, device="cuda"))
+    weight, column_scale = quantize_rows(torch.randn(2 * inter, hidden, device="cuda") / hidden**0.5)
+    scales = row_scale, column_scale.flatten()
+    got = gate_up_silu(x, weight, row_scale=scales[0], column_scale=scales[1], dtype=dtype)
+    agree(got, gate_up_silu_reference(x, weight, *scales, dtype), max(TOLERANCE[dtype], FP8_SUMS))
 
 
 @dtypes

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from xgr_kernels import gate_up_silu
+from xgr_kernels.fp8 import quantise_rows
 
 
 @pytest.mark.parametrize(("n", "inter", "hidden"), [(1, 1, 1), (5, 40, 33), (70, 65, 130), (32, 32, 64)])
@@ -14,6 +15,16 @@ def test_equals_the_formula(device: str, n: int, inter: int, hidden: int) -> Non
     gate, up = x.double() @ weight[:inter].double().T, x.double() @ weight[inter:].double().T
     wanted = (gate / (1 + (-gate).exp()) * up).float()
     torch.testing.assert_close(gate_up_silu(x, weight), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "inter", "hidden"), [(5, 40, 33), (70, 65, 136)])
+def test_products_of_fp8_are_multiplied_by_their_scales_first(device: str, n: int, inter: int, hidden: int) -> None:
+    x, row_scale = quantise_rows(torch.randn(n, hidden, device=device))
+    weight, column_scale = quantise_rows(torch.randn(2 * inter, hidden, device=device))
+    gate, up = (x.double() * row_scale @ (weight.double() * column_scale).T).chunk(2, dim=1)
+    wanted = (gate / (1 + (-gate).exp()) * up).float()
+    scales = {"row_scale": row_scale, "column_scale": column_scale.flatten()}
+    torch.testing.assert_close(gate_up_silu(x, weight, **scales, dtype=torch.float32), wanted, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize(

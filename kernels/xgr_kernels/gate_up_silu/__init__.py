@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from xgr_kernels.checks import check_shape
+from xgr_kernels.checks import check_scales, check_shape
 from xgr_kernels.dispatch import implementation
 
 __all__ = ["gate_up_silu"]
 
 
-def gate_up_silu(x: Tensor, weight: Tensor) -> Tensor:
+def gate_up_silu(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    row_scale: Tensor | None = None,
+    column_scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """silu(x · gateᵀ) · (x · upᵀ) of `x` [n, hidden] and `weight` [2 · inter, hidden], gate rows, then up rows.
 
-    Returns [n, inter] in x's dtype; both products are kept in float32. It pays from about a thousand rows on, where it
-    is as fast as the product alone. Raises ValueError on arguments that do not fit each other.
+    row_scale [n, 1], column_scale [2 · inter], float32: what both products are multiplied by first, if they are of FP8
+    factors. Returns [n, inter] in `dtype`, by default x's; both products are kept in float32. It pays from about a
+    thousand rows on, where it is as fast as the product alone. Raises ValueError on arguments that do not fit each
+    other.
     """
     check_shape("x", x, (None, None))
     check_shape("weight", weight, (None, x.shape[1]))
@@ -22,5 +32,6 @@ def gate_up_silu(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"weight must have an even number of rows, not {len(weight)}")
     if weight.dtype != x.dtype:
         raise ValueError(f"weight must be {x.dtype} like x, not {weight.dtype}")
-    product: Tensor = implementation("gate_up_silu", x)(x, weight)
+    check_scales(row_scale, column_scale, len(x), len(weight))
+    product: Tensor = implementation("gate_up_silu", x)(x, weight, row_scale, column_scale, dtype or x.dtype)
     return product
