@@ -1,7 +1,9 @@
-"""gate_up_silu in Triton: a tile of gate and the same tile of up in one program, operands by the copy engine."""
+"""gate_up_silu in Triton: programs that stay, each with one tile of gate and up behind the other, operands by the copy
+engine."""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -28,32 +30,34 @@ class Tiles(NamedTuple):
 @triton.jit
 def gate_up_silu_kernel(
     out, x, weight, row_scale, column_scale, n, inter, hidden,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
-    ROW_SCALE: tl.constexpr, COLUMN_SCALE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    PRECISION: tl.constexpr, ROW_SCALE: tl.constexpr, COLUMN_SCALE: tl.constexpr,
 ):  # fmt: skip
-    # Programs that run at the same time share GROUP row tiles, so that their operands stay in L2.
     row_tiles, column_tiles = tl.cdiv(n, ROWS), tl.cdiv(inter, COLUMNS)
-    program = tl.program_id(0)
-    first = program // (GROUP * column_tiles) * GROUP
-    height = tl.minimum(row_tiles - first, GROUP)
-    row = (first + program % (GROUP * column_tiles) % height) * ROWS
-    column = program % (GROUP * column_tiles) // height * COLUMNS
-    gate = tl.zeros([ROWS, COLUMNS], tl.float32)
-    up = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for k in range(0, hidden, DEPTH):
-        states = x.load([row, k])
-        gate = tl.dot(states, weight.load([column, k]).T, gate, input_precision=PRECISION)
-        up = tl.dot(states, weight.load([inter + column, k]).T, up, input_precision=PRECISION)
-    i, j = row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, COLUMNS)[None, :]
-    if ROW_SCALE:
-        by = tl.load(row_scale + i, mask=i < n, other=0.0)
-        gate *= by
-        up *= by
-    if COLUMN_SCALE:
-        gate *= tl.load(column_scale + j, mask=j < inter, other=0.0)
-        up *= tl.load(column_scale + inter + j, mask=j < inter, other=0.0)
-    product = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out + i.to(tl.int64) * inter + j, product.to(out.dtype.element_ty), mask=(i < n) & (j < inter))
+    # As one loop of all tiles' steps: the next tile's operands are on their way while one is finished.
+    for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, PROGRAMS, flatten=True):
+        # Tiles that are computed at the same time share GROUP row tiles, so that their operands stay in L2.
+        first = tile // (GROUP * column_tiles) * GROUP
+        height = tl.minimum(row_tiles - first, GROUP)
+        row = (first + tile % (GROUP * column_tiles) % height) * ROWS
+        column = tile % (GROUP * column_tiles) // height * COLUMNS
+        # Gate and up side by side are one operand, as wide as the matrix units take.
+        both = tl.zeros([ROWS, 2 * COLUMNS], tl.float32)
+        for k in range(0, hidden, DEPTH):
+            halves = tl.reshape(weight.load([0, column, k]), [2 * COLUMNS, DEPTH])
+            both = tl.dot(x.load([row, k]), halves.T, both, input_precision=PRECISION)
+        gate, up = tl.split(tl.permute(tl.reshape(both, [ROWS, 2, COLUMNS]), (0, 2, 1)))
+        if ROW_SCALE:
+            i = row + tl.arange(0, ROWS)
+            by_row = tl.load(row_scale + i, mask=i < n, other=0.0)[:, None]
+            gate *= by_row
+            up *= by_row
+        if COLUMN_SCALE:
+            j = column + tl.arange(0, COLUMNS)
+            gate *= tl.load(column_scale + j, mask=j < inter, other=0.0)[None, :]
+            up *= tl.load(column_scale + inter + j, mask=j < inter, other=0.0)[None, :]
+        product = gate / (1.0 + tl.exp(-gate)) * up
+        out.store([row, column], product.to(out.dtype))
 
 
 def gate_up_silu(
@@ -62,17 +66,27 @@ def gate_up_silu(
     n, inter = len(x), len(weight) // 2
     tiles = _tiles(n, x.element_size())
     x, weight = _aligned(x), _aligned(weight)
-    out = torch.empty(n, inter, dtype=dtype, device=x.device)
-    if n:
-        gate_up_silu_kernel[(triton.cdiv(n, tiles.rows) * triton.cdiv(inter, tiles.columns),)](
-            out, TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
-            TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth]), row_scale, column_scale, n, inter,
-            x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group,
+    out = torch.empty(n, -(-inter * dtype.itemsize // 16) * 16 // dtype.itemsize, dtype=dtype, device=x.device)
+    out = out[:, :inter]
+    if n and inter:
+        programs = min(_programs(x.device), triton.cdiv(n, tiles.rows) * triton.cdiv(inter, tiles.columns))
+        gate_up_silu_kernel[(programs,)](
+            TensorDescriptor.from_tensor(out, [tiles.rows, tiles.columns]),
+            TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
+            TensorDescriptor.from_tensor(weight.view(2, inter, -1), [2, tiles.columns, tiles.depth]),
+            row_scale, column_scale, n, inter, x.shape[1],
+            ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group, PROGRAMS=programs,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             ROW_SCALE=row_scale is not None, COLUMN_SCALE=column_scale is not None,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return out
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """One for each multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def _aligned(factor: Tensor) -> Tensor:
@@ -87,4 +101,4 @@ def _aligned(factor: Tensor) -> Tensor:
 def _tiles(n: int, element_size: int) -> Tiles:
     if element_size == 4 or n < 128:  # float32 is for exactness, not speed
         return Tiles(rows=32, columns=32, depth=32, warps=4, stages=2)
-    return Tiles(depth=128, stages=3) if element_size == 1 else Tiles()
+    return Tiles(depth=128, group=8, stages=3) if element_size == 1 else Tiles()
