@@ -6,11 +6,19 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xgr_kernels.compiled import SOURCES, library
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Within, this thread's kernels are launched there, which where their tensors are does not decide: Triton takes the
+    current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def implementation(op: str, tensor: Tensor, name: str | None = None) -> Callable[..., Any]:

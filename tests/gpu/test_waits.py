@@ -36,9 +36,9 @@ CAPTURED: dict[str, list[RecommendRequest]] = {
         RecommendRequest("0", "user-0", 5, 20, ItemFilter.of([], [TAGS[0]], [])),
         RecommendRequest("1", "user-1", 5, 20, ItemFilter.of([], [], [TAGS[1]])),
     ],
+    "excluded": [RecommendRequest(str(i), f"user-{i}", 5, 20, EXCLUDED) for i in range(2)],
 }
 PARTLY_CAPTURED: dict[str, list[RecommendRequest]] = {
-    "excluded": [RecommendRequest(str(i), f"user-{i}", 5, 20, EXCLUDED) for i in range(2)],
     "a tail of its own": [RecommendRequest("0", "user-0", 5, 20, tail=(3, 1))],
     "drawn": [RecommendRequest(str(i), f"user-{i}", 5, 20, temperature=1.0, seed=i) for i in range(2)],
     "scored": [RecommendRequest("0", "user-0", candidates=("item-1", "item-2", "item-3"))],

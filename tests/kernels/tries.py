@@ -65,7 +65,7 @@ class Case:
 
 
 def random_case(rng: random.Random, device: str, *, items: int = 60, room: int = 3) -> Case:
-    """`room`: unused nodes at the ends of the masks, and of where children begin."""
+    """`room`: unused nodes at the ends of the masks, and of where children and items begin."""
     codes = [rng.choice([1, 2, 3, 20]) for _ in range(rng.randint(1, 4))]
     num_rows = rng.randint(1, items)
     placed = rng.sample(range(num_rows), rng.randint(1, num_rows))
@@ -79,15 +79,15 @@ def random_case(rng: random.Random, device: str, *, items: int = 60, room: int =
     def bits(*shape: int) -> torch.Tensor:
         return torch.rand(shape, device=device) < rng.choice([0.2, 0.6, 1.0])
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
+    def behind(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.append(array, np.zeros(room, np.int32))).to(device)
 
     tree = NodeMasks(
         live=bits(num_rows),
         allowed=torch.stack([bits(num_rows) for _ in range(masks)]),
-        items=tensor(trie.items),
-        item_starts=tensor(trie.item_starts),
-        child_starts=tuple(tensor(np.append(own, np.zeros(room, np.int32))) for own in trie.child_starts),
+        items=behind(trie.items),
+        item_starts=behind(trie.item_starts),
+        child_starts=tuple(map(behind, trie.child_starts)),
         masks=tuple(
             torch.zeros(masks, trie.num_nodes(depth) + room, dtype=torch.bool, device=device)
             for depth in range(1, trie.levels + 1)

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 
 from xgr_kernels.compiled import library
+from xgr_kernels.dispatch import launching_on
 from xgr_stream.cache import DecayedRate, PrefixCache
 from xgr_stream.catalog import Catalog, LiveCatalog, Merge, row_table
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
@@ -182,7 +183,9 @@ class Engine:
         self._work.settle()
         self._live = LiveCatalog(catalog)
         self._catalog = catalog
-        self._legality = LegalityTables(catalog, self.cache.hidden.device)
+        device = self.cache.hidden.device
+        with launching_on(device):
+            self._legality = LegalityTables(catalog, device)
         self._reader = ContextReader(catalog, self.model, self.window, self.history)
         self._reader.look_up_new_items()  # prefixes that stay hold some, which updates may change
         key = f"{self.model.version}/{catalog.base_version}"
@@ -190,10 +193,10 @@ class Engine:
             key += f"/{next(_retokenised)}"
         self._prefixes.use(self._reader, key)
         self._batches.use(catalog, self._reader, self._legality)
-        if self.cache.hidden.is_cuda:
+        if device.type == "cuda":
             # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
             # would spoil the graph that another engine may be capturing.
-            torch.cuda.current_stream(self.cache.hidden.device).synchronize()
+            torch.cuda.current_stream(device).synchronize()
 
     # What changes in the catalog.
 
@@ -404,7 +407,8 @@ class Engine:
             yield from prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
             unfiltered = self._catalog.resolve(NO_FILTER)
             yield from prepare_decodes(self._work, self._decoder, self.cache, self.config, unfiltered, self._legality)
-            self._legality.captured()
+            with self._work.decode_lane.current():
+                self._legality.flip_graph()
             yield
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xgr_kernels import NodeMasks, mask_exclude, mask_flip
 from xgr_kernels.mask_exclude import NO_NODE
+from xgr_kernels.mask_flip import FEW_FLIPS
 from xgr_stream.catalog import Catalog, ResolvedFilter, Trie
 from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.catalog.delta import Delta
@@ -28,12 +29,12 @@ from xgr_stream.engine.uploads import Uploads
 from xgr_stream.errors import CatalogError
 
 MAX_MASKS = 16
-"""Tag combinations kept, the live items among them, unless a batch needs more: 67 MB each at 20 million items."""
-EXCLUSIONS = 1 << 16
-"""Of a batch before the buffers for them grow: 512 KB, and on the device 256 KB a level."""
+"""Tag combinations kept, the live items among them, unless a batch needs more: 65 MB each at 20 million items."""
+EXCLUSIONS = 1 << 17
+"""Of a batch before CUDA's buffers for them grow, which holds up the device: 1 MB, and 0.5 MB a level. Eight requests
+may have 80,000."""
+INT32S_A_KEY = 2
 
-FEW_FLIPS = 4
-"""Done by a captured graph on CUDA, in 0.02 ms with its launch, of which Triton's own takes 0.05."""
 MORE_THAN_FEW = 16
 """Flips for which `mask_flip` is compiled once more than for few."""
 
@@ -47,8 +48,8 @@ _generations = count()
 
 
 HEADROOM = 1 << 16
-"""Nodes per level, and items, that CUDA's arrays have room for beyond an eighth more: 0.5 MB and 64 KB a mask. Within
-it a catalog grows where it is, and no graph is captured again."""
+"""Nodes per level, items and rows that CUDA's arrays have room for beyond an eighth more: 0.3 MB each, and 64 KB a
+mask. Within it a catalog grows where it is, and no graph is captured again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,17 +71,19 @@ class LegalityTables:
     which items are live and which tags they have.
 
     What captured graphs read stays where it is from batch to batch; when it must move, `generation` changes. Work on
-    the masks goes to the current stream, which is to be the decodes'.
+    the masks goes to the current stream, which is to be the decodes', but for what making these tables takes.
     """
 
     node_masks: tuple[Tensor, ...]
     """Per level [masks, nodes] bool: row 0 the live nodes, each further row those that are tag-allowed too."""
     emptied_nodes: tuple[Tensor, ...]
     """Per level, int32: nodes that each request's exclusions emptied, and numbers that are no node's, ascending inside
-    each request, as `exclude` found them. A buffer whose used part the requests' starts tell."""
+    each request, as `exclude` found them. On CUDA a buffer whose used part the requests' starts tell."""
 
     _exclusions: Staging
-    """Of one array, `keys`: what the requests of a batch exclude, int64 as `mask_exclude` takes it."""
+    """Of one array, `keys`: what the requests of a batch exclude."""
+    _excluded: Tensor
+    """The same as `mask_exclude` takes it, [room] int64."""
 
     _uploads: Uploads
     """Also of the tables that are made to replace these."""
@@ -122,8 +125,10 @@ class LegalityTables:
         if like is None:
             self._allocate_exclusions(EXCLUSIONS if device.type == "cuda" else 0)
         else:  # nobody searches with these tables before they are those
-            self._exclusions, self.emptied_nodes = like._exclusions, like.emptied_nodes
-        self._few_flips = torch.zeros(2 + trie.levels, FEW_FLIPS, dtype=torch.int32, device=device)
+            self._exclusions, self._excluded = like._exclusions, like._excluded
+            self.emptied_nodes = like.emptied_nodes
+        few = FEW_FLIPS if device.type == "cuda" else 0
+        self._few_flips = torch.zeros(2 + trie.levels, few, dtype=torch.int32, device=device)
         self._flip_graph: tuple[int, torch.cuda.CUDAGraph] | None = None
         """Of those, and the generation that it is of."""
         self._join()
@@ -144,12 +149,12 @@ class LegalityTables:
     @property
     def num_bytes(self) -> int:
         """On the device."""
-        kept = (*self._of_catalog, self._items.tagged, *self.emptied_nodes, *self._exclusions.tensors.values())
+        kept = (*self._of_catalog, self._items.tagged, self._excluded, *self.emptied_nodes, self._few_flips)
         return sum(tensor.nbytes for tensor in kept)
 
     @property
     def _of_catalog(self) -> tuple[Tensor, ...]:
-        """What captured graphs read of it."""
+        """What captured graphs read of the catalog."""
         trie, items = self.trie, self._items
         tables = (*trie.child_starts, *trie.child_codes, *trie.others, *self.node_masks, self._allowed)
         return (*tables, items.live, items.items, items.starts)
@@ -159,11 +164,12 @@ class LegalityTables:
         known = dict.fromkeys(self._catalog.filters.key_of(*key) for key in keys)
         self._bring_masks([key for key in known if key is not None][-(MAX_MASKS - 1) :])
 
-    def captured(self) -> torch.cuda.CUDAGraph:
-        """The graph of few flips: captured now, unless it was before."""
+    def flip_graph(self) -> torch.cuda.CUDAGraph:
+        """Of few flips, on CUDA: captured now, unless it was before."""
         if self._flip_graph is None or self._flip_graph[0] != self.generation:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 mask_flip(self._masks, self._few_flips)
             self._flip_graph = self.generation, graph
         return self._flip_graph[1]
@@ -203,42 +209,49 @@ class LegalityTables:
         excluded = [f.excluded for f in filters if len(f.excluded)]
         if not excluded:
             return
-        most = sum(map(len, excluded))
-        if 2 * most > len(self._exclusions.tensors["keys"]):
+        count = sum(map(len, excluded))
+        if count > len(self._excluded):
             self._settle()
-            self._allocate_exclusions(2 * most)
+            self._allocate_exclusions(2 * count)
+        used = INT32S_A_KEY * count
 
         def write(arrays: Mapping[str, Int32Array]) -> None:
-            np.concatenate(excluded, out=arrays["keys"][: 2 * most].view(np.int64))
+            np.concatenate(excluded, out=arrays["keys"][:used].view(np.int64))
 
-        self._exclusions.send(write, 2 * most)
+        self._exclusions.send(write, used)
 
     def read_by(self, mark: Mark) -> None:
-        """With this mark, what was sent last has been read."""
+        """With this mark, what was sent so far has been read."""
         self._exclusions.read_by(mark)
 
     def shapes(self, requests: int) -> dict[str, tuple[int, ...]]:
-        """The host arrays that `write` fills for so many requests."""
+        """Of the host arrays that `write` fills for so many requests."""
         return {"mask_index": (requests,), "emptied_starts": (requests + 1,), "num_nodes": (self._catalog.levels,)}
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
-        """Fill a batch's host arrays: the mask that each request uses, where its emptied nodes are to be, and how many
-        nodes there are. After `bring`."""
+        """Fill a batch's host arrays, which come zeroed: `mask_index` [requests], the mask that each request uses,
+        `emptied_starts` [requests + 1], where its exclusions, and emptied nodes, begin, and `num_nodes` [levels]. After
+        `bring`. There may be more requests than filters: what is beyond them has none."""
         for i, f in enumerate(filters):
             arrays["mask_index"][i] = self._mask_rows[f.tags_key]
         lengths = [len(f.excluded) for f in filters]
-        if any(lengths):  # the arrays come zeroed
+        if any(lengths):
             fill_starts(arrays["emptied_starts"], lengths)
         arrays["num_nodes"][:] = self.num_nodes
 
     def exclude(self, inputs: Mapping[str, Tensor]) -> None:
         """Find the nodes that a batch's exclusions empty, from what `write` and `send` brought: one kernel for all
         levels of all requests, which may be captured."""
-        if self.device.type == "cpu" and not inputs["emptied_starts"][-1]:
-            return
+        excluded = self._excluded
+        if self.device.type == "cpu":  # nothing is captured there, and to go through the levels for nothing takes time
+            count = int(inputs["emptied_starts"][-1])
+            excluded = excluded[:count]
+            self.emptied_nodes = tuple(torch.empty(count, dtype=torch.int32) for _ in self.num_nodes)
+            if not count:
+                return
         mask_exclude(
             self._masks,
-            self._exclusions.tensors["keys"].view(torch.int64),
+            excluded,
             starts=inputs["emptied_starts"],
             mask_index=inputs["mask_index"],
             num_nodes=inputs["num_nodes"],
@@ -298,9 +311,10 @@ class LegalityTables:
         if self.device.type == "cpu" or len(rows) > FEW_FLIPS:
             mask_flip(self._masks, self._tensor(self._flips(rows)))
             return
-        flips = self._flips(rows.take(range(FEW_FLIPS), mode="clip"))  # the last one again and again
+        # By a graph: its launch is 0.03 to 0.05 ms shorter. The last one comes again and again.
+        flips = self._flips(rows.take(range(FEW_FLIPS), mode="clip"))
         self._few_flips.copy_(torch.from_numpy(flips), non_blocking=True)
-        self.captured().replay()
+        self.flip_graph().replay()
 
     def _flips(self, rows: Int32Array) -> Int32Array:
         """What `mask_flip` takes. [2 + levels, rows]"""
@@ -405,9 +419,9 @@ class LegalityTables:
         self._masks.check()
 
     def _allocate_exclusions(self, size: int) -> None:
-        self._exclusions = Staging({"keys": (2 * size,)}, self.device)
-        levels = range(self._catalog.levels)
-        self.emptied_nodes = tuple(torch.zeros(size, dtype=torch.int32, device=self.device) for _ in levels)
+        self._exclusions = Staging({"keys": (INT32S_A_KEY * size,)}, self.device)
+        self._excluded = self._exclusions.tensors["keys"].view(torch.int64)
+        self.emptied_nodes = tuple(torch.zeros(size, dtype=torch.int32, device=self.device) for _ in self.num_nodes)
         self.generation = next(_generations)
 
     def _settle(self) -> None:

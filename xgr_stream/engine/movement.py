@@ -185,7 +185,7 @@ class Mover:
     def _fit(self, pages: int) -> None:
         if pages > len(self._out_buffer.pages):
             if self._device.type == "cuda":
-                torch.cuda.synchronize()  # the old ones may still be read
+                torch.cuda.synchronize(self._device)  # the old ones may still be read
             self._make_buffers(pages)
 
     def _make_buffers(self, pages: int) -> None:
@@ -194,7 +194,7 @@ class Mover:
         buffers = [_Buffer(torch.empty(shape, dtype=self._k.dtype, device=self._device)) for _ in range(3)]
         self._out_buffer, *self._in_buffers = buffers
         if self._device.type == "cuda":
-            torch.cuda.synchronize()  # their memory may have been somebody's on another lane
+            torch.cuda.synchronize(self._device)  # their memory may have been somebody's on another lane
 
 
 def _each_run(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xgr_kernels.dispatch import launching_on
 from xgr_stream.model.config import ModelConfig
 from xgr_stream.model.kv_bounds import key_value_bounds
 from xgr_stream.model.layers import Layers, Style
@@ -51,7 +52,8 @@ class Decoder:
         table = cos_sin_table(config.rope, config.head_dim, config.max_positions)
         self.cos_sin = table.to(weights.head.device)
         self.kv_bounds = key_value_bounds(config, weights, self.cos_sin)
-        self._layers = Layers(config, weights.layers, weights.norm, self.kv_bounds[:, 1] if fp8 else None)
+        with launching_on(self.device):  # FP8's quantising
+            self._layers = Layers(config, weights.layers, weights.norm, self.kv_bounds[:, 1] if fp8 else None)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,10 @@ from xgr_kernels.checks import check_shape
 from xgr_kernels.dispatch import implementation
 from xgr_kernels.node_masks import NodeMasks
 
-__all__ = ["mask_flip"]
+__all__ = ["FEW_FLIPS", "mask_flip"]
+
+FEW_FLIPS = 4
+"""That the kernel does in one warp: nothing in it waits for another, and it looks at 128 children of a node at once."""
 
 
 def mask_flip(tree: NodeMasks, flips: Tensor) -> None:
@@ -24,12 +27,7 @@ def mask_flip(tree: NodeMasks, flips: Tensor) -> None:
     the last level its leaf. A row may repeat, with equal values. `tree` holds what was right before. Raises ValueError
     on arguments that do not fit each other.
     """
-    check_flips("flips", flips, 2 + tree.levels)
+    check_shape("flips", flips, (2 + tree.levels, None))
+    if flips.dtype != torch.int32 or not flips.is_contiguous():
+        raise ValueError(f"flips must be contiguous int32, not {flips.dtype} of strides {flips.stride()}")
     implementation("mask_flip", flips)(tree, flips)
-
-
-def check_flips(name: str, packed: Tensor, rows: int) -> None:
-    """Raise ValueError unless it is contiguous int32, [rows, any]."""
-    check_shape(name, packed, (rows, None))
-    if packed.dtype != torch.int32 or not packed.is_contiguous():
-        raise ValueError(f"{name} must be contiguous int32, not {packed.dtype} of strides {packed.stride()}")

@@ -7,11 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from xgr_kernels.legal_below import count_children, count_items
+from xgr_kernels.mask_flip import FEW_FLIPS
 from xgr_kernels.node_masks import NodeMasks
 
 BLOCK, CHUNK = 128, 32
-FEW = 4
-"""Flips that one warp does: nothing in it waits for another, and it looks at 128 children of a node at once."""
 FEW_CHUNK = 128
 
 
@@ -59,9 +58,9 @@ def mask_flip_kernel(
 def mask_flip(tree: NodeMasks, flips: Tensor) -> None:
     n = flips.shape[1]
     if n:
-        few = n <= FEW
+        few = n <= FEW_FLIPS
         mask_flip_kernel[(tree.allowed.shape[0],)](
             flips, tree.live, tree.allowed, tree.items, tree.item_starts, tree.child_starts, tree.masks,
             tuple(mask.stride(0) for mask in tree.masks), tree.allowed.stride(0), n, LEVELS=tree.levels,
-            BLOCK=FEW if few else BLOCK, CHUNK=FEW_CHUNK if few else CHUNK, num_warps=1 if few else 4,
+            BLOCK=FEW_FLIPS if few else BLOCK, CHUNK=FEW_CHUNK if few else CHUNK, num_warps=1 if few else 4,
         )  # fmt: skip
