@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import triton
 
 from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.graphs import Graphs
@@ -230,3 +231,31 @@ def test_of_several_ways_the_others_memory_is_not_counted(device: Device, monkey
     graphs.run("a", step, [30, 7, 20])
     assert (cache.bytes_used, device.used, device.replayed[-1]) == (7, 107, "a7")
     assert device.pools == [None, "the pool of a", "the pool of a"]
+
+
+@pytest.mark.parametrize("too_large", [[1], [0, 2], [0, 1, 2]])
+def test_a_variant_that_does_not_fit_on_the_device_is_left_out(device: Device, too_large: list[int]) -> None:
+    graphs, tried = Graphs(Lane(CPU), GraphCache(100)), []
+
+    def step(variant: int) -> None:
+        tried.append(variant)
+        if variant in too_large:
+            raise triton.OutOfResources(300_000, 232_448, "shared memory")
+        if Graph.capturing is not None:
+            Graph.capturing.name = f"variant {variant}"
+
+    if len(too_large) == 3:
+        with pytest.raises(triton.OutOfResources, match="shared memory"):
+            graphs.run("a", step, range(3))
+        return
+    graphs._times_ms = lambda graphs: list(range(len(graphs)))  # the first is the fastest
+    graphs.run("a", step, range(3))
+    fits = [variant for variant in range(3) if variant not in too_large]
+    assert tried == [0, 1, 2, *fits]
+    assert device.replayed[-1] == f"variant {fits[0]}"
+
+
+def test_what_else_a_variant_raises_is_raised(device: Device) -> None:
+    graphs = Graphs(Lane(CPU), GraphCache(100))
+    with pytest.raises(ZeroDivisionError):
+        graphs.run("a", lambda variant: 1 / variant, range(2))

@@ -67,9 +67,10 @@ def test_it_answers_as_on_a_cpu(device: str) -> None:
 
 def test_weights_are_quantised_there(device: str) -> None:
     parts = CASES["plain"]._parts
-    layers = [build_model(*parts, device=at, dtype="bfloat16", fp8=True).decoder._layers for at in (device, "cuda:0")]
-    mine, theirs = ([(own.gate_up, own.gate_up_scale) for own in layer._fp8] for layer in layers)
-    for (weight, scale), (other, other_scale) in zip(mine, theirs, strict=True):
-        assert weight.device == torch.device(device)
-        assert torch.equal(weight.cpu().view(torch.uint8), other.cpu().view(torch.uint8))
-        assert torch.equal(scale.cpu(), other_scale.cpu())
+    quantised = build_model(*parts, device=device, dtype="bfloat16", fp8=True).decoder._layers._fp8
+    for own, plain in zip(quantised, CASES["plain"].model.decoder._layers._layers, strict=True):
+        assert own.gate_up.device == torch.device(device)
+        scale = own.gate_up_scale[:, None].cpu()
+        # Half a step of FP8 is a sixteenth, and of bfloat16 a 256th.
+        error = (own.gate_up.cpu().float() * scale - plain.gate_up).abs()
+        assert (error <= plain.gate_up.abs() / 15 + scale * 2.0**-8).all()

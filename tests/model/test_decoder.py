@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.model.checkpoints import XGR, make_model
 from tests.model.reference import reference_forward
-from xgr_stream.model import Decoder, build_model
+from xgr_kernels.fp8 import quantise_heads
+from xgr_stream.model import Decoder, ModelConfig, build_model
+from xgr_stream.model.layers import Style
+from xgr_stream.model.weights import place_weights
 
 
 def make_decoder(item_tokens: object = None, family: str = "qwen3") -> Decoder:
@@ -54,6 +58,39 @@ def test_only_attend_relates_tokens() -> None:
     backwards = decoder.forward(tokens.flip(0), no_context)
     torch.testing.assert_close(backwards.flip(0), hidden)
     assert decoder.forward(tokens[:0], no_context).shape == (0, 48)
+
+
+def values_alone(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention to each token's own value."""
+    return v.repeat_interleave(2, dim=1)
+
+
+def test_silu_in_the_products_epilogue_changes_nothing_but_rounding() -> None:
+    decoder, hidden = make_decoder(), torch.randn(9, 48)
+    plain, fused = (decoder.layers(hidden, values_alone, style=style) for style in (Style.PLAIN, Style.FUSED_GATE))
+    torch.testing.assert_close(fused, plain)
+
+
+def test_products_in_fp8_are_those_of_the_weights_within_its_steps() -> None:
+    """On a CPU, which is not offered it."""
+    model = make_model("qwen3", tie_word_embeddings=False)
+    parts = ModelConfig.from_json(model.config.to_dict()), model.state_dict()
+    weights = place_weights(*parts, torch.device("cpu"), torch.float32)
+    plain, fp8 = (Decoder(parts[0], weights, (np.arange(60, 76),), fp8=fp8) for fp8 in (False, True))
+    assert fp8.styles(100) == (Style.FP8,)
+    assert fp8.styles(1000) == (Style.FP8, Style.FP8_FUSED_GATE)
+    hidden = torch.randn(40, 48) * torch.logspace(-2, 2, 40)[:, None]
+    some = torch.tensor([3, 39])
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
+        by = column_scale[-v.shape[1] * v.shape[2] :].view(v.shape[1:])
+        attended = values_alone(layer, q, k, v * row_scale[:, None] * by)
+        return quantise_heads(attended[some] if layer == 2 else attended, fp8.attended_scales(layer))
+
+    wanted = plain.layers(hidden, values_alone)[some]
+    apart, fused = (fp8.layers(hidden, attend, some, style) for style in fp8.styles(1000))
+    torch.testing.assert_close(fused, apart, rtol=1e-3, atol=1e-3)
+    assert (apart - wanted).norm() < 0.2 * wanted.norm()
 
 
 def test_norms_of_the_families() -> None:

@@ -99,6 +99,12 @@ def test_fp8_is_refused_in_float16(tmp_path: Path) -> None:
         load_model(tmp_path, dtype="float16", fp8=True, item_tokens=XGR)
 
 
+def test_fp8_is_refused_for_sizes_that_have_no_product(tmp_path: Path) -> None:
+    save_model(tmp_path, intermediate_size=72)
+    with pytest.raises(ConfigError, match=r"and an MLP of multiples of 16, not 48, 64, 128, 72"):
+        load_model(tmp_path, fp8=True, item_tokens=XGR)
+
+
 def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     model = make_model("qwen3", tie_word_embeddings=False)
     tensors = model.state_dict()

@@ -43,7 +43,7 @@ from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.warming import Warming, WarmReport
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import CatalogError, EngineError, InvalidEvent, InvalidRequest, error_from
+from xgr_stream.errors import CatalogError, EngineError, InvalidEvent, InvalidRequest, InvalidUpdate, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -82,8 +82,8 @@ class Engine:
     """Keeps users' prefixes in a bounded cache and answers requests by beam search over the catalog.
 
     One thread calls it, catalog changes included (`apply_updates`, `catalog.set_available`, `use_catalog`): between two
-    calls nothing is in flight. It never fails a request for lack of cache: users who do not fit together are computed
-    in turn.
+    calls nothing is in flight, but for what `begin` began. It never fails a request for lack of cache: users who do not
+    fit together are computed in turn.
     """
 
     def __init__(
@@ -213,6 +213,8 @@ class Engine:
             raise CatalogError("a merge must not be under way, and one is: finish or abandon it before apply_updates")
         listed = list(updates)
         for update in listed:
+            if not isinstance(update, CatalogUpdate):
+                raise InvalidUpdate(f"updates must be CatalogUpdates, not {update!r}")
             update.check(self.codes)
         self.update_catalog(listed, self._live.position + len(listed))
         merge = self.begin_merge()
@@ -227,8 +229,8 @@ class Engine:
     @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
         """Let items come and go at once, and those that are new or have another semantic ID or other tags be in the
-        catalog's delta. Between two batches. `updates` must fit `codes`; `position` is where their log goes on behind
-        them."""
+        catalog's delta. Between two batches: what was begun must be finished, or it would be answered from what has
+        changed. `updates` must fit `codes`; `position` is where their log goes on behind them."""
         self._live.apply(updates, position)
 
     def _join(self) -> None:
@@ -365,7 +367,7 @@ class Engine:
 
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
-        finished."""
+        finished, but the catalog must not change."""
         self._join()
         pending = self._batches.begin(requests)
         self._batches.counters.requests += len(requests)

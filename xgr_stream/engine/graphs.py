@@ -36,16 +36,14 @@ class Graphs:
         self._kind = object()
 
     def run(self, key: Hashable, step: Callable[[_Variant], None], variants: Sequence[_Variant]) -> None:
-        """Do what `step` does with each of `variants`, by replaying a graph: captured from the fastest of them when the
-        key is new. It must not depend on anything but the key and the content of memory that it reads at fixed
-        addresses, and may run more than once. The lane is to be the current one."""
+        """Do what `step` does with each of `variants`, by replaying a graph: captured, when the key is new, from the
+        fastest of those that fit on the device. It must not depend on anything but the key and the content of memory
+        that it reads at fixed addresses, and may run more than once. The lane is to be the current one."""
         gates = self._opened()
         key = key, gates is not None
         graph = self._cache.get(self._kind, key)
         if graph is None:
-            calls = [partial(step, variant) for variant in variants]
-            for call in calls:
-                call()  # compiles kernels and lets libraries set themselves up, which a capture forbids
+            calls = _fitting([partial(step, variant) for variant in variants])
             torch.cuda.synchronize()
             graph = self._cache.keep(self._kind, key, lambda: self._fastest(key, calls, gates))
         graph.replay()
@@ -112,3 +110,20 @@ class Graphs:
         end.synchronize()
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds
+
+
+def _fitting(calls: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+    """Those whose kernels the device has room for, one at least, each of which has run once: that compiles kernels and
+    lets libraries set themselves up, which a capture forbids."""
+    fitting: list[Callable[[], None]] = []
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except Exception as error:
+            # By name: there need not be a Triton where nothing raises it.
+            if type(error).__name__ != "OutOfResources" or (not fitting and call is calls[-1]):
+                raise
+            logger.info("variant %d does not fit on this device: %s", number, error)
+        else:
+            fitting.append(call)
+    return fitting

@@ -21,6 +21,8 @@ from xgr_stream.model.tokens import ItemTokens
 from xgr_stream.model.vocabulary import read_vocabulary
 from xgr_stream.model.weights import check_tensors, content_hash, place_weights, read_tensors
 
+FP8_SIZES = 16
+"""That FP8 products are made of on CUDA."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -104,6 +106,13 @@ def build_model(
 def _check_fp8(config: ModelConfig, device: torch.device, dtype: str | None) -> None:
     if dtype == "float16":  # products come before their scales: most of them are beyond its range
         raise ConfigError("dtype must be bfloat16 or float32 with fp8, not float16")
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    sizes = config.hidden_size, heads, heads + 2 * kv_heads, config.intermediate_size
+    if any(size % FP8_SIZES for size in sizes):
+        raise ConfigError(
+            f"fp8 needs a hidden size, heads together, with keys and values, and an MLP of multiples of {FP8_SIZES}, "
+            f"not {', '.join(map(str, sizes))}"
+        )
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(f"fp8 needs CUDA with FP8 products (compute capability 8.9 or more), not {device}")
     if config.qkv_bias or config.output_bias or config.mlp_bias:

@@ -68,6 +68,8 @@ def gate_up_silu(
     x, weight = _aligned(x), _aligned(weight)
     out = torch.empty(n, -(-inter * dtype.itemsize // 16) * 16 // dtype.itemsize, dtype=dtype, device=x.device)
     out = out[:, :inter]
+    if not x.shape[1]:
+        return out.zero_()
     if n and inter:
         programs = min(_programs(x.device), triton.cdiv(n, tiles.rows) * triton.cdiv(inter, tiles.columns))
         gate_up_silu_kernel[(programs,)](
@@ -90,12 +92,16 @@ def _programs(device: torch.device) -> int:
 
 
 def _aligned(factor: Tensor) -> Tensor:
-    """With rows that begin on 16 bytes, as the copy engine takes them."""
+    """Contiguous, with rows that begin on 16 bytes, as the copy engine takes them. Copied if it is not."""
     beyond = factor.shape[1] * factor.element_size() % 16
     if beyond:
         padding = (0, (16 - beyond) // factor.element_size())
         factor = torch.nn.functional.pad(factor.view(_SAME_SIZE[factor.element_size()]), padding).view(factor.dtype)
-    return factor.contiguous()
+    factor = factor.contiguous()
+    # Of a single row torch does not look at the stride, and a view may begin anywhere.
+    if factor.data_ptr() % 16 or factor.stride(0) * factor.element_size() % 16:
+        factor = torch.empty(factor.shape, dtype=factor.dtype, device=factor.device).copy_(factor)
+    return factor
 
 
 def _tiles(n: int, element_size: int) -> Tiles:

@@ -76,6 +76,8 @@ def catalog(
     at = chosen(device)
     if max(excluded, default=0) >= items:
         raise ConfigError(f"--excluded must be less than the {items} items, not {max(excluded)}")
+    if flips > items:
+        raise ConfigError(f"--flips must be at most the {items} items, not {flips}")
     torch.set_num_threads(1)
     model = random_model(shape, (codes,) * 3, device=at, dtype=torch.bfloat16 if at.type == "cuda" else torch.float32)
     config = EngineConfig(
