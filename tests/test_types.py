@@ -56,7 +56,10 @@ def test_an_event_names_its_wrong_field(fields: dict[str, Any], names: str) -> N
         UserEvent(**{"user_id": "u", "item_id": "i", **fields})
 
 
-@pytest.mark.parametrize(("tags", "names"), [("drama", "tags"), ([""], "an entry of tags"), ([1], "an entry of tags")])
+@pytest.mark.parametrize(
+    ("tags", "names"),
+    [("drama", "tags"), ({"drama": 1}, "tags"), (5, "tags"), ([""], "an entry of tags"), ([1], "an entry of tags")],
+)
 def test_an_update_names_its_wrong_tags(tags: Any, names: str) -> None:
     with pytest.raises(InvalidUpdate, match=rf"^{names} must be .*, not "):
         CatalogUpdate("i", (1,), tags)

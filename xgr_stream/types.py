@@ -192,8 +192,9 @@ class CatalogUpdate:
         _identifier(InvalidUpdate, "item_id", self.item_id)
         if self.sid is not None:
             object.__setattr__(self, "sid", _codes(self.sid))
-        # A string is a collection of strings too, and its characters are nobody's tags.
-        if not isinstance(cast(object, self.tags), Collection) or isinstance(cast(object, self.tags), str | bytes):
+        # A string is a collection of strings too, and its characters are nobody's tags, nor are a mapping's keys.
+        tags = cast(object, self.tags)
+        if not isinstance(tags, Collection) or isinstance(tags, str | bytes | Mapping):
             raise InvalidUpdate(f"tags must be a collection of strings, not {_shown(self.tags)}")
         if len(self.tags) > MAX_ITEM_TAGS:
             raise InvalidUpdate(f"tags must be at most {MAX_ITEM_TAGS}, not {len(self.tags)}")

@@ -110,8 +110,11 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[CatalogUpdate]:
         ),
         ([{"item_id": "a", "sid": [0]}], "sid must hold 2 codes"),
         ([{"item_id": "a", "gone": "no"}], "gone must be true or false, not 'no'"),
-        ([{"item_id": "a", "tags": 5}], "row 0 of {table}, item 'a': tags must be a list of strings, or one with |"),
-        ([{"item_id": "a", "tags": {"x": 1}}], "tags must be a list of strings, or one with | between them, not {{'x'"),
+        ([{"item_id": "a", "tags": 5}], "row 0 of {table}, item 'a': tags must be a collection of strings, not 5"),
+        (
+            [{"item_id": "a", "tags": {"x": 1}}],
+            "row 0 of {table}, item 'a': tags must be a collection of strings, not {{'x'",
+        ),
         ([{"item_id": "a", "sid_0": None, "sid_1": 0}], "item 'a': sid must be None or a sequence of codes"),
     ],
 )

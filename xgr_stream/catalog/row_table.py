@@ -71,9 +71,10 @@ class RowTable:
         """`ids`: each once; an id's row is its place."""
         self._ids = ids
         pieces = range(0, len(ids), PIECE)
-        lengths = [ids.part(first, first + PIECE).lengths for first in pieces]
-        longest = max((int(own.max()) for own in lengths), default=0)
-        shortest = min((int(own.min()) for own in lengths), default=0)
+        lengths = (ids.part(first, first + PIECE).lengths for first in pieces)  # one piece's at a time
+        ends = [(int(own.min()), int(own.max())) for own in lengths]
+        shortest = min((least for least, _ in ends), default=0)
+        longest = max((most for _, most in ends), default=0)
         self._seed = np.array([[randbits(64) for _ in range(2)] for _ in range(1 + -(-longest // HALF))], np.uint64)
         """For the length and each half of a word, one for either half of a hash. [1 + halves, 2]
 

@@ -12,9 +12,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-"""Torch pads numbers of any of these, and not FP8."""
-
 
 class Tiles(NamedTuple):
     """How the product is cut: rows, columns (of each half) and depth of a tile, and what runs it."""
@@ -92,16 +89,16 @@ def _programs(device: torch.device) -> int:
 
 
 def _aligned(factor: Tensor) -> Tensor:
-    """Contiguous, with rows that begin on 16 bytes, as the copy engine takes them. Copied if it is not."""
-    beyond = factor.shape[1] * factor.element_size() % 16
-    if beyond:
-        padding = (0, (16 - beyond) // factor.element_size())
-        factor = torch.nn.functional.pad(factor.view(_SAME_SIZE[factor.element_size()]), padding).view(factor.dtype)
-    factor = factor.contiguous()
+    """With rows that begin on 16 bytes, as the copy engine takes them; if they do not, a copy with zeros behind."""
+    rows, hidden = factor.shape
     # Of a single row torch does not look at the stride, and a view may begin anywhere.
-    if factor.data_ptr() % 16 or factor.stride(0) * factor.element_size() % 16:
-        factor = torch.empty(factor.shape, dtype=factor.dtype, device=factor.device).copy_(factor)
-    return factor
+    places = factor.data_ptr(), factor.stride(0) * factor.element_size()
+    if factor.is_contiguous() and not any(place % 16 for place in places):
+        return factor
+    elements = 16 // factor.element_size()
+    copy = torch.zeros(rows, -(-hidden // elements) * elements, dtype=factor.dtype, device=factor.device)
+    copy[:, :hidden] = factor
+    return copy
 
 
 def _tiles(n: int, element_size: int) -> Tiles:

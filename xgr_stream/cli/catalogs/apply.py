@@ -68,7 +68,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_table(path).to_pylist()
     for row in rows:
         codes = [row[f"sid_{level}"] for level in range(len(row)) if f"sid_{level}" in row]
-        if codes and any(code is not None for code in codes):
+        if any(code is not None for code in codes):
             row["sid"] = codes  # with what is missing, which no semantic ID may be
         if isinstance(row.get("tags"), str):
             row["tags"] = [tag for tag in row["tags"].split("|") if tag]
@@ -88,13 +88,11 @@ def _update(row: dict[str, Any], places: dict[str, Place]) -> CatalogUpdate:
         return CatalogUpdate(item_id, None)
     place = places.get(item_id)
     sid, tags, available = row.get("sid"), row.get("tags"), row.get("available")
-    if not isinstance(tags, list | None):
-        raise InvalidUpdate(f"tags must be a list of strings, or one with | between them, not {tags!r}")
     if sid is None and place is None:
         raise InvalidUpdate(f"sid must be given for {item_id!r}, which is not served now")
     return CatalogUpdate(
         item_id,
         place.sid if sid is None and place is not None else sid,
-        (place.tags if place is not None else ()) if tags is None else tuple(tags),
+        (place.tags if place is not None else ()) if tags is None else tags,
         (place is None or place.available) if available is None else available,
     )
