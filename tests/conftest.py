@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 import os
 import random
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,6 +29,22 @@ def _seeded() -> None:
     random.seed(20)
     np.random.seed(20)
     torch.manual_seed(20)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before() -> Iterator[None]:
+    """A command silences whole libraries, which is its own process's affair elsewhere: no later test is to miss what
+    they say."""
+    before = {logger: logger.level for logger in _loggers()}
+    yield
+    for logger in _loggers():
+        if logger.level != before.get(logger, logging.NOTSET):
+            logger.setLevel(before.get(logger, logging.NOTSET))
+
+
+def _loggers() -> list[logging.Logger]:
+    named = logging.root.manager.loggerDict.values()
+    return [logging.root, *(one for one in named if isinstance(one, logging.Logger))]
 
 
 @pytest.fixture(autouse=True, scope="session")

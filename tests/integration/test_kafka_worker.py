@@ -151,15 +151,15 @@ async def test_what_was_taken_is_answered_before_the_end(broker: Broker, config:
 
 async def test_what_cannot_be_answered_in_time_is_refused(broker: Broker, config: StreamConfig) -> None:
     engine, ended = NullEngine(), threading.Event()
-    engine.before_answer = lambda batch: ended.wait(10)
-    hasty = replace(config, shutdown_timeout_s=0.2)
+    engine.before_answer = lambda batch: ended.wait(30)
+    hasty = replace(config, shutdown_timeout_s=8.0)  # so that 2 s are left to refuse them: a busy broker takes 0.1
     await ensure_topics(broker.connection, config.topics, 4)
     async with RecommendClient(broker.connection, topics=config.topics) as client:
         async with kafka_worker(broker, hasty, engine) as driver:
             asked = [asyncio.create_task(client.recommend(f"user-{n}", timeout=20)) for n in range(6)]
             await until(lambda: driver.runtime.processor.pending == len(asked))
             driver.stop()
-            refusals = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10.0)
+            refusals = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20.0)
             ended.set()
         assert [type(refusal) for refusal in refusals] == [ShuttingDown] * len(asked)
         assert {str(refusal) for refusal in refusals} == {"the worker shut down before this request was answered"}
