@@ -161,7 +161,7 @@ def test_exclusions_empty_what_they_leave_without_a_legal_item() -> None:
     assert nodes(ItemFilter(exclude=("a", "b", "c", "d"))) == [[], []]
     assert nodes(ItemFilter(allow=("x",), exclude=("b",))) == [[1], [2]]
     assert nodes(ItemFilter()) == [[0, 1], [0, 1, 2]]
-    assert not any(len(emptied) for emptied in tables.emptied_nodes)  # nothing to look through
+    assert not any(len(emptied) for emptied in tables.exclusions.emptied_nodes)  # nothing to look through
 
 
 def test_a_damaged_mask_is_found() -> None:

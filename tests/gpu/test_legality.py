@@ -15,7 +15,8 @@ from tests.property.users import ask
 from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.catalog.catalog import DELTA_ITEMS
 from xgr_stream.engine import legality
-from xgr_stream.engine.legality import EXCLUSIONS, MAX_MASKS, LegalityTables
+from xgr_stream.engine.exclusions import ROOM
+from xgr_stream.engine.legality import MAX_MASKS, LegalityTables
 from xgr_stream.testing.shapes import random_catalog
 from xgr_stream.types import CatalogUpdate, ItemFilter
 
@@ -59,7 +60,7 @@ def test_masks_follow_batches_flips_and_merges(codes: tuple[int, ...]) -> None:
     tables = LegalityTables(live.catalog, CUDA)
 
     def places() -> list[int]:
-        read = (*tables._of_catalog, *tables.emptied_nodes, tables._excluded)
+        read = (*tables._of_catalog, *tables.exclusions.emptied_nodes, tables.exclusions._excluded)
         return [tensor.data_ptr() for tensor in read]
 
     before = places()
@@ -169,7 +170,7 @@ def test_what_must_move_says_so() -> None:
     )
     assert tables.generation > generation
     generation = tables.generation
-    firsts = [i * 1000 % 11_000 for i in range(EXCLUSIONS // 9000 + 1)]
+    firsts = [i * 1000 % 11_000 for i in range(ROOM // 9000 + 1)]
     many = [ItemFilter.of(catalog.item_ids[first : first + 9000]) for first in firsts]
     check(tables, catalog, many)
     assert tables.generation > generation
@@ -192,7 +193,7 @@ def test_nothing_waits_for_the_device() -> None:
             catalog.set_available(catalog.item_ids[7 : 7 + count], True)
             resolved = [catalog.resolve(one) for one in (*wanted, ItemFilter(allow=(f"tag-{count % 5 + 2}",)))]
             tables.bring(resolved)
-            tables.send(resolved)
+            tables.exclusions.send(resolved)
         for position, count in enumerate((1, 300, 0), start=1):  # a delta that grows and shrinks
             new = [CatalogUpdate(f"new-{n}", (n % 64, 1, 1) if n < count else None, ("tag-1",)) for n in range(300)]
             live.apply(new, position)

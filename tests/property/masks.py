@@ -21,12 +21,14 @@ def legal_nodes(tables: LegalityTables, filters: Sequence[ResolvedFilter]) -> li
     arrays = {name: np.zeros(shape, np.int32) for name, shape in tables.shapes(len(filters)).items()}
     tables.bring(filters)
     tables.write(filters, arrays)
-    tables.send(filters)
+    tables.exclusions.send(filters)
     tables.exclude({name: torch.from_numpy(array).to(tables.device) for name, array in arrays.items()})
     found: list[Nodes] = []
     for row, (first, last) in zip(arrays["mask_index"], pairwise(arrays["emptied_starts"].tolist()), strict=True):
         levels = []
-        for mask, emptied, size in zip(tables.node_masks, tables.emptied_nodes, tables.num_nodes, strict=True):
+        for mask, emptied, size in zip(
+            tables.node_masks, tables.exclusions.emptied_nodes, tables.num_nodes, strict=True
+        ):
             legal = mask[int(row), :size].cpu().numpy().copy()
             nodes = emptied[first:last].cpu().numpy()
             assert (np.diff(nodes) > 0).all()

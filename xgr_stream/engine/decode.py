@@ -96,7 +96,7 @@ class BeamDecoder:
             # A captured decode goes on with each layer of a prefix that comes back from host memory once it is there.
             gates = None if cache.host is None else Gates(self._device, model.config.num_layers)
             self._graphs = Graphs(lane, graphs, gates)
-        self._generation = -1
+        self._generation = 0, 0
         self._staging: dict[tuple[int, int], Staging] = {}
         self._roots: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._results = ResultBuffers(self._device)
@@ -134,14 +134,14 @@ class BeamDecoder:
                 legality.write(filters, arrays)
 
             staging.send(write)
-            legality.send(filters)
+            legality.exclusions.send(filters)
             if explorers:
                 self._explore(shape, staging.tensors, legality, explorers)
             else:
                 self._run(shape, staging.tensors, legality)
             results = self._results.send(shape.rows[-1], self._lane)
         staging.read_by(results.mark)
-        legality.read_by(results.mark)
+        legality.exclusions.read_by(results.mark)
         return PendingBeams([ends[-1] for ends in starts], results)
 
     def _shape(self, prefixes: Sequence[UserPrefix], rows: Sequence[int]) -> DecodeShape:
@@ -229,7 +229,7 @@ class BeamDecoder:
                 "node_masks": legality.node_masks[level],
                 "mask_index": inputs["mask_index"],
                 "emptied_starts": inputs["emptied_starts"],
-                "emptied_nodes": legality.emptied_nodes[level],
+                "emptied_nodes": legality.exclusions.emptied_nodes[level],
             }
             if self._normalizer == "legal":
                 log_normalizer = legal_normalizer(logits, nodes, others=trie.others[level], **children)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels import NodeMasks, mask_exclude, mask_flip
+from xgr_kernels import NodeMasks, mask_flip
 from xgr_kernels.mask_exclude import NO_NODE
 from xgr_kernels.mask_flip import FEW_FLIPS
 from xgr_stream.catalog import Catalog, ResolvedFilter, Trie
@@ -22,19 +22,14 @@ from xgr_stream.catalog.delta import Delta
 from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.forest import Forest
 from xgr_stream.catalog.tags import BoolArray
+from xgr_stream.engine.exclusions import Exclusions
 from xgr_stream.engine.item_tensors import ItemTensors
-from xgr_stream.engine.lanes import Mark
-from xgr_stream.engine.staging import Int32Array, Staging, fill_starts
+from xgr_stream.engine.staging import Int32Array
 from xgr_stream.engine.uploads import Uploads
 from xgr_stream.errors import CatalogError
 
 MAX_MASKS = 16
 """Tag combinations kept, the live items among them, unless a batch needs more: 65 MB each at 20 million items."""
-EXCLUSIONS = 1 << 17
-"""Of a batch before CUDA's buffers for them grow, which holds up the device: 1 MB, and 0.5 MB a level. Eight requests
-may have 80,000."""
-INT32S_A_KEY = 2
-
 MORE_THAN_FEW = 16
 """Flips for which `mask_flip` is compiled once more than for few."""
 
@@ -76,14 +71,8 @@ class LegalityTables:
 
     node_masks: tuple[Tensor, ...]
     """Per level [masks, nodes] bool: row 0 the live nodes, each further row those that are tag-allowed too."""
-    emptied_nodes: tuple[Tensor, ...]
-    """Per level, int32: nodes that each request's exclusions emptied, and numbers that are no node's, ascending inside
-    each request, as `exclude` found them. On CUDA a buffer whose used part the requests' starts tell."""
-
-    _exclusions: Staging
-    """Of one array, `keys`: what the requests of a batch exclude."""
-    _excluded: Tensor
-    """The same as `mask_exclude` takes it, [room] int64."""
+    exclusions: Exclusions
+    """What the requests of a batch exclude besides."""
 
     _uploads: Uploads
     """Also of the tables that are made to replace these."""
@@ -122,11 +111,7 @@ class LegalityTables:
         self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
         """The row of each mask; the last used one last."""
         self._allocate_masks(masks)
-        if like is None:
-            self._allocate_exclusions(EXCLUSIONS if device.type == "cuda" else 0)
-        else:  # nobody searches with these tables before they are those
-            self._exclusions, self._excluded = like._exclusions, like._excluded
-            self.emptied_nodes = like.emptied_nodes
+        self.exclusions = Exclusions(len(own), device) if like is None else like.exclusions
         few = FEW_FLIPS if device.type == "cuda" else 0
         self._few_flips = torch.zeros(2 + trie.levels, few, dtype=torch.int32, device=device)
         self._flip_graph: tuple[int, torch.cuda.CUDAGraph] | None = None
@@ -135,6 +120,10 @@ class LegalityTables:
         self._write_mask(None, 0)
         if device.type == "cuda":
             self._compile()
+
+    @property
+    def generation(self) -> tuple[int, int]:
+        return self._generation, self.exclusions.generation
 
     @property
     def kept(self) -> tuple[TagsKey, ...]:
@@ -149,8 +138,8 @@ class LegalityTables:
     @property
     def num_bytes(self) -> int:
         """On the device."""
-        kept = (*self._of_catalog, self._items.tagged, self._excluded, *self.emptied_nodes, self._few_flips)
-        return sum(tensor.nbytes for tensor in kept)
+        kept = (*self._of_catalog, self._items.tagged, self._few_flips)
+        return sum(tensor.nbytes for tensor in kept) + self.exclusions.num_bytes
 
     @property
     def _of_catalog(self) -> tuple[Tensor, ...]:
@@ -166,12 +155,12 @@ class LegalityTables:
 
     def flip_graph(self) -> torch.cuda.CUDAGraph:
         """Of few flips, on CUDA: captured now, unless it was before."""
-        if self._flip_graph is None or self._flip_graph[0] != self.generation:
+        if self._flip_graph is None or self._flip_graph[0] != self._generation:
             graph = torch.cuda.CUDAGraph()
             stream = torch.cuda.Stream(self.device)
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 mask_flip(self._masks, self._few_flips)
-            self._flip_graph = self.generation, graph
+            self._flip_graph = self._generation, graph
         return self._flip_graph[1]
 
     def replace(self, new: LegalityTables) -> None:
@@ -189,7 +178,7 @@ class LegalityTables:
         else:
             self._settle()
             self.trie, self.node_masks, self._allowed, self._room = new.trie, new.node_masks, new._allowed, new._room
-            self.generation = next(_generations)
+            self._generation = next(_generations)
         self._catalog, self._revision, self._mask_rows = new._catalog, new._revision, new._mask_rows
         self._delta, self.num_nodes, self._items = new._delta, new.num_nodes, new._items
         self._connect()
@@ -204,59 +193,24 @@ class LegalityTables:
         if keys:
             self._bring_masks(list(keys))
 
-    def send(self, filters: Sequence[ResolvedFilter]) -> None:
-        """Have what a batch excludes on the device, for the work that follows on this stream. Then tell `read_by`."""
-        excluded = [f.excluded for f in filters if len(f.excluded)]
-        if not excluded:
-            return
-        count = sum(map(len, excluded))
-        if count > len(self._excluded):
-            self._settle()
-            self._allocate_exclusions(2 * count)
-        used = INT32S_A_KEY * count
-
-        def write(arrays: Mapping[str, Int32Array]) -> None:
-            np.concatenate(excluded, out=arrays["keys"][:used].view(np.int64))
-
-        self._exclusions.send(write, used)
-
-    def read_by(self, mark: Mark) -> None:
-        """With this mark, what was sent so far has been read."""
-        self._exclusions.read_by(mark)
-
     def shapes(self, requests: int) -> dict[str, tuple[int, ...]]:
         """Of the host arrays that `write` fills for so many requests."""
-        return {"mask_index": (requests,), "emptied_starts": (requests + 1,), "num_nodes": (self._catalog.levels,)}
+        own = {"mask_index": (requests,), "num_nodes": (self._catalog.levels,)}
+        return {**own, **self.exclusions.shapes(requests)}
 
     def write(self, filters: Sequence[ResolvedFilter], arrays: Mapping[str, Int32Array]) -> None:
         """Fill a batch's host arrays, which come zeroed: `mask_index` [requests], the mask that each request uses,
-        `emptied_starts` [requests + 1], where its exclusions, and emptied nodes, begin, and `num_nodes` [levels]. After
-        `bring`. There may be more requests than filters: what is beyond them has none."""
+        `num_nodes` [levels], and those of `exclusions`. After `bring`. There may be more requests than filters: what is
+        beyond them has none."""
         for i, f in enumerate(filters):
             arrays["mask_index"][i] = self._mask_rows[f.tags_key]
-        lengths = [len(f.excluded) for f in filters]
-        if any(lengths):
-            fill_starts(arrays["emptied_starts"], lengths)
         arrays["num_nodes"][:] = self.num_nodes
+        self.exclusions.write(filters, arrays)
 
     def exclude(self, inputs: Mapping[str, Tensor]) -> None:
-        """Find the nodes that a batch's exclusions empty, from what `write` and `send` brought: one kernel for all
-        levels of all requests, which may be captured."""
-        excluded = self._excluded
-        if self.device.type == "cpu":  # nothing is captured there, and to go through the levels for nothing takes time
-            count = int(inputs["emptied_starts"][-1])
-            excluded = excluded[:count]
-            self.emptied_nodes = tuple(torch.empty(count, dtype=torch.int32) for _ in self.num_nodes)
-            if not count:
-                return
-        mask_exclude(
-            self._masks,
-            excluded,
-            starts=inputs["emptied_starts"],
-            mask_index=inputs["mask_index"],
-            num_nodes=inputs["num_nodes"],
-            emptied=self.emptied_nodes,
-        )
+        """Find the nodes that a batch's exclusions empty, from what `write` and `exclusions.send` brought: one kernel,
+        which may be captured."""
+        self.exclusions.find(self._masks, inputs)
 
     def check_integrity(self) -> None:
         """Raise `CatalogError` if a mask is not what counting the catalog's items gives."""
@@ -402,7 +356,7 @@ class LegalityTables:
         for table, before in zip((self._allowed, *masks), old, strict=False):
             table[: len(before)] = before
         self._connect()
-        self.generation = next(_generations)
+        self._generation = next(_generations)
 
     def _connect(self) -> None:
         """What the kernels take: all that is there, of items, leaves and nodes without the unused room."""
@@ -417,12 +371,6 @@ class LegalityTables:
             self.node_masks,
         )
         self._masks.check()
-
-    def _allocate_exclusions(self, size: int) -> None:
-        self._exclusions = Staging({"keys": (INT32S_A_KEY * size,)}, self.device)
-        self._excluded = self._exclusions.tensors["keys"].view(torch.int64)
-        self.emptied_nodes = tuple(torch.zeros(size, dtype=torch.int32, device=self.device) for _ in self.num_nodes)
-        self.generation = next(_generations)
 
     def _settle(self) -> None:
         """Wait for all work that may still read the tensors about to be replaced. They seldom are."""

@@ -174,7 +174,7 @@ class CandidateScorer:
             node_masks=legality.node_masks[level],
             mask_index=nodes.new_zeros(1),
             emptied_starts=nodes.new_zeros(2),
-            emptied_nodes=legality.emptied_nodes[level],
+            emptied_nodes=legality.exclusions.emptied_nodes[level],
             others=trie.others[level],
         )
 
