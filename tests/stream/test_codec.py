@@ -126,6 +126,15 @@ def test_whatever_comes_in_is_read_or_refused(data: bytes, key: bytes | None) ->
     assert "without a reason" not in (*reasons, refusal(protocol.parse_response, message))
 
 
+@pytest.mark.parametrize("name", ["request_id", "user_id", "status"])
+@pytest.mark.parametrize("value", [["r"], {"r": 1}, 7, None, b"r"])
+def test_what_names_no_request_is_no_response(name: str, value: object) -> None:
+    """A client and a new owner look requests up by these, and lists can't be looked up."""
+    message = {"v": 1, "request_id": "r", "user_id": "u", "status": "ok", name: value}
+    for parse in (protocol.answered, protocol.parse_response):
+        assert "user_id, request_id and status must be strings" in refusal(parse, message)
+
+
 @given(messages, st.none() | st.just(b"u"))
 def test_mistyped_fields_are_named(message: dict, key: bytes | None) -> None:
     readable = {"request_id": "r", "item_id": "i", **message, "v": 1}

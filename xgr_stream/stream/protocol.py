@@ -146,12 +146,12 @@ def sender(message: Message, key: bytes | None) -> Sender:
 
 def parse_response(message: Message) -> RecommendResponse:
     """A response, as a client reads it. Raises `MalformedMessage`."""
-    _check_version(message)
+    user_id, request_id, status = answered(message)
     try:
         return RecommendResponse(
-            request_id=message["request_id"],
-            user_id=message["user_id"],
-            status=Status(message["status"]),
+            request_id=request_id,
+            user_id=user_id,
+            status=status,
             items=tuple(
                 Recommendation(item["item_id"], item["score"], tuple(item["sid"])) for item in message["items"]
             ),
@@ -176,7 +176,12 @@ def answered(message: Message) -> tuple[str, str, Status]:
     owner reads back all answers of the last minute. Raises `MalformedMessage`."""
     _check_version(message)
     user_id, request_id, status = (message.get(name) for name in ("user_id", "request_id", "status"))
-    if not isinstance(user_id, str) or not isinstance(request_id, str) or status not in _STATUSES:
+    if not (isinstance(user_id, str) and isinstance(request_id, str) and isinstance(status, str)):
+        raise MalformedMessage(
+            "not a response: user_id, request_id and status must be strings, not "
+            f"{user_id!r:.80}, {request_id!r:.80} and {status!r:.80}"
+        )
+    if status not in _STATUSES:
         raise MalformedMessage(f"not a response: status is {status!r:.80}")
     return user_id, request_id, Status(status)
 
