@@ -272,6 +272,17 @@ def test_a_failing_call_is_reported_to_its_caller(device: Device) -> None:
     device.settle()
 
 
+@pytest.mark.parametrize("call", ["call", "between_batches"])
+def test_a_device_that_is_lost_in_a_call_is_lost(device: Device, call: str) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        getattr(device.worker, call)(broken).result(10)
+    assert device.worker.submit(RecommendRequest("r", "u"), None, None).result(10).error == "device_lost"
+    assert device.worker.lost is not None
+
+
 def test_stopping_answers_what_was_submitted() -> None:
     device = Device()
     futures = [device.worker.submit(RecommendRequest(f"r{i}", "u"), None, None) for i in range(100)]

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from xgr_stream.config import EngineConfig, StreamConfig
+from xgr_stream.errors import DeviceLost
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.worker import DeviceWorker
@@ -162,3 +163,14 @@ async def test_what_else_fails_in_a_merge_ends_the_feed(device: DeviceWorker) ->
 
     with pytest.raises(ValueError, match="a defect"):
         await feed_of(device, Wrong(), []).start()
+
+
+async def test_a_device_that_is_lost_in_a_merge_is_named_so(device: DeviceWorker) -> None:
+    class Lost(Unfinished):
+        def run(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = NullEngine()
+    engine.begin_merge = lambda: Lost(swapping=False)  # type: ignore[assignment,method-assign,return-value]
+    with pytest.raises(DeviceLost, match="the device failed"):
+        await feed_of(device, engine, []).start()

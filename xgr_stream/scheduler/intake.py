@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from xgr_stream.errors import OverCapacity, XgrError
 from xgr_stream.history import HistoryView
 from xgr_stream.scheduler.clock import Clock
-from xgr_stream.scheduler.faults import answer_to
+from xgr_stream.scheduler.faults import Fault, answer_to, fault
 from xgr_stream.scheduler.pace import Pace, Step
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.work import Work, WorkQueue
@@ -78,7 +78,8 @@ class Intake:
             return self.closed_with
 
     def call(self, action: Callable[[], T]) -> Future[T]:
-        """Have the device thread run `action`, and what it returns."""
+        """Have the device thread run `action`, and what it returns. That the device is lost is the thread's to know,
+        too."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -87,8 +88,10 @@ class Intake:
             try:
                 future.set_result(action())
             except Exception as error:
-                logger.exception("a call on the device thread failed")
                 future.set_exception(error)
+                if fault(error) is Fault.DEVICE:
+                    raise
+                logger.exception("a call on the device thread failed")
 
         closed_with = self.put(run)
         if closed_with is not None:

@@ -14,7 +14,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import InvalidInput, TopologyError
 from xgr_stream.metrics import Metrics
-from xgr_stream.scheduler.faults import Fault, fault
+from xgr_stream.scheduler.faults import Fault, answer_to, fault
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.batches import BESIDE_VALUE_BYTES, Limits, bound_batches
@@ -194,6 +194,8 @@ class CatalogFeed:
                     await asyncio.to_thread(merge.follow, came)
                 await self._on_device(merge.finish)
         except Exception as error:
+            if fault(error) is Fault.DEVICE:
+                raise answer_to(error) from error
             if fault(error) is not Fault.MEMORY or (merge is not None and merge.swapping):
                 raise
             lacking = str(error) or type(error).__name__
