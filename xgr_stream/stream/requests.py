@@ -135,7 +135,8 @@ class Requests:
         self._deadlines: list[tuple[float, int, AnswerKey]] = []
         """With the keys alone: entries outlive their requests, which may be large."""
         self._sequence = count()
-        self._computed: deque[Pending] = deque()
+        self._changed: deque[Pending] = deque()
+        """Those that are to be looked at again."""
 
     def __len__(self) -> int:
         """Requests taken and not yet answered."""
@@ -170,6 +171,7 @@ class Requests:
             future.set_result(RecommendResponse.failure(request.request_id, request.user_id, error))
         else:
             pending.future = future
+            future.add_done_callback(lambda _: self._look_at(pending) if future.cancelled() else None)
             self._start(pending)
         return future
 
@@ -246,14 +248,12 @@ class Requests:
         if pending.computing.done():  # refused: it hears of it now, not when all that came with it has been taken in
             self._answer(pending, _result(pending.request, pending.computing))
         else:
-            pending.computing.add_done_callback(self._on_computed(pending))
+            pending.computing.add_done_callback(lambda _: self._look_at(pending))
 
-    def _on_computed(self, pending: Pending) -> Callable[[Any], None]:
-        def note(_: object) -> None:
-            self._computed.append(pending)
-            self._outbox.wake()
-
-        return note
+    def _look_at(self, pending: Pending) -> None:
+        """The device has computed it, or its caller has withdrawn it. On any thread."""
+        self._changed.append(pending)
+        self._outbox.wake()
 
     def release(self, partition: Partition) -> None:
         """The partition's history has moved on: start the requests that waited for that."""
@@ -263,11 +263,15 @@ class Requests:
     # Out
 
     def collect(self) -> None:
-        """Answer what the device has computed, and what has reached its deadline."""
-        while self._computed:
-            pending = self._computed.popleft()
-            if not pending.answered and pending.computing is not None:
+        """Answer what the device has computed, and what has reached its deadline; drop what was withdrawn."""
+        while self._changed:
+            pending = self._changed.popleft()
+            if pending.answered:
+                continue
+            if pending.computing is not None and pending.computing.done():
                 self._answer(pending, _result(pending.request, pending.computing))
+            elif not pending.records:  # else it has come over the topic, too
+                self._close(pending)
         now = self._clock.now()
         while (deadline := self.next_deadline()) is not None and deadline <= now:
             pending = self._pending[self._deadlines[0][2]]
@@ -320,15 +324,7 @@ class Requests:
 
     def _answer(self, pending: Pending, response: RecommendResponse) -> None:
         """Give the response to all who wait for it, and take the request off the books."""
-        pending.answered = True
-        del self._pending[pending.key]
-        if (waiting := self._waiting.get(pending.partition)) is not None:
-            waiting.pop(pending, None)
-        self._num_bytes -= pending.num_bytes
-        if pending.computing is not None:
-            pending.computing.cancel()
-        if pending.forgets:
-            self._worker.forget([pending.request.user_id])
+        self._close(pending)
         if pending.future is None and not pending.records:
             return
         stages_ms = self._stages_ms(pending, response)
@@ -338,6 +334,18 @@ class Requests:
             pending.future.set_result(own)
         if pending.records:
             self._replies.send(pending.partition, pending.records, pending.request, response, stages_ms)
+
+    def _close(self, pending: Pending) -> None:
+        """Take the request off the books, and from the device."""
+        pending.answered = True
+        del self._pending[pending.key]
+        if (waiting := self._waiting.get(pending.partition)) is not None:
+            waiting.pop(pending, None)
+        self._num_bytes -= pending.num_bytes
+        if pending.computing is not None:
+            pending.computing.cancel()
+        if pending.forgets:
+            self._worker.forget([pending.request.user_id])
 
     def _stages_ms(self, pending: Pending, response: RecommendResponse) -> dict[str, float]:
         """The response's stages with the time since its request was taken; what the engine's don't name was waiting."""
