@@ -9,6 +9,7 @@ from tests.stream.harness import (
     answers,
     produces,
 )
+from xgr_stream.stream import codec
 from xgr_stream.stream.records import Record
 
 
@@ -55,6 +56,17 @@ def test_a_new_owner_reads_back_recent_answers() -> None:
     ]
     successor.processor.restore_answers(partition, log)
     assert [p.value for p in produces(successor.process(successor.request("u")))] == [written.value]
+
+
+def test_a_new_owner_reads_back_answers_that_are_larger_than_requests_may_be() -> None:
+    stream, successor = Stream(max_message_bytes=2_000), Stream(max_message_bytes=2_000)
+    [written] = stream.run(stream.request("u"))
+    partition = stream.partition("u")
+    message = codec.decode(written.value or b"", 1 << 20)
+    large = codec.encode({**message, "model_version": "m" * 3_000}, "msgpack")
+    log = [Record(RESPONSES, partition, 0, b"u", large, stream.clock.wall_ms())]
+    successor.processor.restore_answers(partition, log)
+    assert [p.value for p in produces(successor.process(successor.request("u")))] == [large]
 
 
 def test_one_that_comes_on_another_partition_is_another_request() -> None:

@@ -104,7 +104,7 @@ class Replies:
         if record.value is None:
             return
         try:
-            message = codec.decode(record.value, self._config.max_message_bytes)
+            message = codec.decode(record.value, self._config.max_answer_bytes)
             user_id, request_id, status = protocol.answered(message)
         except InvalidInput as error:
             logger.debug("response at %s-%d, %d: %s", record.topic, record.partition, record.offset, error.code)
