@@ -160,6 +160,15 @@ def test_whatever_is_damaged_is_never_believed(
     assert error.value.reason == "damaged"
 
 
+def test_what_can_t_be_opened_is_no_snapshot(tmp_path: Path) -> None:
+    """As a file that is another user's."""
+    with pytest.raises(Unusable, match="it can't be opened") as error:
+        Snapshot(tmp_path)
+    assert error.value.reason == "damaged"
+    with pytest.raises(FileNotFoundError):
+        Snapshot(tmp_path / "none")
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_no_snapshot(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:

@@ -163,7 +163,12 @@ class Snapshot:
 
     def __init__(self, path: Path) -> None:
         """Raises `Unusable`, and `FileNotFoundError` if there is none."""
-        self._file = path.open("rb")
+        try:
+            self._file = path.open("rb")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unusable("damaged", f"it can't be opened: {error}") from error
         try:
             footer = _footer(self._file)
             self.source = Source(**footer["source"])
