@@ -12,6 +12,7 @@ from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import ConfigError, DeviceLost
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.group_member import Membership
 from xgr_stream.stream.health import Pages
 from xgr_stream.stream.kafka_driver import KafkaDriver
 from xgr_stream.stream.records import Record
@@ -159,6 +160,19 @@ async def test_the_driver_pauses_and_resumes_partitions_and_says_so(driver: Kafk
         driver.runtime.processor.acknowledged(output)
     driver._rest_and_resume()
     assert driver._consumer.paused() == set()
+    assert resting(driver) == {EVENTS: 0, REQUESTS: 0}
+
+
+async def test_nothing_rests_after_a_rebalance(driver: KafkaDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka reads all of a new assignment, whatever was paused of the one before."""
+    driver.runtime.process([event(0), event(1)])
+    driver._rest_and_resume()
+    assert resting(driver) == {EVENTS: 1, REQUESTS: 0}
+    driver._consumer = Consumer()
+    monkeypatch.setattr("xgr_stream.stream.kafka_driver.membership", lambda _: Membership("member", 1))
+    monkeypatch.setattr(driver.runtime, "revoke", lambda _: None)
+    monkeypatch.setattr(driver.runtime, "assign", lambda _: None)
+    await driver.assigned(driver._consumer.assignment())
     assert resting(driver) == {EVENTS: 0, REQUESTS: 0}
 
 

@@ -259,6 +259,8 @@ class KafkaDriver:
         try:
             self.runtime.revoke((self._topics[0], number) for number in self.runtime.assigned - staying)
             self.runtime.assign(partitions)
+            for topic in self._topics:  # to be read, all of them, whatever rested before
+                self.runtime.rests(topic, 0)
         except Exception as error:  # noqa: BLE001  aiokafka would log it and go on
             self.runtime.fail(error)
         self._assigned.set()
