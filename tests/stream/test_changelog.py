@@ -6,13 +6,14 @@ from contextlib import suppress
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xgr_stream.config import MAX_SEGMENT_EVENTS, HistoryConfig
 from xgr_stream.errors import HistoryError, MalformedMessage
 from xgr_stream.history import HistoryStore
 from xgr_stream.stream import changelog
+from xgr_stream.stream.changelog_batch import BatchReader
 from xgr_stream.stream.records import Unread
 from xgr_stream.types import MAX_ID_CHARS, UserEvent
 
@@ -69,10 +70,21 @@ def test_a_fence_is_known_by_its_nonce() -> None:
     assert changelog.fence(b"mine") != changelog.fence(b"other")
 
 
-@given(st.binary(max_size=40), st.none() | st.binary(max_size=40))
-def test_whatever_the_bytes_nothing_but_a_history_error_is_raised(key: bytes, value: bytes | None) -> None:
+numbers_or_names = st.integers(-2, 3) | st.sampled_from(["u", b"u", None]) | st.integers(-(2**63), 2**64 - 1)
+keys = st.binary(max_size=40) | (
+    st.lists(numbers_or_names, max_size=5)
+    | st.dictionaries(st.integers(0, 9) | st.text(max_size=2), st.none(), max_size=4)
+).map(lambda key: msgpack.packb(key))
+
+
+@given(st.lists(st.tuples(keys, st.none() | st.binary(max_size=40)), min_size=1, max_size=3))
+@example([(msgpack.packb({"a": 1, "b": 2, "c": 3}), None)])
+def test_whatever_the_bytes_nothing_but_a_history_error_is_raised(records: list[tuple[bytes, bytes | None]]) -> None:
+    for key, value in records:
+        with suppress(HistoryError):
+            changelog.restore(HistoryStore(), 0, key, value)
     with suppress(HistoryError):
-        changelog.restore(HistoryStore(), 0, key, value)
+        BatchReader(HistoryStore()).feed(0, [changelog.Entry(key, value) for key, value in records])
 
 
 def test_the_longest_segment_is_a_record_that_brokers_take() -> None:

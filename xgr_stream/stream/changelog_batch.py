@@ -94,7 +94,7 @@ class BatchReader:
         try:
             keys, values = [record.key for record in records], [record.value for record in records]
             singly = [records[i] for i in self._feed_rows(self._history.restoring(partition), keys, values)]
-        except (ValueError, TypeError, OverflowError, InvalidEvent):
+        except (ValueError, TypeError, LookupError, OverflowError, InvalidEvent):
             singly = records  # one can't be read: gone through one by one, it is named
         changelog.restore_all(self._history, partition, singly)
 
