@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from xgr_stream.config import StreamConfig
-from xgr_stream.stream.recovery import Recovery
+from xgr_stream.stream.recovery import Recovery, collector_resting
 from xgr_stream.testing import ManualClock
 
 NUMBER = 3
@@ -165,3 +167,20 @@ async def test_one_partition_is_settled_at_a_time() -> None:
     processor = await restored(["two records", "fence"], begin=8, end=8, times=3)
     assert processor.done.count("settled") == 6
     assert processor.most_settling == 1
+
+
+class Knot:
+    """Garbage that only a collection finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_was_let_go_while_the_collector_rested_does_not_stay() -> None:
+    with collector_resting():
+        gone = weakref.ref(Knot())
+        kept = Knot()
+        assert gone() is not None
+    assert gone() is None
+    assert kept.itself is kept
+    assert gc.isenabled()

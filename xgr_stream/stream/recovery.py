@@ -40,7 +40,9 @@ _resting = 0
 def collector_resting() -> Iterator[None]:
     """No cyclic garbage collection while histories are made: it would look at each of them again and again, for a third
     of the whole time, and find nothing. What was made is then put out of its sight for good (`gc.freeze`), or later
-    collections would stop the loop for as long. An application that has switched the collector off is left alone."""
+    collections would stop the loop for as long. Not so what is garbage by then, the broker's reader above all: one
+    collection of what is new, 0.3 µs a user, comes before. An application that has switched the collector off is left
+    alone."""
     global _resting
     ours = gc.isenabled() or _resting
     if ours:
@@ -52,6 +54,7 @@ def collector_resting() -> Iterator[None]:
         if ours:
             _resting -= 1
             if not _resting:
+                gc.collect(1)
                 gc.freeze()
                 gc.enable()
 
