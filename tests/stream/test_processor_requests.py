@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -11,7 +10,6 @@ import pytest
 from tests.stream.harness import (
     DEAD,
     EVENTS,
-    PARTITIONS,
     REQUESTS,
     RESPONSES,
     HandWorker,
@@ -181,74 +179,6 @@ def test_a_record_from_the_future_or_without_time_has_its_whole_timeout() -> Non
     assert stream.processor.next_deadline() == pytest.approx(stream.clock.now() + 1.0)
 
 
-def test_requests_over_capacity_are_refused_at_once() -> None:
-    stream = Stream(max_pending_requests=2)
-    outputs = stream.process(*(stream.request("u", f"r{i}") for i in range(3)))
-    [produce] = produces(outputs)
-    assert (message(produce)["request_id"], message(produce)["error"]) == ("r2", "over_capacity")
-    stream.acknowledge(stream.answer())
-    assert stream.process(stream.request("u", "r2")) == []
-    assert stream.processor.pending == 1
-
-
-def test_requests_are_refused_by_what_they_take_too() -> None:
-    """Each of some 100 kB of a message and 64 bytes more for each of 1,000 strings in it."""
-    stream = Stream(max_waiting_bytes=400_000)
-    large = {"exclude": [f"{i:0100}" for i in range(1_000)]}
-    outputs = stream.process(*(stream.request("u", f"r{i}", fields=large) for i in range(4)), stream.request("u", "s"))
-    assert [(message(produce)["request_id"], message(produce)["error"]) for produce in produces(outputs)] == [
-        ("r2", "over_capacity"),
-        ("r3", "over_capacity"),
-    ]
-    assert stream.processor.pending == 3
-    stream.acknowledge(stream.answer())
-    assert stream.process(stream.request("u", "r2", fields=large)) == []
-
-
-def test_one_request_may_take_more_than_all_may() -> None:
-    stream = Stream(max_waiting_bytes=1)
-    assert [answer["status"] for answer in answers(stream, stream.request("u"))] == ["unknown_user"]
-
-
-def test_what_is_delivered_again_while_it_waits_is_bounded_too() -> None:
-    """The answer goes to each delivery that was kept; the others hear that they were not."""
-    stream = Stream(max_waiting_bytes=10_000)
-    records = [stream.request("u")._replace(headers=(("h", b"x" * 1_000),)) for _ in range(20)]
-    refused = [message(produce)["error"] for produce in produces(stream.process(*records))]
-    answered = [message(produce) for produce in produces(stream.answer())]
-    assert set(refused) == {"over_capacity"}
-    assert len(answered) + len(refused) == 20
-    assert 5 <= len(answered) < 10
-    assert {answer["status"] for answer in answered} == {"unknown_user"}
-
-
-def kept_requests() -> int:
-    gc.collect()
-    return sum(type(each) is RecommendRequest for each in gc.get_objects())
-
-
-def test_what_is_answered_is_not_kept_until_the_history_moves_on() -> None:
-    """They were, each with all that it excludes, for as long as no event came."""
-    stream, before = Stream(), kept_requests()
-    for number in range(10):
-        stream.process(stream.request("u", f"r{number}", fields={"min_offset": 99}))
-    assert kept_requests() - before == 10
-    stream.clock.advance(1.0)
-    assert len(stream.processor.poll()) == 10
-    assert kept_requests() == before
-
-
-def test_nor_until_its_deadline() -> None:
-    stream, before = Stream(), kept_requests()
-    stream.process(stream.request("u", "first", fields={"min_offset": 99, "timeout_ms": 60_000}))
-    stream.process(*(stream.request("u", f"r{number}", fields={"timeout_ms": 90_000}) for number in range(10)))
-    stream.answer()
-    assert stream.processor.pending == kept_requests() - before == 1
-    stream.clock.advance(60.0)
-    assert len(stream.processor.poll()) == 1
-    assert stream.processor.next_deadline() is None
-
-
 def test_a_request_that_is_asked_again_has_its_own_deadline() -> None:
     stream = Stream()
     stream.process(stream.request("u", "other", fields={"timeout_ms": 100}))
@@ -262,59 +192,6 @@ def test_a_request_that_is_asked_again_has_its_own_deadline() -> None:
     assert stream.processor.pending == 1
     stream.clock.advance(1.0)
     assert len(stream.processor.poll()) == 1
-
-
-def test_min_offset_waits_for_the_event() -> None:
-    stream = Stream()
-    stream.run(stream.event("u"))
-    assert stream.run(stream.request("u", fields={"min_offset": 1})) == []
-    [answer] = answers(stream, stream.event("u"))
-    assert (answer["event_count"], answer["event_offset"]) == (2, 1)
-
-
-def test_min_offset_already_read_does_not_wait() -> None:
-    stream = Stream()
-    assert len(answers(stream, stream.event("u"), stream.request("u", fields={"min_offset": 0}))) == 1
-
-
-def test_a_position_on_the_users_own_partition_is_waited_for() -> None:
-    stream = Stream()
-    fields = {"min_offset": 0, "min_offset_partition": stream.partition("u")}
-    assert answers(stream, stream.request("u", fields=fields)) == []
-    [answer] = answers(stream, stream.event("u"))
-    assert (answer["status"], answer["event_offset"]) == ("ok", 0)
-
-
-def test_a_position_on_another_partition_is_refused() -> None:
-    """However far the user's own was read: its offsets say nothing of another partition's."""
-    stream = Stream()
-    own = stream.partition("u")
-    other = (own + 1) % PARTITIONS
-    fields = {"min_offset": 0, "min_offset_partition": other}
-    [answer] = answers(stream, stream.event("u"), stream.request("u", fields=fields))
-    expected = f"min_offset_partition must be {own}, where this user's requests and events are, not {other}: "
-    assert (answer["status"], answer["error"]) == ("error", "invalid_request")
-    assert answer["message"].startswith(expected)
-    mine = stream.processor.submit(RecommendRequest("mine", "u", min_offset=0, min_offset_partition=other)).result(0)
-    assert (mine.error, mine.message) == (answer["error"], answer["message"])
-    assert stream.processor.pending == 0
-
-
-def test_min_offset_counts_what_was_read_before_the_restart() -> None:
-    stream = Stream(restored=False)
-    partition = stream.partition("u")
-    stream.processor.restored(partition, position=10)
-    assert answers(stream, stream.request("u", "a", fields={"min_offset": 9}))[0]["status"] == "unknown_user"
-    assert answers(stream, stream.request("u", "b", fields={"min_offset": 10})) == []
-
-
-def test_min_offset_never_read_ends_with_the_deadline() -> None:
-    stream = Stream()
-    stream.process(stream.request("u", fields={"min_offset": 99}))
-    stream.clock.advance(1.0)
-    [produce] = produces(stream.processor.poll())
-    assert message(produce)["error"] == "deadline_exceeded"
-    assert "history" in message(produce)["message"]
 
 
 def test_a_request_waits_for_its_partitions_history() -> None:
