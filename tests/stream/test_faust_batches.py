@@ -13,7 +13,8 @@ from faust.types import TP
 from faust.types.tuples import Message
 
 from xgr_stream.stream import faust_batches
-from xgr_stream.stream.faust_batches import EVENTS, REQUESTS, FaustBatches
+from xgr_stream.stream.faust_batches import FaustBatches
+from xgr_stream.stream.records import EVENTS_AT_ONCE, REQUESTS_AT_ONCE
 
 SEEN, ASKED, THEIRS = TP("events", 0), TP("requests", 0), TP("views", 0)
 NOTHING_ELSE: Any = dict.fromkeys(("timestamp", "timestamp_type", "headers", "key", "value", "checksum"))
@@ -100,15 +101,16 @@ async def test_records_are_taken_and_those_of_others_are_left(stage: Stage) -> N
 
 
 async def test_events_and_requests_come_in_slices_in_turn(stage: Stage) -> None:
-    await stage.fetch(messages(SEEN, *range(2 * EVENTS + 1)) | messages(ASKED, *range(REQUESTS + 1)))
+    await stage.fetch(messages(SEEN, *range(2 * EVENTS_AT_ONCE + 1)) | messages(ASKED, *range(REQUESTS_AT_ONCE + 1)))
     assert [(topic, len(offsets)) for topic, offsets in stage.took] == [
-        ("events", EVENTS),
-        ("requests", REQUESTS),
-        ("events", EVENTS),
+        ("events", EVENTS_AT_ONCE),
+        ("requests", REQUESTS_AT_ONCE),
+        ("events", EVENTS_AT_ONCE),
         ("requests", 1),
         ("events", 1),
     ]
-    assert [n for topic, offsets in stage.took if topic == "events" for n in offsets] == list(range(2 * EVENTS + 1))
+    seen = [n for topic, offsets in stage.took if topic == "events" for n in offsets]
+    assert seen == list(range(2 * EVENTS_AT_ONCE + 1))
 
 
 async def test_a_partition_that_an_agent_reads_too_goes_fausts_way(stage: Stage) -> None:
@@ -162,9 +164,9 @@ async def test_what_is_left_of_a_fetch_when_a_rebalance_begins_is_let_go(stage: 
             stage.app.consumer_generation_id += 1
 
     stage.on_take = rebalance
-    assert await stage.fetch(messages(SEEN, *range(2 * EVENTS))) == {}
-    assert [len(offsets) for _, offsets in stage.took] == [EVENTS]
-    assert stage.consumer._read_offset[SEEN] == EVENTS - 1
+    assert await stage.fetch(messages(SEEN, *range(2 * EVENTS_AT_ONCE))) == {}
+    assert [len(offsets) for _, offsets in stage.took] == [EVENTS_AT_ONCE]
+    assert stage.consumer._read_offset[SEEN] == EVENTS_AT_ONCE - 1
 
 
 async def test_nothing_is_taken_while_the_apps_flow_is_suspended(stage: Stage) -> None:

@@ -34,10 +34,6 @@ class ReferenceCounts:
     def num_free(self) -> int:
         return self._num_free
 
-    @property
-    def num_used(self) -> int:
-        return self.size - self._num_free
-
     def allocate(self, count: int) -> IntArray:
         """`count` free places, each with one holder: the caller. [count] Raises `OutOfMemory`, with nothing changed."""
         if count > self._num_free:

@@ -47,13 +47,13 @@ class ResolvedFilter:
         """`leaf << 32 | row` of each row, which has a place, as `excluded` has them."""
         return _keys(self._trie, rows)
 
-    def allows(self, rows: Int32Array, keys: Int64Array | None = None) -> BoolArray:
-        """Whether each item row, which has a place, may be returned. `keys`: theirs, where they are at hand."""
+    def allows(self, rows: Int32Array) -> BoolArray:
+        """Whether each item row, which has a place, may be returned."""
         allowed = self.live(rows)
         if self.tags_key is not None:
             allowed &= self.tagged(rows)
         if len(self.excluded):
-            allowed &= self.not_excluded(self.keys(rows) if keys is None else keys)
+            allowed &= self.not_excluded(self.keys(rows))
         return allowed
 
     def live(self, rows: Int32Array) -> BoolArray:

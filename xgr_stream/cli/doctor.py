@@ -16,6 +16,7 @@ from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
 from xgr_stream.cli.kinds import Name
 from xgr_stream.config import (
+    MIB,
     CacheConfig,
     ChallengerConfig,
     EngineConfig,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from xgr_stream.engine import Engine
     from xgr_stream.stream.connection import Connection
 
-MIB = 1 << 20
 MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 
 

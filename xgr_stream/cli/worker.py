@@ -16,6 +16,7 @@ from xgr_stream.cli.challenger import challenger_options
 from xgr_stream.cli.kinds import SESSION_TIMEOUT, Name
 from xgr_stream.cli.signals import FirstSignal, first_signal
 from xgr_stream.config import (
+    MIB,
     CacheConfig,
     ChallengerConfig,
     EngineConfig,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
     from xgr_stream.stream.setup import Setup
 
-MIB = 1 << 20
 DEVICE_LOST = 3
 """What the process exits with when its device failed: to be started again, unlike after 1 or 2."""
 FENCED = 4

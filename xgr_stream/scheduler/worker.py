@@ -55,10 +55,11 @@ class DeviceWorker:
 
     A batch is of one version of the model. What fails on a challenger is answered by the primary.
 
-    `submit`, `want_append`, `call` and `forget` may be called on any thread and never block. Promises are kept
-    on the device thread, or inside `submit` for a request that is refused: their callbacks must be short and must not
-    raise. `on_lost` is called once, on the device thread, when the device gives nothing but errors any more: all that
-    waits has been answered then, and so is all that still comes.
+    `submit`, `want_appends`, `call`, `between_batches` and `forget` may be called on any thread and never block;
+    `together` is for one thread at a time. Promises are kept on the device thread, or inside `submit` for a request
+    that is refused: their callbacks must be short and must not raise. `on_lost` is called once, on the device thread,
+    when the device gives nothing but errors any more: all that waits has been answered then, and so is all that still
+    comes.
     """
 
     def __init__(

@@ -33,7 +33,8 @@ class Kind(IntEnum):
     FORGET = 3
 
 
-_DELTA = Kind.DELTA.value  # an enum's member takes as long to look up as all the rest of a key
+# An enum's member takes as long to look up as all the rest of a key.
+_DELTA, _SEGMENT = Kind.DELTA.value, Kind.SEGMENT.value
 
 
 class Entry(NamedTuple):
@@ -55,9 +56,7 @@ def delta_key(user_id: str, number: int, life: int = FIRST_LIFE) -> bytes:
 
 
 def segment_key(user_id: str, number: int, life: int = FIRST_LIFE) -> bytes:
-    key: bytes = _pack(
-        (Kind.SEGMENT.value, user_id, number) if life == FIRST_LIFE else (Kind.SEGMENT.value, user_id, number, life)
-    )
+    key: bytes = _pack((_SEGMENT, user_id, number) if life == FIRST_LIFE else (_SEGMENT, user_id, number, life))
     return key
 
 
@@ -84,6 +83,7 @@ def written(
     """`entry_of`, from an event's fields, as key and value."""
     number, sealed, life, source = applied
     if sealed is None:
+        # What `delta_key` does: to call it takes 15% more time for each event (1.6 -> 1.9 us).
         key = _pack((_DELTA, user_id, number) if life == FIRST_LIFE else (_DELTA, user_id, number, life))
         if source is None:
             return key, _pack((MAJOR, offset, item_id, action))
@@ -182,9 +182,6 @@ def _restore_plain(restoring: PartitionRestore, key: bytes | None, value: bytes 
     "".join(items)  # a TypeError unless all are strings
     restoring.segment(user_id, number, _new(Segment, (offset, items, None, sources)))
     return True
-
-
-_DELTA, _SEGMENT = Kind.DELTA.value, Kind.SEGMENT.value
 
 
 def restore(history: HistoryStore, partition: int, key: bytes | None, value: bytes | None) -> None:

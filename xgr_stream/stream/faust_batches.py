@@ -22,12 +22,10 @@ from faust.types import TP
 from mode.utils.futures import notify
 
 from xgr_stream.stream.connection import record_of
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import EVENTS_AT_ONCE, REQUESTS_AT_ONCE, Record
 
 Fetched = dict[TP, list[Any]]
 
-EVENTS, REQUESTS = 100, 25
-"""Records that are handed on at once; between two such slices, others have their turn of the loop."""
 PAUSE_S, LONG_PAUSE_S, MANY = 0.001, 0.005, 10
 """Between two fetches while records come in a row, and once one brings `MANY`: each is a call of another thread, and
 requests to the broker."""
@@ -68,7 +66,7 @@ class FaustBatches:
         must_rest: Callable[[str, int], bool],
     ) -> None:
         self._app = app
-        self._sizes = {events: EVENTS, requests: REQUESTS}
+        self._sizes = {events: EVENTS_AT_ONCE, requests: REQUESTS_AT_ONCE}
         self._take = take
         self._committable = committable
         self._must_rest = must_rest

@@ -23,7 +23,7 @@ from xgr_stream.stream.group_member import (
     membership,
 )
 from xgr_stream.stream.progress import Progress
-from xgr_stream.stream.records import Record
+from xgr_stream.stream.records import EVENTS_AT_ONCE, REQUESTS_AT_ONCE, Record
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.stream.setup import Setup
 
@@ -34,8 +34,6 @@ RESTING_POLL_MS = 10
 """While partitions rest: how soon it is seen that they need not any more."""
 MAX_BATCH = 500
 """Records of one round: what requests wait for at most, since events go first."""
-EVENTS, REQUESTS = 100, 25
-"""Records that are processed before answers are written and refusals sent again: some 5 ms."""
 COMMIT_INTERVAL_S = 1.0
 COMMIT_TIMEOUT_S = 2.0
 END_S = 5.0
@@ -163,7 +161,7 @@ class KafkaDriver:
         """Events before requests, so that a request sees what its user did before it. What was fetched before a
         rebalance is let go: it comes again, from the committed offset on."""
         rebalances, seeks = self._rebalances, self._seeks.copy()
-        for topic, size in zip(self._topics, (EVENTS, REQUESTS), strict=True):
+        for topic, size in zip(self._topics, (EVENTS_AT_ONCE, REQUESTS_AT_ONCE), strict=True):
             # Over all partitions: a slice of each by itself would have the device thread woken for a few records.
             messages = [message for tp, fetched in batches.items() if tp.topic == topic for message in fetched]
             for first in range(0, len(messages), size):

@@ -40,6 +40,9 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
+EVENTS_AT_ONCE, REQUESTS_AT_ONCE = 100, 25
+"""Records that a driver has processed in one go, some 5 ms: between two such slices others have their turn of the loop,
+answers are written and refusals sent again."""
 MAX_HEADERS = 100
 DEAD_LETTER_BYTES = 64 * 1024
 """How much of a dead letter's key and value are kept, each."""

@@ -147,21 +147,20 @@ async def _check_topic(connection: Connection, topic: str) -> None:
         await admin.close()
 
 
-def write_updates(connection: Connection, topic: str, updates: Sequence[CatalogUpdate], codec: Any = "msgpack") -> None:
+def write_updates(connection: Connection, topic: str, updates: Sequence[CatalogUpdate]) -> None:
     """Returns when the broker has them all."""
-    asyncio.run(_write(connection, topic, updates, codec))
+    asyncio.run(_write(connection, topic, updates))
 
 
-async def _write(connection: Connection, topic: str, updates: Sequence[CatalogUpdate], codec: Any) -> None:
-    from xgr_stream.stream import codec as codecs
-    from xgr_stream.stream import protocol
+async def _write(connection: Connection, topic: str, updates: Sequence[CatalogUpdate]) -> None:
+    from xgr_stream.stream import codec, protocol
 
     await _check_topic(connection, topic)
     messages = ((update.item_id.encode(), protocol.update_message(update)) for update in updates)
     await write_all(
         connection,
         topic,
-        (Message(key, None if value is None else codecs.encode(value, codec), 0) for key, value in messages),
+        (Message(key, None if value is None else codec.encode(value, "msgpack"), 0) for key, value in messages),
     )
 
 
