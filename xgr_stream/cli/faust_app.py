@@ -12,8 +12,8 @@ import click
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
 
+from xgr_stream.cli.exit_codes import exit_code
 from xgr_stream.cli.signals import FirstSignal
-from xgr_stream.cli.worker import exit_code
 from xgr_stream.stream.connection import Connection
 
 REQUEST_TIMEOUT_S = 90.0

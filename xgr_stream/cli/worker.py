@@ -13,6 +13,7 @@ import click
 from xgr_stream.cli.broker import broker_options, topic_options
 from xgr_stream.cli.cache import cache_options
 from xgr_stream.cli.challenger import challenger_options
+from xgr_stream.cli.exit_codes import exit_code
 from xgr_stream.cli.kinds import SESSION_TIMEOUT, Name
 from xgr_stream.cli.signals import FirstSignal, first_signal
 from xgr_stream.config import (
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
     from xgr_stream.stream.setup import Setup
 
-DEVICE_LOST = 3
-"""What the process exits with when its device failed: to be started again, unlike after 1 or 2."""
-FENCED = 4
-"""When another process takes its partitions' transactions over again and again: to be looked into."""
 COLLECTOR = 20_000, 20, 100
 """When the cyclic collector looks for garbage. By default it does after 700 objects, and an answer of ten items makes
 and drops a hundred: a quarter of a request's time, for nothing."""
@@ -156,11 +153,6 @@ def worker(
         failure = click.ClickException(f"{error.code}: {error}")
         failure.exit_code = exit_code(error)
         raise failure from error
-
-
-def exit_code(error: BaseException) -> int:
-    """Of a worker that ends with this."""
-    return DEVICE_LOST if isinstance(error, DeviceLost) else FENCED if isinstance(error, Fenced) else 1
 
 
 async def _serve_with_kafka(setup: Setup, web: tuple[str, int], signals: FirstSignal) -> None:
