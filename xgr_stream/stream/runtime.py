@@ -18,6 +18,7 @@ from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.batches import bound_topics
 from xgr_stream.stream.connection import stop_client
+from xgr_stream.stream.lane_publisher import LanePublisher
 from xgr_stream.stream.models import Models
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.progress import Progress
@@ -190,7 +191,7 @@ class Runtime:
             "on_failure": self.fail,
         }
         if self.setup.config.transactions is None:
-            return Publisher(**options)
+            return LanePublisher(**options)
         self._transactions = TransactionalPublisher(
             self.setup.config.transactions,
             self.setup.connection,

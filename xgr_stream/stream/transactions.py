@@ -202,15 +202,7 @@ class TransactionalPublisher(Publisher):
             found[tp.topic] = Progress(begins[tp]) if offset < 0 else Progress.read(offset, metadata)
         return found
 
-    # What a publisher does otherwise
-
-    async def run(self) -> None:
-        """Until cancelled. Partitions are closed by `stop`."""
-        while True:
-            await self._wake_or_deadline()
-            self._awake.clear()
-            for output in self._processor.poll():
-                self._send(output)
+    # Outputs
 
     def _send(self, output: Output) -> None:
         self._expect(output, 1)

@@ -1,4 +1,5 @@
-"""The publisher: order, acknowledgement behind the broker's, retries, copies. The test plays processor and broker."""
+"""The publisher of lanes: order, acknowledgement behind the broker's, retries, copies. The test plays processor and
+broker."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from tests.stream.batch import Producer
 from tests.stream.waiting import settle, until
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
-from xgr_stream.stream import publisher as module
+from xgr_stream.stream import lane_publisher as module
+from xgr_stream.stream.lane_publisher import LanePublisher
 from xgr_stream.stream.outbox import Output
 from xgr_stream.stream.partition import Partition
-from xgr_stream.stream.publisher import Publisher
 from xgr_stream.stream.records import Produce, Record
 
 
@@ -61,9 +62,9 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimpleNamespac
     async def replacement() -> Producer:
         return replacements[0]
 
-    publisher = Publisher(
-        processor,  # type: ignore[arg-type]
-        producer,
+    publisher = LanePublisher(
+        processor=processor,
+        producer=producer,
         new_producer=replacement,
         clock=SystemClock(),
         metrics=metrics,
