@@ -119,7 +119,7 @@ def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_d
         engine.append("bob", ["item-3", "item-4"])
         for beams, k in ((1000, 1000), (40, 5)):
             ask(engine, *((user, k, beams) for user in ("ann", "bob")))
-    generations = {engines[0]._legality.generation}
+    generations = {engines[0]._serving.legality.generation}
     position, known, merges = 0, case.items["item_id"], [None, None]
     for step in range(8):
         ids = [f"launched-{step}", *(f"new-{rng.randrange(30)}" for _ in range(rng.choice([0, 12])))]
@@ -148,7 +148,7 @@ def test_captured_decodes_find_new_and_moved_items_and_what_is_merged_as_a_cpu_d
         assert scores == pytest.approx(expected_scores, abs=EPSILON)
         for engine in engines:
             engine.check_integrity()
-        generations.add(engines[0]._legality.generation)
+        generations.add(engines[0]._serving.legality.generation)
         if step % 4 == 1:
             merges = [engine.begin_merge() for engine in engines]
             for merge in merges:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from secrets import randbits
 from typing import cast
@@ -14,21 +12,19 @@ from typing import cast
 import torch
 
 from xgr_kernels.compiled import library
-from xgr_kernels.dispatch import launching_on
 from xgr_stream.cache import DecayedRate, PrefixCache
-from xgr_stream.catalog import Catalog, LiveCatalog, Merge, row_table
+from xgr_stream.catalog import Catalog, row_table
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
 from xgr_stream.engine.ablation import Skipped
 from xgr_stream.engine.batches import Batches
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.engine.context import ContextReader, NewPlaces, SeenItems
 from xgr_stream.engine.decode import BeamDecoder
-from xgr_stream.engine.legality import LegalityTables
 from xgr_stream.engine.pending import PendingAnswers
 from xgr_stream.engine.prefixes import PrefixBuilder
 from xgr_stream.engine.preparation import prepare_appends, prepare_decodes
 from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.engine.scoring import CandidateScorer
+from xgr_stream.engine.serving_catalog import ServingCatalog
 from xgr_stream.engine.sizing import (
     check_history,
     default_window,
@@ -43,7 +39,7 @@ from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.warming import Warming, WarmReport
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import CatalogError, EngineError, InvalidEvent, InvalidRequest, InvalidUpdate, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -58,8 +54,6 @@ from xgr_stream.types import (
     Tags,
     UserEvent,
 )
-
-_retokenised = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +139,7 @@ class Engine:
             decoder=self._decoder,
             scorer=CandidateScorer(model, self.cache, self.normalizer, lane),
         )
-        self._retokenised = False
-        self.use_catalog(catalog)
+        self._serving = ServingCatalog(catalog, model, self.window, history, self._work, self._prefixes, self._batches)
 
     @classmethod
     def load(
@@ -170,33 +163,16 @@ class Engine:
     def catalog(self) -> Catalog:
         """What requests are answered from. Its version counts updates as soon as `update_catalog` has returned; items
         that are new or changed are in it with the next call that reads it: `begin`, `warm`, `expect` and the like."""
-        return self._catalog
+        return self._serving.catalog
 
     def knows_item(self, item_id: str) -> bool:
         """Whether the catalog has the item. Safe to call from any thread."""
-        return self._catalog.row(item_id) is not None
+        return self._serving.catalog.row(item_id) is not None
 
     def use_catalog(self, catalog: Catalog) -> None:
         """Answer from this catalog from now on. Prefixes that another one tokenised are computed anew on next use,
         unless both give items the same tokens. A merge that is under way is void."""
-        self.model.tokens.check_catalog(catalog.codes)
-        self._work.settle()
-        self._live = LiveCatalog(catalog)
-        self._catalog = catalog
-        device = self.cache.hidden.device
-        with launching_on(device):
-            self._legality = LegalityTables(catalog, device)
-        self._reader = ContextReader(catalog, self.model, self.window, self.history)
-        self._reader.look_up_new_items()  # prefixes that stay hold some, which updates may change
-        key = f"{self.model.version}/{catalog.base_version}"
-        if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
-            key += f"/{next(_retokenised)}"
-        self._prefixes.use(self._reader, key)
-        self._batches.use(catalog, self._reader, self._legality)
-        if device.type == "cuda":
-            # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
-            # would spoil the graph that another engine may be capturing.
-            torch.cuda.current_stream(device).synchronize()
+        self._serving.use(catalog)
 
     # What changes in the catalog.
 
@@ -209,78 +185,27 @@ class Engine:
         """Let these happen to the catalog, in their order; they count when this returns. The catalog's version is then
         its table's and the number of updates that it has had. Raises `CatalogError` while a merge (`begin_merge`) is
         under way: it has changed nothing then."""
-        if self._live.merging is not None:
-            raise CatalogError("a merge must not be under way, and one is: finish or abandon it before apply_updates")
-        listed = list(updates)
-        for update in listed:
-            if not isinstance(update, CatalogUpdate):
-                raise InvalidUpdate(f"updates must be CatalogUpdates, not {update!r}")
-            update.check(self.codes)
-        self.update_catalog(listed, self._live.position + len(listed))
-        merge = self.begin_merge()
-        if merge is not None:
-            try:
-                merge.run()
-                merge.finish()
-            except BaseException:  # what waits is for the next call to merge
-                merge.abandon()
-                raise
+        self._serving.apply(updates)
 
-    @torch.inference_mode()
     def update_catalog(self, updates: Sequence[CatalogUpdate], position: int) -> None:
         """Let items come and go at once, and those that are new or have another semantic ID or other tags be in the
         catalog's delta. Between two batches: what was begun must be finished, or it would be answered from what has
         changed. `updates` must fit `codes`; `position` is where their log goes on behind them."""
-        self._live.apply(updates, position)
+        self._serving.update(updates, position)
 
-    def _join(self) -> None:
-        """Have what waits of new and changed items in the catalog's delta, before anything is read with it."""
-        self._live.join()
-        if self._catalog.delta is not self._reader.delta:
-            self._reader.retokenise(self._reader.places_in(self._catalog, self._renumbered(self._catalog)))
-            self._retokenised |= self._catalog.delta_retokenises
-
-    def _renumbered(self, catalog: Catalog) -> Iterable[str]:
-        """The items of the delta that is read now and of the catalog's: their rows are others there."""
-        deltas = (self._reader.delta, catalog.delta)
-        return chain.from_iterable(delta.item_ids for delta in deltas if delta is not None)
-
-    @torch.inference_mode()
     def bring_legality(self, item_filter: ItemFilter = NO_FILTER) -> None:
         """Have what came and went, and the filter's masks, on the device now. The next batch does it otherwise."""
-        self._join()
-        with self._work.decode_lane.current():
-            self._legality.bring([self._catalog.resolve(item_filter)])
+        self._serving.bring_legality(item_filter)
 
     @property
     def catalog_bytes(self) -> int:
         """That the catalog takes on the device. While a merge is under way, the next one takes as much beside it."""
-        return self._legality.num_bytes
+        return self._serving.legality.num_bytes
 
     def begin_merge(self) -> CatalogMerge | None:
         """What merges all that waits now; None if nothing does, or while another merge is neither finished nor
         abandoned."""
-        merge = self._live.begin()
-        if merge is None:
-            return None
-        return CatalogMerge(merge, self._live, self._reader, self._legality, self._swap_to)
-
-    def _swap_to(self, merge: Merge, legality: LegalityTables, seen: SeenItems) -> Callable[[], None]:
-        """What puts this merge in place; all that it takes memory for is done here, before it changes anything."""
-        if merge is not self._live.merging:  # `use_catalog` came in between
-            return lambda: None
-        self._live.catch_up(merge)
-        places = self._reader.places_in(merge.merged, self._renumbered(merge.merged), seen)
-        return partial(self._swap, merge, legality, places)
-
-    def _swap(self, merge: Merge, legality: LegalityTables, places: NewPlaces) -> None:
-        self._live.finish(merge)
-        self._catalog = self._live.catalog
-        with self._work.decode_lane.current():
-            self._legality.replace(legality)
-        self._reader.retokenise(places)
-        self._batches.use(self._catalog, self._reader, self._legality)
-        self._retokenised |= bool(merge.retokenised) or self._catalog.delta_retokenises
+        return self._serving.begin_merge()
 
     # The facade: one user at a time, out of this engine's own history.
 
@@ -368,7 +293,7 @@ class Engine:
     def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> PendingAnswers:
         """`answer`, as far as it goes without waiting for the device: the next batch may begin before this one is
         finished, but the catalog must not change."""
-        self._join()
+        self._serving.join()
         pending = self._batches.begin(requests)
         self._batches.counters.requests += len(requests)
         return pending
@@ -376,14 +301,14 @@ class Engine:
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
         """Bring these users' prefixes up to their views, together, in forwards of at most `max_batch_tokens`. On CUDA
         it returns while the last of them is under way."""
-        self._join()
+        self._serving.join()
         return self._warming.warm(views)
 
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
         """`warm` of one user who has nothing to go on from, in forwards of at most so many tokens: one for each step,
         with `users` 1 for the last, when the prefix is there. Between two steps anything may be asked of the engine.
         Another user's has no steps: they are warmed at once."""
-        self._join()
+        self._serving.join()
         return self._warming.prefilling(view, chunk_tokens)
 
     def expect(self, views: Sequence[HistoryView]) -> None:
@@ -407,10 +332,11 @@ class Engine:
         """`prepare`, one graph for each step, so that another engine on this thread has its turns in between."""
         if self.cache.hidden.is_cuda:
             yield from prepare_appends(self._work, self.cache, self.model.tokens, self.config, self.window.max_events)
-            unfiltered = self._catalog.resolve(NO_FILTER)
-            yield from prepare_decodes(self._work, self._decoder, self.cache, self.config, unfiltered, self._legality)
+            serving = self._serving
+            unfiltered = serving.catalog.resolve(NO_FILTER)
+            yield from prepare_decodes(self._work, self._decoder, self.cache, self.config, unfiltered, serving.legality)
             with self._work.decode_lane.current():
-                self._legality.flip_graph()
+                serving.legality.flip_graph()
             yield
 
     def close(self) -> None:
@@ -461,11 +387,8 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise `XgrError` unless memory, cache and catalog are consistent. Call between batches."""
         self._work.settle_file()
-        self._join()
         self.cache.check_integrity()
-        self._catalog.check_integrity()
-        with torch.inference_mode(), self._work.decode_lane.current():
-            self._legality.check_integrity()
+        self._serving.check_integrity()
         invalid_items = self._batches.counters.invalid_items
         if invalid_items:
             raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")
