@@ -14,7 +14,7 @@ from faust.types import TP
 from mode import Service
 
 from tests.stream.agents import PARTITION, USER, put
-from tests.stream.waiting import until
+from tests.stream.waiting import settle, until
 from xgr_stream.config import EngineConfig, StreamConfig
 from xgr_stream.errors import TopologyError
 from xgr_stream.metrics import Metrics
@@ -146,6 +146,37 @@ async def test_nothing_that_a_record_holds_escapes_the_agent(driver: FaustDriver
         assert [output.produces[0].topic == dead_letters for output in outputs] == [True] * 4 + [False]
         acknowledge(driver, outputs)
     assert processor.committable(driver._recommender.config.topics.events, PARTITION) == 6
+
+
+async def test_an_error_in_processing_crashes_the_app_and_nothing_is_taken_after_it(
+    driver: FaustDriver, app: faust.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a timer, where nobody would hear of it."""
+    crashed: list[BaseException] = []
+    error, process = MemoryError("no room"), driver.runtime.process
+
+    async def crash(reason: BaseException) -> None:
+        crashed.append(reason)
+
+    def fails_once(records: Iterable[Any]) -> None:
+        monkeypatch.setattr(driver.runtime, "process", process)
+        raise error
+
+    monkeypatch.setattr(app, "crash", crash)
+    monkeypatch.setattr(driver.runtime, "process", fails_once)
+    monkeypatch.setattr(driver.runtime, "_on_failure", driver._crash_app)
+    async with driver.events.test_context() as agent:
+        await put(agent, event_bytes())
+        assert not any(driver._gathered.values())
+        await settle()
+        assert (crashed, driver.runtime.failure) == ([error], error)
+        assert not driver.runtime.readiness()["ready"]
+        later = await put(agent, event_bytes())
+        assert not any(driver._gathered.values())
+        acknowledge(driver, driver.runtime.processor.poll())
+        assert later.acked == []
+    events = driver._recommender.config.topics.events
+    assert driver.runtime.processor.committable(events, PARTITION) is None
 
 
 async def test_requests_are_answered_and_then_acknowledged(driver: FaustDriver) -> None:

@@ -73,6 +73,7 @@ class FaustDriver(Service):
         self._taken_at = float("-inf")
         self._resting: set[tuple[str, int]] = set()
         self._draining: asyncio.Task[None] | None = None
+        self._crashing: asyncio.Task[None] | None = None
         self._batches = FaustBatches(
             app,
             events=topics.events,
@@ -197,7 +198,7 @@ class FaustDriver(Service):
         return end
 
     def _crash_app(self, error: BaseException) -> None:
-        asyncio.get_running_loop().create_task(self._app.crash(error))
+        self._crashing = asyncio.get_running_loop().create_task(self._app.crash(error))
 
     # Records
 
@@ -242,11 +243,18 @@ class FaustDriver(Service):
             records.clear()
 
     def take(self, gathered: Iterable[Event | Record]) -> None:
-        """Hand records to the processor, each partition's in offset order. Never raises."""
-        runtime, generation = self.runtime, self._app.consumer_generation_id
-        if runtime is None:
+        """Hand records to the processor, each partition's in offset order. Never raises: an error fails the worker.
+        Nothing is taken after it: what came later would be committed over what the error has lost."""
+        runtime = self.runtime
+        if runtime is None or runtime.failure is not None:
             return
-        held = runtime.processor.assigned
+        try:
+            self._process(runtime, gathered)
+        except Exception as error:  # noqa: BLE001  a timer's goes to the loop's log alone, an agent's skips an event
+            runtime.fail(error)
+
+    def _process(self, runtime: Runtime, gathered: Iterable[Event | Record]) -> None:
+        generation, held = self._app.consumer_generation_id, runtime.processor.assigned
         records = []
         advanced = set()
         for one in gathered:
