@@ -254,3 +254,31 @@ async def test_what_an_agent_of_ours_has_open_of_another_topic_is_let_go_too(sta
     assert stage.waited_for == 1
     stage.batches.stop()
     assert stage.waited_for == 0
+
+
+async def test_of_several_recommenders_each_lets_go_once_stopped(stage: Stage) -> None:
+    """Each takes over the app's one consumer."""
+    batches: list[FaustBatches] = [stage.batches]
+    for topic in ("views", "clicks"):
+        batches.append(
+            FaustBatches(
+                stage.app,
+                events=topic,
+                requests=f"{topic}-asked",
+                take=stage._take,
+                committable=lambda *_: None,
+                must_rest=lambda *_: False,
+            )
+        )
+        batches[-1].start()
+    held = [Message(*tp, offset=7, **NOTHING_ELSE) for tp in (SEEN, THEIRS, TP("clicks", 0))]
+    for message in held:
+        message.incref(2)
+        stage.consumer.track_message(message)
+    for each in batches:
+        each.stop()
+    assert stage.waited_for == 3
+    for left, message in zip((2, 1, 0), held, strict=True):
+        message.decref()  # its agent has let go
+        stage.consumer._clean_unacked_messages()
+        assert stage.waited_for == left

@@ -91,7 +91,7 @@ class FaustBatches:
             self._consumer = consumer
             self._getmany, consumer._getmany = consumer._getmany, self._fetch
             self._offsets, consumer._filter_committable_offsets = consumer._filter_committable_offsets, self._to_commit
-            consumer._clean_unacked_messages = self._wait_no_more
+            self._clean, consumer._clean_unacked_messages = consumer._clean_unacked_messages, self._wait_no_more
             consumer.close = self._leave_connected
 
     def stop(self) -> None:
@@ -160,6 +160,7 @@ class FaustBatches:
     def _wait_no_more(self) -> None:
         """`Consumer._clean_unacked_messages`, which Faust calls while it waits for messages: of those too, once we have
         stopped, that nobody but us has open. We let them go, but where Faust still has them is not to be seen."""
+        self._clean()
         consumer = self._consumer
         consumer._unacked_messages -= {message for message in consumer._unacked_messages if self._is_over(message)}
 
