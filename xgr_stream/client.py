@@ -115,6 +115,11 @@ class RecommendClient(Asking):
                 await stop_client(part)
         self._consumer = self._producer = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether responses can't be read any more, so that every later request fails."""
+        return self._reader is not None and self._reader.done()
+
     async def respond(self, request: RecommendRequest, *, timeout: float | None = None) -> RecommendResponse:
         """The response to a request, an error response too, within `timeout` seconds (by default the request's own).
 

@@ -6,7 +6,7 @@ import asyncio
 
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import NotOwned
+from xgr_stream.errors import NotOwned, ShuttingDown
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.asking import Asking
@@ -68,7 +68,14 @@ class Recommender(Asking):
         return self.runtime
 
     async def _started_client(self, runtime: Runtime) -> RecommendClient:
+        """Raises `ShuttingDown` once the runtime is released. That does not wait for a client that is starting: without
+        a broker it may start for ever."""
         async with self._client_starting:
+            if self._client is not None and self._client.failed:
+                failed, self._client = self._client, None
+                await failed.stop()
+            if self.runtime is not runtime:
+                raise ShuttingDown("the app was stopped")
             if self._client is None:
                 client = RecommendClient(
                     runtime.setup.connection,
@@ -77,5 +84,8 @@ class Recommender(Asking):
                     max_message_bytes=self.config.max_answer_bytes,
                 )
                 await client.start()
+                if self.runtime is not runtime:
+                    await client.stop()
+                    raise ShuttingDown("the app was stopped")
                 self._client = client
             return self._client
