@@ -120,8 +120,8 @@ def recommend(
 ) -> list[list[str]]:
     """The engine's k best items after each sequence's history, none where it has nothing legal to recommend.
 
-    Users go through the engine under names of their own and are forgotten after their batch; `on_batch` is called with
-    the number of users done. Raises the `XgrError` that a response carries.
+    Users go through the engine under names of their own and are forgotten after their batch, even one that fails;
+    `on_batch` is called with the number of users done. Raises the `XgrError` that a response carries.
     """
     lists: list[list[str]] = []
     for batch in _batches(sequences, batch_users):
@@ -129,18 +129,20 @@ def recommend(
             RecommendRequest(f"evaluate-{n}", f"evaluate-{n}", k, beam_width, _seen(engine, sequence, exclude_seen))
             for n, sequence in enumerate(batch)
         ]
-        for request, sequence in zip(requests, batch, strict=True):
-            for item, action in sequence.events:
-                engine.history.apply(UserEvent(request.user_id, item, action))
-        responses = engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
-        for response in responses:
-            # Whoever has seen everything is recommended nothing: a miss, not the end of the evaluation.
-            if response.status is Status.ERROR and response.error != NothingLegal.code:
-                raise error_from(response.error, response.message)
-            lists.append([item.item_id for item in response.items])
-        engine.forget([request.user_id for request in requests])
-        for request in requests:
-            engine.history.forget(request.user_id)
+        try:
+            for request, sequence in zip(requests, batch, strict=True):
+                for item, action in sequence.events:
+                    engine.history.apply(UserEvent(request.user_id, item, action))
+            responses = engine.answer([(request, engine.history.view(request.user_id)) for request in requests])
+            for response in responses:
+                # Whoever has seen everything is recommended nothing: a miss, not the end of the evaluation.
+                if response.status is Status.ERROR and response.error != NothingLegal.code:
+                    raise error_from(response.error, response.message)
+                lists.append([item.item_id for item in response.items])
+        finally:
+            engine.forget([request.user_id for request in requests])
+            for request in requests:
+                engine.history.forget(request.user_id)
         on_batch(len(batch))
     return lists
 

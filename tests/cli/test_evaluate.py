@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -12,9 +13,10 @@ from click.testing import CliRunner
 
 from xgr_stream.cli.main import main
 from xgr_stream.engine import Engine
-from xgr_stream.errors import InvalidInput
+from xgr_stream.errors import DeviceLost, InvalidInput
 from xgr_stream.evaluation import Quality, UserSequence, evaluate, rank_of, read_sequences, recommend, whole_histories
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_model
+from xgr_stream.types import RecommendResponse
 
 HISTORIES = [("ann", [3, 5, 8]), ("bob", [1, 1, 20, 7]), ("cid", [11, 12])]
 
@@ -56,6 +58,34 @@ def test_it_leaves_no_user_behind(engine: Engine) -> None:
     assert engine.stats().users_warm == 0
     assert engine.history.num_users == 0
     engine.check_integrity()
+
+
+@pytest.mark.parametrize("fails_at", ["an event", "the answer", "a response"])
+def test_an_evaluation_that_fails_leaves_no_user_behind(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    """Else the next one's users would have done what its had."""
+    expected = evaluate(engine, sequences(), k=20)
+    answer = engine.answer
+
+    def failing(pairs: list[Any]) -> list[RecommendResponse]:
+        responses = answer(pairs)
+        if fails_at == "the answer":
+            raise DeviceLost("the card is gone")
+        last = pairs[-1][0]
+        return [*responses[:-1], RecommendResponse.failure(last.request_id, last.user_id, DeviceLost("no card"))]
+
+    faulty = sequences()
+    if fails_at == "an event":
+        faulty.append(UserSequence("dan", ("", "item-1")))
+    else:
+        monkeypatch.setattr(engine, "answer", failing)
+    with pytest.raises((DeviceLost, InvalidInput)):
+        evaluate(engine, faulty, k=20)
+    assert (engine.stats().users_warm, engine.history.num_users) == (0, 0)
+    engine.check_integrity()
+    monkeypatch.undo()
+    assert evaluate(engine, sequences(), k=20) == expected
 
 
 def test_every_target_is_found_when_all_items_are_recommended(engine: Engine) -> None:
