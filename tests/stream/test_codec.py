@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from xgr_stream.config import Codec
 from xgr_stream.errors import InvalidInput, MalformedMessage, MessageTooLarge
 from xgr_stream.stream import codec, protocol
 
@@ -94,10 +95,42 @@ def test_what_is_no_map_is_shown_beside_what_was_expected(data: bytes) -> None:
     assert str(refused.value) == f"message must be a map, as msgpack or as JSON, not {data!r}"
 
 
-@pytest.mark.parametrize(("data", "tried"), [(b'{"v": 1', "JSON"), (b"\x81\xa1v", "msgpack within our limits")])
+@pytest.mark.parametrize(("data", "tried"), [(b'{"v": 1', "JSON"), (b"\x81\xa1v", "msgpack")])
 def test_a_map_that_cannot_be_read_is_refused_in_the_words_of_its_encoding(data: bytes, tried: str) -> None:
-    with pytest.raises(MalformedMessage, match=rf"^message is not {tried}: "):
+    with pytest.raises(MalformedMessage, match=rf"^message is not {tried} within our limits: "):
         codec.decode(data, LIMIT)
+
+
+@pytest.mark.parametrize("encoding", ["msgpack", "json"])
+@pytest.mark.parametrize("wrap", [lambda value: {"v": value}, lambda value: {"v": [1, {"x": [value]}, "y"]}])
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda size: "x" * size, 65_536),
+        (lambda size: "x" * (size % 2) + "\u00e9" * (size // 2), 65_536),
+        (lambda size: "\\" * size, 65_536),
+        (lambda size: {"x" * size: None}, 65_536),
+        (lambda size: [0] * size, 10_000),
+        (lambda size: ["item"] * size, 10_000),
+        (lambda size: [["x"]] * size, 10_000),
+        (lambda size: {f"{number:x}": 0 for number in range(size)}, 1_024),
+    ],
+)
+def test_limits_are_those_of_both_encodings(
+    encoding: Codec, wrap: Callable[[object], dict], make: Callable[[int], object], most: int
+) -> None:
+    message = wrap(make(most))
+    assert codec.decode(codec.encode(message, encoding), LIMIT) == message
+    with pytest.raises(MalformedMessage, match=rf"(?i)not {encoding} within our limits: .*{most}"):
+        codec.decode(codec.encode(wrap(make(most + 1)), encoding), LIMIT)
+
+
+def test_a_message_itself_has_as_many_entries_as_any_map() -> None:
+    message = {f"{number:x}": 0 for number in range(1_025)}
+    with pytest.raises(MalformedMessage, match="a map has 1025 entries, and 1024 are the most"):
+        codec.decode(codec.encode(message, "json"), LIMIT)
+    del message["0"]
+    assert codec.decode(codec.encode(message, "json"), LIMIT) == message
 
 
 def test_a_message_beyond_the_limit_is_not_looked_at() -> None:

@@ -23,6 +23,9 @@ MAX_MAP_ENTRIES = 1_024
 SHORT_BYTES = 1_024
 """Of a message that is within every limit here, whatever it holds, but for extension types."""
 
+SMALL_JSON_BYTES = 5 * MAX_MAP_ENTRIES
+"""Of a JSON message that is within every limit, whatever it holds: an entry of a map takes `"":0,`."""
+
 SHOWN_BYTES = 40
 """Of what is no map."""
 
@@ -114,9 +117,36 @@ def _from_json(data: bytes) -> Any:
         message = json.loads(text, parse_constant=_refuse_constant)
         if "\\u" in text:
             json.dumps(message, ensure_ascii=False).encode()  # an escape can hide a lone surrogate
+        if len(data) > SMALL_JSON_BYTES and _may_exceed(data):
+            _check_limits(message)
     except (ValueError, RecursionError) as error:
-        raise MalformedMessage(f"message is not JSON: {_reason(error)}") from None
+        raise MalformedMessage(f"message is not JSON within our limits: {_reason(error)}") from None
     return message
+
+
+def _may_exceed(data: bytes) -> bool:
+    """Told from its bytes, at a sixth of what parsing takes: an entry of a map has a colon, one of a list a comma (but
+    the last), and a string no more bytes than its text."""
+    return len(data) > MAX_STRING_BYTES or data.count(b":") > MAX_MAP_ENTRIES or data.count(b",") >= MAX_EXCLUDE_ITEMS
+
+
+def _check_limits(message: Any) -> None:
+    """Those within which msgpack is decoded. Raises `ValueError`."""
+    waiting, short = [message], MAX_STRING_BYTES // 4
+    for value in waiting:  # which grows meanwhile
+        kind = type(value)
+        if kind is str:
+            if len(value) > short and (size := len(value.encode())) > MAX_STRING_BYTES:
+                raise ValueError(f"a string has {size} bytes, and {MAX_STRING_BYTES} are the most")
+        elif kind is list:
+            if len(value) > MAX_EXCLUDE_ITEMS:
+                raise ValueError(f"a list has {len(value)} entries, and {MAX_EXCLUDE_ITEMS} are the most")
+            waiting += [one for one in value if type(one) is not str or len(one) > short]  # 10,000 ids: 0.4 ms, not 0.7
+        elif kind is dict:
+            if len(value) > MAX_MAP_ENTRIES:
+                raise ValueError(f"a map has {len(value)} entries, and {MAX_MAP_ENTRIES} are the most")
+            waiting += value
+            waiting += value.values()
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
