@@ -119,7 +119,6 @@ def test_ids_may_be_as_long_as_stated() -> None:
         ({"temperature": 1, "seed": False}, "seed"),
         ({"candidates": "item"}, "candidates"),
         ({"candidates": b"item"}, "candidates"),
-        ({"candidates": [1]}, "candidates"),
         ({"candidates": 1}, "candidates"),
         ({"min_score": 0.5}, "min_score"),
         ({"min_score": -math.inf}, "min_score"),
@@ -252,8 +251,19 @@ def test_tags_of_one_entry_are_a_few_strings(name: str, entry: Any) -> None:
         InvalidRequest, match=rf"^{name} must be a sequence of strings, or of collections of 1 to 8 str"
     ):
         ItemFilter(**{name: ["b", entry]})
-    with pytest.raises(InvalidRequest, match=r"^exclude must be a sequence of strings, not "):
-        ItemFilter(exclude=["b", entry])
+
+
+@pytest.mark.parametrize("name", ["exclude", "candidates"])
+def test_of_many_items_the_one_that_is_no_string_is_named(name: str) -> None:
+    make: Any = ItemFilter if name == "exclude" else partial(RecommendRequest, "r", "u")
+    with pytest.raises(InvalidRequest, match=rf"^{name} must be a sequence of strings, and holds 5$"):
+        make(**{name: ["x" * 20] * 100 + [5, 6]})
+
+
+@pytest.mark.parametrize("value", [None, {"exclude": ["a"]}, ("a",)])
+def test_a_request_has_a_filter(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^filter must be an ItemFilter, not "):
+        RecommendRequest("r", "u", filter=value)
 
 
 def test_entries_of_one_meaning_are_equal() -> None:

@@ -152,6 +152,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}... ({type(value).__name__})"
 
 
+def _other(values: object, listed: bool) -> str:
+    """What is no sequence of strings, or what it holds that is none."""
+    if not listed:
+        return f"not {_shown(values)}"
+    others = (value for value in cast("Collection[object]", values) if not isinstance(value, str))
+    return f"and holds {_shown(next(others))}"
+
+
 @dataclass(frozen=True, slots=True)
 class UserEvent:
     """One thing a user did with one item. `timestamp_ms` is informative: order is the topic's."""
@@ -257,7 +265,7 @@ class ItemFilter:
             listed = isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
             plain = listed and all(isinstance(v, str) for v in values)
             if not listed or not (plain or limit == MAX_TAGS):
-                raise InvalidRequest(f"{name} must be a sequence of strings, not {_shown(values)}")
+                raise InvalidRequest(f"{name} must be a sequence of strings, {_other(values, listed)}")
             if len(values) > limit:
                 raise InvalidRequest(f"{name} must hold at most {limit} entries, not {len(values)}")
             object.__setattr__(self, name, tuple(values) if plain else tuple(_entry(name, v) for v in values))
@@ -333,6 +341,8 @@ class RecommendRequest:
                 object.__setattr__(self, name, _integer(value))
         if type(self.k) is not int or not 1 <= self.k <= MAX_BEAM_WIDTH:
             raise InvalidRequest(f"k must be an integer from 1 to {MAX_BEAM_WIDTH}, not {_shown(self.k)}")
+        if not isinstance(self.filter, ItemFilter):
+            raise InvalidRequest(f"filter must be an ItemFilter, not {_shown(self.filter)}")
         width = self.beam_width
         if width is not None and (type(width) is not int or not self.k <= width <= MAX_BEAM_WIDTH):
             raise InvalidRequest(
@@ -380,7 +390,7 @@ class RecommendRequest:
     def _candidates(self, value: object) -> tuple[str, ...]:
         listed = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
         if not listed or not all(isinstance(item, str) for item in cast("Collection[object]", value)):
-            raise InvalidRequest(f"candidates must be a sequence of strings, not {_shown(value)}")
+            raise InvalidRequest(f"candidates must be a sequence of strings, {_other(value, listed)}")
         distinct = tuple(dict.fromkeys(cast("Collection[str]", value)))
         if not 1 <= len(distinct) <= MAX_CANDIDATES:
             raise InvalidRequest(f"candidates must hold 1 to {MAX_CANDIDATES} items, not {len(distinct)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,13 @@ def test_availability_changes_the_version_and_back(catalog: Catalog) -> None:
     catalog.set_available(iter(["d", "b"]), True)
     assert (catalog.revision, catalog.version) == (3, version)
     assert [counts.tolist() for counts in catalog.live_counts()] == [[4], [3, 1], [1, 2, 1]]
+
+
+@pytest.mark.parametrize("available", ["False", 0, None, 2])
+def test_availability_is_true_or_false(catalog: Catalog, available: Any) -> None:
+    with pytest.raises(CatalogError, match=r"^available must be true or false, not "):
+        catalog.set_available(["b"], available)
+    catalog.check_integrity()
 
 
 def test_an_unknown_item_cannot_change_its_availability(catalog: Catalog) -> None:

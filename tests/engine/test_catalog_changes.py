@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import tracemalloc
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from tests.property.users import ask
 from xgr_stream.engine import Engine
 from xgr_stream.engine.catalog_merge import CatalogMerge
-from xgr_stream.errors import CatalogError, NothingLegal
+from xgr_stream.errors import CatalogError, InvalidUpdate, NothingLegal
 from xgr_stream.testing import tiny_catalog
 from xgr_stream.types import CacheState, CatalogUpdate, ItemFilter, UserEvent
 
@@ -200,3 +201,21 @@ def test_a_tag_that_no_item_has_any_more_is_forgotten(engine: Engine) -> None:
     with pytest.raises(NothingLegal):
         engine.recommend("user", allow=["week-0"])
     assert engine.recommend("user", deny=["week-0"]) == engine.recommend("user")
+
+
+@pytest.mark.parametrize(
+    ("updates", "said"),
+    [
+        (None, "updates must be CatalogUpdates, several of them, not None"),
+        (CatalogUpdate("new", (1, 1, 1)), "updates must be CatalogUpdates, several of them, not CatalogUpdate"),
+        (["new"], "updates must be CatalogUpdates, not 'new'"),
+        ([CatalogUpdate("old", (1, 1, 1)), CatalogUpdate("new", (1, 9, 1))], "item 'new': sid must hold a code from 0"),
+        ([CatalogUpdate("new", (1, 1))], "item 'new': sid must hold 3 codes"),
+    ],
+)
+def test_updates_that_are_none_change_nothing(engine: Engine, updates: Any, said: str) -> None:
+    version = engine.catalog.version
+    with pytest.raises(InvalidUpdate, match=re.escape(said)):
+        engine.apply_updates(updates)
+    assert engine.catalog.version == version
+    assert not engine.knows_item("old")

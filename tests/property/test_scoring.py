@@ -98,6 +98,9 @@ def test_score_names_each_item_in_the_order_asked() -> None:
     assert scores["item-4"] == pytest.approx(best["item-4"], abs=EPSILON)
     assert engine.score("ann", {"item-3", "nothing"}) == {"item-3": None, "nothing": None}
     assert engine.score("stranger", ["item-5"]) == {"item-5": None}
+    for none in ([], None):
+        with pytest.raises(InvalidRequest, match="candidates must hold 1 to 1024 items, not 0"):
+            engine.score("ann", none)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match=r"^candidates must hold 1 to 1024 items, not 0$"):
         engine.score("ann", [])
     with pytest.raises(InvalidRequest, match=r"^candidates must be a sequence of strings"):

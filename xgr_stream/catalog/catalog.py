@@ -272,6 +272,8 @@ class Catalog:
         longer tell its content."""
         if isinstance(item_ids, str):
             raise CatalogError(f"item_ids must be a collection of item ids, not {item_ids!r}")
+        if type(available) is not bool:
+            raise CatalogError(f"available must be true or false, not {available!r}")
         if self.follows_updates:
             raise CatalogError(f"the catalog must be no updated one, and it is {self._named}: send it an update")
         unique = sorted(set(item_ids))

@@ -271,7 +271,8 @@ class Engine:
         """The score of each of these items after the user's history, as `recommend` would give it; None for one that
         the catalog does not hold or that is not available, and for all if nothing of the user is known. At most 1,024
         items. Raises the `XgrError` that a response would carry."""
-        request = RecommendRequest("score", user_id, tail=tail, candidates=cast("Sequence[str]", items))
+        candidates = cast("Sequence[str]", () if items is None else items)  # None would be a search
+        request = RecommendRequest("score", user_id, tail=tail, candidates=candidates)
         scores = {item.item_id: item.score for item in self._answered(request).items}
         return {item_id: scores.get(item_id) for item_id in request.candidates or ()}
 

@@ -93,10 +93,10 @@ class Exclusions:
         )
 
     def _allocate(self, size: int) -> None:
-        self._staging = Staging({"keys": (INT32S_A_KEY * size,)}, self._device)
-        self._excluded = self._staging.tensors["keys"].view(torch.int64)
+        """All of it, or nothing where there is no memory: graphs read what there was before."""
+        staging = Staging({"keys": (INT32S_A_KEY * size,)}, self._device)
+        emptied = [torch.zeros(size, dtype=torch.int32, device=self._device) for _ in range(self._levels)]
+        self._staging, self.emptied_nodes = staging, tuple(emptied)
+        self._excluded = staging.tensors["keys"].view(torch.int64)
         """As `mask_exclude` takes them, [room] int64."""
-        self.emptied_nodes = tuple(
-            torch.zeros(size, dtype=torch.int32, device=self._device) for _ in range(self._levels)
-        )
         self.generation += 1

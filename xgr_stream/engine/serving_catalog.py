@@ -76,11 +76,16 @@ class ServingCatalog:
         """`update` and a merge, at once."""
         if self._live.merging is not None:
             raise CatalogError("a merge must not be under way, and one is: finish or abandon it before apply_updates")
+        if not isinstance(updates, Iterable):
+            raise InvalidUpdate(f"updates must be CatalogUpdates, several of them, not {updates!r}")
         listed = list(updates)
         for update in listed:
             if not isinstance(update, CatalogUpdate):
                 raise InvalidUpdate(f"updates must be CatalogUpdates, not {update!r}")
-            update.check(self._model.tokens.codes)
+            try:
+                update.check(self._model.tokens.codes)
+            except InvalidUpdate as error:
+                raise InvalidUpdate(f"item {update.item_id!r}: {error}") from None
         self.update(listed, self._live.position + len(listed))
         merge = self.begin_merge()
         if merge is not None:

@@ -98,7 +98,7 @@ class Asking(ABC):
                 min_offset=offset,
                 min_offset_partition=partition,
                 tail=tail,
-                candidates=cast("Sequence[str]", items),
+                candidates=cast("Sequence[str]", () if items is None else items),  # None would be a search
             )
         )
 
