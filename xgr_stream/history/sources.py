@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+MAX_WATERMARKS = 1 << 16
+"""Of one partition of events: partitions of all topics that its events are copied from. They are kept for good."""
+
 
 class SourcePosition(NamedTuple):
     """Of the record that an event is a copy of."""
@@ -33,6 +36,7 @@ class Watermarks:
 
     def __init__(self, watermarks: Iterable[Watermark] = ()) -> None:
         self._held: dict[tuple[str, int], tuple[int, str | bytes]] = {}
+        self._of_holder: dict[str | bytes, set[tuple[str, int]]] = {}
         for source, holder in watermarks:
             self.note([source], holder)
 
@@ -54,9 +58,24 @@ class Watermarks:
             known = self._held.get((topic, partition))
             if known is None or offset > known[0] or (offset == known[0] and isinstance(holder, bytes)):
                 self._held[topic, partition] = offset, holder
+                if known is not None:
+                    self._let_go(known[1], (topic, partition))
+                self._of_holder.setdefault(holder, set()).add((topic, partition))
+
+    def _let_go(self, holder: str | bytes, place: tuple[str, int]) -> None:
+        held = self._of_holder[holder]
+        held.discard(place)
+        if not held:
+            del self._of_holder[holder]
+
+    def has_room(self, topic: str, partition: int) -> bool:
+        """Whether one of this source's partition may be kept."""
+        return len(self._held) < MAX_WATERMARKS or (topic, partition) in self._held
 
     def held_by(self, holder: str | bytes) -> Sequence[SourcePosition]:
-        return tuple(watermark.source for watermark in self if watermark.holder == holder)
+        """In their order."""
+        places = sorted(self._of_holder.get(holder, ()))
+        return tuple(SourcePosition(*place, self._held[place][0]) for place in places)
 
     def forget(self, user_id: str, digest: bytes) -> None:
         """Hold by the digest what the user holds."""
