@@ -15,7 +15,7 @@ positions = st.builds(SourcePosition, st.sampled_from("ab"), st.integers(0, 2), 
 
 
 @given(st.lists(st.tuples(st.lists(positions, max_size=3), holders) | holders, max_size=30))
-def test_a_watermark_is_held_by_whose_event_is_the_highest(
+def test_whose_event_is_the_highest_holds_the_watermark(
     steps: list[tuple[list[SourcePosition], str | bytes]],
 ) -> None:
     watermarks, highest = Watermarks(), dict[tuple[str, int], tuple[int, str | bytes]]()
@@ -42,7 +42,7 @@ def test_so_many_sources_count_and_no_more(monkeypatch: pytest.MonkeyPatch) -> N
     store = HistoryStore()
     for offset, name in enumerate("ab"):
         store.add_copy("ann", "item-1", None, 0, offset, SourcePosition(name, 0, 5))
-    with pytest.raises(InvalidEvent, match="one of the .* partitions of other topics .*, not of 'c', 7"):
+    with pytest.raises(InvalidEvent, match=r"one of the .* partitions of other topics .*, not of 'c', 7"):
         store.add_copy("ann", "item-1", None, 0, 2, SourcePosition("c", 7, 5))
     assert store.add_copy("ann", "item-1", None, 0, 3, SourcePosition("a", 0, 6)) is not None
     assert [watermark.source for watermark in store.watermarks(0)] == [("a", 0, 6), ("b", 0, 5)]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
-from aiokafka.errors import NotCoordinatorForGroupError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    NodeNotReadyError,
+    NotCoordinatorForGroupError,
+    RequestTimedOutError,
+    UnknownError,
+)
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -57,6 +65,46 @@ def test_a_member_has_a_name_that_can_be_sent(value: Any) -> None:
 async def test_a_client_without_a_broker_says_so() -> None:
     with pytest.raises(RequestFailed, match="no connection to localhost:1: "):
         await RecommendClient("localhost:1").start()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "idempotent"),
+    [
+        (None, None, [True]),
+        (UnknownError(), None, [True, False]),  # as a broker answers that has no idempotent producers
+        (IncompatibleBrokerVersion(), None, [True, False]),
+        (RequestTimedOutError(), None, [True]),
+        (NodeNotReadyError(), None, [True]),
+        (KafkaConnectionError(), None, [True]),
+        (UnknownError(), KafkaConnectionError(), [True, False]),
+        (OSError("no such file"), None, [True]),
+        (asyncio.CancelledError(), None, [True]),
+    ],
+)
+async def test_a_producer_is_idempotent_unless_the_broker_refuses_one_and_none_is_left_open(
+    first: BaseException | None, second: BaseException | None, idempotent: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, made, open_ = iter([first, second]), [], set()
+
+    async def start(self: AIOKafkaProducer) -> None:
+        made.append(self._txn_manager is not None)
+        open_.add(self)
+        if (error := next(starts)) is not None:
+            raise error
+
+    async def stop(self: AIOKafkaProducer) -> None:
+        open_.remove(self)
+
+    monkeypatch.setattr(AIOKafkaProducer, "start", start)
+    monkeypatch.setattr(AIOKafkaProducer, "stop", stop)
+    last = [first, second][len(idempotent) - 1]
+    if last is None:
+        assert {await Connection("localhost:1").start_producer()} == open_
+    else:
+        with pytest.raises(type(last)):
+            await Connection("localhost:1").start_producer()
+        assert not open_
+    assert made == idempotent
 
 
 async def test_a_broker_that_is_not_the_coordinator_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,8 +103,8 @@ class HistoryStore:
             return None
         if not watermarks.has_room(source.topic, source.partition):
             raise InvalidEvent(
-                f"a copy must be of one of the {len(watermarks)} partitions of other topics that count here, the most that "
-                f"may, not of {source.topic!r:.80}, {source.partition}"
+                f"a copy must be of one of the {len(watermarks)} partitions of other topics that count here, the most "
+                f"that may, not of {source.topic!r:.80}, {source.partition}"
             )
         applied = self.add(user_id, item_id, action, partition, offset)
         watermarks.note([source], user_id)  # not of one that is refused: no record of the changelog would hold it

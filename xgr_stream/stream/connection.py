@@ -94,6 +94,17 @@ def security(
     return settings
 
 
+async def _started(producer: AIOKafkaProducer) -> AIOKafkaProducer:
+    """Leaves nothing open if it does not start."""
+    _make_patient(producer.client)
+    try:
+        await producer.start()
+    except BaseException:
+        await stop_client(producer)
+        raise
+    return producer
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """The brokers of one cluster."""
@@ -165,20 +176,13 @@ class Connection:
         """A started producer that keeps the order of what it is given: acks=all, one batch at a time per partition;
         idempotent where the broker lets it be."""
         settings = {"bootstrap_servers": self.bootstrap, "acks": "all", **self.security, **options}
-        producer = AIOKafkaProducer(enable_idempotence=True, **settings)
-        _make_patient(producer.client)
         try:
-            await producer.start()
-        except (KafkaConnectionError, asyncio.CancelledError):
-            await stop_client(producer)
-            raise
+            return await _started(AIOKafkaProducer(enable_idempotence=True, **settings))
         except KafkaError as error:
+            if isinstance(error, UNREACHABLE):
+                raise
             logger.warning("the broker refuses an idempotent producer (%s): a retry may write a record twice", error)
-            await producer.stop()
-            producer = AIOKafkaProducer(**settings)
-            _make_patient(producer.client)
-            await producer.start()
-        return producer
+        return await _started(AIOKafkaProducer(**settings))
 
     async def start_transactional_producer(self, transactional_id: str, timeout_ms: int) -> AIOKafkaProducer:
         """A started producer of transactions. Whoever had the id before can write no more, and what it had not
@@ -190,13 +194,7 @@ class Connection:
             retry_backoff_ms=TRANSACTION_BACKOFF_MS,
             **self.security,
         )
-        _make_patient(producer.client)
-        try:
-            await producer.start()
-        except BaseException:
-            await stop_client(producer)
-            raise
-        return producer
+        return await _started(producer)
 
 
 UNREACHABLE = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError)
