@@ -219,3 +219,37 @@ def test_updates_that_are_none_change_nothing(engine: Engine, updates: Any, said
         engine.apply_updates(updates)
     assert engine.catalog.version == version
     assert not engine.knows_item("old")
+
+
+def test_another_catalog_that_there_is_no_memory_for_leaves_the_one_before(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is lacking."""
+    engine.append("user", ["item-1", "item-2"])
+    before, catalog = engine.recommend("user", k=3), engine.catalog
+    other = tiny_catalog(items=10, seed=5)
+    parts = [
+        "legality.LegalityTables._allocate_masks",
+        "legality.LegalityTables._write_mask",
+        "item_tensors.ItemTensors.nodes",
+        "context.ContextReader.__init__",
+        "context.ContextReader.look_up_new_items",
+    ]
+    for part in parts:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"xgr_stream.engine.{part}", no_memory)
+            with pytest.raises(MemoryError):
+                engine.use_catalog(other)
+        assert engine.catalog is catalog
+        assert engine.recommend("user", k=3) == before
+        engine.catalog.set_available([before[0].item_id], False)
+        assert before[0].item_id not in {item.item_id for item in engine.recommend("user", k=3)}
+        engine.catalog.set_available([before[0].item_id], True)
+        engine.check_integrity()
+    engine.use_catalog(other)
+    assert engine.catalog is other
+    engine.check_integrity()
+
+
+def no_memory(*_: Any, **__: Any) -> Any:
+    raise MemoryError

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -18,10 +15,8 @@ from tests.property.test_catalog import TAGS, catalog_of, filters, item_lists
 from tests.property.test_live_catalog import NEW, base_of
 from xgr_stream.catalog import Catalog, LiveCatalog
 from xgr_stream.catalog.catalog import DELTA_ITEMS, FLIPS_REMEMBERED
-from xgr_stream.engine.exclusions import Exclusions
 from xgr_stream.engine.legality import MAX_MASKS, PAIRS, LegalityTables
 from xgr_stream.errors import CatalogError
-from xgr_stream.testing import tiny_catalog
 from xgr_stream.types import CatalogUpdate, ItemFilter
 
 CPU = torch.device("cpu")
@@ -189,25 +184,3 @@ def test_bytes_are_those_of_all_that_lies_on_the_device() -> None:
     others = catalog.levels * 2 * PAIRS
     integers = starts + nodes + items + (items + 1) + pairs + others
     assert tables.num_bytes == 4 * integers + masks * (nodes + items) + items
-
-
-def test_room_for_exclusions_grows_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs that were captured read what there was before."""
-    catalog = tiny_catalog((4, 4), items=6)
-    resolved = [catalog.resolve(ItemFilter(exclude=tuple(catalog.item_ids)))]
-    exclusions = Exclusions(2, CPU)
-    before = exclusions.generation, exclusions._excluded, exclusions.emptied_nodes
-    zeros, made = torch.zeros, count()
-
-    def fails_at_the_second_level(*size: Any, **options: Any) -> torch.Tensor:
-        if next(made) == 2:
-            raise torch.OutOfMemoryError
-        return zeros(*size, **options)
-
-    monkeypatch.setattr(torch, "zeros", fails_at_the_second_level)
-    with pytest.raises(torch.OutOfMemoryError):
-        exclusions.send(resolved)
-    assert (exclusions.generation, exclusions._excluded, exclusions.emptied_nodes) == before
-    exclusions.send(resolved)
-    assert exclusions.generation > before[0]
-    assert [len(nodes) for nodes in exclusions.emptied_nodes] == [len(exclusions._excluded)] * 2

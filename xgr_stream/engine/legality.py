@@ -90,11 +90,9 @@ class LegalityTables:
         sizes = (*own, len(trie.items), catalog.num_rows)
         self._room = tuple(_with_room(size, device) for size in sizes)
         """Of nodes per level, items and rows."""
-        masks = MAX_MASKS if device.type == "cuda" else 2
         if device.type == "cuda" and like is not None:
-            masks = len(like._allowed)
-            if all(room >= size + DELTA_ITEMS for room, size in zip(like._room, sizes, strict=True)):
-                self._room = like._room
+            roomy = all(room >= size + DELTA_ITEMS for room, size in zip(like._room, sizes, strict=True))
+            self._room = like._room if roomy else self._room
         self._uploads = Uploads(device) if like is None else like._uploads
         *nodes, items, rows = self._room
         tensor = self._uploads.tensor
@@ -110,7 +108,7 @@ class LegalityTables:
         self._items = ItemTensors(catalog, self._uploads, leaves=nodes[-1], items=items, rows=rows)
         self._mask_rows: OrderedDict[TagsKey | None, int] = OrderedDict()
         """The row of each mask; the last used one last."""
-        self._allocate_masks(masks)
+        self._allocate_masks(MAX_MASKS if device.type == "cuda" else 2)
         self.exclusions = Exclusions(len(own), device) if like is None else like.exclusions
         few = FEW_FLIPS if device.type == "cuda" else 0
         self._few_flips = torch.zeros(2 + trie.levels, few, dtype=torch.int32, device=device)
@@ -118,6 +116,7 @@ class LegalityTables:
         """Of those, and the generation that it is of."""
         self._join()
         self._write_mask(None, 0)
+        self._mask_rows[None] = 0
         if device.type == "cuda":
             self._compile()
 
@@ -246,20 +245,23 @@ class LegalityTables:
             self._settle()
             self._allocate_masks(max(wanted, min(MAX_MASKS, 2 * room)))
         for key in missing:
-            row = len(rows) if len(rows) < len(self._allowed) else rows.popitem(last=False)[1]
-            self._write_mask(key, row)
+            free = set(range(len(self._allowed))).difference(rows.values())
+            row = min(free) if free else rows.popitem(last=False)[1]
+            self._write_mask(key, row)  # without memory for it the row is nobody's
+            rows[key] = row
 
     def _follow(self) -> None:
-        """Take over what came and went since: one copy, and one kernel for all levels of all masks."""
+        """Take over what came and went since: one copy, and one kernel for all levels of all masks. What fails is done
+        again."""
         catalog = self._catalog
         rows = catalog.rows_flipped_since(self._revision)
-        self._revision = catalog.revision
         if rows is None:
             self._items.live[: len(catalog.available)].copy_(torch.from_numpy(catalog.available))
             for key, row in self._mask_rows.items():
                 self._write_mask(key, row)
-            return
-        self._flip(rows)
+        else:
+            self._flip(rows)
+        self._revision = catalog.revision
 
     def _flip(self, rows: Int32Array) -> None:
         if self.device.type == "cpu" or len(rows) > FEW_FLIPS:
@@ -286,7 +288,6 @@ class LegalityTables:
 
     def _write_mask(self, key: TagsKey | None, row: int) -> None:
         """Make a mask of what is live."""
-        self._mask_rows[key] = row
         self._items.allow(key, self._allowed[row])
         if key is not None and self._delta is not None:
             first = self._catalog.num_rows
@@ -326,11 +327,12 @@ class LegalityTables:
         rows = self._mask_rows
         if not rows:
             return []
-        allowed: BoolArray = np.full((len(rows), delta.num_items), True)
+        masks_room = 1 + max(rows.values())
+        allowed: BoolArray = np.full((masks_room, delta.num_items), True)
         for key, row in rows.items():
             if key is not None:
                 allowed[row] = delta.tags.mask(*key)
-        before = np.zeros((len(rows), delta.num_items + 1), np.int32)
+        before = np.zeros((masks_room, delta.num_items + 1), np.int32)
         np.cumsum((allowed & delta.available)[:, delta.trie.items], axis=1, out=before[:, 1:])
         masks = [(self._allowed, self._catalog.num_rows, allowed)]
         for depth, table in enumerate(self.node_masks, start=1):
@@ -348,15 +350,15 @@ class LegalityTables:
         return own.to(self.device, non_blocking=True)
 
     def _allocate_masks(self, rows: int) -> None:
-        """Room for so many, with those that there are."""
+        """Room for so many, with those that there are; all of it, or nothing where there is no memory."""
         old = (self._allowed, *self.node_masks) if self._mask_rows else ()
         sizes = (len(self._items.live), *self._room[: self._catalog.levels])
-        self._allowed, *masks = (torch.zeros(rows, size, dtype=torch.bool, device=self.device) for size in sizes)
-        self.node_masks = tuple(masks)
-        for table, before in zip((self._allowed, *masks), old, strict=False):
+        allowed, *masks = (torch.zeros(rows, size, dtype=torch.bool, device=self.device) for size in sizes)
+        for table, before in zip((allowed, *masks), old, strict=False):
             table[: len(before)] = before
-        self._connect()
+        self._allowed, self.node_masks = allowed, tuple(masks)
         self._generation = next(_generations)
+        self._connect()
 
     def _connect(self) -> None:
         """What the kernels take: all that is there, of items, leaves and nodes without the unused room."""

@@ -52,25 +52,25 @@ class ServingCatalog:
         self.use(catalog)
 
     def use(self, catalog: Catalog) -> None:
-        """Answer from this one from now on."""
+        """Answer from this one from now on; without memory for it, from the one before."""
         self._model.tokens.check_catalog(catalog.codes)
         self._work.settle()
-        self._live = LiveCatalog(catalog)
-        self.catalog = catalog
         device = self._model.decoder.device
+        live = LiveCatalog(catalog)
         with launching_on(device):
-            self.legality = LegalityTables(catalog, device)
-        self._reader = ContextReader(catalog, self._model, self._window, self._history)
-        self._reader.look_up_new_items()  # prefixes that stay hold some, which updates may change
+            legality = LegalityTables(catalog, device)
+        reader = ContextReader(catalog, self._model, self._window, self._history)
+        reader.look_up_new_items()  # prefixes that stay hold some, which updates may change
+        if device.type == "cuda":
+            # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
+            # would spoil the graph that another engine may be capturing.
+            torch.cuda.current_stream(device).synchronize()
+        self._live, self.catalog, self.legality, self._reader = live, catalog, legality, reader
         key = f"{self._model.version}/{catalog.base_version}"
         if self._retokenised:  # of prefixes that updates had a part in, the base's name says too little
             key += f"/{next(_retokenised)}"
         self._prefixes.use(self._reader, key)
         self._batches.use(catalog, self._reader, self.legality)
-        if device.type == "cuda":
-            # What was just made on the default stream is read on the lanes. Not the whole device is waited for: that
-            # would spoil the graph that another engine may be capturing.
-            torch.cuda.current_stream(device).synchronize()
 
     def apply(self, updates: Iterable[CatalogUpdate]) -> None:
         """`update` and a merge, at once."""
