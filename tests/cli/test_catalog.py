@@ -133,6 +133,18 @@ def test_a_row_that_can_t_be_applied_is_refused_and_nothing_written(
     assert [(update.item_id, update.sid, update.available) for update in written] == [("b", (0, 1), False)]
 
 
+@pytest.mark.parametrize("row", [{"item_id": ["a"]}, {"item_id": {"x": 1}, "sid": [0, 1]}])
+def test_an_id_that_is_a_list_or_a_map_is_named(
+    row: dict[str, object], table: Path, tmp_path: Path, written: list[CatalogUpdate]
+) -> None:
+    updates = tmp_path / "updates.jsonl"
+    updates.write_text(json.dumps(row) + "\n")
+    result = run("apply", updates, "--catalog", table)
+    assert result.exit_code == 1
+    assert f"row 0 of {updates}, item {row['item_id']}: item_id must be a string of 1 to 256 char" in result.output
+    assert not written
+
+
 @pytest.mark.parametrize("command", ["apply", "rollback"])
 def test_the_file_that_workers_were_started_with_has_no_offset(command: str, table: Path) -> None:
     result = run(command, table, "--catalog", f"{table}+1")

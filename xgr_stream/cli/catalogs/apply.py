@@ -84,7 +84,7 @@ def _update(row: dict[str, Any], places: dict[str, Place]) -> CatalogUpdate:
     gone = row.get("gone")
     if gone is not None and not isinstance(gone, bool):
         raise InvalidUpdate(f"gone must be true or false, not {gone!r}")
-    if gone:
+    if gone or not isinstance(item_id, str):  # the update itself says what an id must be
         return CatalogUpdate(item_id, None)
     place = places.get(item_id)
     sid, tags, available = row.get("sid"), row.get("tags"), row.get("available")
