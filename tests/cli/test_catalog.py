@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_build_of_embeddings(table: Path, tmp_path: Path) -> None:
     assert (made.codes, made.trie.num_leaves) == ((4, 4), 4)
     assert made.columns.tags.of_rows(made.rows(["a"])) == [("x", "y")]
     assert not made.available[made.row("c")]
+
+
+def test_a_directory_that_is_not_there_is_named(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "none" / "catalog.parquet"
+    found = run("diff", table, table, "--out", out)
+    assert (found.exit_code, f"Error: {out} cannot be written: " in found.output) == (1, True), found.output
+    monkeypatch.setattr(Catalog, "from_table", None)  # said before the work, and not behind it
+    built = run("build", table, "--codes", 4, "--out", out)
+    assert (built.exit_code, f"must be in a directory that there is, not '{out}'" in built.output) == (2, True)
+
+
+def test_a_catalog_that_can_t_be_written_is_named(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Catalog, "save", full)
+    result = run("build", table, "--codes", 4, "--out", tmp_path / "made.parquet")
+    assert (result.exit_code, result.output) == (
+        1,
+        f"Error: {tmp_path / 'made.parquet'} cannot be written: [Errno 28] no space left\n",
+    )
 
 
 def test_diff_names_each_kind_of_change(table: Path, tmp_path: Path) -> None:

@@ -45,18 +45,25 @@ def build(
 ) -> None:
     """Make a catalog file of SOURCE: a table of items (Parquet, CSV, JSON Lines) with semantic IDs or --embeddings, or
     FILE+end, a new file of what is served now."""
+    import pyarrow as pa
+
     from xgr_stream.catalog import Catalog
 
     if source.reads_topic and (codes or embeddings is not None):
         option = "--codes" if embeddings is None else "--embeddings"
         raise click.UsageError(f"{option} must not be given with FILE+OFFSET and FILE+end, which keep the file's codes")
+    if not out.parent.is_dir():  # said now, and not after all the work
+        raise click.BadParameter(f"must be in a directory that there is, not {str(out)!r}", param_hint="--out")
     if embeddings is not None:
         catalog = _from_embeddings(source.path, embeddings, levels, codes, unique=unique, seed=seed)
     elif not codes:
         catalog = load(source, log_for([source], connection, topics.catalog))
     else:
         catalog = Catalog.from_table(source.path, codes=codes[0] if len(codes) == 1 else codes)
-    catalog.save(out)
+    try:
+        catalog.save(out)
+    except (OSError, pa.ArrowException) as error:
+        raise click.ClickException(f"{out} cannot be written: {error}") from error
     saved = Catalog.load(out)
     click.echo(f"{saved.num_items:,} items, version {saved.version}, in {out}")
 

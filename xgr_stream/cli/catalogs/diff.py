@@ -57,4 +57,7 @@ def _write(found: list[Difference], path: Path) -> None:
         "available": pa.array([update.available for update in updates]),
         "gone": pa.array([update.sid is None for update in updates]),
     }
-    parquet.write_table(pa.table(columns), path)
+    try:
+        parquet.write_table(pa.table(columns), path)
+    except (OSError, pa.ArrowException) as error:
+        raise click.ClickException(f"{path} cannot be written: {error}") from error
