@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
 from click.testing import CliRunner
 
+from xgr_stream.cli import histories
 from xgr_stream.cli.main import main
 
 
@@ -15,6 +19,23 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["history", "import", str(path)])
     assert result.exit_code == 1
     assert f"{path} cannot be read as a Parquet file" in result.output
+
+
+def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def partitions(*_: object) -> list[int]:
+        return [0]
+
+    monkeypatch.setattr(histories, "_partitions", partitions)
+    path = tmp_path / "events.parquet"
+    names = [f"{number:032}" for number in range(100)]
+    parquet.write_table(pa.table({"user_id": names, "item_id": names}), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[40:400] = bytes(360)
+    path.write_bytes(damaged)
+    result = CliRunner().invoke(main, ["history", "import", str(path)])
+    assert result.exit_code == 1
+    assert f"Error: {path} cannot be read: " in result.output, result.exception
+    assert "(nothing was written)" in result.output
 
 
 def test_what_is_no_users_id_is_refused() -> None:

@@ -86,9 +86,15 @@ async def _import(
     if missing := [name for name in wanted if name not in names]:
         raise click.ClickException(f"{path} has the columns {', '.join(names)}, and not {', '.join(missing)}")
 
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+                yield from batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise click.ClickException(f"{path} cannot be read: {error} (nothing was written)") from error
+
     def events() -> Iterator[UserEvent]:
-        rows = (row for batch in file.iter_batches(BATCH_ROWS, columns=wanted) for row in batch.to_pylist())
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows()):
             try:
                 yield UserEvent(
                     row[user],
