@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, TopicAuthorizationFailedError
 from click.testing import CliRunner
 
 import xgr_stream
+from xgr_stream.cli import histories
 from xgr_stream.cli import main as cli
 from xgr_stream.errors import CatalogError
 
@@ -58,6 +60,28 @@ def test_an_error_of_ours_is_a_message_and_no_traceback() -> None:
     result = CliRunner().invoke(cli.main, ["failing"])
     assert result.exit_code == 1
     assert result.output == "Error: catalog: codes must be (64, 64, 64), not (8,)\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (TopicAuthorizationFailedError("events"), "Kafka refuses it: [Error 29] TopicAuthorizationFailedError: events"),
+        (
+            IncompatibleBrokerVersion("no DeleteRecords"),
+            "Kafka refuses it: IncompatibleBrokerVersion: no DeleteRecords",
+        ),
+        (KafkaConnectionError("closed"), "no broker answers: KafkaConnectionError: closed"),
+    ],
+)
+def test_an_error_of_kafka_is_a_message_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(histories, "check_user_id", refused)
+    result = CliRunner().invoke(cli.main, ["history", "inspect", "user-1"])
+    assert (result.exit_code, result.output) == (1, f"Error: {says}\n")
 
 
 def test_the_version_is_the_package_s() -> None:

@@ -45,6 +45,11 @@ class LazyGroup(click.Group):
             raise click.ClickException(f"{error.code}: {error}") from error
         except Exception as error:
             clients = sys.modules.get("xgr_stream.stream.connection")  # loaded by commands that talk to brokers
-            if clients is not None and isinstance(error, clients.UNREACHABLE):
-                raise click.ClickException(f"no broker answers: {error}") from error
-            raise
+            if clients is None:
+                raise
+            from aiokafka.errors import KafkaError
+
+            if not isinstance(error, KafkaError):
+                raise
+            what = "no broker answers" if isinstance(error, clients.UNREACHABLE) else "Kafka refuses it"
+            raise click.ClickException(f"{what}: {error}") from error
