@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -82,6 +83,12 @@ def test_an_error_of_kafka_is_a_message_and_no_traceback(
     monkeypatch.setattr(histories, "check_user_id", refused)
     result = CliRunner().invoke(cli.main, ["history", "inspect", "user-1"])
     assert (result.exit_code, result.output) == (1, f"Error: {says}\n")
+
+
+def test_it_runs_as_a_module_too() -> None:
+    command = [sys.executable, "-m", "xgr_stream.cli.main", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == f"xgr-stream, version {xgr_stream.__version__}\n"
 
 
 def test_the_version_is_the_package_s() -> None:

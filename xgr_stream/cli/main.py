@@ -29,3 +29,7 @@ SUBCOMMANDS = {
 @click.version_option(__version__, prog_name="xgr-stream")
 def main() -> None:
     """Generative recommendations inside your stream processor."""
+
+
+if __name__ == "__main__":
+    main()
