@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import click
+
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
 
@@ -22,7 +24,10 @@ class Message(NamedTuple):
 
 
 async def write_all(connection: Connection, topic: str, messages: Iterable[Message]) -> int:
-    """Write them in their order; how many, once the broker has them all."""
+    """Write them in their order; how many, once the broker has them all. What fails behind others says how many of
+    them are written."""
+    from aiokafka.errors import KafkaError
+
     producer = await connection.start_producer(linger_ms=5)
     waiting: deque[asyncio.Future[Any]] = deque()
     count = 0
@@ -31,9 +36,15 @@ async def write_all(connection: Connection, topic: str, messages: Iterable[Messa
             waiting.append(await producer.send(topic, value, key, partition=partition))
             count += 1
             while len(waiting) > IN_FLIGHT:
-                await waiting.popleft()
+                await waiting[0]
+                waiting.popleft()
         while waiting:
-            await waiting.popleft()
+            await waiting[0]
+            waiting.popleft()
+    except KafkaError as error:
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        written = count - sum(isinstance(end, BaseException) for end in ends)
+        raise click.ClickException(f"{written:,} records were written to {topic}, and not all: {error}") from error
     finally:
         await producer.stop()
     return count

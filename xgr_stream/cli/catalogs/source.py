@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 POLL_MS = 500
 MAX_MESSAGE_BYTES = 1 << 20
+"""What a producer sends, and what a worker reads."""
+RECORD_BYTES = 128
+"""What a record and its batch take besides key and value, at most."""
 
 
 class Source(NamedTuple):
@@ -148,7 +151,7 @@ async def _check_topic(connection: Connection, topic: str) -> None:
 
 
 def write_updates(connection: Connection, topic: str, updates: Sequence[CatalogUpdate]) -> None:
-    """Returns when the broker has them all."""
+    """Returns when the broker has them all. Nothing is written if one of them is too large."""
     asyncio.run(_write(connection, topic, updates))
 
 
@@ -156,12 +159,17 @@ async def _write(connection: Connection, topic: str, updates: Sequence[CatalogUp
     from xgr_stream.stream import codec, protocol
 
     await _check_topic(connection, topic)
-    messages = ((update.item_id.encode(), protocol.update_message(update)) for update in updates)
-    await write_all(
-        connection,
-        topic,
-        (Message(key, None if value is None else codec.encode(value, "msgpack"), 0) for key, value in messages),
-    )
+    messages = []
+    for update in updates:
+        key, value = update.item_id.encode(), protocol.update_message(update)
+        data = None if value is None else codec.encode(value, "msgpack")
+        if (size := len(key) + len(data or b"") + RECORD_BYTES) > MAX_MESSAGE_BYTES:
+            raise InvalidUpdate(
+                f"{update.item_id!r} takes {size:,} bytes as a record, and {MAX_MESSAGE_BYTES:,} are the most "
+                "(nothing was written)"
+            )
+        messages.append(Message(key, data, 0))
+    await write_all(connection, topic, messages)
 
 
 def log_for(sources: Sequence[Source], connection: Connection, topic: str) -> Log | None:
