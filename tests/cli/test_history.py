@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -11,6 +13,8 @@ from click.testing import CliRunner
 
 from xgr_stream.cli import histories
 from xgr_stream.cli.main import main
+from xgr_stream.config import TopicNames
+from xgr_stream.errors import TopologyError
 
 
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
@@ -36,6 +40,24 @@ def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 1
     assert f"Error: {path} cannot be read: " in result.output, result.exception
     assert "(nothing was written)" in result.output
+
+
+async def test_a_topic_that_is_missing_is_not_asked_for_by_name() -> None:
+    """A broker with auto.create.topics.enable would create it."""
+
+    class Admin:
+        async def start(self) -> None: ...
+        async def close(self) -> None: ...
+
+        async def list_topics(self) -> list[str]:
+            return ["others"]
+
+        async def describe_topics(self, names: list[str]) -> None:
+            pytest.fail(f"{names} would be there now")
+
+    connection: Any = SimpleNamespace(admin=Admin)
+    with pytest.raises(TopologyError, match=r"topic events must exist \(--topic events=NAME names another\)"):
+        await histories._partitions(connection, TopicNames(events="events"), "events")
 
 
 def test_what_is_no_users_id_is_refused() -> None:

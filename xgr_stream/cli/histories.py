@@ -258,9 +258,10 @@ async def _partitions(connection: Connection, topics: TopicNames, role: Literal[
     admin = connection.admin()
     await admin.start()
     try:
-        [described] = await admin.describe_topics([topic])
+        there = topic in await admin.list_topics()  # to ask for one may create it
+        described = (await admin.describe_topics([topic]))[0] if there else None
     finally:
         await admin.close()
-    if described["error_code"] or not described["partitions"]:
+    if described is None or described["error_code"] or not described["partitions"]:
         raise TopologyError(f"topic {topic} must exist (--topic {role}=NAME names another)")
     return sorted(partition["partition"] for partition in described["partitions"])
