@@ -97,6 +97,12 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert f"Error: config: web host and port must be free to listen on, and 127.0.0.1:{port} is not: " in said
 
 
+@pytest.mark.parametrize("mib", ["999999999", "9999999999999", "9" * 30])
+def test_a_cache_that_can_t_be_had_is_named(tmp_path: Path, mib: str) -> None:
+    says = f"Error: config: cache.budget_bytes must be memory that there is, not {int(mib) << 20} bytes: "
+    assert says in _run(tmp_path, "--cache-mib", mib)
+
+
 def test_one_second_model_at_a_time(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     tiny_catalog().save(tmp_path / "catalog.parquet")

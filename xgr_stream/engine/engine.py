@@ -33,6 +33,7 @@ from xgr_stream.engine.sizing import (
     page_pool,
     prefill_operations,
     rate_half_life,
+    within_budget,
 )
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
@@ -107,18 +108,20 @@ class Engine:
         row_table.in_c()  # compiled now, where it never was, and not while a request waits
         if model.decoder.device.type == "cpu":
             library()  # the same
-        pool = page_pool(model, config.cache, self.window)
+        with within_budget(config.cache):
+            pool = page_pool(model, config.cache, self.window)
         costs = RestoreCosts(
             lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size
         )
         worth = DecayedRate(rate_half_life(model, pool, self.window))
-        self.cache = PrefixCache(
-            pool,
-            model.config.hidden_size,
-            worth=worth,
-            restore_cost=costs.restore,
-            hidden_dtype=model.decoder.dtype,
-        )
+        with within_budget(config.cache):
+            self.cache = PrefixCache(
+                pool,
+                model.config.hidden_size,
+                worth=worth,
+                restore_cost=costs.restore,
+                hidden_dtype=model.decoder.dtype,
+            )
         self.cache.host = host_tier(model, config.cache, self.window, self.cache, costs.rebuild)
         longest = model.tokens.context_tokens(self.window.max_events) + MAX_TAIL_TOKENS
         page_columns = self.cache.pool.pages_for(longest)
