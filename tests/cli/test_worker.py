@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 from collections.abc import Callable
@@ -88,13 +89,15 @@ def test_a_broker_that_goes_away_while_the_worker_starts_is_named(
     assert "Error: no broker at 127.0.0.1:1 (--broker): " in _run(tmp_path, "--web-port", str(free_port()))
 
 
-def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = held.getsockname()[1]
         said = _run(tmp_path, "--web-port", str(port))
     assert f"Error: config: web host and port must be free to listen on, and 127.0.0.1:{port} is not: " in said
+    gc.collect()
+    assert "Unclosed AIOKafkaConsumer" not in caplog.text  # it would be what is said last
 
 
 @pytest.mark.parametrize("mib", ["999999999", "9999999999999", "9" * 30])

@@ -31,6 +31,7 @@ from xgr_stream.types import MAX_BEAM_WIDTH
 
 if TYPE_CHECKING:
     from xgr_stream.stream.connection import Connection
+    from xgr_stream.stream.runtime import Runtime
     from xgr_stream.stream.setup import Setup
 
 COLLECTOR = 20_000, 20, 100
@@ -160,11 +161,16 @@ async def _serve_with_kafka(setup: Setup, web: tuple[str, int], signals: FirstSi
     from xgr_stream.stream.health import Pages, served
     from xgr_stream.stream.kafka_driver import KafkaDriver
 
-    driver = KafkaDriver(setup)
-    signals.calls(driver.stop)
-    models = ModelsPage(lambda: driver.runtime)
+    driver: KafkaDriver | None = None
+
+    def runtime() -> Runtime | None:
+        return None if driver is None else driver.runtime
+
+    models = ModelsPage(runtime)
     control = {"GET": models.get, "POST": models.post}
-    async with served(Pages(lambda: driver.runtime, setup.metrics), *web, control=control):
+    async with served(Pages(runtime, setup.metrics), *web, control=control):
+        driver = KafkaDriver(setup)  # not before: nothing would stop its consumer if there were no port
+        signals.calls(driver.stop)
         served_from = f"{setup.config.topics.requests} from {setup.connection.bootstrap}"
         click.echo(f"serving {served_from}; metrics on http://{web[0]}:{web[1]}/metrics")
         await driver.run()
