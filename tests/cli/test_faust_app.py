@@ -21,6 +21,7 @@ from xgr_stream.errors import DeviceLost
 
 class App:
     conf = SimpleNamespace(web_bind="127.0.0.1", web_port=1)
+    web = SimpleNamespace(start_server=None)
     crash_reason = None
 
     def finalize(self): pass

@@ -100,6 +100,15 @@ def test_a_port_in_use_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "Unclosed AIOKafkaConsumer" not in caplog.text  # it would be what is said last
 
 
+def test_a_group_that_faust_can_name_no_topic_after_is_refused(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    shop = ("--model", str(tmp_path / "model"), "--catalog", str(tmp_path / "catalog.parquet"))
+    result = CliRunner().invoke(main, ["worker", *shop, "--driver", "faust", "--group", "a b/ü"])
+    assert result.exit_code == 2, result.output
+    assert "--group: Faust names a topic 'a b/ü-__assignor-__leader', which" in result.output
+
+
 @pytest.mark.parametrize("mib", ["999999999", "9999999999999", "9" * 30])
 def test_a_cache_that_can_t_be_had_is_named(tmp_path: Path, mib: str) -> None:
     says = f"Error: config: cache.budget_bytes must be memory that there is, not {int(mib) << 20} bytes: "

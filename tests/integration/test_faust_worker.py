@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,20 @@ import pytest
 import torch
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
+from click.testing import CliRunner
 
 from tests.integration.conftest import own_topics
 from tests.integration.raw import Raw, write_too_large
 from tests.integration.workers import FaustWorker, make_topics, until
 from xgr_stream import Engine
+from xgr_stream.cli.main import main
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig, TopicNames
 from xgr_stream.errors import TopologyError
 from xgr_stream.stream.attachment import attach
 from xgr_stream.stream.faust_driver import FaustDriver
 from xgr_stream.stream.topology import ensure_topics
-from xgr_stream.testing import NullEngine, tiny_catalog, tiny_model
+from xgr_stream.testing import NullEngine, save_tiny_model, tiny_catalog, tiny_model
 from xgr_stream.testing.broker import Broker
 from xgr_stream.types import RecommendResponse, Status
 
@@ -75,6 +79,26 @@ def _assert_equal(response: RecommendResponse, alone: Engine, user_id: str) -> N
     worst = expected[-1].score
     clear = {item.item_id for item in expected if item.score > worst + SCORE_TOLERANCE}
     assert clear <= {item.item_id for item in response.items}
+
+
+def test_the_command_names_a_port_in_use_and_leaves_nothing_where_it_ran(
+    broker: Broker, topics: TopicNames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_model(tmp_path / "model")
+    tiny_catalog().save(tmp_path / "catalog.parquet")
+    monkeypatch.chdir(tmp_path)
+    names = [f"--topic={role}={name}" for role, name in asdict(topics).items()]
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        options = ["--driver=faust", f"--web-port={port}", f"--group=group-{topics.events}", *names]
+        shop = ["--model=model", "--catalog=catalog.parquet", "--cache-mib=8"]
+        result = CliRunner().invoke(main, ["worker", "--broker", broker.bootstrap, *shop, *options])
+    assert result.exit_code == 1
+    said = f"Error: config: web host and port must be free to listen on, and 127.0.0.1:{port} is not: "
+    assert said in result.output, result.exception
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "catalog.parquet"}
 
 
 async def test_a_new_worker_knows_what_the_old_one_learnt(broker: Broker, topics: TopicNames) -> None:

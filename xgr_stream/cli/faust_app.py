@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +18,7 @@ from faust.auth import SASLCredentials, SSLCredentials
 from xgr_stream.cli.exit_codes import exit_code
 from xgr_stream.cli.signals import FirstSignal
 from xgr_stream.stream.connection import Connection
+from xgr_stream.stream.health import cannot_listen
 
 REQUEST_TIMEOUT_S = 90.0
 """Faust's own."""
@@ -46,9 +50,18 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
 
 
 async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
-    """Until SIGTERM or SIGINT. Raises what the app crashes with. It may take `END_S` more than its shutdown timeout to
-    end."""
+    """Until SIGTERM or SIGINT. Raises what the app crashes with, `ConfigError` for a web port in use. It may take
+    `END_S` more than its shutdown timeout to end."""
+    # Faust makes a directory for tables, which there are none of: not in the one that the process happens to be in.
+    with tempfile.TemporaryDirectory(prefix="xgr-faust-") as directory:
+        app.conf.datadir = Path(directory)
+        await _serve(app, shutdown_timeout_s, signals)
+
+
+async def _serve(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
     app.finalize()
+    web: Any = app.web
+    web.start_server = partial(_listen, web.start_server, app.conf.web_bind, app.conf.web_port)
     stopping = asyncio.Event()
     signals.calls(stopping.set)
     click.echo(f"serving with Faust; metrics on http://{app.conf.web_bind}:{app.conf.web_port}/metrics")
@@ -65,6 +78,13 @@ async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSig
         await stop_app(app, shutdown_timeout_s + END_S)
     if app.crash_reason is not None:
         raise app.crash_reason
+
+
+async def _listen(start_server: Callable[[], Awaitable[None]], host: str, port: int) -> None:
+    try:
+        await start_server()
+    except OSError as error:
+        raise cannot_listen(host, port, error) from error
 
 
 async def stop_app(app: faust.App, timeout_s: float) -> None:

@@ -25,6 +25,7 @@ from xgr_stream.config import (
     StreamConfig,
     TopicNames,
     TransactionConfig,
+    is_topic_name,
 )
 from xgr_stream.errors import DeviceLost, Fenced
 from xgr_stream.types import MAX_BEAM_WIDTH
@@ -127,6 +128,8 @@ def worker(
     connection = replace(connection, session_timeout_ms=round(session_timeout * 1000), group_instance_id=instance)
     if transactional and driver == "faust":
         raise click.UsageError("--transactional needs --driver kafka: Faust commits offsets by itself")
+    if driver == "faust" and not is_topic_name(leader := f"{group}-__assignor-__leader"):
+        raise click.BadParameter(f"Faust names a topic {leader!r}, which can't be one's name", param_hint="--group")
     config = StreamConfig(
         topics=topics,
         partitions=partitions,

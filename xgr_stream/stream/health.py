@@ -73,12 +73,14 @@ async def served(
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ConfigError(
-                f"web host and port must be free to listen on, and {host}:{port} is not: {error}"
-            ) from error
+            raise cannot_listen(host, port, error) from error
         yield
     finally:
         await runner.cleanup()
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(f"web host and port must be free to listen on, and {host}:{port} is not: {error}")
 
 
 def _handler(page: Callable[[], Page]) -> Callable[[web.Request], Awaitable[web.Response]]:
