@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -205,6 +207,54 @@ def test_the_applications_own_events_are_read_by_its_function() -> None:
     outputs = stream.process(*(stream.record(EVENTS, "u", value) for value in (b"item-1", b"bug", b"no")))
     assert [p.topic for p in produces(outputs)] == [CHANGELOG, DEAD, DEAD]
     assert "ZeroDivisionError" in message(produces(outputs)[1])["message"]
+
+
+def surrogate() -> None:
+    raise InvalidEvent("item must be sold, not '\ud800'")
+
+
+def out_of_memory() -> None:
+    raise MemoryError
+
+
+def applications(stream: Stream, function: Callable[[], object]) -> Record:
+    """A record that the application's function makes this of."""
+    stream.decode_event = lambda _: function()
+    stream.processor = stream.make()
+    stream.processor.assign([stream.partition("u")], PARTITIONS)
+    stream.processor.restored(stream.partition("u"))
+    return stream.record(EVENTS, "u", b"anything")
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda: {"user_id": "u", "item_id": "i"}, "must return a UserEvent or None, not dict"),
+        (lambda: True, "must return a UserEvent or None, not bool"),
+        (lambda: ("u", "i"), "must return a UserEvent or None, not tuple"),
+        (lambda: SimpleNamespace(user_id="u", item_id=5, action=None), "not SimpleNamespace"),
+        (surrogate, "item must be sold, not '\\ud800'"),
+    ],
+)
+def test_whatever_the_applications_function_does_becomes_a_dead_letter(
+    function: Callable[[], object], why: str
+) -> None:
+    """An error that ended the worker would end each one that comes to the record."""
+    stream = Stream()
+    [letter] = stream.run(applications(stream, function))
+    assert letter.topic == DEAD
+    assert message(letter)["reason"] == "invalid_event"
+    assert why in message(letter)["message"]
+    assert stream.processor.committable(EVENTS, stream.partition("u")) == 1
+
+
+def test_an_event_that_there_is_no_memory_for_is_not_put_aside() -> None:
+    stream = Stream()
+    record = applications(stream, out_of_memory)
+    with pytest.raises(MemoryError):
+        stream.process(record)
+    assert stream.processor.committable(EVENTS, record.partition) is None
+    assert sample(stream, "xgr_dead_letters_total", reason="invalid_event") == 0
 
 
 def test_revoking_drops_history_prefixes_and_outputs_without_acknowledging() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from faust.types import TP
 from tests.stream.agents import put
 from tests.stream.batch import Producer
 from xgr_stream.config import StreamConfig
+from xgr_stream.errors import InvalidEvent
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream import codec, repartition
 from xgr_stream.stream.attachment import attach
@@ -131,6 +133,45 @@ async def test_a_gauge_tells_how_far_copies_are_behind(app: faust.App, monkeypat
         assert behind() == 0
 
 
+def refused() -> None:
+    raise InvalidEvent("item must be sold, not '\ud800'")
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [(lambda: ("user-1", "item-1"), "not tuple"), (lambda: True, "not bool"), (refused, "not '\\ud800'")],
+)
+async def test_whatever_converts_to_no_event_becomes_a_dead_letter(
+    app: faust.App, function: Callable[[], Any], why: str
+) -> None:
+    producer = Producer()
+    producer.fate += [None]
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime, event=lambda _: function())
+    async with agent.test_context() as converting:
+        event = await put(converting, PageView(user="user-1", item="item-1").dumps(serializer="json"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (event.acked, runtime.failure) == ([0], None)
+    [(topic, [letter])] = producer.sent
+    assert topic == "rec-dead-letters"
+    assert why in codec.decode(letter, 1_000)["message"]
+
+
+async def test_an_event_that_there_is_no_memory_for_ends_the_worker(app: faust.App) -> None:
+    """It is sound: it is not put aside."""
+    producer, error = Producer(), MemoryError()
+
+    def event(_: object) -> UserEvent:
+        raise error
+
+    runtime = FakeRuntime(producer)
+    agent = repartitioning(app, runtime, event=event)
+    async with agent.test_context() as converting:
+        event_put = await put(converting, PageView(user="user-1", item="item-1").dumps(serializer="json"))
+        assert (runtime.failure, producer.sent, event_put.acked) == (error, [], [])
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a mistake"), TopicAuthorizationFailedError("a mistake")])
 async def test_nothing_is_written_behind_what_fails_for_good(app: faust.App, error: Exception) -> None:
     """The worker ends instead: later copies would make the missing ones pass for written."""
@@ -145,10 +186,15 @@ async def test_nothing_is_written_behind_what_fails_for_good(app: faust.App, err
         assert len(producer.batches) == 1
 
 
-def repartitioning(app: faust.App, runtime: FakeRuntime, config: StreamConfig | None = None) -> Any:
+def repartitioning(
+    app: faust.App,
+    runtime: FakeRuntime,
+    config: StreamConfig | None = None,
+    event: Callable[[Any], UserEvent | None] = to_event,
+) -> Any:
     """The agent that converts page views, in an attached app that writes with this runtime."""
     views = app.topic("page-views", value_type=PageView)
-    attach(app, engine=NullEngine(), events=views, event=to_event, repartition=True, config=config)
+    attach(app, engine=NullEngine(), events=views, event=event, repartition=True, config=config)
     driver = next(child for child in app._children if isinstance(child, FaustDriver))
     driver.runtime = runtime  # type: ignore[assignment]
     return app.agents["xgr-repartition-user-events-0"]

@@ -176,8 +176,8 @@ class Ingest:
         """The record's event; None for a record to pass over. Raises `InvalidInput`."""
         codec.check_size(b"" if record.value is None else record.value, self._config.max_message_bytes)
         try:
-            event = self._decode_event(record)
-        except InvalidInput:
+            event = protocol.returned_event(self._decode_event(record))
+        except (InvalidInput, MemoryError):  # for want of memory no event is put aside: it is sound
             raise
         except Exception as error:
             logger.debug("decode_event failed on %s-%d", record.topic, record.partition, exc_info=True)

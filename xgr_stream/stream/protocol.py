@@ -186,6 +186,13 @@ def answered(message: Message) -> tuple[str, str, Status]:
     return user_id, request_id, Status(status)
 
 
+def returned_event(returned: object) -> UserEvent | None:
+    """What an application's function made of a record. Raises `InvalidEvent`."""
+    if returned is None or isinstance(returned, UserEvent):
+        return returned
+    raise InvalidEvent(f"the application's function must return a UserEvent or None, not {type(returned).__name__}")
+
+
 def event_message(event: UserEvent) -> Message:
     return _without_none(
         v=VERSION, user_id=event.user_id, item_id=event.item_id, action=event.action, timestamp_ms=event.timestamp_ms
@@ -248,7 +255,7 @@ def dead_letter_message(record: Record, error: XgrError) -> Message:
     return {
         "v": VERSION,
         "reason": error.code,
-        "message": str(error),
+        "message": str(error).encode(errors="backslashreplace").decode(),  # an application's text may have surrogates
         "topic": record.topic,
         "partition": record.partition,
         "offset": record.offset,

@@ -150,12 +150,12 @@ class Repartition:
         if is_topic:
             headers.append(source_header(SourcePosition(message.topic, message.partition, message.offset)))
         try:
-            converted = to_event(event.value)
+            converted = protocol.returned_event(to_event(event.value))
             if converted is None:
                 return None
             value = codec.encode(protocol.event_message(converted), self._config.codec)
             return Copy(converted.user_id.encode(), value, headers)
-        except InvalidInput:
+        except (InvalidInput, MemoryError):  # for want of memory no event is put aside: it is sound
             raise
         except Exception as error:  # the application's function may raise or return anything
             raise InvalidEvent(f"the record can't be converted to an event: {type(error).__name__}") from error
