@@ -66,6 +66,7 @@ class Snapshots:
         self._metrics = metrics
         self._anchors: dict[int, tuple[bytes, int]] = {}
         self._written_at: dict[int, float] = {}
+        self._undeletable: set[Path] = set()
         self._writing = asyncio.Lock()
         self._reader: AIOKafkaConsumer | None = None
         self._directory = Path(config.directory)
@@ -282,9 +283,15 @@ class Snapshots:
         """Partitions that went to other workers leave files behind, with users who may have been forgotten since."""
         before = time.time() - self._config.max_age_s
         for path in self._directory.glob(f"{self._topic}-*{SUFFIX}*"):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if path.stat().st_mtime < before:
                     path.unlink()
+            except FileNotFoundError:
+                pass  # another worker was faster
+            except OSError as error:
+                if path not in self._undeletable:
+                    self._undeletable.add(path)
+                    logger.warning("%s is old and can't be deleted: %s", path, error)
 
 
 def _all_users(snapshot: Snapshot, numbering: Numbering) -> list[PackedUsers]:
