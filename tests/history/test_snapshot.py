@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections.abc import Callable
@@ -218,3 +219,16 @@ def test_a_snapshot_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "s").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "s"]
     assert (tmp_path / "s").stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_left_on_a_full_disk(tmp_path: Path) -> None:
+    writer = SnapshotWriter(tmp_path / "s")
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._file.fileno())
+    os.close(full)
+    store = filled(6)
+    writer.add([view for user in store.user_ids() if (view := store.view(user)) is not None])
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish(Source("log", PARTITION, b"anchor", 3, 77, 8, 4), store, [], {}, [])
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []

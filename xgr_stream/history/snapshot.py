@@ -148,8 +148,11 @@ class SnapshotWriter:
 
     def abandon(self) -> None:
         """Leave nothing of it, if it was not published."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            try:
+                self._file.close()  # writes what is left, which fails again where the disk is full
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
     def _note_used(self, items: NDArray[np.int32]) -> None:
         needed = int(items.max(initial=-1)) + 1
