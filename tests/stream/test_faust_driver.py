@@ -276,7 +276,7 @@ async def test_a_request_of_another_worker_s_user_may_be_as_large_as_one_of_ours
     recommender.config = replace(recommender.config, max_message_bytes=4 << 20)
     assert driver.runtime is not None
     recommender.bind(driver.runtime)
-    await recommender._started_client(driver.runtime)
+    await recommender._started_client(driver.runtime, asyncio.get_running_loop().time() + 10)
     assert made["max_message_bytes"] == 4 << 20
 
 

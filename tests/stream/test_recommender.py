@@ -11,7 +11,7 @@ import pytest
 from tests.stream.waiting import settle
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import RequestFailed, ShuttingDown
+from xgr_stream.errors import DeadlineExceeded, RequestFailed, ShuttingDown
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.recommender import Recommender
 from xgr_stream.types import RecommendRequest, RecommendResponse, Status
@@ -25,12 +25,18 @@ class Client:
 
     def __init__(self, _: object, **options: object) -> None:
         self.stopped = self.failed = False
+        self.timeouts: list[float] = []
         self.made.append(self)
 
     async def start(self) -> None:
-        await self.may_start.wait()
+        try:
+            await self.may_start.wait()
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
 
     async def respond(self, request: RecommendRequest, *, timeout: float) -> RecommendResponse:
+        self.timeouts.append(timeout)
         if self.failed:
             raise RequestFailed("responses can't be read any more")
         return RecommendResponse(request.request_id, request.user_id, Status.OK)
@@ -62,20 +68,50 @@ def runtime() -> Any:
 async def test_a_client_that_starts_while_the_app_stops_is_stopped(
     client: type[Client], recommender: Recommender, again: bool
 ) -> None:
-    """And none is started after it. The app's end waits for neither: without a broker a client may start for ever."""
+    """And none is started after it. Nobody waits for it then: without a broker a client may start for ever."""
     asked = [asyncio.create_task(recommender.respond(REQUEST)) for _ in range(2)]
     await settle()
     await asyncio.wait_for(recommender.release(), 10)
     if again:
         recommender.bind(runtime())
-    client.may_start.set()
     for task in asked:
         with pytest.raises(ShuttingDown):
-            await task
+            await asyncio.wait_for(task, 10)
+    client.may_start.set()
     assert [made.stopped for made in client.made] == [True]
     if again:
         assert (await recommender.respond(REQUEST)).status is Status.OK
         assert [made.stopped for made in client.made] == [True, False]
+
+
+async def test_requests_end_at_their_deadlines_while_a_client_starts(
+    client: type[Client], recommender: Recommender
+) -> None:
+    """All wait for the same start, which goes on after them."""
+    asked = [asyncio.create_task(recommender.recommend("user-1", timeout=0.05)) for _ in range(6)]
+    patient = asyncio.create_task(recommender.recommend("user-1", timeout=60))
+    done, _ = await asyncio.wait(asked, timeout=10)
+    assert [type(task.exception()) for task in done] == [DeadlineExceeded] * 6
+    client.may_start.set()
+    assert (await patient).status is Status.OK
+    [made] = client.made
+    [rest] = made.timeouts
+    assert rest < 59.99
+
+
+async def test_a_client_that_can_not_start_fails_all_who_wait_and_is_tried_again(
+    client: type[Client], recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_: Client) -> None:
+        raise RequestFailed("no connection")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "start", fails)
+        failures = await asyncio.gather(*(recommender.respond(REQUEST) for _ in range(3)), return_exceptions=True)
+    assert [type(failure) for failure in failures] == [RequestFailed] * 3
+    client.may_start.set()
+    assert (await recommender.respond(REQUEST)).status is Status.OK
+    assert len(client.made) == 2
 
 
 async def test_a_client_that_reads_no_more_is_replaced(client: type[Client], recommender: Recommender) -> None:

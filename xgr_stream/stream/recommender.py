@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from xgr_stream.client import RecommendClient
 from xgr_stream.config import StreamConfig
-from xgr_stream.errors import NotOwned, ShuttingDown
+from xgr_stream.errors import DeadlineExceeded, NotOwned, ShuttingDown
 from xgr_stream.history import HistoryStore
 from xgr_stream.metrics import Metrics
 from xgr_stream.stream.asking import Asking
 from xgr_stream.stream.models import Models
 from xgr_stream.stream.runtime import Runtime
 from xgr_stream.types import RecommendRequest, RecommendResponse
+
+logger = logging.getLogger(__name__)
 
 
 class Recommender(Asking):
@@ -26,18 +29,20 @@ class Recommender(Asking):
         self.runtime: Runtime | None = None
         """None while the app does not run."""
         self._client: RecommendClient | None = None
-        self._client_starting = asyncio.Lock()
+        self._starting: asyncio.Task[RecommendClient] | None = None
 
     async def respond(self, request: RecommendRequest) -> RecommendResponse:
-        """The response to a request, an error response too."""
-        runtime = self._running()
+        """The response to a request, an error response too. Raises `DeadlineExceeded` if none comes in time from the
+        worker that has the user."""
+        runtime, loop = self._running(), asyncio.get_running_loop()
+        timeout_ms = self.config.default_timeout_ms if request.timeout_ms is None else request.timeout_ms
+        ends = loop.time() + timeout_ms / 1000
         if runtime.processor.owns(request.user_id):
             response = await asyncio.wrap_future(runtime.submit(request))
             if response.error != NotOwned.code:  # else the partition was revoked meanwhile: ask its new owner
                 return response
-        client = await self._started_client(runtime)
-        timeout_ms = self.config.default_timeout_ms if request.timeout_ms is None else request.timeout_ms
-        return await client.respond(request, timeout=timeout_ms / 1000)
+        client = await self._started_client(runtime, ends)
+        return await client.respond(request, timeout=max(0.0, ends - loop.time()))
 
     @property
     def models(self) -> Models:
@@ -56,9 +61,12 @@ class Recommender(Asking):
         self.runtime = runtime
 
     async def release(self) -> None:
-        """The runtime is about to stop."""
+        """The runtime is about to stop. A client that is starting is not waited for: it stops itself."""
         self.runtime = None
         client, self._client = self._client, None
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
         if client is not None:
             await client.stop()
 
@@ -67,25 +75,43 @@ class Recommender(Asking):
             raise RuntimeError("the app must have started before its recommender is asked")
         return self.runtime
 
-    async def _started_client(self, runtime: Runtime) -> RecommendClient:
-        """Raises `ShuttingDown` once the runtime is released. That does not wait for a client that is starting: without
-        a broker it may start for ever."""
-        async with self._client_starting:
-            if self._client is not None and self._client.failed:
-                failed, self._client = self._client, None
-                await failed.stop()
-            if self.runtime is not runtime:
-                raise ShuttingDown("the app was stopped")
-            if self._client is None:
-                client = RecommendClient(
-                    runtime.setup.connection,
-                    topics=self.config.topics,
-                    codec=self.config.codec,
-                    max_message_bytes=self.config.max_answer_bytes,
-                )
-                await client.start()
-                if self.runtime is not runtime:
-                    await client.stop()
-                    raise ShuttingDown("the app was stopped")
-                self._client = client
+    async def _started_client(self, runtime: Runtime, ends: float) -> RecommendClient:
+        """Raises `ShuttingDown` once the runtime is released, and `DeadlineExceeded` at `ends`. All wait for one start,
+        which goes on after them: without a broker it takes longer than any of them has."""
+        if self.runtime is not runtime:
+            raise ShuttingDown("the app was stopped")
+        if self._client is not None and not self._client.failed:
             return self._client
+        starting = self._starting
+        if starting is None or starting.done():
+            starting = self._starting = asyncio.create_task(self._start(runtime), name="xgr-client")
+            starting.add_done_callback(_note_failure)
+        done, _ = await asyncio.wait({starting}, timeout=ends - asyncio.get_running_loop().time())
+        if self.runtime is not runtime:
+            raise ShuttingDown("the app was stopped")
+        if not done:
+            raise DeadlineExceeded("the deadline passed before there was a connection to ask another worker by")
+        return starting.result()
+
+    async def _start(self, runtime: Runtime) -> RecommendClient:
+        failed, self._client = self._client, None
+        if failed is not None:
+            await asyncio.shield(failed.stop())  # to its end, if this is cancelled
+        client = RecommendClient(
+            runtime.setup.connection,
+            topics=self.config.topics,
+            codec=self.config.codec,
+            max_message_bytes=self.config.max_answer_bytes,
+        )
+        await client.start()
+        if self.runtime is not runtime:
+            await client.stop()
+            raise ShuttingDown("the app was stopped")
+        self._client = client
+        return client
+
+
+def _note_failure(starting: asyncio.Task[RecommendClient]) -> None:
+    """Those who waited for it may all have gone."""
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        logger.warning("other workers can't be asked: %s", error)
