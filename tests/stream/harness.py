@@ -73,6 +73,8 @@ class Stream:
         self.metrics = Metrics()
         self.history = self.worker.engine.history = HistoryStore(history_config)
         self.decode_event: Any = None
+        self.used: set[str] = set()
+        """Topics that the worker reads besides its own."""
         self.wakes = 0
         self.offsets: dict[tuple[str, int], int] = {}
         self.place = partitioner(self.config.partitioner, PARTITIONS)
@@ -91,6 +93,7 @@ class Stream:
             clock=self.clock,
             metrics=self.metrics,
             decode_event=self.decode_event,
+            uses_topic=lambda topic: topic in self.used,
         )
         processor.on_wake(self._wake)
         return processor

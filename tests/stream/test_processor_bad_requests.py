@@ -11,6 +11,7 @@ from tests.stream.harness import (
     EVENTS,
     PARTITIONS,
     REQUESTS,
+    RESPONSES,
     Stream,
     answers,
     message,
@@ -25,6 +26,15 @@ def test_reply_to_cannot_name_our_topics_or_an_illegal_one(topic: str) -> None:
     [answer] = answers(stream := Stream(), stream.request("u", fields={"reply_to": topic}))
     assert (answer["status"], answer["error"]) == ("error", "invalid_request")
     assert "reply_to" in answer["message"]
+
+
+def test_reply_to_cannot_name_a_topic_that_is_in_use_by_now() -> None:
+    """The record of a response for the user `item-7` would delete that item from a catalog."""
+    stream = Stream()
+    allowed = stream.run(stream.request("item-7", fields={"reply_to": "catalog-b"}))
+    stream.used.add("catalog-b")
+    refused = stream.run(stream.request("item-7", "r2", fields={"reply_to": "catalog-b"}))
+    assert [produce.topic for produce in (*allowed, *refused)] == [RESPONSES, "catalog-b", RESPONSES]
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,47 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import faust
 import pytest
 
 from xgr_stream.metrics import Metrics
-from xgr_stream.stream import copies
+from xgr_stream.stream import copies, models
+from xgr_stream.stream.attachment import attach
+from xgr_stream.stream.catalog_feed import CatalogFeed
 from xgr_stream.stream.copies import Copies
+from xgr_stream.stream.faust_driver import FaustDriver
+from xgr_stream.stream.runtime import Runtime
+from xgr_stream.testing import NullEngine
+
+
+async def test_what_a_worker_reads_takes_no_replies(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog topic of each model that it was told to load, and what it copies events from."""
+    monkeypatch.setattr(models, "ensure_topics", nothing)
+    monkeypatch.setattr(CatalogFeed, "start", nothing)
+    views, engine = app.topic("page-views"), NullEngine()
+    attach(app, engine=engine, events=views, event=lambda _: None, repartition=True)
+    driver = next(child for child in app._children if isinstance(child, FaustDriver))
+    runtime = Runtime(
+        driver._make_setup(), on_progress=lambda *_: None, on_failure=lambda _: None, end_offset=lambda *_: None
+    )
+
+    def refused() -> list[str]:
+        names = ["page-views", "catalog-b", "elsewhere"]
+        return [name for name in names if not runtime.processor._requests._may_reply_to(name)]
+
+    runtime._device.start()
+    try:
+        assert refused() == ["page-views"]
+        challenger = NullEngine(history=engine.history, version="b")
+        await runtime.models.load(challenger, catalog_topic="catalog-b")
+        assert refused() == ["page-views", "catalog-b"]
+        await runtime.models.promote()
+        assert refused() == ["page-views", "catalog-b"]
+    finally:
+        runtime._device.stop(1.0)
+
+
+async def nothing(*_: object) -> None: ...
 
 
 class Client:

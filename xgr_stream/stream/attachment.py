@@ -99,8 +99,9 @@ def attach(
         raise ConfigError(f"event must be a plain function from a value to UserEvent or None, not {event!r}")
     sources = _sources(events)
     decode_event: DecodeEvent | None = None
+    copied = _copied_topics(sources) if repartition else []
     if repartition:
-        check_sources(config.topics, _copied_topics(sources))
+        check_sources(config.topics, copied)
     elif sources:
         config = replace(config, topics=_reading(_only_topic(sources), config.topics))
     drivers = [child for child in app._children if isinstance(child, FaustDriver)]
@@ -123,6 +124,7 @@ def attach(
         return Setup(
             *(engine, connection_of(app), app.conf.id, config, engine_config, metrics, decode_event),
             challenger=challenger,
+            sources=copied,
         )
 
     recommender = Recommender(config, metrics)

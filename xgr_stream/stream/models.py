@@ -57,6 +57,8 @@ class Models:
     ) -> None:
         self.error: str | None = None
         """Why the last challenger could not be loaded, or was dropped; None if nothing failed since."""
+        self.topics = {setup.config.topics.catalog}
+        """Of the updates of all catalogs that were ever named here: a challenger's is others' after it is dropped."""
         self._setup = setup
         self._versions = versions
         self._device = device
@@ -178,6 +180,7 @@ class Models:
         loaded: _Loaded | None = None
         try:
             topic = config.catalog_topic or self._primary.topic
+            self.topics.add(topic)
             if engine is None:
                 engine = await load(config, self._setup.engine_config, self._versions.primary)
             check(config, engine, self._versions.primary, self._primary.topic)

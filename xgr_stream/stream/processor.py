@@ -86,9 +86,12 @@ class Processor:
         clock: Clock,
         metrics: Metrics,
         decode_event: DecodeEvent | None = None,
+        uses_topic: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """`knows_item` says whether the catalog has an item (only counts and logs depend on it). `decode_event` reads
-        the application's own event records; it raises `InvalidInput` for one that it refuses (None: our protocol)."""
+        the application's own event records; it raises `InvalidInput` for one that it refuses (None: our protocol).
+        `uses_topic`: whether the worker reads this topic besides those of `config`, so that no response may go there.
+        """
         self._worker = worker
         self._history = history
         self._log = BatchReader(history)
@@ -112,7 +115,10 @@ class Processor:
         )
         self._replies = Replies(self._outbox, config, clock, metrics)
         self._requests = Requests(
-            worker, history, self._outbox, self._replies, config, placement=self._placement, clock=clock
+            *(worker, history, self._outbox, self._replies, config),
+            placement=self._placement,
+            clock=clock,
+            uses_topic=uses_topic,
         )
         self._closed = False
 

@@ -118,6 +118,7 @@ class Requests:
         *,
         placement: Placement,
         clock: Clock,
+        uses_topic: Callable[[str], bool],
     ) -> None:
         self._worker = worker
         self._history = history
@@ -127,6 +128,7 @@ class Requests:
         self._placement = placement
         self._clock = clock
         self._own_topics = frozenset(astuple(config.topics))
+        self._uses_topic = uses_topic
         self._pending: dict[AnswerKey, Pending] = {}
         self._num_bytes = 0
         """Of all that is pending."""
@@ -179,10 +181,15 @@ class Requests:
         request = protocol.parse_request(message, record.key)
         self._placement.check(request.user_id, record.partition)
         topic = request.reply_to
-        # Those of Kafka's own begin with two underscores: what writes there fails for good.
-        if topic is not None and (topic in self._own_topics or topic.startswith("__") or not is_topic_name(topic)):
+        if topic is not None and not self._may_reply_to(topic):
             raise InvalidRequest(f"reply_to must be a topic of the caller's own, not {topic!r:.80}")
         return request
+
+    def _may_reply_to(self, topic: str) -> bool:
+        """A response is the tombstone of an item among a catalog's updates. Topics of Kafka's own begin with two
+        underscores: what writes there fails for good."""
+        used = topic in self._own_topics or self._uses_topic(topic)
+        return is_topic_name(topic) and not topic.startswith("__") and not used
 
     def _take(self, partition: Partition, record: Record, request: RecommendRequest) -> None:
         if self._replies.repeat(partition, record, request):

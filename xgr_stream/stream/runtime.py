@@ -86,6 +86,7 @@ class Runtime:
             clock=self.clock,
             metrics=setup.metrics,
             decode_event=setup.decode_event,
+            uses_topic=lambda topic: topic in setup.sources or topic in self.models.topics,
         )
         self.num_partitions = 0
         self._resting = {self.topics.events: 0, self.topics.requests: 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,3 +94,5 @@ class Setup:
     decode_event: DecodeEvent | None = None
     challenger: ChallengerConfig | None = None
     """To be loaded before the worker serves. If it can't be, the worker serves without."""
+    sources: Collection[str] = ()
+    """Topics of the application's that it copies events from."""
