@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -113,6 +116,55 @@ async def test_merges_without_memory_are_tried_again_with_growing_pauses(device:
     engine.lacks = False
     assert not await feed._merge()
     assert feed.status["merge_error"] is None
+
+
+class Long:
+    """A merge one step of which takes until the test lets it go on."""
+
+    swapping = False
+
+    def __init__(self, step: str) -> None:
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self._step = step
+        self._came: list[dict[str, CatalogUpdate]] = [{"item-1": CatalogUpdate("item-1", None)}, {}]
+
+    def _take(self, step: str) -> None:
+        if step == self._step:
+            self.begun.set()
+            self.may_go_on.wait(10)
+
+    def run(self) -> None:
+        self._take("run")
+
+    def follow(self, _: object) -> None:
+        self._take("follow")
+
+    def discard(self) -> None:
+        self._take("discard")
+
+    def handed_over(self) -> dict[str, CatalogUpdate]:
+        return self._came.pop(0)
+
+    def finish(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+@pytest.mark.parametrize("step", ["run", "follow", "discard"])
+def test_a_worker_that_stops_does_not_wait_for_a_merge(device: DeviceWorker, step: str) -> None:
+    engine, merge = NullEngine(), Long(step)
+    engine.begin_merge = lambda: merge  # type: ignore[assignment,method-assign,return-value]
+
+    async def stop_meanwhile() -> None:
+        merging = asyncio.create_task(feed_of(device, engine, [])._merge())
+        while not merge.begun.is_set():  # noqa: ASYNC110  a thread sets it
+            await asyncio.sleep(0.005)
+        merging.cancel()
+        await asyncio.wait({merging})
+
+    started = time.monotonic()
+    asyncio.run(stop_meanwhile())
+    assert time.monotonic() - started < 5
+    merge.may_go_on.set()
 
 
 class Unfinished:

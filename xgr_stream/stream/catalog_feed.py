@@ -20,6 +20,7 @@ from xgr_stream.stream import codec, protocol
 from xgr_stream.stream.batches import BESIDE_VALUE_BYTES, Limits, bound_batches
 from xgr_stream.stream.connection import Connection, stop_client
 from xgr_stream.stream.setup import Merge, ServedEngine
+from xgr_stream.stream.threads import on_a_thread
 from xgr_stream.types import CatalogUpdate
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ MAX_LOGGED = 1_000
 RETRY_S = 5.0
 """After a merge that there was no memory for; twice as long after each further one in a row."""
 LONGEST_RETRY_S = 300.0
+MERGE_THREAD = "xgr-merge"
 T = TypeVar("T")
 
 
@@ -189,9 +191,9 @@ class CatalogFeed:
         try:
             merge = await self._on_device(self._engine.begin_merge)
             if merge is not None:
-                await asyncio.to_thread(merge.run)
+                await on_a_thread(merge.run, MERGE_THREAD)
                 while came := await self._on_device(merge.handed_over):
-                    await asyncio.to_thread(merge.follow, came)
+                    await on_a_thread(partial(merge.follow, came), MERGE_THREAD)
                 await self._on_device(merge.finish)
         except Exception as error:
             if fault(error) is Fault.DEVICE:
@@ -209,7 +211,7 @@ class CatalogFeed:
         self._rest_s = asyncio.get_running_loop().time() - started  # a trickle of updates is not to cost a core
         self._metrics.catalog_merge_seconds.observe(self._rest_s)
         self._waiting.set()  # more may have come meanwhile
-        await asyncio.to_thread(merge.discard)
+        await on_a_thread(merge.discard, MERGE_THREAD)
         return True
 
     async def _give_up(self, merge: Merge | None, lacking: str) -> None:
@@ -224,7 +226,7 @@ class CatalogFeed:
         )
         if merge is not None:
             await self._on_device(merge.abandon)
-            await asyncio.to_thread(merge.discard)
+            await on_a_thread(merge.discard, MERGE_THREAD)
 
     async def _on_device(self, action: Callable[[], T]) -> T:
         run = self._device.between_batches if self.serves else self._device.call

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from xgr_stream.config import ChallengerConfig, EngineConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.stream.setup import ServedEngine
+from xgr_stream.stream.threads import on_a_thread
 
 if TYPE_CHECKING:
     from xgr_stream.catalog import Catalog
 
-T = TypeVar("T")
-
 
 async def load(config: ChallengerConfig, own: EngineConfig, primary: ServedEngine) -> ServedEngine:
     """On a thread of its own: weights are read and placed while the worker serves. `own`: the worker's settings."""
-    return await _on_a_thread(partial(_load, config, own, primary))
+    return await on_a_thread(partial(_load, config, own, primary), "xgr-load")
 
 
 def _load(config: ChallengerConfig, own: EngineConfig, primary: ServedEngine) -> ServedEngine:
@@ -60,31 +57,6 @@ async def prepare(engine: ServedEngine, device: DeviceWorker) -> None:
         if not await asyncio.wrap_future(device.call(partial(_step, steps))):
             return
         await asyncio.sleep(loop.time() - started)
-
-
-async def _on_a_thread(function: Callable[[], T]) -> T:
-    """What `function` returns, on a thread that the process does not wait for at its end: a checkpoint takes minutes,
-    or for ever where its disk is away."""
-    future: Future[T] = Future()
-    waiting = asyncio.wrap_future(future)
-    threading.Thread(target=_run, args=(function, future), name="xgr-load", daemon=True).start()
-    try:
-        return await waiting
-    finally:
-        del future, waiting  # an error that they hold would hold this frame, and half a model, until a collection
-
-
-def _run(function: Callable[[], T], future: Future[T]) -> None:
-    try:
-        found = function()
-    except BaseException as error:  # noqa: BLE001, it is raised where it is waited for
-        if future.set_running_or_notify_cancel():
-            future.set_exception(error)
-    else:
-        if future.set_running_or_notify_cancel():
-            future.set_result(found)
-    finally:
-        del future  # likewise
 
 
 def _step(steps: Iterator[None]) -> bool:
