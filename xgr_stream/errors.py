@@ -131,6 +131,16 @@ class DeviceLost(EngineError):
     code = "device_lost"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less at once can work: by type where one says it, and by torch's message where none does. Needs no
+    torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, OutOfMemory | MemoryError) or "OutOfMemoryError" in names:
+        return True
+    text = str(error) if isinstance(error, RuntimeError) and "AcceleratorError" not in names else ""
+    return "DefaultCPUAllocator: can't allocate memory" in text or "ALLOC_FAILED" in text
+
+
 def error_from(code: str | None, message: str | None) -> XgrError:
     """The error that a response's `error` and `message` carry; an `XgrError` for a code of a newer version."""
     kinds = [XgrError]

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from tests.engine.no_memory import OUT_OF_MEMORY
 from tests.engine.test_tiers import MIB, always_copies, engine_with, events, state
 from tests.property.users import append, ask, record
 from xgr_stream.engine import Engine
@@ -120,11 +121,15 @@ def test_no_memory_for_longer_buffers_loses_none(engine, monkeypatch, direction)
     assert (engine.stats().bytes_used, engine.stats().tiers.host_bytes_used) == (0, 0)
 
 
-def test_no_memory_for_a_copy_ahead_of_need_fails_no_request(engine, monkeypatch):
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_no_memory_for_a_copy_ahead_of_need_fails_no_request(engine, monkeypatch, error):
+    def fails(*_: object) -> None:
+        raise error
+
     append(engine, "user", events(1, 2))
     engine._work._reserve = engine.cache.pool.num_pages
     with monkeypatch.context() as patch:
-        patch.setattr("xgr_stream.engine.movement._each_run", refuse)
+        patch.setattr("xgr_stream.engine.movement._each_run", fails)
         assert ask(engine, ("user", 3, 8))[0].cache is CacheState.WARM
     engine.check_integrity()
     assert engine.bytes_of("user").host == 0

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.engine.no_memory import OUT_OF_MEMORY
 from tests.profiles import examples
 from tests.property.users import ask, record
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
-from xgr_stream.errors import OutOfMemory
 from xgr_stream.testing import tiny_catalog, tiny_model
 from xgr_stream.types import CacheState, CatalogUpdate
 
@@ -114,14 +114,15 @@ def test_a_user_who_is_forgotten_takes_their_next_window_along():
     assert engine.stats().bytes_used == 0
 
 
-def test_no_memory_for_a_next_window_is_no_fault_of_the_append(monkeypatch):
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_no_memory_for_a_next_window_is_no_fault_of_the_append(monkeypatch, error):
     engine = engine_of()
     happen(engine, *range(4))
     draft = engine.cache.draft
 
     def refuse(base, kv_tokens):
         if base is None:
-            raise OutOfMemory("no pages")
+            raise error
         return draft(base, kv_tokens)
 
     monkeypatch.setattr(engine.cache, "draft", refuse)

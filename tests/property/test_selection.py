@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.engine.no_memory import OUT_OF_MEMORY
 from tests.profiles import examples
 from tests.property.cases import Case, cases
 from tests.property.oracle import EPSILON, assert_same
@@ -20,7 +20,7 @@ from tests.property.users import record
 from xgr_stream.engine import Engine
 from xgr_stream.engine.decode import BeamDecoder
 from xgr_stream.engine.selection import WIDER, covers
-from xgr_stream.errors import InvalidRequest, OutOfMemory
+from xgr_stream.errors import InvalidRequest
 from xgr_stream.testing.models import TAGS
 from xgr_stream.types import (
     CacheState,
@@ -167,7 +167,7 @@ def test_only_the_request_that_falls_short_is_decoded_again() -> None:
         assert mine.shortfall is alone.shortfall
 
 
-@pytest.mark.parametrize("error", [OutOfMemory("no page is free"), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
 def test_one_that_more_beams_have_no_memory_for_keeps_what_it_had(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from xgr_stream.catalog import Catalog, ResolvedFilter
 from xgr_stream.catalog.forest import JoinedTags
 from xgr_stream.catalog.tags import TagIndex
-from xgr_stream.errors import OutOfMemory
+from xgr_stream.errors import is_out_of_memory
 from xgr_stream.types import Caps, RecommendRequest, RecommendResponse, Shortfall, Status
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,9 @@ def widened(
     requests = [replace(short[place][0], beam_width=min(WIDER * short[place][1], widest)) for place in asked]
     try:
         responses = again(requests)
-    except (OutOfMemory, MemoryError, torch.OutOfMemoryError):
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         # Raised, it would fail the batch, whose other requests lack nothing.
         logger.warning("there is no memory for more beams of %d requests; they fall short", len(asked), exc_info=True)
         return answers

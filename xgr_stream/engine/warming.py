@@ -15,7 +15,7 @@ from xgr_stream.engine.batches import newest
 from xgr_stream.engine.lanes import Mark
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import OutOfMemory
+from xgr_stream.errors import is_out_of_memory
 from xgr_stream.history import HistoryView
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,10 @@ class Warming:
         for plan in ahead:
             try:
                 self._append({plan.user_id: plan})
-            except OutOfMemory:  # the users themselves have theirs
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                # The users themselves have theirs.
                 logger.info("no memory for a user's next window: it is computed when it is needed")
                 break
         work.tend()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, closing
 from functools import partial
 
-import torch
-
 from xgr_stream.cache import HostCopy, PrefixCache, UserPrefix
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine.append import Appender
@@ -18,7 +16,7 @@ from xgr_stream.engine.movement import Movement, Mover
 from xgr_stream.engine.prefixes import Plan, PrefixBuilder
 from xgr_stream.engine.restore_costs import RestoreCosts
 from xgr_stream.engine.switches import Switches
-from xgr_stream.errors import EngineError, OutOfMemory
+from xgr_stream.errors import EngineError, is_out_of_memory
 from xgr_stream.model import Model
 
 logger = logging.getLogger(__name__)
@@ -162,7 +160,10 @@ class Work:
         while mover.out.num_in_flight < COPIES_UNDER_WAY and (demotion := next(copies, None)) is not None:
             try:
                 movement = mover.demote(demotion, (self.append_lane, self.decode_lane))
-            except (OutOfMemory, torch.OutOfMemoryError):  # nobody waits for it, and whoever asked has their answer
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Nobody waits for it, and whoever asked has their answer.
                 logger.info("no memory to copy a prefix to host memory: its user is computed anew")
                 return
             self._moving(movement)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from xgr_stream.errors import DeviceLost, EngineError, OutOfMemory
+from xgr_stream.errors import DeviceLost, EngineError, OutOfMemory, is_out_of_memory
 
 _LOST = ("CUDA error", "CUDA driver error", "cuBLAS", "CUBLAS", "CUDNN", "NCCL error", "HIP error")
 """How torch's messages begin, or what they hold, when a GPU gave an error. After most of them every further call in
@@ -24,17 +24,12 @@ class Fault(Enum):
 
 def fault(error: BaseException) -> Fault:
     """By type where one says it, and by torch's message where none does. Needs no torch."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, OutOfMemory | MemoryError) or "OutOfMemoryError" in names:
+    if is_out_of_memory(error):
         return Fault.MEMORY
-    if isinstance(error, DeviceLost) or "AcceleratorError" in names:
+    if isinstance(error, DeviceLost) or "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__}:
         return Fault.DEVICE
-    if isinstance(error, RuntimeError):
-        text = str(error)
-        if "DefaultCPUAllocator: can't allocate memory" in text or "ALLOC_FAILED" in text:
-            return Fault.MEMORY
-        if any(mark in text for mark in _LOST):
-            return Fault.DEVICE
+    if isinstance(error, RuntimeError) and any(mark in str(error) for mark in _LOST):
+        return Fault.DEVICE
     return Fault.OTHER
 
 
