@@ -228,6 +228,54 @@ def test_a_copy_that_the_disk_does_not_take_is_dropped(tiers, monkeypatch):
     assert len(tiers.file) == 0
 
 
+class FailsOnce:
+    """No memory for the first call."""
+
+    def __init__(self, call):
+        self.call = call
+        self.failed = False
+
+    def __call__(self, *args: object) -> object:
+        if not self.failed:
+            self.failed = True
+            raise MemoryError
+        return self.call(*args)
+
+
+@pytest.mark.parametrize("what", ["views", "job"])
+def test_a_copy_whose_reading_can_not_begin_is_read_the_next_time(tiers, monkeypatch, what):
+    to_file(tiers, "user-0")
+    owner, name = (tiers.host.arena, "views") if what == "views" else (tiers.file.file, "_start")
+    monkeypatch.setattr(owner, name, FailsOnce(getattr(owner, name)))
+    free = tiers.host.arena.free.num_free
+    with pytest.raises(MemoryError):
+        tiers.expect("user-0")
+    assert (tiers.host.is_coming("user-0"), tiers.host.arena.free.num_free) == (False, free)
+    tiers.host.check_integrity(tiers.cache)
+    tiers.expect("user-0")
+    assert tiers.host.is_coming("user-0")
+    tiers.host.settle()
+    assert tiers.have("user-0") == "host"
+
+
+@pytest.mark.parametrize("what", ["views", "job"])
+def test_a_copy_whose_writing_can_not_begin_is_written_the_next_time(tiers, monkeypatch, what):
+    for number in range(4):
+        tiers.compute(f"user-{number}", 14)
+        demote(tiers, f"user-{number}")
+    tiers.host.settle()
+    owner, name = (tiers.host.arena, "views") if what == "views" else (tiers.file.file, "_start")
+    monkeypatch.setattr(owner, name, FailsOnce(getattr(owner, name)))
+    free, written = tiers.file.file.free.num_free, tiers.file.written
+    with pytest.raises(MemoryError):
+        tiers.host.tend()
+    assert tiers.file.file.free.num_free == free
+    tiers.host.check_integrity(tiers.cache)
+    tiers.host.tend()
+    tiers.host.settle()
+    assert tiers.file.written > written
+
+
 def test_the_file_is_its_owners_alone_has_no_name_and_its_size_from_the_start(tmp_path):
     file = PageFile(str(tmp_path), 10, 100)
     found = os.fstat(file.fileno())

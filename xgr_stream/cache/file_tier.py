@@ -65,6 +65,7 @@ class FileTier:
     ) -> bool:
         """Begin to write what is in these pages of the arena, which must stay as they are until `then` is called with
         whether it is written. False: nothing that it could replace is worth less."""
+        views = arena.views(runs)
         self.drop(prefix.user_id)
         pages = num_pages(runs)
         going = self._queue.least_for(pages - self.file.free.num_free, self._pages_of, below=worth)
@@ -73,7 +74,6 @@ class FileTier:
         for user_id in going:
             self.drop(user_id)
         copy = FileCopy(prefix, self.file.free.allocate(pages))
-        self._copies[prefix.user_id] = copy
 
         def written(record: Record | None) -> None:
             self.failed += record is None
@@ -87,7 +87,12 @@ class FileTier:
                 self._queue.put(prefix.user_id, worth)
             then(not copy.gone)
 
-        self.file.write(arena.views(runs), copy.runs, written)
+        try:
+            self.file.write(views, copy.runs, written)
+        except BaseException:
+            self._give_back(copy)
+            raise
+        self._copies[prefix.user_id] = copy
         return True
 
     def readable(self, user_id: str) -> FileCopy | None:
@@ -100,8 +105,6 @@ class FileTier:
         whether it is there. The copy leaves the file, whatever comes of it."""
         if copy.record is None or copy.reading:
             raise EngineError(f"the copy of user {copy.prefix.user_id!r} can't be read now")
-        copy.reading = True
-        self._queue.remove(copy.prefix.user_id)
 
         def there(record: Record | None) -> None:
             self.failed += record is None
@@ -114,6 +117,8 @@ class FileTier:
             then(wanted)
 
         self.file.read(arena.views(runs), copy.runs, copy.record, there)
+        copy.reading = True
+        self._queue.remove(copy.prefix.user_id)
 
     def touch(self, user_id: str, worth_of: Callable[[UserPrefix], float]) -> None:
         """The user was seen: what their copy is worth has changed."""

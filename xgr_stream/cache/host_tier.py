@@ -217,7 +217,12 @@ class HostTier:
             least = self._queue.pop()
             if least is None:
                 break
-            self._write(self._copies[least[1]], least[0])
+            worth, user_id = least
+            try:
+                self._write(self._copies[user_id], worth)
+            except BaseException:
+                self._queue.put(user_id, worth)
+                raise
         return errors
 
     def fetch(self, user_id: str, is_of_use: Callable[[UserPrefix], bool]) -> None:
@@ -233,7 +238,6 @@ class HostTier:
         if not self._make_room(pages, self._worth_of(found.prefix)):
             return
         copy = HostCopy(found.prefix, self.arena.free.allocate(pages), holders=1)
-        self._from_file[user_id] = copy
 
         def there(done: bool) -> None:
             copy.holders -= 1
@@ -248,7 +252,12 @@ class HostTier:
             else:
                 self._give_back(copy)
 
-        self.file.read(found, self.arena, copy.runs, there)
+        try:
+            self.file.read(found, self.arena, copy.runs, there)
+        except BaseException:
+            self._give_back(copy)
+            raise
+        self._from_file[user_id] = copy
 
     def settle(self) -> list[OSError]:
         """Wait for the file. Returns what failed."""

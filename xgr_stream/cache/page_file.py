@@ -111,8 +111,8 @@ class PageFile:
             except Exception as error:  # noqa: BLE001, or its thread ended, and whoever waits for it would for ever
                 return Finished(then, None, OSError(f"the file of cached prefixes failed: {error!r}"))
 
-        self.under_way += 1
         self._jobs.put(run)
+        self.under_way += 1
 
     def _places(self, runs: Sequence[Run]) -> list[tuple[int, int]]:
         """(offset, bytes) of each run."""
