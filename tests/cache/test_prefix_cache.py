@@ -208,6 +208,26 @@ def test_memory_of_a_dropped_user_is_kept_while_a_batch_uses_it():
     cache.check_integrity()
 
 
+@pytest.mark.parametrize("where", ["concatenate", "slot", "pages", "copy"])
+def test_a_draft_that_fails_half_way_leaves_nothing(monkeypatch, where):
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    cache = make_cache()
+    base = publish(cache, "a", 10)
+    owner, name = {
+        "concatenate": (np, "concatenate"),
+        "slot": (cache._slots, "allocate"),
+        "pages": (cache.pool, "allocate"),
+        "copy": (cache.pool, "copy"),
+    }[where]
+    with cache.pinned([base]), monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(MemoryError):
+            cache.fork(base, 5, 12)
+    cache.check_integrity()
+
+
 def test_an_abandoned_draft_gives_everything_back():
     cache = make_cache()
     base = publish(cache, "a", 6)

@@ -11,6 +11,7 @@ from tests.property.users import ask, record
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
+from xgr_stream.engine.prefixes import PrefixBuilder
 from xgr_stream.errors import EngineError
 from xgr_stream.testing import tiny_catalog, tiny_items, tiny_model
 from xgr_stream.types import CacheState, CatalogUpdate
@@ -97,6 +98,30 @@ def test_what_is_given_up_leaves_nothing() -> None:
     chunks.close()
     engine.check_integrity()
     assert pool.num_free == pool.num_pages
+
+
+@pytest.mark.parametrize("what", ["_append", "_publish"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_what_fails_before_or_behind_the_forwards_leaves_nothing(monkeypatch, what: str, chunked: bool) -> None:
+    engine = engine_of()
+    users = ["user"] if chunked else ["user", "other"]
+    for user_id in users:
+        happen(engine, user_id, 30)
+    views = [engine.history.view(user_id) for user_id in users]
+    real, turns = getattr(PrefixBuilder, what), iter(users)
+
+    def fails_for_the_last(*args: object) -> object:
+        if next(turns) == users[-1]:
+            raise MemoryError
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixBuilder, what, fails_for_the_last)
+        with pytest.raises(MemoryError):
+            list(engine.prefilling(views[0], 16)) if chunked else engine.warm(views)
+    engine.check_integrity()
+    assert engine.stats().bytes_used == 0
+    assert_same(engine, "user")
 
 
 def test_a_newer_prefix_stays() -> None:

@@ -166,15 +166,25 @@ class PrefixCache:
         full = num_tokens // self.pool.page_size
         draft = self._draft(base.pages[:full], self.pool.pages_for(kv_tokens))
         if num_tokens % self.pool.page_size:
-            self.pool.copy(int(base.pages[full]), int(draft.pages[full]))
+            try:
+                self.pool.copy(int(base.pages[full]), int(draft.pages[full]))
+            except BaseException:
+                self.abandon(draft)
+                raise
         return draft
 
     def _draft(self, shared: IntArray, count: int) -> Draft:
         """Memory of `count` pages, the first of them `shared`."""
         missing = count - len(shared)
         self._make_room(missing)
-        pages = np.concatenate((shared, self.pool.allocate(missing))) if missing else shared
+        pages = np.concatenate((shared, np.empty(missing, np.int32))) if missing else shared
         draft = Draft(pages, len(shared), self._slots.allocate())
+        if missing:
+            try:
+                pages[len(shared) :] = self.pool.allocate(missing)
+            except BaseException:
+                self._slots.release(draft.hidden_slot)
+                raise
         self._drafts += 1
         return draft
 

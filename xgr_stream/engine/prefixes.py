@@ -165,18 +165,21 @@ class PrefixBuilder:
             return [self._up_to_date(plan) for plan in plans]
         with self._cache.pinned([plan.base for plan in plans if plan.base is not None]):
             drafts: list[Draft] = []
+            published = 0
             try:
                 for plan in pending:
                     drafts.append(self._cache.draft(plan.base, plan.num_tokens + len(self._reader.tail)))
                 appender.run([self._append(plan, draft) for plan, draft in zip(pending, drafts, strict=True)])
+                for plan, draft in zip(pending, drafts, strict=True):
+                    self._publish(plan, draft, self._reader.revision)
+                    published += 1
             except BaseException:
                 appender.lane.mark().wait()  # what was begun writes to the drafts until it is done
-                for draft in drafts:
+                for draft in drafts[published:]:
                     self._cache.abandon(draft)
                 self._cache.drop(plan.user_id for plan in pending)
                 raise
-            for plan, draft in zip(pending, drafts, strict=True):
-                self._publish(plan, draft, self._reader.revision)
+            for plan in pending:
                 if plan.base is not None and plan.base.user_id != plan.user_id:  # the next window, which now is theirs
                     self._cache.drop([plan.base.user_id])
             return [self._up_to_date(plan) for plan in plans]
@@ -190,9 +193,9 @@ class PrefixBuilder:
         other tokens, with which the steps end."""
         read_by = self._key, self._reader.revision
         draft = self._cache.draft(None, plan.num_tokens + len(self._reader.tail))
-        append = self._append(plan, draft)
-        left = len(append.tokens)
         try:
+            append = self._append(plan, draft)
+            left = len(append.tokens)
             for tokens in appender.chunks(append, chunk_tokens):
                 left -= tokens
                 if left:
@@ -201,18 +204,18 @@ class PrefixBuilder:
                         if not self._still_gives(plan):
                             raise _OtherTokens
                         read_by = self._key, self._reader.revision
+            other = self._cache.get(plan.user_id)
+            if other is not None and other.event_count >= plan.view.event_count and self._is_usable(other, plan.view):
+                appender.lane.mark().wait()
+                self._cache.abandon(draft)
+            else:
+                self._publish(plan, draft, self._reader.revision)
         except BaseException as error:
             appender.lane.mark().wait()  # what was begun writes to the draft until it is done
             self._cache.abandon(draft)
             if isinstance(error, _OtherTokens):
                 return
             raise
-        other = self._cache.get(plan.user_id)
-        if other is not None and other.event_count >= plan.view.event_count and self._is_usable(other, plan.view):
-            appender.lane.mark().wait()
-            self._cache.abandon(draft)
-        else:
-            self._publish(plan, draft, self._reader.revision)
         self._cache.touch(plan.user_id, counted=plan.counted)
         yield tokens, 0
 
