@@ -139,6 +139,27 @@ def test_a_newer_prefix_stays() -> None:
     assert_same(engine, "user")
 
 
+def test_who_is_forgotten_meanwhile_does_not_come_back() -> None:
+    engine = engine_of()
+    for user_id in ("user", "other"):
+        happen(engine, user_id, 30)
+    chunks, others = (engine.prefilling(engine.history.view(user_id), 16) for user_id in ("user", "other"))
+    for _ in range(2):
+        next(chunks)
+        next(others)
+    engine.forget(["user"])
+    again = engine.prefilling(engine.history.view("user"), 16)
+    next(again)
+    assert list(chunks) == []
+    again.close()
+    assert not engine.is_resident("user")
+    assert list(others)[-1].users == 1
+    engine.forget(["other"])
+    engine.check_integrity()
+    assert engine.stats().bytes_used == 0
+    assert_same(engine, "user")
+
+
 def test_a_catalog_that_changed_meanwhile() -> None:
     """An item in the context has another semantic ID: what was computed is not used, and the rest is not computed."""
     engine = engine_of()

@@ -310,8 +310,8 @@ class Engine:
 
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
         """`warm` of one user who has nothing to go on from, in forwards of at most so many tokens: one for each step,
-        with `users` 1 for the last, when the prefix is there. Between two steps anything may be asked of the engine.
-        Another user's has no steps: they are warmed at once."""
+        with `users` 1 for the last, when the prefix is there. Between two steps anything may be asked of the engine;
+        `forget` of the user ends them. Another user's has no steps: they are warmed at once."""
         self._serving.join()
         return self._warming.prefilling(view, chunk_tokens)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,6 +51,8 @@ class Warming:
         self._prefixes = prefixes
         self._counted: OrderedDict[str, int] = OrderedDict()
         """Of users who were off the device when it came: the event that is in their rate, and was not appended yet."""
+        self._prefilling: dict[object, str] = {}
+        """Whose prefill in chunks is under way; a user who is forgotten is none of them any more."""
 
     @torch.inference_mode()
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
@@ -94,15 +97,22 @@ class Warming:
     @torch.inference_mode()
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
         self._work.reap()
-        left = 1
-        while left:  # more than once if another catalog gives them other tokens meanwhile
-            plan = self._plan(view)
-            if plan is None or plan.base is not None:
-                return
-            for tokens, left, begun, ended in self._work.run_in_chunks(self._prefixes, plan, chunk_tokens):
-                if not left:
-                    self._counted.pop(view.user_id, None)
-                yield WarmReport(int(not left), tokens, begun, ended)
+        left, this = 1, object()
+        self._prefilling[this] = view.user_id
+        try:
+            while left:  # more than once if another catalog gives them other tokens meanwhile
+                plan = self._plan(view)
+                if plan is None or plan.base is not None:
+                    return
+                with closing(self._work.run_in_chunks(self._prefixes, plan, chunk_tokens)) as chunks:
+                    for tokens, left, begun, ended in chunks:
+                        if not left:
+                            self._counted.pop(view.user_id, None)
+                        yield WarmReport(int(not left), tokens, begun, ended)
+                        if this not in self._prefilling:
+                            return
+        finally:
+            self._prefilling.pop(this, None)
 
     @torch.inference_mode()
     def expect(self, views: Sequence[HistoryView]) -> None:
@@ -136,6 +146,8 @@ class Warming:
         """Nothing of these users is to be remembered."""
         for user_id in user_ids:
             self._counted.pop(user_id, None)
+            for prefill in [key for key, user in self._prefilling.items() if user == user_id]:
+                del self._prefilling[prefill]
 
     def _plan(self, view: HistoryView) -> Plan | None:
         plan = self._prefixes.plan(view)
