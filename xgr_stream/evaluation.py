@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from math import log2, sqrt
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.csv
@@ -123,10 +124,13 @@ def recommend(
     Users go through the engine under names of their own and are forgotten after their batch, even one that fails;
     `on_batch` is called with the number of users done. Raises the `XgrError` that a response carries.
     """
+    if type(batch_users) is not int or batch_users < 1:
+        raise InvalidInput(f"batch_users must be an integer of at least 1, not {batch_users!r}")
     lists: list[list[str]] = []
+    own = f"evaluate-{uuid4().hex}"  # the engine may have users already, of any name
     for batch in _batches(sequences, batch_users):
         requests = [
-            RecommendRequest(f"evaluate-{n}", f"evaluate-{n}", k, beam_width, _seen(engine, sequence, exclude_seen))
+            RecommendRequest(f"evaluate-{n}", f"{own}-{n}", k, beam_width, _seen(engine, sequence, exclude_seen))
             for n, sequence in enumerate(batch)
         ]
         try:

@@ -60,6 +60,21 @@ def test_it_leaves_no_user_behind(engine: Engine) -> None:
     engine.check_integrity()
 
 
+def test_it_leaves_users_alone_whatever_they_are_called(engine: Engine) -> None:
+    expected = evaluate(engine, sequences(), k=20)
+    engine.append("evaluate-0", ["item-5", "item-6"])
+    assert evaluate(engine, sequences(), k=20) == expected
+    view = engine.history.view("evaluate-0")
+    assert (view is not None and view.event_count, engine.is_resident("evaluate-0")) == (2, True)
+    assert engine.history.num_users == 1
+
+
+@pytest.mark.parametrize("users", [0, -1, 2.5, True, "2", None])
+def test_a_batch_is_of_at_least_one_user(engine: Engine, users: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"batch_users must be an integer of at least 1, not {users!r}"):
+        evaluate(engine, sequences(), batch_users=users)
+
+
 @pytest.mark.parametrize("fails_at", ["an event", "the answer", "a response"])
 def test_an_evaluation_that_fails_leaves_no_user_behind(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, fails_at: str
