@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engine.no_memory import OUT_OF_MEMORY
 from tests.property.users import ask, record
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import EngineConfig
 from xgr_stream.engine import Engine
+from xgr_stream.engine.append import Appender
 from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, NothingLegal
 from xgr_stream.testing import save_tiny_model, tiny_catalog, tiny_items, tiny_model
 from xgr_stream.types import CacheState, CatalogUpdate, ItemFilter, RecommendRequest, Status, UserEvent
@@ -156,13 +158,40 @@ def test_items_that_there_is_no_memory_to_look_up_are_looked_up_next_time(engine
 
     with monkeypatch.context() as patched:
         patched.setattr(np, "concatenate", short)
+        record(engine, "ann", [("item-2", None), ("item-3", None)])
         with pytest.raises(MemoryError):
-            engine.append("ann", ["item-2", "item-3"])
+            engine.warm([engine.history.view("ann")])
     engine.append("bob", ["item-4", "item-5"])
     other = Engine.load(engine.model, tiny_catalog())
     other.append("bob", ["item-4", "item-5"])
     found, expected = (e.recommend("bob", k=60, beam_width=512, seen=True) for e in (engine, other))
     assert [item.item_id for item in found] == [item.item_id for item in expected]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_an_append_that_there_is_no_memory_to_warm_its_user_for_has_happened(engine, monkeypatch, caplog, error):
+    """Once: a caller who saw it raise would append the same again."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Appender, "run", fails)
+        engine.append("ann", ["item-1", "item-2"])
+    assert "no memory to warm a user" in caplog.text
+    assert engine.history.view("ann").event_count == 2
+    engine.check_integrity()
+    (response,) = ask(engine, ("ann", 3, 8))
+    assert (response.status, response.event_count) == (Status.OK, 2)
+
+
+def test_an_append_that_fails_otherwise_says_so(engine, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(Appender, "run", fails)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        engine.append("ann", ["item-1"])
 
 
 def test_an_unknown_user_is_answered_from_popularity(engine):

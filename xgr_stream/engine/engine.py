@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.warming import Warming, WarmReport
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from, is_out_of_memory
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -55,6 +56,8 @@ from xgr_stream.types import (
     Tags,
     UserEvent,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,8 @@ class Engine:
     # The facade: one user at a time, out of this engine's own history.
 
     def append(self, user_id: str, items: Sequence[str], actions: Sequence[str | None] | None = None) -> None:
-        """These events happened, in this order; the user is warm afterwards. `actions`: one per item."""
+        """These events happened, in this order; the user is warm afterwards, if there is memory for it. `actions`: one
+        per item."""
         for name, of, values in (
             ("items", "item ids", items),
             ("actions", "strings or None", () if actions is None else actions),
@@ -222,15 +226,22 @@ class Engine:
                 raise InvalidEvent(f"{name} must be a sequence of {of}, not {values!r}")
         if actions is not None and len(actions) != len(items):
             raise InvalidEvent(f"actions must be one per item ({len(items)}), not {len(actions)}")
-        # All are checked before the first is applied: an append that raises has changed nothing.
+        # All are checked before the first is applied: an append that is refused has changed nothing.
         pairs = zip(items, [None] * len(items) if actions is None else actions, strict=True)
         events = [UserEvent(user_id, item, action) for item, action in pairs]
         self.history.check_actions(event.action for event in events if event.action is not None)
         for event in events:
             self.history.apply(event)
         view = self.history.view(user_id)
-        if view is not None:
+        if view is None:
+            return
+        try:
             self.warm([view])
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Raised, it would have the caller append again what the history has already.
+            logger.warning("no memory to warm a user whose events came: the next request does it", exc_info=True)
 
     def recommend(
         self,
