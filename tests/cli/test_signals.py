@@ -126,6 +126,41 @@ def test_a_worker_that_loads_its_model_ends_with_0(number: signal.Signals, drive
         assert (process.wait(), process.stderr.read()) == (0, "")
 
 
+MERGES = """
+import asyncio, sys
+import torch
+from xgr_stream.cli import worker
+from xgr_stream.cli.main import main
+from xgr_stream.engine import Engine
+from xgr_stream.stream.threads import on_a_thread
+from xgr_stream.testing import NullEngine
+
+class Engineless(NullEngine):
+    def prepare(self): ...
+
+async def serve(*_):
+    numbers = torch.randn(1_000_000)
+
+    def sort():
+        while True:
+            torch.sort(numbers)
+
+    merging = asyncio.create_task(on_a_thread(sort, "xgr-merge"))
+    await asyncio.sleep(0.2)
+
+Engine.load = lambda *_, **__: Engineless()
+worker._serve_with_kafka = serve
+main(sys.argv[1:])
+"""
+
+
+def test_a_worker_that_merges_ends_with_0(tmp_path: Path) -> None:
+    """And not with what torch aborts with where Python's end takes its thread away."""
+    command = ["worker", "--driver", "kafka", "--model", str(tmp_path), "--catalog", str(tmp_path)]
+    result = subprocess.run([sys.executable, "-c", MERGES, *command], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_process_that_was_not_told_has_its_handlers_back() -> None:
     former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with FirstSignal():

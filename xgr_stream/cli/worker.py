@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -149,6 +151,7 @@ def worker(
         gc.set_threshold(*COLLECTOR)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(setup, (web_host, web_port), signals))
+        _leave_what_is_under_way()
     except UNREACHABLE as error:
         raise click.ClickException(f"no broker at {connection.bootstrap} (--broker): {error}") from error
     except KafkaError as error:
@@ -157,6 +160,16 @@ def worker(
         failure = click.ClickException(f"{error.code}: {error}")
         failure.exit_code = exit_code(error)
         raise failure from error
+
+
+def _leave_what_is_under_way() -> None:
+    """End here if a merge or a load still runs: torch on a thread aborts a process that finalizes around it."""
+    from xgr_stream.stream.threads import under_way
+
+    if under_way():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 async def _serve_with_kafka(setup: Setup, web: tuple[str, int], signals: FirstSignal) -> None:

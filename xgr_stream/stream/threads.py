@@ -16,11 +16,20 @@ async def on_a_thread(function: Callable[[], T], name: str) -> T:
     `asyncio.to_thread`: a merge takes half a minute, a checkpoint minutes, or for ever where its disk is away."""
     future: Future[T] = Future()
     waiting = asyncio.wrap_future(future)
-    threading.Thread(target=_run, args=(function, future), name=name, daemon=True).start()
+    _Thread(target=_run, args=(function, future), name=name, daemon=True).start()
     try:
         return await waiting
     finally:
         del future, waiting  # an error that they hold would hold this frame, and half a model, until a collection
+
+
+def under_way() -> bool:
+    """Whether a function still runs that nobody waits for any more, or will."""
+    return any(isinstance(thread, _Thread) for thread in threading.enumerate())
+
+
+class _Thread(threading.Thread):
+    """One of these."""
 
 
 def _run(function: Callable[[], T], future: Future[T]) -> None:
