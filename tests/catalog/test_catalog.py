@@ -116,6 +116,23 @@ def test_availability_is_true_or_false(catalog: Catalog, available: Any) -> None
     catalog.check_integrity()
 
 
+@pytest.mark.parametrize(
+    ("item_ids", "message"),
+    [
+        ([1], "item_ids must hold item ids, which are strings, not 1"),
+        (["b", None], "item_ids must hold item ids, which are strings, not None"),
+        ([["b"]], r"item_ids must hold item ids, which are strings, not \['b'\]"),
+        (None, "item_ids must be a collection of item ids, not None"),
+        (5, "item_ids must be a collection of item ids, not 5"),
+        (b"b", "item_ids must be a collection of item ids, not b'b'"),
+    ],
+)
+def test_what_comes_or_goes_is_named_by_strings(catalog: Catalog, item_ids: Any, message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        catalog.set_available(item_ids, False)
+    assert catalog.available.all()
+
+
 def test_an_unknown_item_cannot_change_its_availability(catalog: Catalog) -> None:
     with pytest.raises(CatalogError, match="item_id 'zebra' is not in the catalog"):
         catalog.set_available(["a", "zebra"], False)

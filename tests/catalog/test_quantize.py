@@ -125,8 +125,10 @@ def test_attributes_come_along() -> None:
 
 def test_codes_may_be_numpys() -> None:
     embeddings = clustered(3)
-    plain = Catalog.from_embeddings(["a", "b", "c"], embeddings, levels=2, codes=4)
-    assert Catalog.from_embeddings(["a", "b", "c"], embeddings, levels=2, codes=np.int64(4)).version == plain.version
+    plain = Catalog.from_embeddings(["a", "b", "c"], embeddings, levels=2, codes=4, seed=1)
+    for codes in (np.int64(4), [4, np.int64(4)], np.array([4, 4])):
+        numpys: Any = {"levels": np.int64(2), "codes": codes, "seed": np.int32(1)}
+        assert Catalog.from_embeddings(["a", "b", "c"], embeddings, **numpys).version == plain.version
 
 
 @pytest.mark.parametrize(
@@ -141,11 +143,23 @@ def test_codes_may_be_numpys() -> None:
         ([], np.zeros((0, 4)), 1, 2, "embeddings have shape (0, 4), expected [items, dim] with at least 1 of each"),
         (["a"], [[1.0], [2.0]], 1, 2, "columns have lengths {'item_id': 1, 'sid_0': 2}, expected equal ones"),
         (["a"], [[1.0]], 2, (4, 4, 4), "codes is (4, 4, 4), expected one number or 2, as many as levels"),
-        (["a"], [[1.0]], 2, (4, 0), "codes of level 1 is 0, expected at least 1"),
-        (["a"], [[1.0]], 0, 4, "codes is (), expected the number of codes of at least 1 level"),
+        (["a"], [[1.0]], 2, (4, 0), "codes of level 1 is 0, expected an integer from 1 to 1048576"),
+        (["a"], [[1.0]], 0, 4, "levels is 0, expected an integer of at least 1"),
+        (["a"], [[1.0]], True, 4, "levels is True, expected an integer of at least 1"),
+        (["a"], [[1.0]], "2", 4, "levels is '2', expected an integer of at least 1"),
+        (["a"], [[1.0]], 2, "44", "codes is '44', expected an integer or a sequence of them, one for each level"),
+        (["a"], [[1.0]], 2, 4.0, "codes is 4.0, expected an integer or a sequence of them, one for each level"),
+        (["a"], [[1.0]], 2, (4, 4.0), "codes of level 1 is 4.0, expected an integer from 1 to 1048576"),
+        (["a"], [[1.0]], 2, None, "codes is None, expected an integer or a sequence of them, one for each level"),
         (["a", "a"], [[1.0], [2.0]], 1, 4, "item_id 'a' occurs 2 times"),
     ],
 )
 def test_wrong_input_is_refused_by_name(item_ids: Any, embeddings: Any, levels: int, codes: Any, message: str) -> None:
     with pytest.raises(CatalogError, match=re.escape(message)):
         Catalog.from_embeddings(item_ids, embeddings, levels=levels, codes=codes)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", True, None])
+def test_a_seed_is_an_integer_that_is_not_negative(seed: Any) -> None:
+    with pytest.raises(CatalogError, match=f"seed is {seed!r}, expected an integer of at least 0"):
+        Catalog.from_embeddings(["a"], [[1.0]], levels=1, codes=4, seed=seed)

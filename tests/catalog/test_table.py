@@ -142,11 +142,21 @@ def test_a_wrong_table_is_refused_by_name(changes: dict[str, Any], message: str)
         ((8, 8, 8), "codes is (8, 8, 8) (3 levels), but the table's SIDs have 2 levels"),
         ((8, 0), "codes of level 1 is 0, expected an integer from 1 to 1048576"),
         ((8, 8.0), "codes of level 1 is 8.0, expected an integer from 1 to 1048576"),
+        (True, "codes of level 0 is True, expected an integer from 1 to 1048576"),
+        (8.0, "codes is 8.0, expected an integer or a sequence of them, one for each level"),
+        ("88", "codes is '88', expected an integer or a sequence of them, one for each level"),
     ],
 )
 def test_codes_that_do_not_fit_the_table_are_refused(codes: Any, message: str) -> None:
     with pytest.raises(CatalogError, match=re.escape(message)):
         Catalog.from_table(GOOD, codes=codes)
+
+
+@pytest.mark.parametrize("codes", [np.int64(8), [8, np.int64(8)], np.array([8, 8])])
+def test_codes_may_be_numpys(codes: Any) -> None:
+    catalog = Catalog.from_table(GOOD, codes=codes)
+    assert catalog.codes == (8, 8)
+    assert [type(of) for of in catalog.codes] == [int, int]
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "items.csv", "items.jsonl"])

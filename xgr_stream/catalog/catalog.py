@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xgr_stream.catalog import storage
-from xgr_stream.catalog.columns import ItemColumns, Place
+from xgr_stream.catalog.columns import ItemColumns, Place, codes_by_level
 from xgr_stream.catalog.delta import Delta
 from xgr_stream.catalog.filters import FilterResolver, Int64Array, ResolvedFilter
 from xgr_stream.catalog.forest import Forest, JoinedTags
@@ -105,7 +105,7 @@ class Catalog:
         return Catalog(table.columns, twin=table)
 
     @classmethod
-    def from_table(cls, source: Columns, *, codes: int | Sequence[int] | None = None) -> Catalog:
+    def from_table(cls, source: Columns, *, codes: int | np.integer[Any] | Sequence[int] | None = None) -> Catalog:
         """Build from a Parquet, CSV or JSON Lines file, an Arrow table or a mapping of columns.
 
         Columns: `item_id`; `sid` (lists of codes) or `sid_0`, `sid_1`, ...; optionally `tags` (lists of strings, or
@@ -132,8 +132,8 @@ class Catalog:
         Near items may share a SID; with `unique` the last level is reassigned so that none do. `columns`: `tags`,
         `popularity`, `available`, as `from_table` takes them.
         """
-        each = (codes,) * levels if isinstance(codes, int | np.integer) else tuple(codes)
-        per_level = tuple(int(c) if isinstance(c, np.integer) else c for c in each)
+        levels, seed = _integer("levels", levels, least=1), _integer("seed", seed, least=0)
+        per_level = codes_by_level(codes, levels)
         if len(per_level) != levels:
             raise CatalogError(f"codes is {per_level}, expected one number or {levels}, as many as levels")
         sids = residual_kmeans(embeddings, per_level, seed=seed, unique=unique)
@@ -270,8 +270,12 @@ class Catalog:
     def set_available(self, item_ids: Iterable[str], available: bool) -> None:
         """Let items come or go, at once. Mutates. Not for one that follows a topic of updates, whose version would no
         longer tell its content."""
-        if isinstance(item_ids, str):
+        if isinstance(item_ids, str | bytes) or not isinstance(item_ids, Iterable):
             raise CatalogError(f"item_ids must be a collection of item ids, not {item_ids!r}")
+        item_ids = list(item_ids)
+        for item in item_ids:
+            if not isinstance(item, str):
+                raise CatalogError(f"item_ids must hold item ids, which are strings, not {item!r}")
         if type(available) is not bool:
             raise CatalogError(f"available must be true or false, not {available!r}")
         if self.follows_updates:
@@ -390,3 +394,11 @@ class Catalog:
         own = _NO_ROWS if self.delta is None else self.delta.own_rows
         if self._live.items[own[own >= 0]].any():
             raise CatalogError("an item of the delta is to be had in its own place, too")
+
+
+def _integer(name: str, value: object, *, least: int) -> int:
+    """An argument, which may be one of NumPy's."""
+    value = int(value) if isinstance(value, np.integer) else value
+    if type(value) is not int or value < least:
+        raise CatalogError(f"{name} is {value!r}, expected an integer of at least {least}")
+    return value

@@ -64,7 +64,7 @@ class ItemColumns:
         )
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, codes: int | Sequence[int] | None = None) -> ItemColumns:
+    def from_arrow(cls, table: pa.Table, codes: int | np.integer[Any] | Sequence[int] | None = None) -> ItemColumns:
         """Check and sort. `codes` per level, one for all or one each; None takes the largest code of each level, plus
         one."""
         if table.num_rows == 0:
@@ -195,15 +195,26 @@ def _sid_codes(table: pa.Table, level: int, ids: pa.Array) -> npt.NDArray[np.int
     return codes
 
 
-def _check_codes(sids: npt.NDArray[np.int64], ids: pa.Array, codes: int | Sequence[int] | None) -> tuple[int, ...]:
+def codes_by_level(codes: object, levels: int) -> tuple[int, ...]:
+    """`codes` as an argument, one for all levels or one each, NumPy's integers too: as many as there are, each checked.
+    Raises `CatalogError`."""
+    codes = codes.tolist() if isinstance(codes, np.ndarray | np.integer) else codes
+    if isinstance(codes, int):
+        codes = (codes,) * levels
+    if isinstance(codes, str | bytes) or not isinstance(codes, Sequence):
+        raise CatalogError(f"codes is {codes!r}, expected an integer or a sequence of them, one for each level")
+    each = tuple(int(of) if isinstance(of, np.integer) else of for of in codes)
+    for level, of in enumerate(each):
+        if type(of) is not int or not 1 <= of <= MAX_CODES:
+            raise CatalogError(f"codes of level {level} is {of!r}, expected an integer from 1 to {MAX_CODES}")
+    return each
+
+
+def _check_codes(sids: npt.NDArray[np.int64], ids: pa.Array, codes: object) -> tuple[int, ...]:
     levels = sids.shape[1]
-    most = MAX_CODES if codes is None else codes
-    limits = (most,) * levels if isinstance(most, int) else tuple(most)
+    limits = codes_by_level(MAX_CODES if codes is None else codes, levels)
     if len(limits) != levels:
         raise CatalogError(f"codes is {limits} ({len(limits)} levels), but the table's SIDs have {levels} levels")
-    for level, limit in enumerate(limits):
-        if type(limit) is not int or not 1 <= limit <= MAX_CODES:
-            raise CatalogError(f"codes of level {level} is {limit!r}, expected an integer from 1 to {MAX_CODES}")
     outside = (sids < 0) | (sids >= np.array(limits))
     if outside.any():
         row, at = divmod(int(np.argmax(outside)), levels)
