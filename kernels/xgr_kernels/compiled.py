@@ -103,7 +103,7 @@ def _kept(cache: Path, compiler: tuple[str, ...], sources: Sequence[Path]) -> Pa
 def _is_whole(kept: Path) -> bool:
     """A part of a library, as a full disk or a lost machine may leave it, would end the process that loads it."""
     try:
-        return (kept / DIGEST).read_text() == _digest(kept / LIBRARY)
+        return (kept / DIGEST).read_bytes() == _digest(kept / LIBRARY).encode()
     except OSError:
         return False
 

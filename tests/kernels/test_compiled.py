@@ -78,6 +78,18 @@ def test_what_is_not_whole_is_compiled_again(source: Path, left: bytes | int | N
 
 
 @needs_compiler
+@pytest.mark.parametrize("digest", [b"", b"text", b"\xff\xfe\x80", None])
+def test_what_has_not_its_digest_is_compiled_again(source: Path, digest: bytes | None) -> None:
+    kept = compiled._kept(compiled._cache(), COMPILER, [source])
+    if digest is None:
+        kept.with_name(compiled.DIGEST).unlink()
+    else:
+        kept.with_name(compiled.DIGEST).write_bytes(digest)
+    assert compiled.function("seven")() == 7
+    assert compiled._is_whole(kept.parent)
+
+
+@needs_compiler
 @pytest.mark.parametrize("how", ["a file", "writable by others"])
 def test_a_cache_that_is_not_to_be_used(source: Path, how: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
