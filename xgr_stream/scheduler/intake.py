@@ -87,7 +87,7 @@ class Intake:
                 return
             try:
                 future.set_result(action())
-            except Exception as error:
+            except BaseException as error:  # a SystemExit, too, is the caller's
                 future.set_exception(error)
                 if fault(error) is Fault.DEVICE:
                     raise

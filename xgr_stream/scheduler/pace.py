@@ -174,10 +174,12 @@ class Pace:
         """A batch is done; `rest`: those that the device still has."""
         now = self._clock.now()
         known = self._noted(step.version, now)
-        known.decodes.note(step.rows, step.tokens, now - max(began_at, self._ended_at))
         known.share = min(1.0, known.share * 1.05)
-        self._ended_at = now
-        self.left(rest)
+        took_s, self._ended_at = now - max(began_at, self._ended_at), now
+        try:
+            known.decodes.note(step.rows, step.tokens, took_s)
+        finally:
+            self.left(rest)
 
     def left(self, rest: Sequence[Step]) -> None:
         """The device has these batches, and no others."""

@@ -6,6 +6,7 @@ Nobody waits for most of these, so what waiting needs is made when somebody does
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -13,6 +14,8 @@ from enum import IntEnum
 from typing import Any
 
 from xgr_stream.types import RecommendResponse
+
+logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 """Of all promises: it is held for a few assignments, never while a callback runs."""
@@ -93,4 +96,7 @@ class Promise:
 
     def _call(self, callbacks: list[Callable[[Any], object]]) -> None:
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:  # or neither the others nor the rest of the batch would hear of anything
+                logger.exception("a callback of a promise failed")

@@ -67,13 +67,14 @@ class Work:
         self.promise = Promise()
 
     def fail(self, error: XgrError) -> None:
+        """Answer with this, unless it was answered or withdrawn."""
         if self.run():
             self.promise.set_result(RecommendResponse.failure(self.request.request_id, self.request.user_id, error))
 
     def run(self) -> bool:
-        """Note that it is being computed; False if it was withdrawn before."""
+        """Note that it is being computed; False if it was answered or withdrawn before."""
         self.running = self.running or self.promise.start()
-        return self.running
+        return self.running and not self.promise.done()
 
     def expired(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -99,6 +100,8 @@ class DeviceWorker:
         )
         self._gauges = Gauges(metrics)
         self._thread = threading.Thread(target=self._run, name="xgr-device", daemon=True)
+        self._taken: deque[Item] = deque()
+        """Out of the inbox, and not looked at yet: a fault at one of them must not lose the others."""
         self._stop_by: float | None = None
         self._switch_interval: float | None = None
         self._swept_at = float("-inf")
@@ -222,6 +225,8 @@ class DeviceWorker:
         """Move what has come into the queues, waiting if there is nothing to do. False: stopped, and all done."""
         ended = self._stop_by is not None
         while True:
+            while self._taken:
+                self._take(self._taken.popleft())
             waits = not (ended or self._queue.num_ready or len(self._appends) or self._decoding or self._others)
             try:
                 items = self._intake.inbox.get(block=waits, timeout=self._gauges.wait_s if waits else None)
@@ -234,8 +239,7 @@ class DeviceWorker:
                 ended = True
                 self._appends.clear()
             else:
-                for item in items:
-                    self._take(item)
+                self._taken.extend(items)
         if ended and self._stop_by is not None and self._clock.now() >= self._stop_by:
             self._refuse_all(ShuttingDown("the worker shut down before this request's turn came"))
         return bool(len(self._queue) or self._decoding) or not ended
@@ -261,9 +265,9 @@ class DeviceWorker:
         except Exception as error:
             logger.exception("the device thread could not take in %s", type(item).__name__)
             if isinstance(item, Work):
+                item.fail(answer_to(error))
                 if item.waits:
                     self._queue.remove([item])
-                item.fail(answer_to(error))
             elif isinstance(item, list):
                 self._metrics.appends_shed.inc(len(item))
             if fault(error) is Fault.DEVICE:
@@ -344,7 +348,10 @@ class DeviceWorker:
         self._decoding.refuse_all(failure)
         self._warming.abandon()
         if first:
-            self._on_lost(failure)
+            try:
+                self._on_lost(failure)
+            except Exception:
+                logger.exception("whoever was to hear of the lost device failed")
 
     def _refuse_all(self, error: XgrError) -> None:
         for work in self._queue.take_all():
