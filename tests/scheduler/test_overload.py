@@ -53,11 +53,11 @@ class Stage:
         return view
 
     def ask(
-        self, timeout_s: float | None = None, beam: int | None = None, partition: int = 0
+        self, timeout_s: float | None = None, beam: int | None = None, partition: int = 0, k: int = 10
     ) -> Future[RecommendResponse]:
         self.asked += 1
         deadline = None if timeout_s is None else self.clock.now() + timeout_s
-        request = RecommendRequest(f"r{self.asked}", "u", beam_width=beam)
+        request = RecommendRequest(f"r{self.asked}", "u", k, beam_width=beam)
         return self.worker.submit(request, None, deadline, partition=partition)
 
     def counted(self, name: str, **labels: str) -> float:
@@ -161,12 +161,53 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts() -> None:
     engine = Limited()
     stage = Stage(engine, beam_width=256, max_batch_rows=2048)
     stage.worker.start()
-    futures = [stage.ask() for _ in range(9)]
+    with stage.worker.together():  # or the first batch is of fewer, whose half may fit
+        futures = [stage.ask() for _ in range(9)]
     engine.go_on.set()
     assert [future.result(10).status for future in futures] == [Status.UNKNOWN_USER] * 9
     assert [future.result(10).request_id for future in futures] == [f"r{number}" for number in range(1, 10)]
     assert stage.counted("xgr_out_of_memory_total") >= 2
     assert stage.worker.stop(5)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_requests_of_few_rows_that_find_no_memory_are_tried_alone_and_answered(rows: int) -> None:
+    """However many of them the smallest batch would hold."""
+    engine, tried = NullEngine(), []
+    stage = Stage(engine, max_batch_rows=2048)
+
+    def full(requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> None:
+        tried.append(len(requests))
+        raise OutOfMemory("8 pages asked for, but only 2 of 16 are free")
+
+    engine.before_answer = full
+    with stage.worker.together():
+        futures = [stage.ask(beam=rows, k=rows) for _ in range(64)]
+    stage.worker.start()
+    assert {future.result(10).error for future in futures} == {"out_of_memory"}
+    assert tried[-64:] == [1] * 64
+    assert len(tried) <= 64 + 6
+    engine.before_answer = None
+    with stage.worker.together():
+        futures = [stage.ask(beam=rows, k=rows) for _ in range(64)]
+    assert {future.result(10).status for future in futures} == {Status.UNKNOWN_USER}
+    assert stage.worker.stop(5)
+
+
+def test_batches_of_requests_of_few_rows_grow_again() -> None:
+    pace = Pace(EngineConfig(), ManualClock())
+
+    def most() -> float:
+        return pace.budget_for("", (), 0, 1, pressed=False).requests
+
+    pace.cut("")  # by appends, or by one request alone
+    assert most() == math.inf
+    for requests in (64, 32, 3):
+        pace.cut("", requests)
+        assert most() == requests // 2
+    for _ in range(50):
+        pace.ended(0.0, Step("", 1, 0), ())
+    assert most() > 8
 
 
 def test_a_request_that_does_not_fit_alone_is_refused_and_the_worker_lives() -> None:

@@ -201,7 +201,7 @@ class Decoding:
         what = fault(error)
         if what is Fault.MEMORY:
             self._metrics.out_of_memory.inc()
-            self._pace.cut(engine.version)
+            self._pace.cut(engine.version, len(batch))
             if len(batch) > 1 or (batch and self._prefills.give_way(engine, batch[0])):
                 self._queue.put_back(batch)
                 return True

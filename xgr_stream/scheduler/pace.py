@@ -22,6 +22,8 @@ PROBE_S = 1.0
 """How often an idle device is given a request that it is not thought to answer in time."""
 LEAST_SHARE = 1 / 64
 """Of a batch's budget after the device ran out of memory again and again."""
+GROWTH = 1.05
+"""By which batches grow again with each that succeeds."""
 KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
 """Share of the accepted requests that the margin keeps within what was foreseen for them, how fast it moves, and the
 most that it may be."""
@@ -51,6 +53,8 @@ class _Known:
         self.appends = StepCosts(hasty=True)
         self.share = 1.0
         """Of a batch's budget that the device has memory for."""
+        self.requests = float("inf")
+        """Of a batch that it has memory for: of few rows, even the least share is many."""
         self.noted_at = 0.0
 
 
@@ -140,7 +144,7 @@ class Pace:
         enough for, or as take as long as its fixed cost, if that is more."""
         config, costs = self._config, self._appends(version)
         known = self._known.get(version)
-        share = 1.0 if known is None else known.share
+        share, requests = (1.0, float("inf")) if known is None else (known.share, known.requests)
         tokens = piece = max(1, int(config.max_batch_tokens * share))
         waiting = sum(append.tokens for append in appends)
         token_s = costs.token_s + (costs.row_s * len(appends) / waiting if waiting else 0.0)
@@ -153,6 +157,7 @@ class Pace:
             room=bytes_used < FULL * bytes_budget,
             fixed_s=self._decodes(version).fixed_s,
             pressed=pressed,
+            requests=requests,
             appends_due=appends_due,
         )
         return self.budget
@@ -174,7 +179,8 @@ class Pace:
         """A batch is done; `rest`: those that the device still has."""
         now = self._clock.now()
         known = self._noted(step.version, now)
-        known.share = min(1.0, known.share * 1.05)
+        known.share = min(1.0, known.share * GROWTH)
+        known.requests *= GROWTH
         took_s, self._ended_at = now - max(began_at, self._ended_at), now
         try:
             known.decodes.note(step.rows, step.tokens, took_s)
@@ -203,11 +209,13 @@ class Pace:
         if appends.tokens:
             self._noted(appends.version, self._clock.now()).appends.note(appends.rows, appends.tokens, seconds)
 
-    def cut(self, version: str) -> None:
+    def cut(self, version: str, requests: int = 1) -> None:
         """The device ran out of memory: this version's batches are half as large, and grow again with each that
-        succeeds."""
+        succeeds. They are of at most half as many requests, too, as that batch had, if it had several."""
         known = self._noted(version, self._clock.now())
         known.share = max(LEAST_SHARE, known.share / 2)
+        if requests > 1:
+            known.requests = min(known.requests, requests // 2)
 
     def decode_s(self, step: Step) -> float:
         """That such a batch takes."""

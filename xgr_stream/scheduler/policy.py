@@ -56,6 +56,8 @@ class Budget:
     """That a batch takes whatever it holds."""
     pressed: bool = False
     """Whether the requests need all of the device's time."""
+    requests: float = float("inf")
+    """That the device was seen to have memory for, whatever their rows."""
     appends_due: bool = False
     """Whether an append has waited long enough to go before requests."""
 
@@ -119,7 +121,7 @@ def _fill(requests: Sequence[WaitingRequest], order: Iterable[int], budget: Budg
         own_rows, own_tokens = own_rows + request.rows, own_tokens + request.tokens
         longer = seconds + request.seconds
         over = rows + request.rows > budget.rows or tokens + request.tokens > budget.tokens
-        over = over or longer > max(left_s, 2 * budget.fixed_s)
+        over = over or longer > max(left_s, 2 * budget.fixed_s) or len(chosen) + 1 > budget.requests
         full = request.partition in used and (own_rows > share * budget.rows or own_tokens > share * budget.tokens)
         if chosen and (over or full):
             closed.add(request.partition)
