@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from xgr_stream.catalog import LiveCatalog, Merge
-from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
+from xgr_stream.scheduler.switch_interval import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import random_catalog
 from xgr_stream.types import CatalogUpdate
 

@@ -17,7 +17,8 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler import costs, work
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.policy import APPEND_AGEING_S
-from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S, DeviceWorker
+from xgr_stream.scheduler.switch_interval import SWITCH_INTERVAL_S
+from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing.clock import ManualClock
 from xgr_stream.testing.null_engine import NullEngine, NullPendingAnswers, NullWarmReport
 from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
@@ -325,6 +326,18 @@ def test_the_switch_interval_is_restored() -> None:
     device.worker.start()
     assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
     device.worker.stop(5)
+    assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_the_switch_interval_is_short_until_the_last_worker_of_several_stops() -> None:
+    before = sys.getswitchinterval()
+    first, second = Device(), Device()
+    first.worker.start()
+    second.worker.start()
+    first.worker.stop(5)
+    first.worker.stop(5)
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+    second.worker.stop(5)
     assert sys.getswitchinterval() == pytest.approx(before)
 
 

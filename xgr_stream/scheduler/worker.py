@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +29,7 @@ from xgr_stream.scheduler.ports import DeviceEngine
 from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.promise import Promise
 from xgr_stream.scheduler.shadow import Shadow
+from xgr_stream.scheduler.switch_interval import restore_switch_interval, shorten_switch_interval
 from xgr_stream.scheduler.timer_slack import EXACT_NS, set_timer_slack
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.warming import Warming
@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SWITCH_INTERVAL_S = 5e-5
-"""How long a waiting thread lets the holder of the GIL go on. With Python's 5 ms and a saturated event loop the device
-thread was woken 0.1 to 4 s late; with this, P99 0.5 ms."""
 BATCHES_IN_FLIGHT = 2
 """The device works on one while the next is prepared, and is queued behind it without a gap."""
 POLL_S = 5e-5
@@ -103,16 +100,17 @@ class DeviceWorker:
         self._taken: deque[Item] = deque()
         """Out of the inbox, and not looked at yet: a fault at one of them must not lose the others."""
         self._stop_by: float | None = None
-        self._switch_interval: float | None = None
+        self._shortened = False
+        """Whether it has shortened the switch interval, and not restored it."""
         self._swept_at = float("-inf")
 
     # Any thread
 
     def start(self) -> None:
         """Start the thread, and shorten the interpreter's switch interval until `stop`."""
-        self._switch_interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._thread.start()
+        shorten_switch_interval()
+        self._shortened = True
 
     def stop(self, timeout: float) -> bool:
         """Answer what was submitted, for at most `timeout` seconds, then the rest with `shutting_down`.
@@ -125,10 +123,10 @@ class DeviceWorker:
         if self._thread.ident is None:
             self._stop_by = self._clock.now()
             self._take_in()
-        elif self._switch_interval is not None:
+        elif self._shortened:
+            self._shortened = False
             self._thread.join(timeout + 1.0)
-            sys.setswitchinterval(self._switch_interval)
-            self._switch_interval = None
+            restore_switch_interval()
         return not self._thread.is_alive()
 
     def submit(

@@ -27,7 +27,7 @@ from xgr_stream.engine.sizing import page_bytes
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.model import Model
-from xgr_stream.scheduler.worker import SWITCH_INTERVAL_S
+from xgr_stream.scheduler.switch_interval import SWITCH_INTERVAL_S
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
 from xgr_stream.types import NO_FILTER, CacheState, CatalogUpdate, ItemFilter, RecommendRequest
 
