@@ -53,3 +53,15 @@ def test_whoever_waits_for_it_is_woken() -> None:
     waiting.set()
     assert promise.result(10) is RESPONSE
     thread.join(10)
+
+
+def test_who_gave_up_waiting_leaves_nothing_behind() -> None:
+    promise, told = Promise(), []
+    promise.add_done_callback(told.append)
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            promise.result(0)
+    assert promise._callbacks == [told.append]
+    promise.start()
+    promise.set_result(RESPONSE)
+    assert told == [promise]

@@ -87,8 +87,14 @@ class Promise:
         """Wait for the response, for `timeout` seconds at most. Raises `TimeoutError` or `CancelledError`."""
         if not self.done():
             answered = threading.Event()
-            self.add_done_callback(lambda _: answered.set())
+
+            def wake(_: Promise) -> None:
+                answered.set()
+
+            self.add_done_callback(wake)
             if not answered.wait(timeout):
+                with _lock:
+                    self._callbacks = [callback for callback in self._callbacks if callback is not wake]
                 raise TimeoutError
         if self._response is None:
             raise CancelledError
