@@ -210,6 +210,30 @@ def test_a_user_nobody_asked_for_yet_is_prefilled_in_chunks_too(device: Device) 
     assert device.ask("long", 0).result(10).cache is CacheState.WARM
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError("broken")])
+def test_a_user_ahead_whose_prefill_turns_out_to_have_no_steps_is_warmed_at_once(error: Exception | None) -> None:
+    """As one with a copy in host memory, of whom more lacks than a chunk."""
+    device = Device()
+    warm = device.engine.warm
+
+    def warmed(views: Sequence[HistoryView]) -> NullWarmReport:
+        if error is not None:
+            raise error
+        return warm(views)
+
+    device.engine.prefilling = lambda view, chunk_tokens: iter(())  # type: ignore[method-assign,assignment,return-value]
+    device.engine.warm = warmed  # type: ignore[method-assign]
+    device.worker.start()
+    device.worker.want_append(device.view("long", LONG))
+    if error is None:
+        until(lambda: device.engine.is_resident("long"))
+        assert device.engine.did == ["append to long"]
+    else:
+        until(lambda: device.metrics.registry.get_sample_value("xgr_appends_shed_total") == 1)
+    assert device.ask("long", 0).result(10).error is None
+    assert device.worker.stop(5)
+
+
 def test_a_second_user_to_be_prefilled_ahead_keeps_no_append_behind_them() -> None:
     """Nobody is in a hurry, but the short ones need not wait for the chunks of two."""
     device = Device(max_batch_tokens=CHUNK)

@@ -29,7 +29,7 @@ since chunks take a tenth longer."""
 
 class _Prefill(NamedTuple):
     engine: DeviceEngine
-    user_id: str
+    view: HistoryView
     work: Work | None
     """Who asks; None: nobody yet."""
     chunks: Generator[WarmReport, None, None]
@@ -62,6 +62,11 @@ class Prefills:
     @property
     def under_way(self) -> bool:
         return self._running is not None
+
+    @property
+    def ahead(self) -> HistoryView | None:
+        """Whose prefill is under way though nobody has asked for it yet."""
+        return None if self._running is None or self._running.work is not None else self._running.view
 
     @property
     def most_ahead(self) -> float:
@@ -116,7 +121,7 @@ class Prefills:
 
     def begin(self, engine: DeviceEngine, view: HistoryView) -> None:
         """Take on a user for whom nobody has asked yet; nothing else is under way."""
-        self._running = _Prefill(engine, view.user_id, None, engine.prefilling(view, self._chunk_tokens))
+        self._running = _Prefill(engine, view, None, engine.prefilling(view, self._chunk_tokens))
 
     def take(self, work: Work | None) -> DeviceEngine | None:
         """Whose chunk is next: that of what is under way, else `work` is taken on. None: there is nothing to do."""
@@ -127,7 +132,7 @@ class Prefills:
         if may_begin and work is not None and work.view is not None and self._waits(work):
             engine = self._engine_of(work)
             chunks = engine.prefilling(work.view, self._chunk_tokens)
-            self._running = _Prefill(engine, work.request.user_id, work, chunks)
+            self._running = _Prefill(engine, work.view, work, chunks)
         return None if self._running is None else self._running.engine
 
     def step(self) -> WarmReport | None:
@@ -149,7 +154,7 @@ class Prefills:
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Give up what is under way for one of these."""
-        if self._running is not None and self._running.user_id in user_ids:
+        if self._running is not None and self._running.view.user_id in user_ids:
             self.drop()
 
     def give_way(self, engine: DeviceEngine, work: Work) -> bool:

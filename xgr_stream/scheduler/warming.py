@@ -83,20 +83,18 @@ class Warming:
             if long:
                 self._prefills.begin(engine, views[0])
                 return
-            report = engine.warm(views)
-        except Exception as error:
-            logger.exception("the engine failed to warm %d users; their next request will", len(views))
+        except Exception as error:  # noqa: BLE001, `_shed` logs it
             self._appends.remove(users)
-            self._metrics.appends_shed.inc(len(views))
-            self._failed(engine.version, error)
+            self._shed(engine, views, error)
             return
-        self._begun(engine.version, report, ahead=True)
+        self._warm(engine, views)
 
     def prefill(self, work: Work | None, beside_s: float) -> None:
         """Start the next chunks of what is under way, or else for this request; the batch before takes `beside_s`."""
         alone = self._prefills.overdue(work)
         left_s = inf if alone else self._prefills.chunks_s(work, beside_s)
         while (engine := self._prefills.take(work)) is not None:
+            ahead = self._prefills.ahead
             try:
                 report = self._prefills.step()
             except Exception as error:
@@ -104,6 +102,8 @@ class Warming:
                 self._failed(engine.version, error)
                 return
             if report is None:
+                if ahead is not None:  # as of somebody with a copy in host memory: brought back, not computed
+                    self._warm(engine, [ahead])
                 return
             self._begun(engine.version, report, alone=alone)
             chunk_s = self._prefills.chunk_s(engine.version)
@@ -127,6 +127,20 @@ class Warming:
         self._appends.clear()
         self._running = None
         self._prefills.abandon()
+
+    def _warm(self, engine: DeviceEngine, views: Sequence[HistoryView]) -> None:
+        try:
+            report = engine.warm(views)
+        except Exception as error:  # noqa: BLE001, `_shed` logs it
+            self._shed(engine, views, error)
+            return
+        self._begun(engine.version, report, ahead=True)
+
+    def _shed(self, engine: DeviceEngine, views: Sequence[HistoryView], error: Exception) -> None:
+        """The engine failed on appends."""
+        logger.error("the engine failed to warm %d users; their next request will", len(views), exc_info=error)
+        self._metrics.appends_shed.inc(len(views))
+        self._failed(engine.version, error)
 
     def _begun(self, version: str, report: WarmReport, *, ahead: bool = False, alone: bool = False) -> None:
         """The device was given appends; `ahead`: nobody asks for them."""
