@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import torch
 
+from xgr_stream.cache.budget import within_budget
 from xgr_stream.cache.extents import Extents, Run
 from xgr_stream.cache.pool import PagePool
 from xgr_stream.errors import ConfigError
@@ -23,12 +24,9 @@ class HostArena:
     def __init__(self, pool: PagePool, hidden: torch.Tensor, num_pages: int) -> None:
         """For copies out of this pool and rows of `hidden`."""
         layers, _, kv_heads, page_size, head_dim = pool.k.shape
-        try:
+        with within_budget("host_bytes", num_pages * self.bytes_per_page(pool, hidden)):
             self.pages = torch.empty((layers, num_pages, 2, kv_heads, page_size, head_dim), dtype=pool.k.dtype)
             self.hidden = torch.empty((num_pages, hidden.shape[1]), dtype=hidden.dtype)
-        except RuntimeError as error:
-            size = num_pages * self.bytes_per_page(pool, hidden)
-            raise ConfigError(f"cache.host_bytes must be memory that there is, not {size} bytes: {error}") from error
         self.free = Extents("pages of host memory", num_pages)
         self._page_bytes = self.pages.view(torch.uint8).numpy().reshape(layers, num_pages, -1)
         self._hidden_bytes = self.hidden.view(torch.uint8).numpy()

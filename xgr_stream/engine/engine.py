@@ -14,6 +14,7 @@ import torch
 
 from xgr_kernels.compiled import library
 from xgr_stream.cache import DecayedRate, PrefixCache
+from xgr_stream.cache.budget import within_budget
 from xgr_stream.catalog import Catalog, row_table
 from xgr_stream.config import EngineConfig, HistoryConfig, check_settings, settings_or_default
 from xgr_stream.engine.ablation import Skipped
@@ -34,7 +35,6 @@ from xgr_stream.engine.sizing import (
     page_pool,
     prefill_operations,
     rate_half_life,
-    within_budget,
 )
 from xgr_stream.engine.switches import Switches
 from xgr_stream.engine.tails import TailForks
@@ -111,13 +111,13 @@ class Engine:
         row_table.in_c()  # compiled now, where it never was, and not while a request waits
         if model.decoder.device.type == "cpu":
             library()  # the same
-        with within_budget(config.cache):
+        with within_budget("budget_bytes", config.cache.budget_bytes):
             pool = page_pool(model, config.cache, self.window)
         costs = RestoreCosts(
             lambda tokens: prefill_operations(model.config, tokens), pool.bytes_per_page / pool.page_size
         )
         worth = DecayedRate(rate_half_life(model, pool, self.window))
-        with within_budget(config.cache):
+        with within_budget("budget_bytes", config.cache.budget_bytes):
             self.cache = PrefixCache(
                 pool,
                 model.config.hidden_size,

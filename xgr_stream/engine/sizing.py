@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -53,17 +52,6 @@ def page_bytes(model: Model, cache: CacheConfig) -> int:
         head_dim=config.head_dim,
         dtype=page_dtype(model, cache),
     )
-
-
-@contextmanager
-def within_budget(cache: CacheConfig) -> Iterator[None]:
-    """Name the setting whose memory can't be had, whatever NumPy and torch call that."""
-    try:
-        yield
-    except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"cache.budget_bytes must be memory that there is, not {cache.budget_bytes} bytes: {error}"
-        ) from error
 
 
 def page_pool(model: Model, cache: CacheConfig, window: WindowConfig) -> PagePool:
