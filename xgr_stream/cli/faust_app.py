@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -28,11 +26,16 @@ END_S = 5.0
 """For the ends of all clients, behind what the shutdown timeout is for: to answer what was taken."""
 
 
+class _WorkerApp(faust.App):
+    def _create_directories(self) -> None:
+        """None, wherever the process happens to run: they are for tables, which a worker has none of."""
+
+
 def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> faust.App:
     """`web`: host and port of its pages."""
     session_timeout_s = connection.session_timeout_ms / 1000
     instance = connection.group_instance_id
-    return faust.App(
+    return _WorkerApp(
         group_id,
         broker=[f"kafka://{address}" for address in connection.bootstrap.split(",")],
         broker_credentials=_credentials(connection.security),
@@ -52,13 +55,6 @@ def make_app(connection: Connection, group_id: str, web: tuple[str, int]) -> fau
 async def serve_app(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
     """Until SIGTERM or SIGINT. Raises what the app crashes with, `ConfigError` for a web port in use. It may take
     `END_S` more than its shutdown timeout to end."""
-    # Faust makes a directory for tables, which there are none of: not in the one that the process happens to be in.
-    with tempfile.TemporaryDirectory(prefix="xgr-faust-") as directory:
-        app.conf.datadir = Path(directory)
-        await _serve(app, shutdown_timeout_s, signals)
-
-
-async def _serve(app: faust.App, shutdown_timeout_s: float, signals: FirstSignal) -> None:
     app.finalize()
     web: Any = app.web
     web.start_server = partial(_listen, web.start_server, app.conf.web_bind, app.conf.web_port)
