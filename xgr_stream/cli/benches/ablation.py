@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import click
 import torch
@@ -11,8 +12,8 @@ import torch
 from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options, several
 from xgr_stream.cli.benches.plots import Plot
 from xgr_stream.cli.benches.report import Report, start
-from xgr_stream.cli.benches.samples import Samples, measure
-from xgr_stream.cli.benches.subject import Requests, Subject, check_answers, requests_of
+from xgr_stream.cli.benches.samples import Samples, measure_in_turn
+from xgr_stream.cli.benches.subject import Subject, Users, check_answers, requests_of
 from xgr_stream.engine import Engine, Switches
 from xgr_stream.types import MAX_BEAM_WIDTH, RecommendResponse
 
@@ -79,9 +80,8 @@ def ablation(
         exact = Subject(replace(setting, dtype="float32", fp8=False, kv_cache_dtype=None))
     for length in context or (1000,):
         run = _Ablation(subject, exact, length, batch or (1, 8), beam, repeats, tolerance)
-        for name, chosen in VARIANTS.items():
-            for row in run.rows(name, chosen):
-                report.add(row)
+        for row in run.rows():
+            report.add(row)
     report.notes.append(
         f"Equal: the same items with scores within {tolerance:g} of each other, or of the last, in float32."
     )
@@ -92,7 +92,7 @@ def ablation(
 
 
 class _Ablation:
-    """The same requests to engines of one context, the first of which sets the answers and times to compare with."""
+    """The same requests to an engine of each variant, the first of which sets the answers and times to compare with."""
 
     def __init__(
         self,
@@ -113,52 +113,49 @@ class _Ablation:
         self._epsilon = epsilon
         self._users = subject.users(max(batches), context)
         self._few = exact.users(min(EXACT_REQUESTS, max(batches)), context)
-        self._first: dict[int, tuple[float, Sequence[RecommendResponse]]] = {}
-        self._first_exact: Sequence[RecommendResponse] | None = None
 
-    def rows(self, variant: str, chosen: Switches) -> list[dict[str, object]]:
-        """One row per batch size."""
-        views, equal = self._users.steps[0], self._is_equal(chosen)
-        engine = self._subject.engine(
-            self._users, beam=self._beam, rows=max(self._batches) * self._beam, switches=chosen
-        )
+    def rows(self) -> Iterator[dict[str, object]]:
+        """One per batch size and variant, which are timed in turn."""
+        exact = [self._exact_answers(chosen) for chosen in VARIANTS.values()]
+        equal = [all(same for _, _, same in self._compare(answers, exact[0])) for answers in exact]
+        engines = [self._warm(self._subject, self._users, chosen) for chosen in VARIANTS.values()]
+        for batch in self._batches:
+            views = self._users.steps[0][:batch]
+            asked = requests_of(views, beam=self._beam, k=self._beam)
+            answers = [check_answers(engine.answer(asked)) for engine in engines]
+            levels = [engine.last_skipped for engine in engines]
+            quick = requests_of(views, beam=self._beam, k=min(10, self._beam))
+            runs = [partial(engine.answer, quick) for engine in engines]
+            times = measure_in_turn(runs, self._subject.device, repeats=self._repeats)
+            for i, variant in enumerate(VARIANTS):
+                pairs = self._compare(answers[i], answers[0])
+                yield {
+                    "context": self._users.context,
+                    "batch": batch,
+                    "variant": variant,
+                    "warm_ms": times[i],
+                    "slower": times[i].median / times[0].median,
+                    "same_items": min(same for same, _, _ in pairs),
+                    "score_difference": max(difference for _, difference, _ in pairs),
+                    "skipped": shares((level.beams, level.live_beams) for level in levels[i]) or None,
+                    "skipped_children": shares((level.children, level.live_children) for level in levels[i]) or None,
+                    "equal": equal[i],
+                }
+
+    def _warm(self, subject: Subject, users: Users, chosen: Switches) -> Engine:
+        views = users.steps[0]
+        engine = subject.engine(users, beam=self._beam, rows=len(views) * self._beam, switches=chosen)
         engine.warm(views)
-        return [
-            {
-                "context": self._users.context,
-                "batch": batch,
-                "variant": variant,
-                **self._row(engine, batch),
-                "equal": equal,
-            }
-            for batch in self._batches
-        ]
+        return engine
 
-    def _is_equal(self, chosen: Switches) -> bool:
-        """Whether answers in float32 are those of the first engine."""
-        views = self._few.steps[0]
-        engine = self._exact.engine(self._few, beam=self._beam, rows=len(views) * self._beam, switches=chosen)
-        engine.warm(views)
-        answers = check_answers(engine.answer(requests_of(views, beam=self._beam, k=self._beam)))
-        self._first_exact = self._first_exact or answers
-        return all(compare(a, b, self._epsilon)[2] for a, b in zip(answers, self._first_exact, strict=True))
+    def _exact_answers(self, chosen: Switches) -> Sequence[RecommendResponse]:
+        engine = self._warm(self._exact, self._few, chosen)
+        return check_answers(engine.answer(requests_of(self._few.steps[0], beam=self._beam, k=self._beam)))
 
-    def _row(self, engine: Engine, batch: int) -> dict[str, object]:
-        requests: Requests = requests_of(self._users.steps[0][:batch], beam=self._beam, k=self._beam)
-        answers = check_answers(engine.answer(requests))
-        levels = engine.last_skipped
-        quick = requests_of(self._users.steps[0][:batch], beam=self._beam, k=min(10, self._beam))
-        times = measure(lambda: engine.answer(quick), self._subject.device, repeats=self._repeats)
-        median, expected = self._first.setdefault(batch, (times.median, answers))
-        pairs = [compare(a, b, self._epsilon) for a, b in zip(answers, expected, strict=True)]
-        return {
-            "warm_ms": times,
-            "slower": times.median / median,
-            "same_items": min(same for same, _, _ in pairs),
-            "score_difference": max(difference for _, difference, _ in pairs),
-            "skipped": shares((level.beams, level.live_beams) for level in levels) or None,
-            "skipped_children": shares((level.children, level.live_children) for level in levels) or None,
-        }
+    def _compare(
+        self, mine: Sequence[RecommendResponse], others: Sequence[RecommendResponse]
+    ) -> list[tuple[float, float, bool]]:
+        return [compare(a, b, self._epsilon) for a, b in zip(mine, others, strict=True)]
 
 
 def shares(parts: Iterable[tuple[int, int]]) -> str:

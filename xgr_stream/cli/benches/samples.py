@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -66,15 +66,29 @@ def measure(
 ) -> Samples:
     """Time `run` from an idle device until it returns, which must be when its work is done; `before` each, untimed, and
     `warm_up` untimed runs first."""
-    times = []
+    return measure_in_turn([run], device, repeats=repeats, warm_up=warm_up, before=before)[0]
+
+
+def measure_in_turn(
+    runs: Sequence[Callable[[], Any]],
+    device: torch.device,
+    *,
+    repeats: int,
+    warm_up: int = 3,
+    before: Callable[[], Any] | None = None,
+) -> list[Samples]:
+    """`measure` for each, one after the other in every round, so that a machine whose speed changes slows all of
+    them."""
+    times: list[list[float]] = [[] for _ in runs]
     gc.collect()
     for i in range(warm_up + repeats):
-        if before is not None:
-            before()
-        synchronize(device)
-        started = perf_counter()
-        run()
-        took = perf_counter() - started
-        if i >= warm_up:
-            times.append(took * 1e3)
-    return Samples(tuple(times))
+        for run, own in zip(runs, times, strict=True):
+            if before is not None:
+                before()
+            synchronize(device)
+            started = perf_counter()
+            run()
+            took = perf_counter() - started
+            if i >= warm_up:
+                own.append(took * 1e3)
+    return [Samples(tuple(own)) for own in times]
