@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,12 +78,15 @@ def measure_in_turn(
     warm_up: int = 3,
     before: Callable[[], Any] | None = None,
 ) -> list[Samples]:
-    """`measure` for each, one after the other in every round, so that a machine whose speed changes slows all of
-    them."""
+    """`measure` for each, all of them in every round, so that a machine whose speed changes slows them all; in another
+    order each time, since a GPU at its power limit is faster behind what draws less."""
     times: list[list[float]] = [[] for _ in runs]
+    order = list(zip(runs, times, strict=True))
+    shuffle = random.Random(0).shuffle
     gc.collect()
     for i in range(warm_up + repeats):
-        for run, own in zip(runs, times, strict=True):
+        shuffle(order)
+        for run, own in order:
             if before is not None:
                 before()
             synchronize(device)
