@@ -15,9 +15,10 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "developer")
 # The machines that run these tests are shared: a slow example is no failure, nor are examples that are slow to draw
 # (the first strings of a fresh checkout wait for hypothesis's tables of characters). On CI a failure must be one that
 # the next run shows again.
-for name in ("developer", "ci"):
+for name, most in (("developer", 100), ("ci", 50)):
     hypothesis.settings.register_profile(
         name,
+        max_examples=most,
         deadline=None,
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
         derandomize=name == "ci" or bool(os.environ.get("CI")),
