@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.scheduler.devices import Gate
 from tests.scheduler.test_versions import Stage, broken, out_of_memory
-from tests.scheduler.test_worker import Gate
 from xgr_stream.scheduler.shadow import MAX_WAITING, overlap
 from xgr_stream.types import Recommendation, RecommendRequest, RecommendResponse, Status
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scheduler.test_worker import Gate
+from tests.scheduler.devices import Gate
 from xgr_stream.config import EngineConfig, Role
 from xgr_stream.errors import ConfigError, DeviceLost
 from xgr_stream.history import HistoryStore, HistoryView
