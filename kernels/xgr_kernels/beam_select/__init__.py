@@ -23,7 +23,8 @@ class BeamSelection(NamedTuple):
     nodes: Tensor
     """[out] int32, the trie node reached, of the next depth; -1 for a missing beam."""
     beams_scanned: Tensor
-    """[requests] int32, input rows whose children were looked at; their bounds spared the other live ones."""
+    """[requests] int32, input rows whose children were looked at; their bounds spared the other live ones. On a GPU
+    the bounds come of a first look at all legal children, and this counts the second."""
     children_kept: Tensor
     """[requests] int32, candidates that were not below the bound found on the way."""
 

@@ -22,7 +22,7 @@ def keep_survivors(
     PDL: tl.constexpr,
 ):  # fmt: skip
     """A survivor's key holds its score's bits, then its node, the smaller the better. Of the buffer, request r has
-    `longest` times its part of the list of segments."""
+    `longest` times its part of the list of segments. Without the early stop all legal children are looked at again."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -46,7 +46,10 @@ def keep_survivors(
         size = tl.cdiv(count, SEGMENTS)
         begin = at % SEGMENTS * size
         count = tl.minimum(count, begin + size)
-        used = used & (best != ILLEGAL) & ((best > least) | ((best == least) & (first + begin <= most_node)))
+        reaches = (best > least) | ((best == least) & (first + begin <= most_node))
+        used = used & (best != ILLEGAL)
+        if EARLY_STOP:
+            used = used & reaches
         logits_row = logits + row.to(tl.int64) * logits_stride
         for start in range(0, tl.max(tl.where(used, size, 0), 0), TILE):
             child = begin[:, None] + start + tl.arange(0, TILE)[None, :]
@@ -57,6 +60,8 @@ def keep_survivors(
             value = tl.load(logits_row[:, None] + code, mask=inside, other=float("-inf")).to(tl.float32)
             bits = ordered_bits(score[:, None] + (value - norm[:, None]))
             keep = inside & legal & (value > float("-inf")) & (bits >= least)
+            if not EARLY_STOP:
+                keep = keep & reaches[:, None]  # the buffer has room for these
             if emptied_first < emptied_last:
                 keep = keep & (is_emptied(node, emptied_nodes, emptied_first, emptied_last) == 0)
             kept = tl.ravel(keep.to(tl.int32))
