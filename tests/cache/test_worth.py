@@ -45,7 +45,7 @@ def test_only_so_many_users_are_remembered_and_nobody_who_is_forgotten():
     assert worth.of("a", 1.0) == never_seen
     assert worth.of("b", 1.0) > never_seen
     worth.forget("b")
-    assert worth.of("b", 1.0) == never_seen
+    assert worth.of("b", 1.0) == worth.of("nobody", 1.0)
 
 
 def test_the_queue_gives_the_least_worthy_whatever_was_put_before():
@@ -93,3 +93,11 @@ def test_the_least_worthy_that_make_room_are_named_or_nobody_is():
         assert named == (expected if made >= wanted else None)
     assert set(queue.users()) == worths.keys()
     assert [queue.pop() for _ in worths] == sorted((worth, user) for user, worth in worths.items())
+
+
+def test_who_was_forgotten_is_worth_no_more_than_whoever_was_seen_since():
+    worth = DecayedRate(1_000, remembered=4)
+    worth.seen("old")
+    for i in range(3_000):
+        worth.seen("abcd"[i % 4])
+    assert worth.of("old", 1.0) <= min(worth.of(user, 1.0) for user in "abcd")

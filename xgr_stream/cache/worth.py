@@ -59,7 +59,12 @@ class DecayedRate:
         self._rates.move_to_end(user_id)
 
     def of(self, user_id: str, cost_per_page: float) -> float:
-        return self._rates.get(user_id, self._now) + math.log2(cost_per_page)
+        rate = self._rates.get(user_id)
+        if rate is None:
+            # One who was forgotten was last seen before all that are remembered.
+            full = len(self._rates) == self._remembered
+            rate = next(iter(self._rates.values())) if full else self._now
+        return rate + math.log2(cost_per_page)
 
     def evicted(self, worth: float) -> None:
         """What others are worth is not changed by it."""
