@@ -141,7 +141,7 @@ def test_codes_may_be_numpys() -> None:
         (["a"], [["x"]], 1, 2, "embeddings cannot be read as numbers, expected [items, dim]"),
         (["a"], [1.0, 2.0], 1, 2, "embeddings have shape (2,), expected [items, dim] with at least 1 of each"),
         ([], np.zeros((0, 4)), 1, 2, "embeddings have shape (0, 4), expected [items, dim] with at least 1 of each"),
-        (["a"], [[1.0], [2.0]], 1, 2, "columns have lengths {'item_id': 1, 'sid_0': 2}, expected equal ones"),
+        (["a"], [[1.0], [2.0]], 1, 2, "embeddings have 2 rows, expected one for each of the 1 items"),
         (["a"], [[1.0]], 2, (4, 4, 4), "codes is (4, 4, 4), expected one number or 2, as many as levels"),
         (["a"], [[1.0]], 2, (4, 0), "codes of level 1 is 0, expected an integer from 1 to 1048576"),
         (["a"], [[1.0]], 0, 4, "levels is 0, expected an integer of at least 1"),

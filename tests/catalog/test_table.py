@@ -120,6 +120,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tags": [3, 4]}, "column 'tags' is int64, expected lists of strings, or strings with '|' between tags"),
     ({"tags": [[3], [4]]}, "column 'tags' is list<item: int64>, expected lists of strings"),
     ({"tags": [[], ["x", None]]}, "tags of item 'b' (row 1) is ['x', None], expected strings"),
+    ({"tags": [["x"], ["x", "y" * 257]]}, "expected tags of at most 256 characters"),
+    ({"tags": [["x"], [f"tag-{number}" for number in range(1025)]]}, "expected at most 1024 tags"),
     ({"popularity": [1.0, float("nan")]}, "popularity of item 'b' (row 1) is nan, expected a finite number"),
     ({"popularity": [1, None]}, "popularity of item 'b' (row 1) is None, expected a finite number"),
     ({"popularity": ["low", "high"]}, "column 'popularity' is string, expected numbers"),

@@ -234,3 +234,52 @@ def test_a_table_of_updates_is_read_as_a_catalog_is(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("item_id")
     with pytest.raises(CatalogError, match=r"broken.parquet' cannot be read"):
         rows_of(tmp_path / "broken.parquet")
+
+
+def test_what_is_gone_already_does_not_go_again(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "base.parquet"
+    assert run("build", table, "--codes", 4, "--out", base).exit_code == 0
+    log = Log([CatalogUpdate("a", None), CatalogUpdate("b", (3, 3))], [0, 1], [0, 0], 2)
+    written: list[CatalogUpdate] = []
+    for name in ("apply", "rollback"):
+        command = importlib.import_module(f"xgr_stream.cli.catalogs.{name}")
+        monkeypatch.setattr(command, "read_log", lambda *_: log)
+        monkeypatch.setattr(command, "write_updates", lambda _connection, _topic, found: written.extend(found))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"item_id": item_id, "gone": True}) + "\n" for item_id in ("a", "b", "c", "x")))
+    assert run("apply", rows, "--catalog", base).output == "1 updates written to catalog-updates\n"
+    other = tmp_path / "other.csv"
+    other.write_text("item_id,sid_0,sid_1,available\nd,2,0,true\n")
+    rolled_back = run("rollback", other, "--catalog", base)
+    assert rolled_back.output.splitlines()[-1] == "1 updates written to catalog-updates"
+    assert [(update.item_id, update.sid) for update in written] == [("b", None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (b"", "must be a .npy file of numbers: "),
+        (np.eye(3), "embeddings have 3 rows, expected one for each of the 4 items"),
+        (np.eye(4) * 1j, "embeddings are complex numbers, expected real ones"),
+        ({"a": np.eye(4)}, "must be a .npy file of one array, not of several"),
+    ],
+)
+def test_embeddings_that_can_t_be_read_are_named(content: object, wrong: str, table: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npy"
+    with path.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        elif isinstance(content, dict):
+            np.savez(file, **content)
+        else:
+            np.save(file, content)
+    result = run("build", table, "--embeddings", path, "--codes", 2, "--levels", 2, "--out", tmp_path / "out.parquet")
+    assert (result.exit_code, wrong in result.output) == (1, True), result.output
+
+
+def test_an_id_that_is_true_is_no_id(table: Path, tmp_path: Path, written: list[CatalogUpdate]) -> None:
+    updates = tmp_path / "updates.jsonl"
+    updates.write_text('{"item_id": true, "sid": [0, 1]}\n')
+    result = run("apply", updates, "--catalog", table)
+    assert (result.exit_code, written) == (1, [])
+    assert "item True: item_id must be a string" in result.output

@@ -136,7 +136,7 @@ class Catalog:
         per_level = codes_by_level(codes, levels)
         if len(per_level) != levels:
             raise CatalogError(f"codes is {per_level}, expected one number or {levels}, as many as levels")
-        sids = residual_kmeans(embeddings, per_level, seed=seed, unique=unique)
+        sids = residual_kmeans(embeddings, per_level, seed=seed, unique=unique, items=len(item_ids))
         numbered = {f"sid_{level}": sids[:, level] for level in range(levels)}
         return cls.from_table({**(columns or {}), "item_id": item_ids, **numbered}, codes=per_level)
 

@@ -16,7 +16,7 @@ from xgr_stream.catalog.strings import PackedStrings
 from xgr_stream.catalog.tags import BoolArray, TagIndex
 from xgr_stream.catalog.trie import Int32Array
 from xgr_stream.errors import CatalogError
-from xgr_stream.types import MAX_ID_CHARS
+from xgr_stream.types import MAX_ID_CHARS, MAX_ITEM_TAGS
 
 MAX_CODES = 1 << 20
 """Codes of one level, at most."""
@@ -240,6 +240,12 @@ def _tags(table: pa.Table, order: pa.Array, ids: pa.Array) -> TagIndex:
     if lists.flatten().null_count:
         parents = pc.list_parent_indices(lists).to_numpy()
         _refuse("tags", np.isin(np.arange(len(ids)), parents[_is_null(lists.flatten())]), lists, ids, "strings")
+    many = pc.fill_null(pc.list_value_length(lists), 0).to_numpy() > MAX_ITEM_TAGS
+    _refuse("tags", many, lists, ids, f"at most {MAX_ITEM_TAGS} tags")
+    long = pc.greater(pc.utf8_length(lists.flatten()), MAX_ID_CHARS)
+    if pc.any(long).as_py():
+        parents = pc.list_parent_indices(lists).filter(long).to_numpy()
+        _refuse("tags", np.isin(np.arange(len(ids)), parents), lists, ids, f"tags of at most {MAX_ID_CHARS} characters")
     lists = lists.take(order)
     tags, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
     named = pc.not_equal(tags, "")

@@ -35,10 +35,25 @@ def places_of(catalog: Catalog) -> dict[str, Place]:
     return {catalog.item_ids[row]: Place(tuple(sid), tags, available) for row, sid, tags, available in columns}
 
 
+def left_by_tombstone(catalog: Catalog, item_id: str) -> Place | None:
+    """What an item is once it is gone: what the table that the catalog came from says, and not to be had; None: there
+    it is not."""
+    table = catalog.origin
+    row = table.own_row(item_id)
+    if row is None:
+        return None
+    return Place(tuple(table.sids[row].tolist()), table.columns.tags.of_row(row), False)
+
+
 def differences(old: Catalog, new: Catalog) -> list[Difference]:
-    """The updates that make `old` hold what `new` does, popularity aside."""
+    """The updates that make `old` hold what `new` does, popularity aside: of what its table has and `new` has not, that
+    it is not to be had."""
     before, after = places_of(old), places_of(new)
-    found = [Difference("gone", CatalogUpdate(item_id, None)) for item_id in before if item_id not in after]
+    found = [
+        Difference("gone", CatalogUpdate(item_id, None))
+        for item_id, place in before.items()
+        if item_id not in after and place != left_by_tombstone(old, item_id)
+    ]
     for item_id, place in after.items():
         kind = _kind(before.get(item_id), place)
         if kind is not None:

@@ -15,15 +15,17 @@ _LARGEST = 1e15
 
 
 def residual_kmeans(
-    embeddings: npt.ArrayLike, codes: Sequence[int], *, seed: int = 0, unique: bool = False
+    embeddings: npt.ArrayLike, codes: Sequence[int], *, seed: int = 0, unique: bool = False, items: int | None = None
 ) -> npt.NDArray[np.int32]:
     """SIDs [items, levels] of `embeddings` [items, dim]: each level clusters what the levels before left over.
 
     Near items may get the same SID. With `unique`, items that share all codes but the last are given different last
-    codes, each the nearest that is free; `CatalogError` if there are more such items than last codes. The same input
-    and seed give the same SIDs on the same machine.
+    codes, each the nearest that is free; `CatalogError` if there are more such items than last codes. `items`: how many
+    there must be. The same input and seed give the same SIDs on the same machine.
     """
     residual = _checked(embeddings)
+    if items not in (None, len(residual)):
+        raise CatalogError(f"embeddings have {len(residual)} rows, expected one for each of the {items} items")
     if not codes:
         raise CatalogError(f"codes is {codes!r}, expected the number of codes of at least 1 level")
     random = np.random.default_rng(seed)
@@ -43,6 +45,8 @@ def residual_kmeans(
 
 def _checked(embeddings: npt.ArrayLike) -> FloatArray:
     """A copy in float32, [items, dim]."""
+    if isinstance(embeddings, np.ndarray) and np.iscomplexobj(embeddings):
+        raise CatalogError("embeddings are complex numbers, expected real ones")
     try:
         with np.errstate(over="ignore"):
             array = np.array(embeddings, dtype=np.float32)

@@ -37,7 +37,8 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
     Columns: `item_id`; `sid` or `sid_0`, `sid_1`, ...; `tags`; `available`; `gone` (true: the item goes). What a row
     leaves out stays as it is served now. `catalog diff --out` makes such a table.
     """
-    from xgr_stream.catalog.diff import places_of
+    from xgr_stream.catalog.columns import Place
+    from xgr_stream.catalog.diff import left_by_tombstone, places_of
 
     served = load(Source(base.path, None, to_end=True), read_log(connection, topics.catalog))
     places = places_of(served)
@@ -51,10 +52,11 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
                 raise InvalidUpdate(f"item_id must be of one row alone, and row {first} has it too")
         except InvalidUpdate as error:
             raise click.ClickException(f"row {number} of {table}, item {row.get('item_id')!r}: {error}") from error
-        place = places.get(update.item_id)
-        if (None if place is None else tuple(place)) != (
-            None if update.sid is None else (update.sid, update.tags, update.available)
-        ):
+        if update.sid is None:
+            target = left_by_tombstone(served, update.item_id)
+        else:
+            target = Place(update.sid, update.tags, update.available)
+        if places.get(update.item_id) != target:
             updates.append(update)
     if not dry_run:
         write_updates(connection, topics.catalog, updates)
@@ -72,7 +74,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
             row["sid"] = codes  # with what is missing, which no semantic ID may be
         if isinstance(row.get("tags"), str):
             row["tags"] = [tag for tag in row["tags"].split("|") if tag]
-        if isinstance(row.get("item_id"), int):
+        if type(row.get("item_id")) is int:
             row["item_id"] = str(row["item_id"])
     return rows
 

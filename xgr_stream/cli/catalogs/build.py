@@ -29,7 +29,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--embeddings", type=_FILE, help="A .npy file [items, dim], rows as SOURCE's: semantic IDs by k-means.")
 @click.option("--levels", default=3, type=click.IntRange(1), help="Of semantic IDs made of embeddings.")
 @click.option("--unique", is_flag=True, help="No two items share a semantic ID that is made of embeddings.")
-@click.option("--seed", default=0, help="Of the k-means.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the k-means.")
 @topic_options
 @broker_options
 def build(
@@ -80,8 +80,10 @@ def _from_embeddings(
         raise click.UsageError("--codes must be given with --embeddings")
     try:
         vectors = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise click.ClickException(f"{path} must be a .npy file of numbers: {error}") from error
+    if not isinstance(vectors, np.ndarray):
+        raise click.ClickException(f"{path} must be a .npy file of one array, not of several")
     table = read_table(table_path)
     if "item_id" not in table.column_names:
         raise click.ClickException(f"{table_path} must have a column item_id; it has {', '.join(table.column_names)}")
