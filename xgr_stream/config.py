@@ -153,8 +153,8 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     """New tokens in one append step, over all its users; longer prefills are cut into chunks."""
     append_piece_ms: float | None = None
-    """How long a batch of appends should take at most: a request that comes meanwhile waits for it. None: 20 on the
-    CPU, 1.3 on CUDA."""
+    """How long a batch of appends may take, since a request that comes meanwhile waits for it: so long, or twice what a
+    batch takes however small it is, if that is more (some 3 ms of a large model). None: 20 on the CPU, 1.3 on CUDA."""
     prefill_chunk_tokens: int | None = None
     """Longer prefills are computed in chunks of so many tokens while other requests come, which wait for one chunk
     then, not for all of it. None: 384 on CUDA, whole on the CPU; 0: whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from xgr_stream.cli.bench import BENCHES, bench
 from xgr_stream.cli.main import main
+from xgr_stream.engine import Engine
 
 TINY = ("--shape", "tiny", "--device", "cpu")
 
@@ -147,3 +149,35 @@ def test_ablation_compares_answers(tmp_path: Path) -> None:
     assert rows[0]["variant"] == "everything on"
     assert len(rows) == 6
     assert all(row["equal"] and row["same_items"] == 1 for row in rows)
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_directory_that_is_not_there_is_said_before_the_work(option: str, tmp_path: Path) -> None:
+    result = run("ablation", *TINY, option, str(tmp_path / "none" / "figures.png"), code=1)
+    assert "must be in a directory that is there" in result.output + str(result.exception)
+    assert "everything on" not in result.output
+
+
+def test_a_file_that_can_t_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    options = ("--context", "30", "--batch", "1", "--beam", "4", "--repeats", "1", "--json", str(tmp_path / "a.json"))
+    assert f"{tmp_path / 'a.json'} cannot be written: [Errno 28]" in run("ablation", *TINY, *options, code=1).output
+
+
+def test_seeds_below_0_are_refused() -> None:
+    assert "Invalid value for '--seed'" in run("engine", *TINY, "--seed", "-1", code=2).output
+
+
+def test_only_is_alone() -> None:
+    result = run("engine", *TINY, "--only", "cold", "--pending", "3", code=1)
+    assert "leave out --pending and --host" in result.output + str(result.exception)
+
+
+def test_an_ablation_s_requests_must_be_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "warm", lambda *_: None)
+    options = ("--context", "30", "--batch", "2", "--beam", "8", "--repeats", "1")
+    result = run("ablation", *TINY, *options, code=1)
+    assert "requests must be warm, not cold" in result.output + str(result.exception)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from xgr_stream.cli.benches.ablation import compare, shares
 from xgr_stream.cli.benches.floors import Cell, Floor, Floors
 from xgr_stream.cli.benches.profile import rows
 from xgr_stream.cli.benches.report import Report
-from xgr_stream.cli.benches.samples import Samples, measure
+from xgr_stream.cli.benches.samples import Samples, measure, measure_in_turn
 from xgr_stream.cli.benches.timeline import ALONE, IN_TURN, Span, covered, group_of, read_trace
 from xgr_stream.testing.shapes import random_model
 from xgr_stream.types import Recommendation, RecommendResponse, Status
@@ -42,6 +44,23 @@ def test_what_comes_before_a_run_is_not_timed() -> None:
     )
     assert order == ["before", "run"] * 3
     assert len(samples.times_ms) == 2
+
+
+def test_runs_in_turn_are_told_apart_and_not_in_one_order() -> None:
+    order: list[int] = []
+
+    def run(which: int) -> None:
+        order.append(which)
+        sleep(0.004 * which)
+
+    found = measure_in_turn([partial(run, which) for which in range(4)], torch.device("cpu"), repeats=9, warm_up=2)
+    rounds = [tuple(order[first : first + 4]) for first in range(0, len(order), 4)]
+    assert len(rounds) == 11
+    assert all(sorted(each) == [0, 1, 2, 3] for each in rounds)
+    assert len(set(rounds)) > 1
+    assert [len(samples.times_ms) for samples in found] == [9] * 4
+    assert [samples.median for samples in found] == sorted(samples.median for samples in found)
+    assert found[3].median > 11
 
 
 def test_a_table_is_markdown() -> None:

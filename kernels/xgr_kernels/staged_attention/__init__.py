@@ -32,10 +32,10 @@ def staged_attention(
 ) -> Tensor:
     """Each beam attends to its request's prefix, whose pages are read once for all beams, and to its own suffix.
 
-    q: [rows, heads, dim], request i owning rows row_starts[i] : row_starts[i + 1].
-    k_pages, v_pages: [pages, kv_heads, page_size, dim]; in FP8, kv_scales [2, kv_heads] float32 is what each head's
-    keys, then its values, are multiplied by; page_table: [requests, max_pages], or None for `whole_prefixes`, whose
-    page i is all of request i's prefix;
+    q: [rows, heads, dim], one row at least, request i owning rows row_starts[i] : row_starts[i + 1].
+    k_pages, v_pages: [pages, kv_heads, page_size, dim], page_size a power of two; in FP8, kv_scales [2, kv_heads]
+    float32 is what each head's keys, then its values, are multiplied by; page_table: [requests, max_pages], or None for
+    `whole_prefixes`, whose page i is all of request i's prefix;
     prefix_lengths: [requests], zero allowed; row_starts: [requests + 1].
     suffix_k, suffix_v: [steps, rows, kv_heads, dim], at least one step; ancestors: [rows, steps]: the token of row r
     at step s lies at suffix[s, ancestors[r, s]], so a beam's keys stay where its ancestor wrote them.
@@ -44,6 +44,8 @@ def staged_attention(
     """
     check_shape("q", q, (None, None, None))
     rows, heads, dim = q.shape
+    if not rows:
+        raise ValueError("q must have at least one row, not 0")
     check_pages(k_pages, v_pages, dim)
     check_kv_scales(kv_scales, k_pages)
     kv_heads = k_pages.shape[1]

@@ -13,9 +13,9 @@ from xgr_stream.cli.benches.options import Output, Setting, output_options, sett
 from xgr_stream.cli.benches.plots import Plot
 from xgr_stream.cli.benches.report import Report, start
 from xgr_stream.cli.benches.samples import Samples, measure_in_turn
-from xgr_stream.cli.benches.subject import Subject, Users, check_answers, requests_of
+from xgr_stream.cli.benches.subject import Subject, Users, answer_as, check_answers, requests_of
 from xgr_stream.engine import Engine, Switches
-from xgr_stream.types import MAX_BEAM_WIDTH, RecommendResponse
+from xgr_stream.types import MAX_BEAM_WIDTH, CacheState, RecommendResponse
 
 VARIANTS = {
     "everything on": Switches(),
@@ -122,10 +122,10 @@ class _Ablation:
         for batch in self._batches:
             views = self._users.steps[0][:batch]
             asked = requests_of(views, beam=self._beam, k=self._beam)
-            answers = [check_answers(engine.answer(asked)) for engine in engines]
+            answers = [answer_as(engine, asked, CacheState.WARM) for engine in engines]
             levels = [engine.last_skipped for engine in engines]
             quick = requests_of(views, beam=self._beam, k=min(10, self._beam))
-            runs = [partial(engine.answer, quick) for engine in engines]
+            runs = [partial(answer_as, engine, quick, CacheState.WARM) for engine in engines]
             times = measure_in_turn(runs, self._subject.device, repeats=self._repeats)
             for i, variant in enumerate(VARIANTS):
                 pairs = self._compare(answers[i], answers[0])

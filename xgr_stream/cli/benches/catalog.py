@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,6 +35,8 @@ COLUMNS = {"what": "what", "times": "times", "median_ms": "median ms", "max_ms":
 TAGS = 100
 """Of which each item has one."""
 IN_A_ROW = "batches in a row, each begun while the one before runs"
+AT_A_TIME = 5
+"""Batches with the same filters, before it is the next ones' turn."""
 APART_S = 0.002
 """Between two batches: a device thread is not busy all the time."""
 
@@ -91,12 +93,11 @@ def catalog(
     with _switching():
         bench.warm_up()
         collect_as_a_worker()
-        report.add(_row("a batch of warm requests", bench.repeat(lambda: bench.answer, repeats)))
-        for what, each in filters.items():
-            report.add(_row(f"the same, {what}", bench.repeat(partial(partial, bench.answer, each), repeats)))
-        report.add(_row(IN_A_ROW, bench.in_a_row(repeats)))
-        for what, each in filters.items():
-            report.add(_row(f"in a row, {what}", bench.in_a_row(repeats, each)))
+        without: dict[str, list[ItemFilter]] = {"": []}
+        for what, times in bench.in_turn(bench.alone, {**without, **filters}, repeats).items():
+            report.add(_row(f"the same, {what}" if what else "a batch of warm requests", times))
+        for what, times in bench.in_turn(bench.in_a_row, {**without, **filters}, repeats).items():
+            report.add(_row(f"in a row, {what}" if what else IN_A_ROW, times))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
         watched = bench.watched(recommended)
         report.add(_row("a batch of as many items as beams, behind updates and beside merges", watched.batches))
@@ -163,7 +164,25 @@ class _Bench:
         """`filters`: one for each request, or none at all."""
         self._engine.answer(self._filtered(filters))
 
-    def in_a_row(self, times: int, filters: Sequence[ItemFilter] = ()) -> Times:
+    def in_turn(
+        self, measure: Callable[[int, list[ItemFilter]], Times], filters: Mapping[str, list[ItemFilter]], times: int
+    ) -> dict[str, Times]:
+        """So many times with each of these filters, in rounds, each round in another order: a machine whose speed
+        changes slows all of them."""
+        found: dict[str, Times] = {what: [] for what in filters}
+        left = times
+        while left:
+            own = min(AT_A_TIME, left)
+            for place in self._random.permutation(len(filters)).tolist():
+                what = list(filters)[place]
+                found[what] += measure(own, filters[what])
+            left -= own
+        return found
+
+    def alone(self, times: int, filters: Sequence[ItemFilter]) -> Times:
+        return self.repeat(lambda: partial(self.answer, filters), times)
+
+    def in_a_row(self, times: int, filters: Sequence[ItemFilter]) -> Times:
         """From one batch's answers to the next one's, which was begun meanwhile, as a device thread does."""
         requests, ends = self._filtered(filters), []
         under_way = self._engine.begin(requests)

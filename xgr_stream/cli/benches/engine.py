@@ -129,6 +129,8 @@ def engine(
         return
     if against is not None:
         raise ConfigError("--against compares a checkpoint over --events, without --shape and --context")
+    if only and (pending or host):
+        raise ConfigError(f"--only {only} times these requests alone: leave out --pending and --host, or --only")
     measured = Measured(
         warm=only != "cold",
         cold=only != "warm",

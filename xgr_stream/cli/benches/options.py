@@ -81,7 +81,9 @@ _SETTING_OPTIONS = (
         help="What cached keys and values are kept in: what the model computes in, or FP8.  [default: auto]",
     ),
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads on the CPU."),
-    click.option("--seed", default=0, show_default=True, help="Of weights, catalog and histories."),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, catalog and histories."
+    ),
 )
 _OUTPUT_OPTIONS = (
     click.option("--json", type=_FILE, help="Also write the figures here."),

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from xgr_stream import __version__
 from xgr_stream.cli.benches.options import Output
 from xgr_stream.cli.benches.plots import Drawing, check_plot
 from xgr_stream.cli.benches.samples import Samples
+from xgr_stream.errors import ConfigError
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -82,10 +84,13 @@ class Report:
         click.echo(self.table())
         for note in self.notes:
             click.echo(note)
-        if output.json is not None:
-            self._write_json(output.json)
-        if output.plot is not None and plot is not None:
-            plot.draw(output.plot, "\n".join(f"{name}: {value}" for name, value in self.setting.items()))
+        setting = "\n".join(f"{name}: {value}" for name, value in self.setting.items())
+        with _writing(output.json):
+            if output.json is not None:
+                self._write_json(output.json)
+        with _writing(output.plot):
+            if output.plot is not None and plot is not None:
+                plot.draw(output.plot, setting)
 
     def _write_json(self, path: Path) -> None:
         figures = {
@@ -99,12 +104,23 @@ class Report:
 
 
 def start(name: str, columns: Mapping[str, str], setting: Mapping[str, object], output: Output) -> Report:
-    """A report whose header is printed. Raises `ConfigError` now if a plot is asked for that can't be drawn."""
+    """A report whose header is printed. Raises `ConfigError` now for what can't be written or drawn at the end."""
     if output.plot is not None:
         check_plot()
+    for path in (output.json, output.plot):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{path} must be in a directory that is there, and there is no {path.parent}")
     report = Report(name, columns, setting)
     report.print_header()
     return report
+
+
+@contextmanager
+def _writing(path: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error}") from error
 
 
 def _plain(value: object) -> Any:

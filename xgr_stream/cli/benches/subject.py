@@ -22,7 +22,7 @@ from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model, with_prompt
-from xgr_stream.types import RecommendRequest, RecommendResponse, Status, UserEvent
+from xgr_stream.types import CacheState, RecommendRequest, RecommendResponse, Status, UserEvent
 
 MAX_ITEMS = 1_500_000
 KEPT_FREE = 9 << 30
@@ -212,6 +212,15 @@ def requests_of(
 ) -> list[tuple[RecommendRequest, HistoryView | None]]:
     """One request of each of these users."""
     return [(RecommendRequest(f"request-{i}", view.user_id, k, beam), view) for i, view in enumerate(views)]
+
+
+def answer_as(engine: Engine, requests: Requests, expected: CacheState) -> Sequence[RecommendResponse]:
+    """The engine's answers; `EngineError` if one has no items, or its prefix was found in another state."""
+    responses = check_answers(engine.answer(requests))
+    states = {response.cache for response in responses}
+    if states != {expected}:
+        raise EngineError(f"requests must be {expected}, not {', '.join(sorted(states))}")
+    return responses
 
 
 def check_answers(responses: Sequence[RecommendResponse]) -> Sequence[RecommendResponse]:

@@ -58,7 +58,7 @@ them."""
     show_default=True,
     help="Sessions at once, of the events and then the request of one user; 0: each is of a user drawn anew.",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @kv_cache_dtype_option
 @output_options
 def tiers(

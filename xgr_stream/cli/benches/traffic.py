@@ -101,10 +101,12 @@ class Traffic:
             before = self._engine.stats().tokens_appended
             seconds, sent = self._round(waits_ms, appending)
             appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
-            behind = max(behind, self._worker.queue_depths()["append"])
             took += seconds
             events += sent
-            self._on_device(lambda: None)  # the last request's time is added behind its result
+            self._on_device(
+                lambda: None
+            )  # the last request's time is added behind its result, and views are users then
+            behind = max(behind, self._worker.queue_depths()["append"])
         p50, p99 = (float(p) for p in np.percentile(waits_ms, (50, 99)))
         row: dict[str, object] = {"run": name, "requests": len(waits_ms), "seconds": took, "p50_ms": p50, "p99_ms": p99}
         return row | ({"events": events, "events_per_s": round(appended / took), "behind": behind} if appending else {})
