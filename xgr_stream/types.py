@@ -58,7 +58,8 @@ class Shortfall(StrEnum):
     """Why an answer has fewer than k items."""
 
     EXHAUSTED = "exhausted"
-    """Nothing else passes the filters, caps and score threshold."""
+    """Nothing else passes the filters, caps and score threshold; or the user is unknown, and the catalog names no
+    popularity to choose by."""
     THRESHOLD = "threshold"
     """What else was found has scores below the threshold. More beams, which are not tried for that, might still find
     others above it, as they might find better items than those of any answer."""
