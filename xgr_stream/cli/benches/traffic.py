@@ -103,9 +103,8 @@ class Traffic:
             appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
             took += seconds
             events += sent
-            self._on_device(
-                lambda: None
-            )  # the last request's time is added behind its result, and views are users then
+            # The last request's time is added behind its result; and all views have been looked at then.
+            self._on_device(lambda: None)
             behind = max(behind, self._worker.queue_depths()["append"])
         p50, p99 = (float(p) for p in np.percentile(waits_ms, (50, 99)))
         row: dict[str, object] = {"run": name, "requests": len(waits_ms), "seconds": took, "p50_ms": p50, "p99_ms": p99}
