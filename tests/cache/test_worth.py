@@ -95,9 +95,15 @@ def test_the_least_worthy_that_make_room_are_named_or_nobody_is():
     assert [queue.pop() for _ in worths] == sorted((worth, user) for user, worth in worths.items())
 
 
-def test_who_was_forgotten_is_worth_no_more_than_whoever_was_seen_since():
-    worth = DecayedRate(1_000, remembered=4)
-    worth.seen("old")
+def test_who_was_forgotten_is_worth_no_more_than_one_seen_once_just_now():
+    worth = DecayedRate(1_000, remembered=5)
+    for user_id in ("old", *["regular"] * 50, "b", "c", "d"):
+        worth.seen(user_id)
+    worth.seen("now")  # and "regular" is the longest unseen
+    just_now = worth.of("now", 1.0)
+    assert worth.of("old", 1.0) < just_now < worth.of("regular", 1.0)
+    worth.forget("b")
+    assert worth.of("old", 1.0) < just_now
     for i in range(3_000):
-        worth.seen("abcd"[i % 4])
-    assert worth.of("old", 1.0) <= min(worth.of(user, 1.0) for user in "abcd")
+        worth.seen("wxyz"[i % 4])
+    assert worth.of("old", 1.0) <= min(worth.of(user, 1.0) for user in "wxyz")

@@ -46,6 +46,8 @@ class DecayedRate:
         self._remembered = remembered
         self._rates: OrderedDict[str, float] = OrderedDict()
         """log2 of the sum of 2^(when seen), the latest seen last."""
+        self._last_dropped: float | None = None
+        """Of whoever was the last to be remembered no more; None: nobody was."""
 
     def seen(self, user_id: str) -> None:
         self._now += self._step
@@ -53,17 +55,17 @@ class DecayedRate:
         if rate is None:
             self._rates[user_id] = self._now
             if len(self._rates) > self._remembered:
-                self._rates.popitem(last=False)
+                _, self._last_dropped = self._rates.popitem(last=False)
             return
         self._rates[user_id] = self._now + math.log2(1.0 + 2.0 ** (rate - self._now))
         self._rates.move_to_end(user_id)
 
     def of(self, user_id: str, cost_per_page: float) -> float:
         rate = self._rates.get(user_id)
-        if rate is None:
-            # One who was forgotten was last seen before all that are remembered.
-            full = len(self._rates) == self._remembered
-            rate = next(iter(self._rates.values())) if full else self._now
+        if (
+            rate is None
+        ):  # as of one who is remembered no more: like the last of those, and never more than one seen now
+            rate = self._now if self._last_dropped is None else min(self._last_dropped, self._now)
         return rate + math.log2(cost_per_page)
 
     def evicted(self, worth: float) -> None:
