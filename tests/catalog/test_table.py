@@ -176,3 +176,15 @@ def test_a_missing_or_broken_file_is_a_catalog_error(tmp_path: Path, name: str) 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match=re.escape("must be a file that ends in one of ['.csv', '.jsonl'")):
         Catalog.load(tmp_path / "items.xlsx")
+
+
+def test_tags_are_those_of_their_items_where_a_list_is_missing() -> None:
+    def table(*tags: list[str | None] | None) -> pa.Table:
+        lists = pa.array(tags, pa.list_(pa.string(), 1))  # what is missing has a value behind it
+        return pa.table({"item_id": ["a", "b", "c"], "sid": [[0], [1], [2]], "tags": lists})
+
+    assert Catalog.from_table(table(None, ["x"], ["y"])).columns.tags.of_rows(np.arange(3)) == [(), ("x",), ("y",)]
+    with pytest.raises(CatalogError, match=r"tags of item 'c' \(row 2\)"):
+        Catalog.from_table(table(None, ["x"], ["y" * 257]))
+    with pytest.raises(CatalogError, match=r"tags of item 'c' \(row 2\) is \[None\], expected strings"):
+        Catalog.from_table(table(None, ["x"], [None]))

@@ -260,7 +260,9 @@ def test_what_is_gone_already_does_not_go_again(table: Path, tmp_path: Path, mon
     [
         (b"", "must be a .npy file of numbers: "),
         (np.eye(3), "embeddings have 3 rows, expected one for each of the 4 items"),
-        (np.eye(4) * 1j, "embeddings are complex numbers, expected real ones"),
+        (b"PK\x03\x04garbage", "must be a .npy file of numbers: "),
+        (np.eye(4) * 1j, "embeddings are complex128, expected real numbers"),
+        (np.zeros((4, 2), "datetime64[s]"), "embeddings are datetime64[s], expected real numbers"),
         ({"a": np.eye(4)}, "must be a .npy file of one array, not of several"),
     ],
 )

@@ -3,7 +3,7 @@
     PYTHONPATH=.:kernels python tests/integration/tombstones_at_scale.py ITEMS [--kafka-home DIR] [--tombstones N]
 
 A worker with a tiny model on the CPU and three users who ask all the time. Each tombstone is of an item that was just
-recommended, and comes back half a second later. Without DIR the broker is the embedded one.
+recommended, and comes back once no answer has held it for half a second. Without DIR the broker is the embedded one.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ async def measure(broker: Broker, engine: Engine, tombstones: int) -> tuple[list
                 response = await client.recommend(user, k=20, timeout=20)
                 now = time.monotonic()
                 took.append(now - asked)
-                latest[:] = [item.item_id for item in response.items]
-                seen.update(dict.fromkeys(latest, now))
+                found = [item.item_id for item in response.items]
+                seen.update(dict.fromkeys(found, now))
+                latest[:] = found or latest
 
         delays = []
         async with asyncio.TaskGroup() as group:
@@ -72,7 +73,7 @@ async def measure(broker: Broker, engine: Engine, tombstones: int) -> tuple[list
                 place = CatalogUpdate(item_id, catalog.sid(item_id), catalog.columns.tags.of_row(catalog.row(item_id)))
                 sent = time.monotonic()
                 await write(CatalogUpdate(item_id, None))
-                await asyncio.sleep(AWAY_S)
+                await until(lambda sent=sent, own=item_id: time.monotonic() > max(sent, seen[own]) + AWAY_S)
                 delays.append(max(0.0, seen[item_id] - sent))
                 await write(place)
             done.set()

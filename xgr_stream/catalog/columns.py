@@ -237,21 +237,26 @@ def _tags(table: pa.Table, order: pa.Array, ids: pa.Array) -> TagIndex:
             f"column 'tags' is {column.type}, expected lists of strings, or strings with '|' between tags"
         )
     lists = column.cast(pa.list_(pa.string()))
-    if lists.flatten().null_count:
-        parents = pc.list_parent_indices(lists).to_numpy()
-        _refuse("tags", np.isin(np.arange(len(ids)), parents[_is_null(lists.flatten())]), lists, ids, "strings")
-    many = pc.fill_null(pc.list_value_length(lists), 0).to_numpy() > MAX_ITEM_TAGS
-    _refuse("tags", many, lists, ids, f"at most {MAX_ITEM_TAGS} tags")
-    long = pc.greater(pc.utf8_length(lists.flatten()), MAX_ID_CHARS)
-    if pc.any(long).as_py():
-        parents = pc.list_parent_indices(lists).filter(long).to_numpy()
-        _refuse("tags", np.isin(np.arange(len(ids)), parents), lists, ids, f"tags of at most {MAX_ID_CHARS} characters")
+    tags, counts = lists.flatten(), pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    if tags.null_count:
+        _refuse("tags", _holding(counts, _is_null(tags)) > 0, lists, ids, "strings")
+    lengths = pc.utf8_length(tags).to_numpy()
+    if lengths.max(initial=0) > MAX_ID_CHARS:
+        wrong = _holding(counts, lengths > MAX_ID_CHARS) > 0
+        _refuse("tags", wrong, lists, ids, f"tags of at most {MAX_ID_CHARS} characters")
+    if counts.max(initial=0) > MAX_ITEM_TAGS:
+        _refuse("tags", _holding(counts, lengths > 0) > MAX_ITEM_TAGS, lists, ids, f"at most {MAX_ITEM_TAGS} tags")
     lists = lists.take(order)
     tags, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
     named = pc.not_equal(tags, "")
     encoded = tags.filter(named).dictionary_encode()
     rows = rows[named.to_numpy(zero_copy_only=False)]
     return TagIndex.from_pairs(encoded.dictionary.to_pylist(), encoded.indices.to_numpy(), rows, len(ids))
+
+
+def _holding(counts: npt.NDArray[np.integer], which: BoolArray) -> npt.NDArray[np.intp]:
+    """How many of each list's values [lists' values together] these are; `counts`: how long each list is."""
+    return np.bincount(np.repeat(np.arange(len(counts)), counts)[which], minlength=len(counts))
 
 
 def _popularity(table: pa.Table, ids: pa.Array) -> npt.NDArray[np.float64] | None:

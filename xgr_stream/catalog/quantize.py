@@ -45,8 +45,8 @@ def residual_kmeans(
 
 def _checked(embeddings: npt.ArrayLike) -> FloatArray:
     """A copy in float32, [items, dim]."""
-    if isinstance(embeddings, np.ndarray) and np.iscomplexobj(embeddings):
-        raise CatalogError("embeddings are complex numbers, expected real ones")
+    if isinstance(embeddings, np.ndarray) and embeddings.dtype.kind not in "biufO":
+        raise CatalogError(f"embeddings are {embeddings.dtype}, expected real numbers")
     try:
         with np.errstate(over="ignore"):
             array = np.array(embeddings, dtype=np.float32)

@@ -6,9 +6,9 @@ import importlib.util
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,18 @@ class Report:
         for note in self.notes:
             click.echo(note)
         setting = "\n".join(f"{name}: {value}" for name, value in self.setting.items())
-        with _writing(output.json):
-            if output.json is not None:
-                self._write_json(output.json)
-        with _writing(output.plot):
-            if output.plot is not None and plot is not None:
-                plot.draw(output.plot, setting)
+        failed = []
+        for path, write in (
+            (output.json, self._write_json),
+            (output.plot, None if plot is None else partial(_draw, plot, setting)),
+        ):
+            if path is not None and write is not None:
+                try:
+                    write(path)
+                except OSError as error:
+                    failed.append(f"{path} cannot be written: {error}")
+        if failed:
+            raise click.ClickException("; ".join(failed))
 
     def _write_json(self, path: Path) -> None:
         figures = {
@@ -115,12 +121,8 @@ def start(name: str, columns: Mapping[str, str], setting: Mapping[str, object], 
     return report
 
 
-@contextmanager
-def _writing(path: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error}") from error
+def _draw(plot: Drawing, setting: str, path: Path) -> None:
+    plot.draw(path, setting)
 
 
 def _plain(value: object) -> Any:

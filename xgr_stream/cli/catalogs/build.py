@@ -71,6 +71,8 @@ def build(
 def _from_embeddings(
     table_path: Path, path: Path, levels: int, codes: tuple[int, ...], *, unique: bool, seed: int
 ) -> Catalog:
+    from zipfile import BadZipFile
+
     import numpy as np
 
     from xgr_stream.catalog import Catalog
@@ -80,7 +82,7 @@ def _from_embeddings(
         raise click.UsageError("--codes must be given with --embeddings")
     try:
         vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except (ValueError, EOFError, OSError, MemoryError, BadZipFile) as error:
         raise click.ClickException(f"{path} must be a .npy file of numbers: {error}") from error
     if not isinstance(vectors, np.ndarray):
         raise click.ClickException(f"{path} must be a .npy file of one array, not of several")

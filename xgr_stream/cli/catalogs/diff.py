@@ -27,7 +27,10 @@ SHOWN = 20
 @topic_options
 @broker_options
 def diff(connection: Connection, topics: TopicNames, old: Source, new: Source, as_json: bool, out: Path | None) -> None:
-    """What differs between two SOURCEs (FILE, FILE+OFFSET, FILE+end): the updates that make NEW of OLD."""
+    """What differs between two SOURCEs (FILE, FILE+OFFSET, FILE+end): the updates that make NEW of OLD.
+
+    An item of OLD's file that NEW has not and that is not to be had in OLD anyway is none: no update takes it away.
+    """
     from xgr_stream.catalog.diff import counts, differences
 
     log = log_for([old, new], connection, topics.catalog)
