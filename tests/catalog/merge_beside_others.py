@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from xgr_stream.catalog import LiveCatalog, Merge
-from xgr_stream.scheduler.switch_interval import SWITCH_INTERVAL_S
+from xgr_stream.scheduler.switch_interval import restore_switch_interval, shorten_switch_interval
 from xgr_stream.testing.shapes import random_catalog
 from xgr_stream.types import CatalogUpdate
 
@@ -63,10 +63,9 @@ def merges(items: int, new: int, times: int, codes: int = 8192) -> Iterator[tupl
     live.apply([CatalogUpdate(f"new-{i}", tuple(sid), ("tag-3",)) for i, sid in enumerate(sids)], new)
     begun = live.begin()
     assert begun is not None
-    switched = sys.getswitchinterval()
     gc.collect()
     gc.freeze()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    shorten_switch_interval()
     try:
         for _ in range(times):
             merge = Merge(live.base, live.catalog, begun.changes, begun.position, 0)
@@ -80,7 +79,7 @@ def merges(items: int, new: int, times: int, codes: int = 8192) -> Iterator[tupl
             watching.join()
             yield seconds, longest
     finally:
-        sys.setswitchinterval(switched)
+        restore_switch_interval()
         gc.unfreeze()
 
 

@@ -29,20 +29,28 @@ class Gate:
         assert self.go_on.wait(10)
 
 
-class Device:
-    def __init__(self, engine: NullEngine | None = None, config: EngineConfig | None = None) -> None:
-        self.engine = engine or NullEngine()
-        self.clock = ManualClock()
-        self.metrics = Metrics()
-        self.worker = DeviceWorker(self.engine, config or EngineConfig(), self.clock, self.metrics)
+class Histories:
+    """Users of a test."""
+
+    def __init__(self) -> None:
         self.history = HistoryStore()
 
     def view(self, user: str, events: int = 1) -> HistoryView:
+        """The user's, after so many more events."""
         for _ in range(events):
             self.history.apply(UserEvent(user, "item-1"))
         view = self.history.view(user)
         assert view is not None
         return view
+
+
+class Device(Histories):
+    def __init__(self, engine: NullEngine | None = None, config: EngineConfig | None = None) -> None:
+        super().__init__()
+        self.engine = engine or NullEngine()
+        self.clock = ManualClock()
+        self.metrics = Metrics()
+        self.worker = DeviceWorker(self.engine, config or EngineConfig(), self.clock, self.metrics)
 
     def settle(self) -> None:
         """Until all that was put before has been done."""

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scheduler.devices import Gate
+from tests.scheduler.devices import Gate, Histories
 from xgr_stream.config import EngineConfig, Role
 from xgr_stream.errors import ConfigError, DeviceLost
-from xgr_stream.history import HistoryStore, HistoryView
+from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.pace import MAX_VERSIONS, Pace, Step
 from xgr_stream.scheduler.versions import Share, Versions
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing import ManualClock, NullEngine
-from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status, UserEvent
+from xgr_stream.types import ItemFilter, RecommendRequest, RecommendResponse, Status
 
 USERS = [f"user-{n}" for n in range(2_000)]
 FIVE_PERCENT = ["user-20", "user-40", "user-97"]
@@ -64,11 +64,11 @@ def test_who_a_version_s_users_are_never_changes() -> None:
 # Routing
 
 
-class Stage:
+class Stage(Histories):
     """Two versions on a worker whose clock stands still."""
 
     def __init__(self, role: Role = "canary", fraction: float = 0.5, **config: int) -> None:
-        self.history = HistoryStore()
+        super().__init__()
         self.primary = NullEngine(history=self.history, version="a")
         self.challenger = NullEngine(history=self.history, version="b")
         self.versions: Versions[NullEngine] = Versions(self.primary)
@@ -78,13 +78,6 @@ class Stage:
         self.worker = DeviceWorker(
             self.versions, EngineConfig(**config), ManualClock(), self.metrics, on_lost=self.lost.append
         )
-
-    def view(self, user: str, events: int = 1) -> HistoryView:
-        for _ in range(events):
-            self.history.apply(UserEvent(user, "item-1"))
-        view = self.history.view(user)
-        assert view is not None
-        return view
 
     def user_of(self, version: str) -> str:
         return next(user for user in USERS if self.versions.of(user).version == version)

@@ -62,9 +62,8 @@ class DecayedRate:
 
     def of(self, user_id: str, cost_per_page: float) -> float:
         rate = self._rates.get(user_id)
-        if (
-            rate is None
-        ):  # as of one who is remembered no more: like the last of those, and never more than one seen now
+        if rate is None:
+            # Like the last of those who are remembered no more, and never more than one seen now.
             rate = self._now if self._last_dropped is None else min(self._last_dropped, self._now)
         return rate + math.log2(cost_per_page)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from xgr_stream.catalog.catalog import Catalog
 from xgr_stream.catalog.columns import Place
+from xgr_stream.catalog.live import target
 from xgr_stream.types import CatalogUpdate
 
 Kind = Literal["new", "gone", "moved", "retagged", "back", "away"]
@@ -35,24 +36,13 @@ def places_of(catalog: Catalog) -> dict[str, Place]:
     return {catalog.item_ids[row]: Place(tuple(sid), tags, available) for row, sid, tags, available in columns}
 
 
-def left_by_tombstone(catalog: Catalog, item_id: str) -> Place | None:
-    """What an item is once it is gone: what the table that the catalog came from says, and not to be had; None: there
-    it is not."""
-    table = catalog.origin
-    row = table.own_row(item_id)
-    if row is None:
-        return None
-    return Place(tuple(table.sids[row].tolist()), table.columns.tags.of_row(row), False)
-
-
 def differences(old: Catalog, new: Catalog) -> list[Difference]:
     """The updates that make `old` hold what `new` does, popularity aside: of what its table has and `new` has not, that
     it is not to be had."""
     before, after = places_of(old), places_of(new)
+    tombstones = [CatalogUpdate(item_id, None) for item_id in before if item_id not in after]
     found = [
-        Difference("gone", CatalogUpdate(item_id, None))
-        for item_id, place in before.items()
-        if item_id not in after and place != left_by_tombstone(old, item_id)
+        Difference("gone", update) for update in tombstones if before[update.item_id] != target(old.origin, update)
     ]
     for item_id, place in after.items():
         kind = _kind(before.get(item_id), place)

@@ -235,14 +235,14 @@ def _apply(base: Catalog, catalog: Catalog, waiting: Waiting, last: Sequence[Cat
         if row >= 0 and update.sid == sid and update.tags == tagged:  # nearly always
             flips[update.available].append(row)
             continue
-        target = _target(base, update)
+        to_be = target(base, update)
         if row >= 0:
             flips[False].append(row)
-        if target is None:
+        if to_be is None:
             if row >= 0:
                 waiting.gone[update.item_id] = None
-        elif row < 0 or (target.sid, target.tags) != (sid, tagged):
-            waiting.places[update.item_id] = target
+        elif row < 0 or (to_be.sid, to_be.tags) != (sid, tagged):
+            waiting.places[update.item_id] = to_be
             waiting.stale = True
     for available, changed in flips.items():
         if changed:
@@ -262,15 +262,15 @@ def _places(
     return rows.tolist(), zip(*catalog.sids[rows].T.tolist(), strict=True), catalog.columns.tags.of_rows(rows)
 
 
-def _target(base: Catalog, update: CatalogUpdate) -> Place | None:
-    """None: it is to have no place."""
+def target(base: Catalog, update: CatalogUpdate) -> Place | None:
+    """What the update's item is to be; None: it is to have no place. A tombstone leaves what the table `base` says of
+    it, not to be had."""
     if update.sid is not None:
         return Place(update.sid, update.tags, update.available)
     row = base.own_row(update.item_id)
     if row is None:
         return None
-    (tags,) = base.columns.tags.of_rows(np.array([row]))
-    return Place(tuple(base.sids[row].tolist()), tags, False)
+    return Place(tuple(base.sids[row].tolist()), base.columns.tags.of_row(row), False)
 
 
 def updated(base: Catalog, updates: Sequence[CatalogUpdate], position: int) -> Catalog:

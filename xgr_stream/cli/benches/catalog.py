@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from xgr_stream.engine.sizing import page_bytes
 from xgr_stream.errors import ConfigError, EngineError
 from xgr_stream.history import HistoryView
 from xgr_stream.model import Model
-from xgr_stream.scheduler.switch_interval import SWITCH_INTERVAL_S
+from xgr_stream.scheduler.switch_interval import restore_switch_interval, shorten_switch_interval
 from xgr_stream.testing.shapes import SHAPES, random_catalog, random_model
 from xgr_stream.types import NO_FILTER, CacheState, CatalogUpdate, ItemFilter, RecommendRequest
 
@@ -89,14 +88,13 @@ def catalog(
     setting = {"shape": shape, "items": items, "codes": f"3 x {codes}", "batch": batch, "events": events, "beam": beam}
     report = start("catalog", COLUMNS, {**setting, **environment(at)}, output)
     bench = _Bench(engine, at, batch, events)
-    filters = bench.filters(excluded or (100,))
+    filters: dict[str, list[ItemFilter]] = {"": [], **bench.filters(excluded or (100,))}
     with _switching():
         bench.warm_up()
         collect_as_a_worker()
-        without: dict[str, list[ItemFilter]] = {"": []}
-        for what, times in bench.in_turn(bench.alone, {**without, **filters}, repeats).items():
+        for what, times in bench.in_turn(bench.alone, filters, repeats).items():
             report.add(_row(f"the same, {what}" if what else "a batch of warm requests", times))
-        for what, times in bench.in_turn(bench.in_a_row, {**without, **filters}, repeats).items():
+        for what, times in bench.in_turn(bench.in_a_row, filters, repeats).items():
             report.add(_row(f"in a row, {what}" if what else IN_A_ROW, times))
         report.add(_row("a new tag, and its masks", bench.repeat(bench.new_tag, min(repeats, TAGS // 2))))
         watched = bench.watched(recommended)
@@ -318,9 +316,8 @@ def _row(what: str, times: Times) -> dict[str, object]:
 @contextmanager
 def _switching() -> Iterator[None]:
     """As often as a worker has its threads switch."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    shorten_switch_interval()
     try:
         yield
     finally:
-        sys.setswitchinterval(before)
+        restore_switch_interval()

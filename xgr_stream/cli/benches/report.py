@@ -6,9 +6,8 @@ import importlib.util
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +84,11 @@ class Report:
         for note in self.notes:
             click.echo(note)
         setting = "\n".join(f"{name}: {value}" for name, value in self.setting.items())
-        failed = []
-        for path, write in (
-            (output.json, self._write_json),
-            (output.plot, None if plot is None else partial(_draw, plot, setting)),
-        ):
-            if path is not None and write is not None:
-                try:
-                    write(path)
-                except OSError as error:
-                    failed.append(f"{path} cannot be written: {error}")
-        if failed:
-            raise click.ClickException("; ".join(failed))
+        failures = [_failure(output.json, self._write_json)]
+        if plot is not None:
+            failures.append(_failure(output.plot, lambda path: plot.draw(path, setting)))
+        if any(failures):
+            raise click.ClickException("; ".join(filter(None, failures)))
 
     def _write_json(self, path: Path) -> None:
         figures = {
@@ -121,8 +113,14 @@ def start(name: str, columns: Mapping[str, str], setting: Mapping[str, object], 
     return report
 
 
-def _draw(plot: Drawing, setting: str, path: Path) -> None:
-    plot.draw(path, setting)
+def _failure(path: Path | None, write: Callable[[Path], None]) -> str | None:
+    """Why what was asked for could not be written."""
+    try:
+        if path is not None:
+            write(path)
+    except OSError as error:
+        return f"{path} cannot be written: {error}"
+    return None
 
 
 def _plain(value: object) -> Any:

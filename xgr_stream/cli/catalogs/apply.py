@@ -37,8 +37,8 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
     Columns: `item_id`; `sid` or `sid_0`, `sid_1`, ...; `tags`; `available`; `gone` (true: the item goes). What a row
     leaves out stays as it is served now. `catalog diff --out` makes such a table.
     """
-    from xgr_stream.catalog.columns import Place
-    from xgr_stream.catalog.diff import left_by_tombstone, places_of
+    from xgr_stream.catalog.diff import places_of
+    from xgr_stream.catalog.live import target
 
     served = load(Source(base.path, None, to_end=True), read_log(connection, topics.catalog))
     places = places_of(served)
@@ -52,11 +52,7 @@ def apply(connection: Connection, topics: TopicNames, table: Path, base: Source,
                 raise InvalidUpdate(f"item_id must be of one row alone, and row {first} has it too")
         except InvalidUpdate as error:
             raise click.ClickException(f"row {number} of {table}, item {row.get('item_id')!r}: {error}") from error
-        if update.sid is None:
-            target = left_by_tombstone(served, update.item_id)
-        else:
-            target = Place(update.sid, update.tags, update.available)
-        if places.get(update.item_id) != target:
+        if places.get(update.item_id) != target(served.origin, update):
             updates.append(update)
     if not dry_run:
         write_updates(connection, topics.catalog, updates)

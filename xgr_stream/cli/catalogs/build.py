@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
-from xgr_stream.cli.catalogs.source import Source, SourceType, load, log_for
+from xgr_stream.cli.catalogs.source import Source, SourceType, load, log_for, writing
 from xgr_stream.config import TopicNames
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ def build(
 ) -> None:
     """Make a catalog file of SOURCE: a table of items (Parquet, CSV, JSON Lines) with semantic IDs or --embeddings, or
     FILE+end, a new file of what is served now."""
-    import pyarrow as pa
-
     from xgr_stream.catalog import Catalog
 
     if source.reads_topic and (codes or embeddings is not None):
@@ -60,10 +58,8 @@ def build(
         catalog = load(source, log_for([source], connection, topics.catalog))
     else:
         catalog = Catalog.from_table(source.path, codes=codes[0] if len(codes) == 1 else codes)
-    try:
+    with writing(out):
         catalog.save(out)
-    except (OSError, pa.ArrowException) as error:
-        raise click.ClickException(f"{out} cannot be written: {error}") from error
     saved = Catalog.load(out)
     click.echo(f"{saved.num_items:,} items, version {saved.version}, in {out}")
 

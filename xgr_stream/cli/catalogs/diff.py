@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xgr_stream.cli.broker import broker_options, topic_options
-from xgr_stream.cli.catalogs.source import Source, SourceType, load, log_for
+from xgr_stream.cli.catalogs.source import Source, SourceType, load, log_for, writing
 from xgr_stream.config import TopicNames
 
 if TYPE_CHECKING:
@@ -60,7 +60,5 @@ def _write(found: list[Difference], path: Path) -> None:
         "available": pa.array([update.available for update in updates]),
         "gone": pa.array([update.sid is None for update in updates]),
     }
-    try:
+    with writing(path):
         parquet.write_table(pa.table(columns), path)
-    except (OSError, pa.ArrowException) as error:
-        raise click.ClickException(f"{path} cannot be written: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,6 +68,17 @@ class SourceType(click.ParamType):
         if self._file_alone and at is not None:
             self.fail(f"must be a file alone, and {value!r} has updates too", param, ctx)
         return Source(Path(path), None if at in (None, "end") else int(at), at == "end")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in a line that the file can't be written."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise click.ClickException(f"{path} cannot be written: {error}") from error
 
 
 def load(source: Source, log: Log | None) -> Catalog:
