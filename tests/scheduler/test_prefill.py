@@ -34,6 +34,7 @@ class Chunk(NamedTuple):
     users: int
     tokens: int
     computed: threading.Event
+    prepared_s: float = 0.0
 
     @property
     def seconds(self) -> float | None:

@@ -15,7 +15,7 @@ from xgr_stream.cache import Draft, PrefixCache
 from xgr_stream.engine.context import TokenArray
 from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.graphs import Graphs
-from xgr_stream.engine.lanes import Lane
+from xgr_stream.engine.lanes import Lane, Mark
 from xgr_stream.engine.shapes import AppendShape
 from xgr_stream.engine.staging import Int32Array, Staging
 from xgr_stream.engine.switches import Switches
@@ -79,6 +79,8 @@ class Appender:
         self._graphs = Graphs(lane, graphs) if self._cuda and switches.graphs else None
         self._staging: dict[AppendShape, Staging] = {}
         self._page_columns = page_columns
+        self.begun: Mark | None = None
+        """Where the lane's work of the latest `run` begins."""
 
     @property
     def lane(self) -> Lane:
@@ -87,8 +89,10 @@ class Appender:
     def run(self, appends: Sequence[Append]) -> None:
         """Write the keys and values of all tokens into the drafts' pages, and each draft's last hidden state; on CUDA
         this is under way when the call returns."""
-        for pieces in _forwards(appends, self._max_batch_tokens):
-            self._forward(pieces)
+        for number, pieces in enumerate(_forwards(appends, self._max_batch_tokens)):
+            begun = self._forward(pieces)
+            if not number:
+                self.begun = begun
 
     def chunks(self, append: Append, chunk_tokens: int) -> Iterator[int]:
         """`run` of one append, in forwards of at most so many tokens, one for each step: its tokens."""
@@ -96,7 +100,8 @@ class Appender:
             self._forward(pieces)
             yield sum(piece.last - piece.first for piece in pieces)
 
-    def _forward(self, pieces: Sequence[_Piece]) -> None:
+    def _forward(self, pieces: Sequence[_Piece]) -> Mark:
+        """Returns where it begins."""
         shape = self._shape(pieces)
         staging = self._staging_for(shape)
 
@@ -106,11 +111,13 @@ class Appender:
         styles = self._decoder.styles(shape.tokens)
         with self._lane.current():
             staging.send(lambda arrays: self._write(pieces, arrays))
+            begun = self._lane.mark()
             if self._graphs is None or shape.tokens > GRAPH_TOKENS:
                 step(styles[0])
             else:
                 self._graphs.run(shape, step, styles)
         staging.read_by(self._lane.mark())
+        return begun
 
     def _shape(self, pieces: Sequence[_Piece]) -> AppendShape:
         tokens = sum([piece.last - piece.first for piece in pieces])

@@ -14,14 +14,15 @@ import torch
 class Mark:
     """A point in a lane's work."""
 
-    __slots__ = ("_done", "_made_at", "_spare", "event")
+    __slots__ = ("_done", "_spare", "event", "made_at")
 
     def __init__(self, event: torch.cuda.Event | None, spare: list[torch.cuda.Event]) -> None:
         """`spare`: where the event goes once nobody has the mark any more, whatever thread that is on."""
         self.event = event
         self._spare = spare
         self._done = event is None
-        self._made_at = perf_counter()
+        self.made_at = perf_counter()
+        """When the host made it."""
 
     def __del__(self) -> None:
         if self.event is not None:
@@ -37,7 +38,7 @@ class Mark:
         if earlier is self:
             return 0.0
         if self.event is None or earlier.event is None:
-            return (self._made_at - earlier._made_at) * 1e3
+            return (self.made_at - earlier.made_at) * 1e3
         milliseconds: float = earlier.event.elapsed_time(self.event)
         return milliseconds
 

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import torch
 
@@ -33,6 +34,8 @@ class WarmReport:
     """Users whose prefix took something to be up to their view: tokens, or a copy from a lower tier."""
     tokens: int
     """Tokens computed for them."""
+    prepared_s: float
+    """What the host took before the device could begin; what is not known of it is in `seconds`."""
     begun: Mark
     ended: Mark
 
@@ -56,6 +59,7 @@ class Warming:
 
     @torch.inference_mode()
     def warm(self, views: Sequence[HistoryView]) -> WarmReport:
+        called_at = perf_counter()
         self._work.reap()
         before = self._work.tokens_appended
         host = self._cache.host
@@ -64,7 +68,8 @@ class Warming:
         users = 0
         ahead: list[Plan] = []
         work = self._work
-        begun = work.append_lane.mark()
+        begun: Mark | None = None
+        work.appender.begun = None
         while waiting:
             plans: dict[str, Plan] = {}
             pages = 0
@@ -79,6 +84,7 @@ class Warming:
                 self._counted.pop(waiting.popleft().user_id, None)
             if plans:
                 self._append(plans)
+                begun = begun or work.appender.begun
             users += sum(bool(len(plan.tokens)) or plan.copy is not None for plan in plans.values())
             ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
         for plan in ahead:
@@ -92,7 +98,9 @@ class Warming:
                 break
         work.tend()
         tokens = work.tokens_appended - before
-        return WarmReport(users, tokens, begun, work.append_lane.mark())
+        ended = work.append_lane.mark()
+        begun = begun or ended
+        return WarmReport(users, tokens, begun.made_at - called_at, begun, ended)
 
     @torch.inference_mode()
     def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[WarmReport, None, None]:
@@ -108,7 +116,7 @@ class Warming:
                     for tokens, left, begun, ended in chunks:
                         if not left:
                             self._counted.pop(view.user_id, None)
-                        yield WarmReport(int(not left), tokens, begun, ended)
+                        yield WarmReport(int(not left), tokens, 0.0, begun, ended)
                         if this not in self._prefilling:
                             return
         finally:

@@ -76,9 +76,11 @@ class Pace:
         self._ended_at = float("-inf")
         self._probed_at = float("-inf")
         self._due_again_at = float("-inf")
+        self._appended_at = float("-inf")
         self.idle = True
         """Whether the device has no batch of requests."""
         self._preparing_s: deque[float] = deque(maxlen=9)
+        self._preparing_appends_s: deque[float] = deque(maxlen=9)
         self.margin = 1.0
         """How much longer than foreseen a request takes until its batch has ended; follows what happens."""
         self.budget = self.budget_for("", (), 0, 1, pressed=False)
@@ -197,15 +199,24 @@ class Pace:
         late = took_s > foreseen_s * self.margin
         self.margin = min(MOST_MARGIN, max(1.0, self.margin + GAIN * (KEPT if late else KEPT - 1.0)))
 
-    def appending(self, now: float, appends: Step, *, ahead: bool) -> None:
-        """The device was given appends; their rows are users. `ahead`: nobody asks for them."""
+    def appending(self, now: float, appends: Step, *, prepared_s: float = 0.0, ahead: bool) -> None:
+        """The device is given appends, whose rows are users; to prepare them took so long. `ahead`: nobody asks for
+        them."""
         seconds = self.append_s(appends)
-        self._free_at = max(now, self._free_at) + seconds
+        self._free_at = max(now, self._free_at) + max(0.0, seconds - prepared_s)
+        self._appended_at = self._free_at if self._appends(appends.version).known else float("inf")
         if ahead:
+            self._preparing_appends_s.append(prepared_s)
             self._due_again_at = now + seconds / APPEND_SHARE
 
+    def appends_end(self, now: float) -> bool:
+        """Whether the appends that the device was given last end within what it takes to prepare others, by all that
+        is known: it has no requests, beside which they would take longer."""
+        preparing = self._preparing_appends_s
+        return self.idle and bool(preparing) and self._appended_at - now <= median(preparing)
+
     def appended(self, appends: Step, seconds: float) -> None:
-        """They took so long."""
+        """They took so long, what preparing them takes included."""
         if appends.tokens:
             self._noted(appends.version, self._clock.now()).appends.note(appends.rows, appends.tokens, seconds)
 

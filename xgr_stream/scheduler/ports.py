@@ -17,6 +17,11 @@ class WarmReport(Protocol):
     @property
     def tokens(self) -> int: ...
     @property
+    def prepared_s(self) -> float:
+        """What the host took before the device could begin; what is not known of it is in `seconds`."""
+        ...
+
+    @property
     def seconds(self) -> float | None:
         """That the device took; None while it is still at it."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, NamedTuple
@@ -52,19 +53,26 @@ class Warming:
         self._clock = clock
         self._metrics = metrics
         self._lose = lose
-        self._running: _Running | None = None
+        self._running: deque[_Running] = deque()
 
     @property
     def under_way(self) -> bool:
-        """Whether the device is still at it, as far as it is known (`learn`). Others are not started before: a request
-        that comes waits for one batch of them."""
-        return self._running is not None
+        """Whether the device is still at it, as far as it is known (`learn`)."""
+        return bool(self._running)
+
+    @property
+    def may_append(self) -> bool:
+        """Whether users may be appended to: nothing is under way, or one batch that ends while the next is prepared, so
+        that a request that comes waits for one of them, and the device for none."""
+        if not self._running:
+            return True
+        return len(self._running) == 1 and not self.alone and self._pace.appends_end(self._clock.now())
 
     @property
     def alone(self) -> bool:
         """Whether no batch of requests is to be started beside what is under way, as a prefill that is overdue: on a
         device with priorities it would get what requests leave of it, which on a busy one is nothing."""
-        return self._running is not None and self._running.alone
+        return any(running.alone for running in self._running)
 
     def want(self, views: Sequence[HistoryView]) -> None:
         """These users have had events: bring them up to date when there is time."""
@@ -105,36 +113,36 @@ class Warming:
                 if ahead is not None:  # as of somebody with a copy in host memory: brought back, not computed
                     self._warm(engine, [ahead])
                 return
-            self._begun(engine.version, report, alone=alone)
+            self._begun(engine.version, report, self._clock.now(), alone=alone)
             chunk_s = self._prefills.chunk_s(engine.version)
             left_s -= chunk_s
             if report.users or not chunk_s or left_s < chunk_s:
                 return
 
     def learn(self) -> None:
-        """Take note of how long the last appends took, once they are done."""
-        running, self._running = self._running, None  # not asked again if asking fails
-        if running is None:
-            return
-        seconds = running.report.seconds
-        if seconds is None:
-            self._running = running
-        else:
-            self._pace.appended(running.step, seconds)
+        """Take note of how long appends took, once they are done."""
+        while self._running:
+            running = self._running.popleft()  # not asked again if asking fails
+            seconds = running.report.seconds
+            if seconds is None:
+                self._running.appendleft(running)
+                return
+            self._pace.appended(running.step, running.report.prepared_s + seconds)
 
     def abandon(self) -> None:
         """Give up all of it with the device, which can't be asked any more."""
         self._appends.clear()
-        self._running = None
+        self._running.clear()
         self._prefills.abandon()
 
     def _warm(self, engine: DeviceEngine, views: Sequence[HistoryView]) -> None:
+        began_at = self._clock.now()
         try:
             report = engine.warm(views)
         except Exception as error:  # noqa: BLE001, `_shed` logs it
             self._shed(engine, views, error)
             return
-        self._begun(engine.version, report, ahead=True)
+        self._begun(engine.version, report, began_at + report.prepared_s, ahead=True)
 
     def _shed(self, engine: DeviceEngine, views: Sequence[HistoryView], error: Exception) -> None:
         """The engine failed on appends."""
@@ -142,13 +150,13 @@ class Warming:
         self._metrics.appends_shed.inc(len(views))
         self._failed(engine.version, error)
 
-    def _begun(self, version: str, report: WarmReport, *, ahead: bool = False, alone: bool = False) -> None:
+    def _begun(self, version: str, report: WarmReport, now: float, *, ahead: bool = False, alone: bool = False) -> None:
         """The device was given appends; `ahead`: nobody asks for them."""
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
         step = Step(version, max(1, report.users), report.tokens)
-        self._pace.appending(self._clock.now(), step, ahead=ahead)
-        self._running = _Running(step, report, alone)
+        self._pace.appending(now, step, prepared_s=report.prepared_s, ahead=ahead)
+        self._running.append(_Running(step, report, alone))
 
     def _failed(self, version: str, error: Exception) -> None:
         """The engine failed on what nobody was answered for yet."""

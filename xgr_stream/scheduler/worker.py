@@ -285,7 +285,7 @@ class DeviceWorker:
             works, views = self._choice.next(
                 waiting,
                 overloaded=overloaded,
-                appends=not (self._warming.under_way or self._prefills.overdue(long)),
+                appends=self._warming.may_append and not self._prefills.overdue(long),
                 prefill=long is not None,
                 most_ahead=self._prefills.most_ahead,
             )

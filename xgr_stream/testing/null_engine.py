@@ -30,6 +30,7 @@ Work = Sequence[tuple[RecommendRequest, HistoryView | None]]
 class NullWarmReport:
     users: int
     tokens: int
+    prepared_s: float = 0.0
     seconds: float = 0.0
 
 

@@ -45,6 +45,7 @@ class PacedWarmReport:
     tokens: int
     took: float
     ready_at: float
+    prepared_s: float = 0.0
 
     @property
     def seconds(self) -> float | None:
