@@ -85,6 +85,8 @@ def cases() -> Iterator[tuple[str, dict[str, object]]]:
         depth = trie(children)
         for name, sharpness in (("flat", 0.1), ("peaked", 5.0)):
             yield f"{children} children, {name}", arguments(depth, sharpness)
+        if children in ("all", "183"):
+            yield f"{children} children, no early stop", arguments(depth, 1.0) | {"early_stop": False}
         winner = arguments(depth, 1.0)
         winner["scores"][::BEAMS] += 100
         yield f"{children} children, one beam takes all", winner
