@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xgr_stream"
 KERNELS = ROOT / "kernels" / "xgr_kernels"
 
-BASE = {"errors", "types", "config", "metrics"}
+BASE = {"errors", "types", "config", "metrics", "collector"}
 LAYERS = (
     {"examples", "cli"},
     {"testing"},
@@ -35,6 +35,7 @@ BASE_IMPORTS = {
     "types": {"errors"},
     "config": {"errors", "types"},
     "metrics": {"errors", "types", "config"},
+    "collector": set[str](),
 }
 
 

@@ -31,6 +31,8 @@ class Device:
     pools: list[object] = field(default_factory=list)
     """Of each capture, the pool that it was told to share."""
     replayed: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    """Captures that broke off, since their thread destroyed another graph meanwhile."""
     while_it_looks: Callable[[], None] = lambda: None
     """What another thread does then."""
 
@@ -70,6 +72,8 @@ class Graph:
         self._on.replayed.append(self.name)
 
     def __del__(self) -> None:
+        if Graph.capturing is not None:
+            self._on.ended.append(Graph.capturing.name)
         if self._ran:
             self._on.give_back(self.size)
 
@@ -139,6 +143,26 @@ def test_one_that_is_larger_than_the_budget_is_kept_alone(device: Device) -> Non
     assert (len(cache), steps.captured, device.used) == (1, 2, 140)
     steps.run("a1")
     assert (len(cache), steps.captured) == (1, 3)
+
+
+def test_garbage_does_not_end_a_capture(device: Device) -> None:
+    """As of an engine that was let go with a traceback: a collection in the middle would destroy its graphs."""
+    cache = GraphCache(1000)
+    steps, graphs = Steps(cache), Graphs(Lane(CPU), cache)
+
+    class Knot:
+        def __init__(self) -> None:
+            self.itself, self.graph = self, Graph()
+
+    def step(_: int) -> None:
+        if Graph.capturing is not None:
+            Graph.capturing.name = "b1"
+            Knot()
+            assert len([[] for _ in range(200_000)]) == 200_000
+
+    graphs.run("b1", step, [1])
+    assert not device.ended
+    steps.run("a1")
 
 
 def test_none_is_dropped_while_it_may_run(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tests.gpu.agreement import agree, widened
 from tests.gpu.attention_inputs import FP8_SHAPES, ROUNDED_TO_FP8, SHAPES, in_fp8, pages
 from xgr_kernels import append_attention, plan_append_attention
 from xgr_kernels.append_attention.reference import append_attention as reference
+from xgr_stream.collector import collector_resting
 
 pytestmark = pytest.mark.gpu
 
@@ -61,7 +62,7 @@ def test_a_graph_serves_other_lengths_and_token_counts(users: int, tokens: int) 
 
     forward()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with collector_resting(), torch.cuda.graph(graph):
         out = forward()
     cases: list[tuple[list[int], list[int]]] = [([16], [0]), ([3], [1200]), ([1], [63])]
     if users == 64:

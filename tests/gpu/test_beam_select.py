@@ -8,6 +8,7 @@ from torch import Tensor
 
 from xgr_kernels import beam_select
 from xgr_kernels.beam_select.reference import beam_select as reference
+from xgr_stream.collector import collector_resting
 
 pytestmark = pytest.mark.gpu
 
@@ -139,7 +140,7 @@ def test_replays_with_other_data() -> None:
     shared["emptied_nodes"] = torch.zeros(capacity, dtype=torch.int32, device="cuda")
     beam_select(**shared)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with collector_resting(), torch.cuda.graph(graph):
         captured = beam_select(**shared)
     for call in (other, one):
         for name, x in call.items():

@@ -118,6 +118,34 @@ def test_memory_stays_bounded_however_many_are_captured() -> None:
         assert 2 <= len(few) <= 24
 
 
+def test_garbage_does_not_end_a_capture() -> None:
+    """As of an engine that was let go with a traceback: a collection in the middle would destroy its graphs."""
+    lane, x = Lane(CUDA), torch.zeros(1000, device=CUDA, dtype=torch.int64)
+    graphs = Graphs(lane, GraphCache(1 << 40))
+
+    class Knot:
+        def __init__(self) -> None:
+            self.itself = self
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                x.add_(1)
+
+    def step(by: int) -> None:
+        x.add_(by)
+        assert len([[] for _ in range(200_000)]) == 200_000
+        x.add_(by)
+
+    for _ in range(4):
+        Knot()
+    x.zero_()
+    with lane.current(), torch.inference_mode():
+        graphs.run("key", step, [1])
+        torch.cuda.synchronize()
+        x.zero_()
+        graphs.run("key", step, [1])
+        assert x.tolist() == [2] * 1000
+
+
 def test_all_are_captured_anew_once_they_were_cleared() -> None:
     """Into another memory pool: torch captures into none that it has been given back."""
     lane, x = Lane(CUDA), torch.zeros(1000, device=CUDA, dtype=torch.int64)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xgr_kernels import legal_normalizer
 from xgr_kernels.mask_exclude import NO_NODE
+from xgr_stream.collector import collector_resting
 
 pytestmark = pytest.mark.gpu
 
@@ -76,7 +77,7 @@ def test_replays_with_other_data() -> None:
     shared["emptied_nodes"] = torch.zeros(capacity, dtype=torch.int32, device="cuda")
     legal_normalizer(**shared)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with collector_resting(), torch.cuda.graph(graph):
         captured = legal_normalizer(**shared)
     for call in (other, one):
         for name, x in call.items():

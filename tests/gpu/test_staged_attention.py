@@ -12,6 +12,7 @@ from tests.gpu.agreement import agree, widened
 from tests.gpu.attention_inputs import FP8_SHAPES, ROUNDED_TO_FP8, SHAPES, in_fp8, pages
 from xgr_kernels import plan_staged_attention, staged_attention
 from xgr_kernels.staged_attention.reference import staged_attention as reference
+from xgr_stream.collector import collector_resting
 
 pytestmark = pytest.mark.gpu
 
@@ -76,7 +77,7 @@ def test_a_graph_serves_other_lengths_and_row_counts(requests: int) -> None:
 
     forward()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with collector_resting(), torch.cuda.graph(graph):
         outs = forward()
     cases: list[tuple[list[int], list[int]]] = [([most], [256]), ([1], [3]), ([0], [200]), ([1999], [129])]
     if requests > 1:

@@ -32,7 +32,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.stream import changelog
 from xgr_stream.stream.processor import Processor
 from xgr_stream.stream.records import Record
-from xgr_stream.stream.recovery import collector_resting
+from xgr_stream.stream.recovery import making_histories
 from xgr_stream.testing import ManualClock, NullEngine
 
 ITEMS = 100_000
@@ -204,7 +204,7 @@ def each_apart(jobs: Sequence[tuple[Callable[..., object], tuple[object, ...]]])
 
 
 def _resting(target: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    with collector_resting():
+    with making_histories():
         target(*arguments)
 
 

@@ -13,7 +13,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from xgr_stream.config import StreamConfig
-from xgr_stream.stream.recovery import Recovery, collector_resting
+from xgr_stream.stream.recovery import Recovery, making_histories
 from xgr_stream.testing import ManualClock
 
 NUMBER = 3
@@ -176,8 +176,8 @@ class Knot:
         self.itself = self
 
 
-def test_what_was_let_go_while_the_collector_rested_does_not_stay() -> None:
-    with collector_resting():
+def test_what_was_let_go_while_histories_were_made_does_not_stay() -> None:
+    with making_histories():
         gone = weakref.ref(Knot())
         kept = Knot()
         assert gone() is not None

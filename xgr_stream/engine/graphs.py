@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from xgr_stream.collector import collector_resting
 from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.lanes import Gates, Lane
 
@@ -85,13 +86,8 @@ class Graphs:
         for variant in variants:
             graph = torch.cuda.CUDAGraph()
             other = graphs[0] if graphs else self._cache.any_of(self._kind)
-            capture = torch.cuda.graph(
-                graph,
-                pool=None if other is None else other.pool(),
-                stream=self._lane.stream,
-                capture_error_mode="thread_local",
-            )
-            with capture, nullcontext() if gates is None else self._lane.through(gates):
+            captured = capturing(graph, self._lane.stream, pool=None if other is None else other.pool())
+            with captured, nullcontext() if gates is None else self._lane.through(gates):
                 variant()
             graph.replay()
             graphs.append(graph)
@@ -110,6 +106,14 @@ class Graphs:
         end.synchronize()
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None, pool: Any = None) -> Iterator[None]:
+    """What this thread gives the stream within is captured; other threads may use the device meanwhile. A graph that is
+    garbage is not destroyed before the end, since that would end the capture."""
+    with collector_resting(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        yield
 
 
 def _fitting(calls: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:

@@ -23,6 +23,7 @@ from xgr_stream.catalog.filters import TagsKey
 from xgr_stream.catalog.forest import Forest
 from xgr_stream.catalog.tags import BoolArray
 from xgr_stream.engine.exclusions import Exclusions
+from xgr_stream.engine.graphs import capturing
 from xgr_stream.engine.item_tensors import ItemTensors
 from xgr_stream.engine.staging import Int32Array
 from xgr_stream.engine.uploads import Uploads
@@ -157,7 +158,7 @@ class LegalityTables:
         if self._flip_graph is None or self._flip_graph[0] != self._generation:
             graph = torch.cuda.CUDAGraph()
             stream = torch.cuda.Stream(self.device)
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with capturing(graph, stream):
                 mask_flip(self._masks, self._few_flips)
             self._flip_graph = self._generation, graph
         return self._flip_graph[1]

@@ -13,6 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from xgr_stream.collector import collector_resting
 from xgr_stream.config import StreamConfig
 from xgr_stream.errors import HistoryError
 from xgr_stream.scheduler.clock import Clock
@@ -33,30 +34,26 @@ MAX_ANSWERS = 500
 """Answers read back at a time."""
 
 
-_resting = 0
+_making = 0
 
 
 @contextlib.contextmanager
-def collector_resting() -> Iterator[None]:
+def making_histories() -> Iterator[None]:
     """No cyclic garbage collection while histories are made: it would look at each of them again and again, for a third
     of the whole time, and find nothing. What was made is then put out of its sight for good (`gc.freeze`), or later
     collections would stop the loop for as long. Not so what is garbage by then, the broker's reader above all: one
     collection of what is new, 0.3 µs a user, comes before. An application that has switched the collector off is left
     alone."""
-    global _resting
-    ours = gc.isenabled() or _resting
-    if ours:
-        _resting += 1
-        gc.disable()
-    try:
-        yield
-    finally:
-        if ours:
-            _resting -= 1
-            if not _resting:
+    global _making
+    with collector_resting() as ours:
+        _making += 1
+        try:
+            yield
+        finally:
+            _making -= 1
+            if ours and not _making:
                 gc.collect(1)
                 gc.freeze()
-                gc.enable()
 
 
 class Recovery:
@@ -102,7 +99,7 @@ class Recovery:
         while True:
             try:
                 async with self._slots:
-                    with collector_resting():
+                    with making_histories():
                         await self._attempt(number, copied)
                 return
             except KafkaError as error:
