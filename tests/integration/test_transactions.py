@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -232,8 +232,12 @@ async def test_topics_that_no_transaction_survives_writing_to_end_no_worker(
         assert metrics.reply_copies_failed._value.get() >= len(bad)
 
 
-UNVERIFIED = "transaction.partition.verification.enable=false"
-"""Or a broker refuses to write what the coordinator does not know of, which is how the tests leave something open."""
+@pytest.fixture(scope="module")
+def unverified() -> Iterator[Broker]:
+    """A broker that writes what the coordinator does not know of, which is how the tests leave something open."""
+    properties = "transaction.partition.verification.enable=false"
+    with ApacheKafka(os.environ["XGR_TEST_KAFKA_HOME"], properties=properties) as broker:
+        yield broker
 
 
 async def _ended_but_open(
@@ -264,23 +268,22 @@ async def _ended_but_open(
         await stop_client(await start_producer(connection, name, 10, last_committed=committed))
 
 
-async def test_what_a_broker_leaves_open_ends_as_its_transaction_did() -> None:
+async def test_what_a_broker_leaves_open_ends_as_its_transaction_did(unverified: Broker) -> None:
     """Apache Kafka does so when a transaction ends while a partition has no leader (docs/log.md)."""
-    with ApacheKafka(os.environ["XGR_TEST_KAFKA_HOME"], properties=UNVERIFIED) as broker:
-        for committed, forgotten in product((True, False), (True, False)):
-            config = StreamConfig(topics=own_topics(), transactions=TransactionConfig(commit_interval_ms=20))
-            await ensure_topics(broker.connection, config.topics, 4)
-            async with RecommendClient(broker.connection, topics=config.topics, read_committed=True) as client:
-                await client.send_event("user-1", "item-1")
-                await _ended_but_open(broker.connection, config, "user-1", committed=committed, forgotten=forgotten)
-                async with kafka_worker(broker, config, group=f"group-{config.topics.events}") as driver:
-                    assert (await client.recommend("user-1", timeout=20)).event_count == 1
-                    taken_in = driver.runtime.setup.metrics.events._value.get()
-                    assert taken_in == (0 if committed else 1)
+    for committed, forgotten in product((True, False), (True, False)):
+        config = StreamConfig(topics=own_topics(), transactions=TransactionConfig(commit_interval_ms=20))
+        await ensure_topics(unverified.connection, config.topics, 4)
+        async with RecommendClient(unverified.connection, topics=config.topics, read_committed=True) as client:
+            await client.send_event("user-1", "item-1")
+            await _ended_but_open(unverified.connection, config, "user-1", committed=committed, forgotten=forgotten)
+            async with kafka_worker(unverified, config, group=f"group-{config.topics.events}") as driver:
+                assert (await client.recommend("user-1", timeout=20)).event_count == 1
+                taken_in = driver.runtime.setup.metrics.events._value.get()
+                assert taken_in == (0 if committed else 1)
 
 
 async def test_a_transaction_ends_what_a_broker_has_left_open_of_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
+    unverified: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would end later, with another one, and maybe not as its offsets did."""
     add, hidden = TransactionManager.maybe_add_partition_to_txn, set()
@@ -291,26 +294,25 @@ async def test_a_transaction_ends_what_a_broker_has_left_open_of_the_one_before(
             self._txn_partitions.add(tp)  # and the coordinator is not told
         add(self, tp)
 
-    with ApacheKafka(os.environ["XGR_TEST_KAFKA_HOME"], properties=UNVERIFIED) as broker:
-        config = StreamConfig(topics=own_topics(), transactions=TransactionConfig(commit_interval_ms=20))
-        await ensure_topics(broker.connection, config.topics, 4)
-        async with (
-            RecommendClient(broker.connection, topics=config.topics, read_committed=True) as client,
-            kafka_worker(broker, config) as driver,
-        ):
-            await client.recommend("user-1", timeout=20)
-            tp = TopicPartition(config.topics.changelog, by_key("murmur2", 4)(b"user-1"))
-            stable = await _last_stable_offset(broker.connection, tp)
-            monkeypatch.setattr(TransactionManager, "maybe_add_partition_to_txn", add_unless_it_is_the_first)
-            committed = driver.runtime.setup.metrics.transactions.labels("committed")._value
-            before = committed.get()
-            event = await client.send_event("user-1", "item-1")
-            await until(lambda: committed.get() > before)
-            assert await _last_stable_offset(broker.connection, tp) == stable
-            assert (await client.recommend("user-1", timeout=20, after=event)).event_count == 1
-            await until(lambda: committed.get() > before + 1)  # the client may have the answer before we know
-            assert hidden == {tp}
-            assert await _last_stable_offset(broker.connection, tp) == stable + 2  # the event, and the marker
+    config = StreamConfig(topics=own_topics(), transactions=TransactionConfig(commit_interval_ms=20))
+    await ensure_topics(unverified.connection, config.topics, 4)
+    async with (
+        RecommendClient(unverified.connection, topics=config.topics, read_committed=True) as client,
+        kafka_worker(unverified, config) as driver,
+    ):
+        await client.recommend("user-1", timeout=20)
+        tp = TopicPartition(config.topics.changelog, by_key("murmur2", 4)(b"user-1"))
+        stable = await _last_stable_offset(unverified.connection, tp)
+        monkeypatch.setattr(TransactionManager, "maybe_add_partition_to_txn", add_unless_it_is_the_first)
+        committed = driver.runtime.setup.metrics.transactions.labels("committed")._value
+        before = committed.get()
+        event = await client.send_event("user-1", "item-1")
+        await until(lambda: committed.get() > before)
+        assert await _last_stable_offset(unverified.connection, tp) == stable
+        assert (await client.recommend("user-1", timeout=20, after=event)).event_count == 1
+        await until(lambda: committed.get() > before + 1)  # the client may have the answer before we know
+        assert hidden == {tp}
+        assert await _last_stable_offset(unverified.connection, tp) == stable + 2  # the event, and the marker
 
 
 async def _last_stable_offset(connection: Connection, tp: TopicPartition) -> int:

@@ -216,7 +216,7 @@ def test_little_memory_is_taken_for_a_gigabyte_of_zeros(codec: int, tmp_path: Pa
 def gigabyte(codec: int) -> bytes:
     """Of zeros."""
     if codec == GZIP:
-        packer = zlib.compressobj(wbits=31)
+        packer = zlib.compressobj(level=1, wbits=31)
         return b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(1024)), packer.flush()])
     block = (1 << 17 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"  # one byte, as often as a block may be long
     return b"\x28\xb5\x2f\xfd\x00\x38" + block * 8192 + b"\x01\x00\x00"
