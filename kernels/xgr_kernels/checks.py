@@ -28,14 +28,18 @@ def check_heads(heads: int, kv_heads: int) -> None:
         raise ValueError(f"q must have a multiple of the {kv_heads} KV heads, not {heads} heads")
 
 
-def check_pages(k_pages: Tensor, v_pages: Tensor, dim: int) -> None:
-    """Raise ValueError unless both are contiguous [pages, kv_heads, page_size, dim] of one dtype."""
+def check_pages(k_pages: Tensor, v_pages: Tensor, dim: int, *, any_size: bool = False) -> None:
+    """Raise ValueError unless both are contiguous [pages, kv_heads, page_size, dim] of one dtype, page_size a power of
+    two unless it may be of `any_size`."""
     check_shape("k_pages", k_pages, (None, None, None, dim))
     check_shape("v_pages", v_pages, tuple(k_pages.shape))
     if v_pages.dtype != k_pages.dtype:
         raise ValueError(f"v_pages must be {k_pages.dtype} like k_pages, not {v_pages.dtype}")
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise ValueError("k_pages and v_pages must be contiguous")
+    page_size = k_pages.shape[2]
+    if not any_size and (page_size < 1 or page_size & (page_size - 1)):
+        raise ValueError(f"k_pages must have a power of two as their page size, not {page_size}")
 
 
 def check_kv_scales(kv_scales: Tensor | None, pages: Tensor) -> None:

@@ -70,7 +70,9 @@ def test_bad_arguments_are_named() -> None:
     starts, lengths = torch.tensor([0, 1]).int(), torch.tensor([1]).int()
     with pytest.raises(ValueError, match="q must have a multiple of the 2 KV heads, not 3 heads"):
         append_attention(torch.zeros(1, 3, 8), pages, pages, torch.zeros(1, 1).int(), starts, lengths, scale=1.0)
-    table, scales = torch.zeros(1, 1).int(), torch.ones(2, 2)
+    table, scales, odd = torch.zeros(1, 1).int(), torch.ones(2, 2), torch.zeros(4, 2, 6, 8)
+    with pytest.raises(ValueError, match="k_pages must have a power of two as their page size, not 6"):
+        append_attention(torch.zeros(1, 2, 8), odd, odd, table, starts, lengths, scale=1.0)
     with pytest.raises(ValueError, match=r"kv_scales must be None for pages of torch\.float32"):
         append_attention(torch.zeros(1, 2, 8), pages, pages, table, starts, lengths, scale=1.0, kv_scales=scales)
     with pytest.raises(ValueError, match=r"query_starts must have shape \[3\], not \[2\]"):

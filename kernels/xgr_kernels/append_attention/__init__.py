@@ -28,8 +28,8 @@ def append_attention(
     """Each new token attends to its user's tokens up to and with itself.
 
     q: [tokens, heads, dim], user i's new tokens being q[query_starts[i] : query_starts[i + 1]], its last ones.
-    k_pages, v_pages: [pages, kv_heads, page_size, dim], with the new tokens written already; in FP8, kv_scales
-    [2, kv_heads] float32 is what each head's keys, then its values, are multiplied by.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim], page_size a power of two, with the new tokens written already;
+    in FP8, kv_scales [2, kv_heads] float32 is what each head's keys, then its values, are multiplied by.
     page_table: [users, max_pages]; query_starts: [users + 1]; kv_lengths: [users], all tokens, the new ones too.
     out_scales: [kv_heads] float32; with them each head's results are divided by its KV head's and are FP8.
     Returns [tokens, heads, dim], otherwise in q's dtype. Raises ValueError on arguments that do not fit each other.

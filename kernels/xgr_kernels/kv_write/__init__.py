@@ -37,8 +37,9 @@ def kv_write(
     q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim].
     positions: [tokens] int64, rows of cos_sin: [max_positions, dim], first half cosines, second half sines.
     slots: [tokens] int64, page · page_size + offset, each nonnegative one at most once; -1: do not write.
-    k_pages, v_pages: [pages, kv_heads, page_size, dim]; in FP8, kv_scales [2, kv_heads] float32 is what each head's
-    keys, then its values, are divided by when written, and what is then beyond FP8's range becomes its end.
+    k_pages, v_pages: [pages, kv_heads, page_size, dim], page_size a power of two; in FP8, kv_scales [2, kv_heads]
+    float32 is what each head's keys, then its values, are divided by when written, and what is then beyond FP8's range
+    becomes its end.
     q_norm, k_norm: [dim] RMSNorm weights, or None for no norm.
     hidden [tokens, hidden]: q, k and v are the product of these states before their RMSNorm, whose weight is folded
     into the projection (which has no bias): they are multiplied by rsqrt(mean(hidden²) + eps) first.

@@ -46,7 +46,7 @@ def staged_attention(
     rows, heads, dim = q.shape
     if not rows:
         raise ValueError("q must have at least one row, not 0")
-    check_pages(k_pages, v_pages, dim)
+    check_pages(k_pages, v_pages, dim, any_size=page_table is None)
     check_kv_scales(kv_scales, k_pages)
     kv_heads = k_pages.shape[1]
     check_heads(heads, kv_heads)
