@@ -59,6 +59,17 @@ def test_it_rests_until_the_last_has_left_on_whatever_thread() -> None:
     assert gc.isenabled()
 
 
+def test_who_switches_it_on_again_within_has_it_on() -> None:
+    """Where it had been off, it is an application's own."""
+    gc.disable()
+    with collector_resting():
+        gc.enable()
+        with collector_resting():
+            pass
+        assert gc.isenabled()
+    assert gc.isenabled()
+
+
 def test_who_has_switched_it_off_finds_it_off() -> None:
     gc.disable()
     with collector_resting() as ours, collector_resting() as inner:

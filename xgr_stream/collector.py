@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _resting = 0
 _ours = False
 """Whether it was on before the first of them."""
@@ -15,15 +15,16 @@ _ours = False
 
 @contextmanager
 def collector_resting() -> Iterator[bool]:
-    """No cyclic garbage is collected within, on any thread, unless somebody asks for it. An application that has
-    switched the collector off is left alone, which is what False says."""
+    """No collection of cyclic garbage begins by itself within, on any thread. Once the last one has left, the collector
+    is on again. An application that had switched it off is left alone, which is what False says."""
     global _resting, _ours
     with _lock:
         if not _resting:
             _ours = gc.isenabled()
         _resting += 1
-        gc.disable()
         ours = _ours
+        if ours:
+            gc.disable()
     try:
         yield ours
     finally:

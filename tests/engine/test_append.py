@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,16 @@ def warmed(max_batch_tokens: int) -> Engine:
         engine.warm([view for user_id in USERS if (view := engine.history.view(user_id)) is not None])
     engine.check_integrity()
     return engine
+
+
+def test_a_step_of_several_forwards_begins_with_the_first(monkeypatch):
+    engine, ends = warmed(7), []
+    forward = Appender._forward
+    monkeypatch.setattr(Appender, "_forward", lambda *a: (forward(*a), ends.append(perf_counter())))
+    for user_id in USERS:
+        record(engine, user_id, [("item-1", None)])
+    report = engine.warm([engine.history.view(user_id) for user_id in USERS])
+    assert report.begun.made_at < ends[0] < ends[1] <= ends[-1] < report.ended.made_at
 
 
 @pytest.mark.parametrize("max_batch_tokens", [7, 64])  # in several forwards each, and in one

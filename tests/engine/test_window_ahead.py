@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,23 @@ def test_a_request_right_behind_the_event_that_moves_the_window_computes_that_ev
         engine.stats().tokens_appended - before <= 5 * 3
     )  # of 5 events in the new window, those since it was computed
     assert engine.cache.get("user").window_start == 4
+
+
+def test_what_it_takes_counts_where_nothing_else_was_to_be_computed():
+    """As behind a request that has brought the user up to date: what takes no time would be begun beside requests."""
+    engine = engine_of()
+    happen(engine, *range(4))
+    record(engine, "user", [("item-7", None)])
+    assert state(engine) is CacheState.APPENDED
+    begun = perf_counter()
+    report = engine.warm([engine.history.view("user")])
+    took = perf_counter() - begun
+    assert (report.users, report.tokens > 0) == (0, True)
+    assert report.begun is not report.ended
+    assert report.seconds > 0 < report.prepared_s
+    assert report.prepared_s + report.seconds <= took
+    again = engine.warm([engine.history.view("user")])
+    assert (again.tokens, again.seconds) == (0, 0.0)
 
 
 @examples(60)

@@ -176,6 +176,28 @@ class Knot:
         self.itself = self
 
 
+def test_while_others_are_being_made_nothing_is_collected() -> None:
+    with making_histories():
+        with making_histories():
+            gone = weakref.ref(Knot())
+        assert gone() is not None
+        assert not gc.isenabled()
+    assert gone() is None
+
+
+def test_an_application_that_collects_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[object] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(None))
+    gc.disable()
+    try:
+        with making_histories():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert not frozen
+
+
 def test_what_was_let_go_while_histories_were_made_does_not_stay() -> None:
     with making_histories():
         gone = weakref.ref(Knot())

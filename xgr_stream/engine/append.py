@@ -80,7 +80,7 @@ class Appender:
         self._staging: dict[AppendShape, Staging] = {}
         self._page_columns = page_columns
         self.begun: Mark | None = None
-        """Where the lane's work of the latest `run` begins."""
+        """Where the first forward begins that came since this was None."""
 
     @property
     def lane(self) -> Lane:
@@ -89,10 +89,8 @@ class Appender:
     def run(self, appends: Sequence[Append]) -> None:
         """Write the keys and values of all tokens into the drafts' pages, and each draft's last hidden state; on CUDA
         this is under way when the call returns."""
-        for number, pieces in enumerate(_forwards(appends, self._max_batch_tokens)):
-            begun = self._forward(pieces)
-            if not number:
-                self.begun = begun
+        for pieces in _forwards(appends, self._max_batch_tokens):
+            self._forward(pieces)
 
     def chunks(self, append: Append, chunk_tokens: int) -> Iterator[int]:
         """`run` of one append, in forwards of at most so many tokens, one for each step: its tokens."""
@@ -100,8 +98,7 @@ class Appender:
             self._forward(pieces)
             yield sum(piece.last - piece.first for piece in pieces)
 
-    def _forward(self, pieces: Sequence[_Piece]) -> Mark:
-        """Returns where it begins."""
+    def _forward(self, pieces: Sequence[_Piece]) -> None:
         shape = self._shape(pieces)
         staging = self._staging_for(shape)
 
@@ -111,13 +108,13 @@ class Appender:
         styles = self._decoder.styles(shape.tokens)
         with self._lane.current():
             staging.send(lambda arrays: self._write(pieces, arrays))
-            begun = self._lane.mark()
+            if self.begun is None:
+                self.begun = self._lane.mark()
             if self._graphs is None or shape.tokens > GRAPH_TOKENS:
                 step(styles[0])
             else:
                 self._graphs.run(shape, step, styles)
         staging.read_by(self._lane.mark())
-        return begun
 
     def _shape(self, pieces: Sequence[_Piece]) -> AppendShape:
         tokens = sum([piece.last - piece.first for piece in pieces])

@@ -110,8 +110,8 @@ class Graphs:
 
 @contextmanager
 def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None, pool: Any = None) -> Iterator[None]:
-    """What this thread gives the stream within is captured; other threads may use the device meanwhile. A graph that is
-    garbage is not destroyed before the end, since that would end the capture."""
+    """What this thread gives the stream within is captured; other threads may use the device meanwhile, and destroy
+    graphs. This one must not, or the capture breaks off: those among its garbage stay until the end."""
     with collector_resting(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         yield
 

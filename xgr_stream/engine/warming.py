@@ -35,7 +35,7 @@ class WarmReport:
     tokens: int
     """Tokens computed for them."""
     prepared_s: float
-    """What the host took before the device could begin; what is not known of it is in `seconds`."""
+    """That the host took before the device could begin; 0 of a chunk, whose `seconds` have it."""
     begun: Mark
     ended: Mark
 
@@ -68,7 +68,6 @@ class Warming:
         users = 0
         ahead: list[Plan] = []
         work = self._work
-        begun: Mark | None = None
         work.appender.begun = None
         while waiting:
             plans: dict[str, Plan] = {}
@@ -84,7 +83,6 @@ class Warming:
                 self._counted.pop(waiting.popleft().user_id, None)
             if plans:
                 self._append(plans)
-                begun = begun or work.appender.begun
             users += sum(bool(len(plan.tokens)) or plan.copy is not None for plan in plans.values())
             ahead += [plan for done in plans.values() if (plan := self._prefixes.plan_ahead(done)) is not None]
         for plan in ahead:
@@ -99,7 +97,7 @@ class Warming:
         work.tend()
         tokens = work.tokens_appended - before
         ended = work.append_lane.mark()
-        begun = begun or ended
+        begun = work.appender.begun or ended
         return WarmReport(users, tokens, begun.made_at - called_at, begun, ended)
 
     @torch.inference_mode()

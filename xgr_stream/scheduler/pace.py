@@ -77,6 +77,8 @@ class Pace:
         self._probed_at = float("-inf")
         self._due_again_at = float("-inf")
         self._appended_at = float("-inf")
+        """When it will be done with its appends, of which it has so many seconds:"""
+        self._appends_s = 0.0
         self.idle = True
         """Whether the device has no batch of requests."""
         self._preparing_s: deque[float] = deque(maxlen=9)
@@ -192,6 +194,7 @@ class Pace:
     def left(self, rest: Sequence[Step]) -> None:
         """The device has these batches, and no others."""
         self._free_at = self._clock.now() + sum(map(self.decode_s, rest))
+        self._appended_at = self._free_at + self._appends_s
         self.idle = not rest
 
     def kept(self, foreseen_s: float, took_s: float) -> None:
@@ -199,26 +202,33 @@ class Pace:
         late = took_s > foreseen_s * self.margin
         self.margin = min(MOST_MARGIN, max(1.0, self.margin + GAIN * (KEPT if late else KEPT - 1.0)))
 
-    def appending(self, now: float, appends: Step, *, prepared_s: float = 0.0, ahead: bool) -> None:
+    def appending(self, now: float, appends: Step, *, prepared_s: float = 0.0, ahead: bool) -> float:
         """The device is given appends, whose rows are users; to prepare them took so long. `ahead`: nobody asks for
-        them."""
+        them. Returns the seconds that it is thought to take."""
         seconds = self.append_s(appends)
-        self._free_at = max(now, self._free_at) + max(0.0, seconds - prepared_s)
+        takes_s = max(0.0, seconds - prepared_s)
+        self._free_at = max(now, self._free_at) + takes_s
         self._appended_at = self._free_at if self._appends(appends.version).known else float("inf")
-        if ahead:
+        self._appends_s += takes_s
+        if ahead and appends.tokens:
             self._preparing_appends_s.append(prepared_s)
             self._due_again_at = now + seconds / APPEND_SHARE
+        return takes_s
 
     def appends_end(self, now: float) -> bool:
-        """Whether the appends that the device was given last end within what it takes to prepare others, by all that
-        is known: it has no requests, beside which they would take longer."""
+        """Whether the appends that the device has end within what it takes to prepare others, by all that is known: it
+        has no requests, beside which they would take longer."""
         preparing = self._preparing_appends_s
         return self.idle and bool(preparing) and self._appended_at - now <= median(preparing)
 
-    def appended(self, appends: Step, seconds: float) -> None:
-        """They took so long, what preparing them takes included."""
+    def appended(self, appends: Step, seconds: float, left_s: float = 0.0) -> None:
+        """They took so long, what preparing them takes included. `left_s`: of others that the device still has."""
+        now = self._clock.now()
+        self._appends_s, self._appended_at = left_s, now + left_s
+        if self.idle:
+            self._free_at = self._appended_at
         if appends.tokens:
-            self._noted(appends.version, self._clock.now()).appends.note(appends.rows, appends.tokens, seconds)
+            self._noted(appends.version, now).appends.note(appends.rows, appends.tokens, seconds)
 
     def cut(self, version: str, requests: int = 1) -> None:
         """The device ran out of memory: this version's batches are half as large, and grow again with each that
@@ -233,7 +243,9 @@ class Pace:
         return self._decodes(step.version).seconds(step.rows, step.tokens)
 
     def append_s(self, appends: Step) -> float:
-        """That such appends take; their rows are users."""
+        """That such appends take; their rows are users. Without tokens there is nothing to compute."""
+        if not appends.tokens:
+            return 0.0
         return self._appends(appends.version).seconds(appends.rows, appends.tokens)
 
     # What is known of a version

@@ -18,7 +18,7 @@ class WarmReport(Protocol):
     def tokens(self) -> int: ...
     @property
     def prepared_s(self) -> float:
-        """What the host took before the device could begin; what is not known of it is in `seconds`."""
+        """That the host took before the device could begin; 0 where `seconds` have it."""
         ...
 
     @property

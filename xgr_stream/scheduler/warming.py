@@ -29,10 +29,12 @@ class _Running(NamedTuple):
     report: WarmReport
     alone: bool
     """Whether requests wait until it is done."""
+    takes_s: float
+    """That the device was thought to take."""
 
 
 class Warming:
-    """Gives it to the device, one batch of it at a time, and learns what it takes. Used by the device thread."""
+    """Gives it to the device, a batch of it at a time, and learns what it takes. Used by the device thread."""
 
     def __init__(
         self,
@@ -63,16 +65,15 @@ class Warming:
     @property
     def may_append(self) -> bool:
         """Whether users may be appended to: nothing is under way, or one batch that ends while the next is prepared, so
-        that a request that comes waits for one of them, and the device for none."""
-        if not self._running:
-            return True
-        return len(self._running) == 1 and not self.alone and self._pace.appends_end(self._clock.now())
+        that the device does not wait for it, and a request that comes not for more than one of them."""
+        under_way = len(self._running)
+        return not under_way or (under_way == 1 and self._pace.appends_end(self._clock.now()))
 
     @property
     def alone(self) -> bool:
         """Whether no batch of requests is to be started beside what is under way, as a prefill that is overdue: on a
         device with priorities it would get what requests leave of it, which on a busy one is nothing."""
-        return any(running.alone for running in self._running)
+        return bool(self._running) and self._running[-1].alone
 
     def want(self, views: Sequence[HistoryView]) -> None:
         """These users have had events: bring them up to date when there is time."""
@@ -127,7 +128,8 @@ class Warming:
             if seconds is None:
                 self._running.appendleft(running)
                 return
-            self._pace.appended(running.step, running.report.prepared_s + seconds)
+            left_s = sum([later.takes_s for later in self._running])
+            self._pace.appended(running.step, running.report.prepared_s + seconds, left_s)
 
     def abandon(self) -> None:
         """Give up all of it with the device, which can't be asked any more."""
@@ -155,8 +157,8 @@ class Warming:
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
         step = Step(version, max(1, report.users), report.tokens)
-        self._pace.appending(now, step, prepared_s=report.prepared_s, ahead=ahead)
-        self._running.append(_Running(step, report, alone))
+        takes_s = self._pace.appending(now, step, prepared_s=report.prepared_s, ahead=ahead)
+        self._running.append(_Running(step, report, alone, takes_s))
 
     def _failed(self, version: str, error: Exception) -> None:
         """The engine failed on what nobody was answered for yet."""
