@@ -69,6 +69,28 @@ def test_an_append_shares_the_pages_of_its_base():
     cache.check_integrity()
 
 
+@pytest.mark.parametrize("others", [0, 1, 2])
+@pytest.mark.parametrize(("before", "after"), [(6, 9), (6, 8), (8, 9), (9, 6)])  # the last: its tail has become shorter
+def test_an_append_takes_its_base_s_pages_over_from_all_but_other_pins(before: int, after: int, others: int) -> None:
+    """Nothing is counted then."""
+    cache = make_cache()
+    first = publish(cache, "a", before)
+    counted: list[int] = []
+    retain = cache.pool.retain
+    cache.pool.retain = lambda pages: (counted.append(len(pages)), retain(pages))
+    with cache.pinned([first] * others):
+        second = publish(cache, "a", after, base=first)
+        assert bool(counted) == (others > 0 or after < before)
+        cache.check_integrity()
+        held = {*second.pages.tolist(), *(first.pages.tolist() if others else ())}
+        assert cache.pool.num_free == 8 - len(held)
+    cache.check_integrity()
+    assert cache.pool.num_free == 8 - len(second.pages)
+    cache.drop(["a"])
+    cache.check_integrity()
+    assert cache.pool.num_free == 8
+
+
 @pytest.mark.parametrize("num_tokens", [5, 6, 8])
 def test_what_is_written_to_a_fork_leaves_its_base_alone(num_tokens):
     cache = make_cache()

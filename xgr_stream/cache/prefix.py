@@ -65,3 +65,5 @@ class Draft(NamedTuple):
     """So many of the pages, the first, are those of the prefix that it begins like, and held by that alone: an append,
     which a request may be waiting for, need not count one more holder before it is under way."""
     hidden_slot: int
+    base: UserPrefix | None
+    """The prefix that it begins like."""

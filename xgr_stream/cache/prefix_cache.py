@@ -157,14 +157,14 @@ class PrefixCache:
         evicted to make room, the least worthy first, pinned ones never. `base` must be pinned until the draft is
         published or abandoned. Raises `EngineError` if there is not enough room."""
         count = self.pool.pages_for(kv_tokens)
-        return self._draft(_NO_PAGES if base is None else base.pages[:count], count)
+        return self._draft(base, count, count)
 
     def fork(self, base: UserPrefix, num_tokens: int, kv_tokens: int) -> Draft:
         """Memory for a prefix of `kv_tokens` tokens, of which the first `num_tokens` are those of `base`: full pages
         are shared, a partly filled one is copied, so that whatever is written behind them leaves `base` as it is.
         Asks for the same pin as `draft`, makes room and raises as it does."""
         full = num_tokens // self.pool.page_size
-        draft = self._draft(base.pages[:full], self.pool.pages_for(kv_tokens))
+        draft = self._draft(base, full, self.pool.pages_for(kv_tokens))
         if num_tokens % self.pool.page_size:
             try:
                 self.pool.copy(int(base.pages[full]), int(draft.pages[full]))
@@ -173,12 +173,13 @@ class PrefixCache:
                 raise
         return draft
 
-    def _draft(self, shared: IntArray, count: int) -> Draft:
-        """Memory of `count` pages, the first of them `shared`."""
+    def _draft(self, base: UserPrefix | None, most_shared: int, count: int) -> Draft:
+        """Memory of `count` pages, the first of them, at most so many, those of `base`."""
+        shared = _NO_PAGES if base is None else base.pages[:most_shared]
         missing = count - len(shared)
         self._make_room(missing)
         pages = np.concatenate((shared, np.empty(missing, np.int32))) if missing else shared
-        draft = Draft(pages, len(shared), self._slots.allocate())
+        draft = Draft(pages, len(shared), self._slots.allocate(), base)
         if missing:
             try:
                 pages[len(shared) :] = self.pool.allocate(missing)
@@ -191,9 +192,11 @@ class PrefixCache:
     def publish(self, prefix: UserPrefix, draft: Draft, *, restored: bool = False) -> None:
         """Make a drafted prefix the user's; it replaces the one that they had. `restored`: it is the copy in the host
         tier, of which any other that does not go on from the user's prefix makes an end."""
-        self.pool.retain(draft.pages[: draft.num_shared])
         user_id = prefix.user_id
         old = self._prefixes.get(user_id)
+        inherits = old is not None and self._inherits(draft, old)
+        if not inherits:
+            self.pool.retain(draft.pages[: draft.num_shared])
         if self.host is not None and not restored and (old is None or old.pages[0] != prefix.pages[0]):
             self.host.discard(user_id)
         self._forget_place(user_id)
@@ -201,8 +204,15 @@ class PrefixCache:
         self._drafts -= 1
         self._num_ahead += old is None and user_id.endswith(AHEAD)
         self._stay(user_id)
-        if old is not None:
+        if old is not None and inherits:
+            self._slots.release(old.hidden_slot)
+        elif old is not None:
             self._release(old)
+
+    def _inherits(self, draft: Draft, old: UserPrefix) -> bool:
+        """Whether the draft takes its base's place in all of its pages, as most appends do, which no other pin holds:
+        then nothing is to be counted."""
+        return draft.base is old and draft.num_shared == len(old.pages) and self._pins.get(old, 0) <= 1
 
     def renumber(self, user_id: str, event_count: int, event_offset: int, items: IntArray) -> UserPrefix:
         """The user's prefix covers further events, which brought no tokens; `items` of all that are kept. Returns the
