@@ -52,6 +52,19 @@ def test_a_trimmed_segment_that_came_back_is_ignored_and_named_stale() -> None:
     assert items(store) == [f"i{n}" for n in range(3, 9)]
 
 
+def test_what_has_its_tombstone_already_is_not_named_stale_again() -> None:
+    """Of a user whose later segments do not go on from what was read of them."""
+    store = empty()
+    store.restore_segment(0, "u", 0, segment(0))
+    store.restore_delta(0, "u", 3, delta(3))
+    store.restore_delta(0, "u", 3, None)
+    for number in (2, 3):
+        store.restore_segment(0, "u", number, segment(number))
+    store.restore_segment(0, "u", 0, None)
+    assert store.finish_restore(0) == Stale()
+    assert items(store) == [f"i{n}" for n in range(6, 12)]
+
+
 def test_order_does_not_matter() -> None:
     store = empty(keep=9)
     store.restore_delta(0, "u", 9, delta(9))

@@ -402,14 +402,14 @@ class PartitionRestore:
         kept_from = self._config.first_kept(count)
         refuse_gaps(self.partition, [(user_id, list(ranges_of(n for n in range(kept_from, count) if n not in events)))])
         buffered = range(max(self._sealed(user), user.first_number), user.event_count)
-        self._stale.deltas.update(
-            numbered(user_id, n, life) for n in (*buffered, *aside.deltas) if n < count // size * size
-        )
-        self._stale.segments.update(numbered(user_id, n, life) for n in aside.segments if n * size < kept_from)
-        self._stale.segments.update(
+        deltas = {numbered(user_id, n, life) for n in (*buffered, *aside.deltas) if n < count // size * size}
+        segments = {numbered(user_id, n, life) for n in aside.segments if n * size < kept_from}
+        segments |= {
             numbered(user_id, n, life)
             for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
-        )
+        }
+        self._stale.deltas |= deltas - self._deleted
+        self._stale.segments |= segments - self._deleted_segments
         merged = self.users[user_id] = UserHistory(self.partition, kept_from, life)
         kept = [events[number] for number in range(kept_from, count)]
         merged.extend([item for item, _ in kept], [action for _, action in kept])
