@@ -60,7 +60,7 @@ class ReferenceCounts:
 
     def _held(self, places: IntArray) -> IntArray:
         """How many holders each has, a copy. Raises `EngineError` if one has none. [count]"""
-        # An append asks twice for each of its users, and indexing and `all` take three times as long.
+        # `take` and `count_nonzero`: indexing and `all` take three times as long.
         holders = self._holders.take(places)
         if np.count_nonzero(holders) != len(holders):
             raise EngineError(f"{self._name} {places[holders == 0].tolist()} are free, but were held")
