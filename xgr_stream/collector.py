@@ -20,7 +20,7 @@ def collector_resting() -> Iterator[bool]:
     global _resting, _ours
     with _lock:
         if not _resting:
-            _ours = gc.isenabled()
+            _ours = _ours or gc.isenabled()  # a signal's handler may come between the last one's two steps below
         _resting += 1
         ours = _ours
         if ours:
@@ -32,3 +32,4 @@ def collector_resting() -> Iterator[bool]:
             _resting -= 1
             if not _resting and _ours:
                 gc.enable()
+                _ours = False

@@ -41,6 +41,19 @@ def state(engine: Engine, user_id: str = "user") -> CacheState:
     return ask(engine, (user_id, 3, 8))[0].cache
 
 
+@pytest.mark.parametrize("host_bytes", [0, MIB])
+def test_an_append_counts_no_holders_of_the_pages_that_it_goes_on_from(host_bytes: int, monkeypatch) -> None:
+    config = EngineConfig(window=WindowConfig(max_events=100), cache=CacheConfig(MIB, 4, host_bytes=host_bytes))
+    engine = Engine.load(tiny_model(), tiny_catalog(), config=config)
+    append(engine, "user", events(1, 2))
+    counted, retain = [], engine.cache.pool.retain
+    monkeypatch.setattr(engine.cache.pool, "retain", lambda pages: (counted.append(len(pages)), retain(pages)))
+    for number in range(10):
+        append(engine, "user", events(number))
+        engine.check_integrity()
+    assert counted == []
+
+
 def test_the_cache_state_says_that_a_user_came_back(engine):
     always_copies(engine)
     append(engine, "user", events(1, 2))

@@ -65,6 +65,20 @@ def test_what_has_its_tombstone_already_is_not_named_stale_again() -> None:
     assert items(store) == [f"i{n}" for n in range(6, 12)]
 
 
+def test_nor_is_what_a_segment_or_a_trim_makes_superfluous() -> None:
+    store = empty(keep=3)
+    store.restore_segment(0, "u", 0, segment(0))
+    store.restore_segment(0, "u", 0, None)
+    store.restore_segment(0, "u", 1, segment(1))
+    assert store.finish_restore(0) == Stale()
+    store = empty()
+    for number in range(2):
+        store.restore_delta(0, "u", number, delta(number))
+    store.restore_delta(0, "u", 0, None)
+    store.restore_segment(0, "u", 0, segment(0))
+    assert store.finish_restore(0) == Stale(deltas={("u", 1)})
+
+
 def test_order_does_not_matter() -> None:
     store = empty(keep=9)
     store.restore_delta(0, "u", 9, delta(9))

@@ -166,6 +166,11 @@ def test_before_anything_is_known_the_one_before_is_waited_for() -> None:
     stage = Stage(1e-3, lambda: 2e-3)
     stage.turns(30)
     assert stage.engine.begun_before_s == [0.0]
+    step = Step("null", 256, 0)
+    stage.pace.begins(stage.clock.now(), step)
+    stage.pace.ended(stage.clock.now(), step, ())
+    stage.turns(1)
+    assert stage.engine.begun_before_s == [0.0]
 
 
 def test_each_batch_counts_once_with_what_it_took_to_prepare_and_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +197,20 @@ def test_long_preparing_takes_no_time_off_what_the_device_has() -> None:
     stage.pace.begins(now, step)
     busy_s = stage.pace.busy_s(now)
     stage.pace.appending(now, Step("null", 1, 3), prepared_s=1.0, ahead=True)
-    assert stage.pace.busy_s(now) == busy_s > 0
+    assert 0 < busy_s <= stage.pace.busy_s(now) <= busy_s + 2e-3 + TURN_S
+
+
+def test_one_that_took_long_to_prepare_is_no_shorter_for_it() -> None:
+    """As when a graph was captured."""
+    stage = Stage(1e-3, lambda: 2e-3)
+    stage.turns(400)
+    stage.settle()
+    begun = len(stage.engine.reports)
+    stage.engine.prepared_s = 20e-3
+    stage.turns(1)
+    stage.engine.prepared_s = 1e-3
+    stage.turns(400)
+    assert max(stage.engine.begun_before_s[begun:]) <= 1e-3 + TURN_S
 
 
 def test_two_that_are_done_at_once_are_learned_at_once() -> None:

@@ -155,7 +155,8 @@ class PrefixCache:
     def draft(self, base: UserPrefix | None, kv_tokens: int) -> Draft:
         """Memory for a prefix of `kv_tokens` tokens that begins like `base`, whose pages it shares; others are
         evicted to make room, the least worthy first, pinned ones never. `base` must be pinned until the draft is
-        published or abandoned. Raises `EngineError` if there is not enough room."""
+        published or abandoned; that pin holds nothing any more then, and whoever reads the base has one of their own.
+        Raises `EngineError` if there is not enough room."""
         count = self.pool.pages_for(kv_tokens)
         return self._draft(base, count, count)
 
@@ -348,6 +349,9 @@ class PrefixCache:
             raise EngineError("a resident user is missing from the eviction queue, or another is in it")
         if self._leaving_pages != sum(len(self._prefixes[user_id].pages) for user_id in self._leaving):
             raise EngineError(f"{self._leaving_pages} pages are counted of those who leave next, and they have others")
+        for prefix in self._pins:
+            if prefix not in self._lingering and prefix is not self._prefixes.get(prefix.user_id):
+                raise EngineError(f"user {prefix.user_id!r}: a prefix is pinned whose pages another one has taken over")
         page_holders = np.zeros(self.pool.num_pages, dtype=np.int32)
         slot_holders: Counter[int] = Counter()
         for prefix in (*self._prefixes.values(), *self._lingering):

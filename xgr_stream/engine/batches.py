@@ -177,8 +177,8 @@ class Batches:
             lane.mark().wait()  # forks are being computed
             release()
             raise
-        self._prefixes.seen(group.plans.values())
         lane.keep(beams.results.mark, group.plans, release)
+        self._prefixes.seen(group.plans.values())
         states = [group.plans[job.request.user_id].state for job in group.jobs]
         return PendingGroup(group.jobs, own, states, beams, begun, appended)
 

@@ -172,5 +172,5 @@ class Warming:
         """Start to carry out these plans, beside the decodes."""
         work = self._work
         prefixes = work.run(self._prefixes, plans, work.appender)
-        self._prefixes.seen(plans.values())
         work.append_lane.keep(work.append_lane.mark(), plans, work.pin(list(prefixes.values())))
+        self._prefixes.seen(plans.values())

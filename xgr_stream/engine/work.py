@@ -80,14 +80,14 @@ class Work:
         else:
             with ExitStack() as pins:
                 ready = self._brought(self.mover, ready, appender, pins)
-                contexts = [plan.num_tokens for plan in ready if plan.base is None]
-                # From runs of prefills alone it is learned what they take.
-                begun = appender.lane.mark() if len(contexts) == len(ready) else None
-                found = prefixes.run(ready, appender)
-                if begun is not None:
-                    ended = appender.lane.mark()
-                    learn = partial(_learn, self._costs, contexts, begun, ended)
-                    appender.lane.keep(ended, (), learn)
+            contexts = [plan.num_tokens for plan in ready if plan.base is None]
+            # From runs of prefills alone it is learned what they take.
+            begun = appender.lane.mark() if len(contexts) == len(ready) else None
+            found = prefixes.run(ready, appender)
+            if begun is not None:
+                ended = appender.lane.mark()
+                learn = partial(_learn, self._costs, contexts, begun, ended)
+                appender.lane.keep(ended, (), learn)
         self.tokens_appended += sum([len(plan.tokens) for plan in ready])
         return {prefix.user_id: prefix for prefix in found}
 
@@ -117,7 +117,8 @@ class Work:
                 yield tokens, left, begun, ended
 
     def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:
-        """The plans, with all that they go on from on the device or on its way there, and pinned."""
+        """The plans, with all that they go on from on the device or on its way there, and pinned until nothing more is
+        brought."""
         appender.lane.follow(mover.out, _touched(plans))  # an append writes over tails being copied
         for plan in plans:
             if plan.base is not None and plan.copy is None:

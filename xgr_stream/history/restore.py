@@ -297,8 +297,12 @@ class PartitionRestore:
         if aside is not None:
             deltas |= {numbered(user_id, n, aside.life) for n in aside.deltas}
             segments |= {numbered(user_id, n, aside.life) for n in aside.segments}
-        self._stale.deltas |= deltas - self._deleted
-        self._stale.segments |= segments - self._deleted_segments
+        self._supersede(deltas, segments)
+
+    def _supersede(self, deltas: Iterable[Numbered] = (), segments: Iterable[Numbered] = ()) -> None:
+        """These keys are superfluous; those that have their tombstones already need no other."""
+        self._stale.deltas |= set(deltas) - self._deleted
+        self._stale.segments |= set(segments) - self._deleted_segments
 
     def _delete_delta(self, user_id: str, number: int, life: int) -> None:
         key = numbered(user_id, number, life)
@@ -341,7 +345,7 @@ class PartitionRestore:
         """Add the part of `segment` that the history lacks; its deltas are superfluous from now on."""
         known = user.event_count - first
         if known > 0:
-            self._stale.deltas.update(numbered(user_id, n, user.life) for n in range(first, user.event_count))
+            self._supersede(deltas=[numbered(user_id, n, user.life) for n in range(first, user.event_count)])
         items, actions = self._interned(segment)
         if known:
             items, actions = items[known:], None if actions is None else actions[known:]
@@ -352,9 +356,8 @@ class PartitionRestore:
         kept_from = self._config.first_kept(user.event_count)
         if kept_from > user.first_number:
             size = self._config.segment_events
-            self._stale.segments.update(
-                numbered(user_id, n, user.life) for n in range(user.first_number // size, kept_from // size)
-            )
+            trimmed = range(user.first_number // size, kept_from // size)
+            self._supersede(segments=[numbered(user_id, n, user.life) for n in trimmed])
             user.trim(kept_from)
 
     def _interned(self, segment: Segment) -> tuple[list[int], list[int] | None]:
@@ -408,8 +411,7 @@ class PartitionRestore:
             numbered(user_id, n, life)
             for n in range(user.first_number // size, min(kept_from, user.event_count) // size)
         }
-        self._stale.deltas |= deltas - self._deleted
-        self._stale.segments |= segments - self._deleted_segments
+        self._supersede(deltas, segments)
         merged = self.users[user_id] = UserHistory(self.partition, kept_from, life)
         kept = [events[number] for number in range(kept_from, count)]
         merged.extend([item for item, _ in kept], [action for _, action in kept])

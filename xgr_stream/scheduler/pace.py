@@ -77,7 +77,7 @@ class Pace:
         self._probed_at = float("-inf")
         self._due_again_at = float("-inf")
         self._appended_at = float("-inf")
-        """When it will be done with its appends, of which it has so many seconds:"""
+        """When it will be done with its appends, of which it has so many seconds (infinite: nobody knows):"""
         self._appends_s = 0.0
         self.idle = True
         """Whether the device has no batch of requests."""
@@ -205,14 +205,18 @@ class Pace:
     def appending(self, now: float, appends: Step, *, prepared_s: float = 0.0, ahead: bool) -> float:
         """The device is given appends, whose rows are users; to prepare them took so long. `ahead`: nobody asks for
         them. Returns the seconds that it is thought to take."""
-        seconds = self.append_s(appends)
+        seconds, preparing = self.append_s(appends), self._preparing_appends_s
+        if ahead and appends.tokens:
+            preparing.append(prepared_s)
+            self._due_again_at = now + seconds / APPEND_SHARE
+            prepared_s = min(
+                prepared_s, median(preparing)
+            )  # one that took long, as with a capture, is no shorter for it
         takes_s = max(0.0, seconds - prepared_s)
         self._free_at = max(now, self._free_at) + takes_s
-        self._appended_at = self._free_at if self._appends(appends.version).known else float("inf")
-        self._appends_s += takes_s
-        if ahead and appends.tokens:
-            self._preparing_appends_s.append(prepared_s)
-            self._due_again_at = now + seconds / APPEND_SHARE
+        unknown_s = 0.0 if self._appends(appends.version).known else float("inf")
+        self._appends_s += takes_s + unknown_s
+        self._appended_at = self._free_at + unknown_s
         return takes_s
 
     def appends_end(self, now: float) -> bool:
