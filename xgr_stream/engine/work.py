@@ -78,8 +78,7 @@ class Work:
         if self.mover is None:
             found = prefixes.run(ready, appender)
         else:
-            with ExitStack() as pins:
-                ready = self._brought(self.mover, ready, appender, pins)
+            ready = self._brought(self.mover, ready, appender)
             contexts = [plan.num_tokens for plan in ready if plan.base is None]
             # From runs of prefills alone it is learned what they take.
             begun = appender.lane.mark() if len(contexts) == len(ready) else None
@@ -116,23 +115,23 @@ class Work:
                     lane.keep(ended, plan.touches, self.pin([prefix]))
                 yield tokens, left, begun, ended
 
-    def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender, pins: ExitStack) -> list[Plan]:
-        """The plans, with all that they go on from on the device or on its way there, and pinned until nothing more is
-        brought."""
+    def _brought(self, mover: Mover, plans: Sequence[Plan], appender: Appender) -> list[Plan]:
+        """The plans, with all that they go on from on the device or on its way there."""
         appender.lane.follow(mover.out, _touched(plans))  # an append writes over tails being copied
-        for plan in plans:
-            if plan.base is not None and plan.copy is None:
-                pins.enter_context(self._cache.pinned([plan.base]))
-            if plan.declined:
-                self.recomputed += 1
-                self._costs.preferred_computing()
         ready = []
-        for plan in plans:
-            if plan.copy is not None:
-                prefix = self.promote(plan.copy)
-                pins.enter_context(self._cache.pinned([prefix]))
-                plan = plan._replace(base=prefix, copy=None)
-            ready.append(plan)
+        with ExitStack() as pins:  # none makes room for another
+            for plan in plans:
+                if plan.base is not None and plan.copy is None:
+                    pins.enter_context(self._cache.pinned([plan.base]))
+                if plan.declined:
+                    self.recomputed += 1
+                    self._costs.preferred_computing()
+            for plan in plans:
+                if plan.copy is not None:
+                    prefix = self.promote(plan.copy)
+                    pins.enter_context(self._cache.pinned([prefix]))
+                    plan = plan._replace(base=prefix, copy=None)
+                ready.append(plan)
         appender.lane.expect(mover.coming(_touched(plans)))
         return ready
 

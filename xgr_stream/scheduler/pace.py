@@ -209,9 +209,8 @@ class Pace:
         if ahead and appends.tokens:
             preparing.append(prepared_s)
             self._due_again_at = now + seconds / APPEND_SHARE
-            prepared_s = min(
-                prepared_s, median(preparing)
-            )  # one that took long, as with a capture, is no shorter for it
+            # One that took long to prepare, as with a capture, is no shorter for it.
+            prepared_s = min(prepared_s, median(preparing))
         takes_s = max(0.0, seconds - prepared_s)
         self._free_at = max(now, self._free_at) + takes_s
         unknown_s = 0.0 if self._appends(appends.version).known else float("inf")
