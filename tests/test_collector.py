@@ -9,14 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.garbage import Knot
 from xgr_stream.collector import collector_resting
-
-
-class Knot:
-    """Garbage that only a collection finds."""
-
-    def __init__(self) -> None:
-        self.itself = self
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import triton
 
+from tests.garbage import Knot
 from xgr_stream.engine.graph_cache import GraphCache
 from xgr_stream.engine.graphs import Graphs
 from xgr_stream.engine.lanes import Lane
@@ -149,14 +150,10 @@ def test_garbage_does_not_end_a_capture(device: Device) -> None:
     """As of an engine that was let go with a traceback: a collection in the middle would destroy its graphs."""
     graphs = Graphs(Lane(CPU), GraphCache(1000))
 
-    class Knot:
-        def __init__(self) -> None:
-            self.itself, self.graph = self, Graph()
-
     def step(_: int) -> None:
         if Graph.capturing is not None:
             Graph.capturing.name = "b1"
-            Knot()
+            Knot(Graph())
             assert len([[] for _ in range(200_000)]) == 200_000
 
     graphs.run("b1", step, [1])

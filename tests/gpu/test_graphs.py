@@ -10,6 +10,7 @@ from weakref import WeakSet
 import pytest
 import torch
 
+from tests.garbage import Knot
 from tests.gpu.test_engine import CASES
 from tests.property.oracle import assert_same
 from tests.property.users import ask, record
@@ -124,14 +125,13 @@ def test_garbage_does_not_end_a_capture() -> None:
     lane, x = Lane(CUDA), torch.zeros(1000, device=CUDA, dtype=torch.int64)
     graphs = Graphs(lane, GraphCache(1 << 40))
 
-    class Knot:
-        def __init__(self) -> None:
-            self.itself = self
-            self.graph = torch.cuda.CUDAGraph()
-            with collector_resting(), torch.cuda.graph(self.graph):
-                x.add_(1)
+    def another() -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with collector_resting(), torch.cuda.graph(graph):
+            x.add_(1)
+        return graph
 
-    knots = [Knot() for _ in range(4)]
+    knots = [Knot(another()) for _ in range(4)]
 
     def step(by: int) -> None:
         x.add_(by)

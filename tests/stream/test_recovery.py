@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
+from tests.garbage import Knot
 from xgr_stream.config import StreamConfig
 from xgr_stream.stream.recovery import Recovery, making_histories
 from xgr_stream.testing import ManualClock
@@ -167,13 +168,6 @@ async def test_one_partition_is_settled_at_a_time() -> None:
     processor = await restored(["two records", "fence"], begin=8, end=8, times=3)
     assert processor.done.count("settled") == 6
     assert processor.most_settling == 1
-
-
-class Knot:
-    """Garbage that only a collection finds."""
-
-    def __init__(self) -> None:
-        self.itself = self
 
 
 def test_while_others_are_being_made_nothing_is_collected() -> None:

@@ -195,7 +195,7 @@ class PrefixCache:
         tier, of which any other that does not go on from the user's prefix makes an end."""
         user_id = prefix.user_id
         old = self._prefixes.get(user_id)
-        inherits = old is not None and self._inherits(draft, old)
+        inherits = self._inherits(draft, old)
         if not inherits:
             self.pool.retain(draft.pages[: draft.num_shared])
         if self.host is not None and not restored and (old is None or old.pages[0] != prefix.pages[0]):
@@ -205,15 +205,18 @@ class PrefixCache:
         self._drafts -= 1
         self._num_ahead += old is None and user_id.endswith(AHEAD)
         self._stay(user_id)
-        if old is not None and inherits:
-            self._slots.release(old.hidden_slot)
-        elif old is not None:
-            self._release(old)
+        if old is not None:
+            if inherits:
+                self._slots.release(old.hidden_slot)
+            else:
+                self._release(old)
 
-    def _inherits(self, draft: Draft, old: UserPrefix) -> bool:
+    def _inherits(self, draft: Draft, old: UserPrefix | None) -> bool:
         """Whether the draft takes its base's place in all of its pages, as most appends do, which no other pin holds:
         then nothing is to be counted."""
-        return draft.base is old and draft.num_shared == len(old.pages) and self._pins.get(old, 0) <= 1
+        if old is None or draft.base is not old:
+            return False
+        return draft.num_shared == len(old.pages) and self._pins.get(old, 0) <= 1
 
     def renumber(self, user_id: str, event_count: int, event_offset: int, items: IntArray) -> UserPrefix:
         """The user's prefix covers further events, which brought no tokens; `items` of all that are kept. Returns the
