@@ -179,13 +179,43 @@ def test_each_batch_counts_once_with_what_it_took_to_prepare_and_to_compute(monk
     stage = Stage(1e-3, lambda: (2.0 + next(takes) / 1_000) / 1e3)
     learned: list[float] = []
     appended = stage.pace.appended
-    monkeypatch.setattr(stage.pace, "appended", lambda *a: (learned.append(a[1]), appended(*a)))
+    monkeypatch.setattr(stage.pace, "appended", lambda *a, **k: (learned.append(a[1]), appended(*a, **k)))
     stage.turns(400)
     stage.settle()
     assert learned == pytest.approx([(3.0 + number / 1_000) / 1e3 for number in range(1, len(learned) + 1)])
     assert len(learned) == len(stage.engine.reports) > 5
     assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(3e-3, rel=0.02)
     assert stage.pace.busy_s(stage.clock.now()) <= TURN_S
+
+
+def test_what_a_batch_takes_beside_requests_is_not_what_it_takes() -> None:
+    """Requests go first on the device; batches are not to become shorter or longer for it."""
+    beside = {"requests": False}
+    stage = Stage(1e-3, lambda: 7e-3 if beside["requests"] else 2e-3)
+    step = Step("null", 256, 0)
+    stage.turns(400)
+    for _ in range(20):
+        for beside["requests"] in (True, False):
+            if beside["requests"]:
+                stage.pace.begins(stage.clock.now(), step)
+            stage.turns(300)
+            stage.pace.ended(stage.clock.now(), step, ())
+    assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(3e-3, rel=0.02)
+
+
+def test_a_batch_that_requests_came_and_went_beside_is_none_by_itself() -> None:
+    stage = Stage(1e-3, lambda: 2e-3)
+    stage.turns(400)
+    stage.settle()
+    known_s = stage.pace.append_s(Step("null", 1, 3))
+    for _ in range(20):
+        stage.turns(1)
+        step = Step("null", 256, 0)
+        stage.pace.begins(stage.clock.now(), step)
+        stage.engine.reports[-1].ends_at += 5e-3
+        stage.pace.ended(stage.clock.now(), step, ())
+        stage.settle()
+    assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(known_s)
 
 
 def test_long_preparing_takes_no_time_off_what_the_device_has() -> None:

@@ -81,6 +81,8 @@ class Pace:
         self._appends_s = 0.0
         self.idle = True
         """Whether the device has no batch of requests."""
+        self._batches = 0
+        """Of requests, that it has been given."""
         self._preparing_s: deque[float] = deque(maxlen=9)
         self._preparing_appends_s: deque[float] = deque(maxlen=9)
         self.margin = 1.0
@@ -166,6 +168,11 @@ class Pace:
         )
         return self.budget
 
+    @property
+    def quiet(self) -> int | None:
+        """The same number for as long as the device has no requests; None while it has."""
+        return self._batches if self.idle else None
+
     def are_due(self, since: float, now: float) -> bool:
         """Whether appends of which one waits since then are to go before requests."""
         return now >= max(since + APPEND_AGEING_S, self._due_again_at)
@@ -173,6 +180,7 @@ class Pace:
     def begins(self, now: float, step: Step) -> None:
         """A batch is given to the device."""
         self.idle = False
+        self._batches += 1
         self._free_at = max(now, self._free_at) + self.decode_s(step)
 
     def begun(self, began_at: float, now: float) -> None:
@@ -224,14 +232,15 @@ class Pace:
         preparing = self._preparing_appends_s
         return self.idle and bool(preparing) and self._appended_at - now <= median(preparing)
 
-    def appended(self, appends: Step, seconds: float, left_s: float = 0.0) -> None:
-        """They took so long, what preparing them takes included. `left_s`: of others that the device still has."""
+    def appended(self, appends: Step, seconds: float, left_s: float = 0.0, *, beside: bool = False) -> None:
+        """They took so long, what preparing them takes included, perhaps `beside` requests, which go first. `left_s`:
+        of others that the device still has."""
         now = self._clock.now()
         self._appends_s, self._appended_at = left_s, now + left_s
         if self.idle:
             self._free_at = self._appended_at
         if appends.tokens:
-            self._noted(appends.version, now).appends.note(appends.rows, appends.tokens, seconds)
+            self._noted(appends.version, now).appends.note(appends.rows, appends.tokens, seconds, beside=beside)
 
     def cut(self, version: str, requests: int = 1) -> None:
         """The device ran out of memory: this version's batches are half as large, and grow again with each that

@@ -31,6 +31,8 @@ class _Running(NamedTuple):
     """Whether requests wait until it is done."""
     takes_s: float
     """That the device was thought to take."""
+    quiet: int | None
+    """`Pace.quiet` when it was begun."""
 
 
 class Warming:
@@ -129,7 +131,8 @@ class Warming:
                 self._running.appendleft(running)
                 return
             left_s = sum([later.takes_s for later in self._running])
-            self._pace.appended(running.step, running.report.prepared_s + seconds, left_s)
+            beside = running.quiet is None or running.quiet != self._pace.quiet
+            self._pace.appended(running.step, running.report.prepared_s + seconds, left_s, beside=beside)
 
     def abandon(self) -> None:
         """Give up all of it with the device, which can't be asked any more."""
@@ -158,7 +161,7 @@ class Warming:
         self._metrics.append_tokens.inc(report.tokens)
         step = Step(version, max(1, report.users), report.tokens)
         takes_s = self._pace.appending(now, step, prepared_s=report.prepared_s, ahead=ahead)
-        self._running.append(_Running(step, report, alone, takes_s))
+        self._running.append(_Running(step, report, alone, takes_s, self._pace.quiet))
 
     def _failed(self, version: str, error: Exception) -> None:
         """The engine failed on what nobody was answered for yet."""

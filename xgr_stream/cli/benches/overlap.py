@@ -45,7 +45,7 @@ COLUMNS = {
 @click.option(
     "--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Of each round of an open loop."
 )
-@click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Rounds of each open loop.")
+@click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Rounds of each loop.")
 @click.option(
     "--load",
     type=click.FloatRange(0.01, 0.9),
@@ -78,7 +78,7 @@ def overlap(
 
     Requests and events arrive by the clock, whether or not earlier ones are done; a request's time counts from when it
     was due. Then the same number of requests, one after the other, and of events is worked off as fast as it goes:
-    requests alone, appends alone, both at once.
+    requests alone, appends alone, both at once, in turn.
     """
     subject = Subject(setting)
     report = start("overlap", COLUMNS, subject.description(), output)

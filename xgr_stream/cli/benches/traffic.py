@@ -70,6 +70,8 @@ class Traffic:
         self._askers = self._users.steps[0][: load.askers]
         self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam)
         self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
+        self._rewound = False
+        """Whether all prefixes are as they are at the first view."""
 
     def __enter__(self) -> Traffic:
         self._engine.prepare()
@@ -77,7 +79,7 @@ class Traffic:
         self._worker.start()
         self._rewind()
         self._on_device(self._run_every_size)
-        self._run_closed("warm-up", requests=LEAST_REQUESTS, events=4 * self._load.appenders)
+        self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
         for _ in range(UNTIMED_ROUNDS):
             waits_ms: list[float] = []
             self._rewind()
@@ -128,7 +130,7 @@ class Traffic:
             while len(futures) < count and requests_due[len(futures)] <= now:
                 futures.append(self._ask(len(futures), answered(requests_due[len(futures)])))
             while sent < len(events_due) and events_due[sent] <= now:
-                self._worker.want_append(self._event(sent))
+                self._send(sent)
                 sent += 1
             time.sleep(NAP_S)
         took = perf_counter() - begin
@@ -136,15 +138,25 @@ class Traffic:
         return took, sent
 
     def throughput(self) -> list[dict[str, object]]:
-        """The same work one after the other and at once."""
+        """The same work one after the other and at once, each in every round: a round by itself says little."""
+        runs = (
+            ("all requests", self._num_requests, 0),
+            ("all appends", 0, self._num_events),
+            ("both at once", self._num_requests, self._num_events),
+        )
+        took = {name: 0.0 for name, _, _ in runs}
+        for _ in range(self._load.rounds):
+            for name, requests, events in runs:
+                took[name] += self._run_closed(requests=requests, events=events)
+        rounds = self._load.rounds
         return [
-            self._run_closed("all requests", requests=self._num_requests, events=0),
-            self._run_closed("all appends", requests=0, events=self._num_events),
-            self._run_closed("both at once", requests=self._num_requests, events=self._num_events),
+            {"run": name, "requests": requests * rounds, "events": events * rounds, "seconds": took[name]}
+            | ({"events_per_s": round(events * rounds / took[name])} if events else {})
+            for name, requests, events in runs
         ]
 
-    def _run_closed(self, name: str, *, requests: int, events: int) -> dict[str, object]:
-        """One request after the other, and events such that appends always wait, until all is done."""
+    def _run_closed(self, *, requests: int, events: int) -> float:
+        """One request after the other, and events such that appends always wait, until all is done: the seconds."""
         self._rewind()
         woken = threading.Event()
         answered: list[RecommendResponse] = []
@@ -165,8 +177,7 @@ class Traffic:
         self._on_device(lambda: None)
         took = perf_counter() - begin
         _check_warm(answered)
-        row: dict[str, object] = {"run": name, "requests": requests, "events": events, "seconds": took}
-        return row | ({"events_per_s": round(events / took)} if events else {})
+        return took
 
     def _keep_waiting(self, sent: int, events: int) -> int:
         """Send more events if few wait. At most one of each user waits, since later ones would be appended with it:
@@ -177,7 +188,7 @@ class Traffic:
             return sent
         upto = min(events, sent + half)
         for number in range(sent, upto):
-            self._worker.want_append(self._event(number))
+            self._send(number)
         return upto
 
     def _ask(self, number: int, done: Callable[[], object]) -> Promise:
@@ -187,13 +198,17 @@ class Traffic:
         future.add_done_callback(lambda _: done())
         return future
 
-    def _event(self, number: int) -> HistoryView:
-        """The view that the run's event of this number brings, users in turn."""
+    def _send(self, number: int) -> None:
+        """The run's event of this number, users in turn."""
         step, user = divmod(number, self._load.appenders)
-        return self._users.steps[step + 1][self._load.askers + user]
+        self._rewound = False
+        self._worker.want_append(self._users.steps[step + 1][self._load.askers + user])
 
     def _rewind(self) -> None:
         """All prefixes as they are at the first view, and no append waiting."""
+        if self._rewound:
+            return
+        self._rewound = True
         first = self._users.steps[0]
         self._worker.forget(view.user_id for view in first)
         self._on_device(lambda: self._engine.warm(first))
@@ -211,6 +226,7 @@ class Traffic:
 
     def _run_every_size(self) -> None:
         """Batches of all sizes that may occur, so that their graphs are captured before anything is timed."""
+        self._rewound = False
         for size in range(1, len(self._askers) + 1):
             self._engine.answer(requests_of(self._askers[:size], beam=self._load.beam, k=1))
         for step in range(1, self._load.appenders.bit_length() + 1):
