@@ -198,7 +198,7 @@ def test_what_a_batch_takes_beside_requests_is_not_what_it_takes() -> None:
         for beside["requests"] in (True, False):
             if beside["requests"]:
                 stage.pace.begins(stage.clock.now(), step)
-            stage.turns(300)
+            stage.turns(3_000 if beside["requests"] else 300)
             stage.pace.ended(stage.clock.now(), step, ())
     assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(3e-3, rel=0.02)
 

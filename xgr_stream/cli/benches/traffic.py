@@ -15,7 +15,6 @@ import numpy as np
 from xgr_stream.cli.benches.samples import collect_as_a_worker, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
 from xgr_stream.errors import EngineError
-from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
 from xgr_stream.scheduler.promise import Promise
