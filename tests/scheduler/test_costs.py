@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from xgr_stream.scheduler.costs import FEW, FORGOTTEN_AFTER, REFIT_EVERY, StepCosts
+from xgr_stream.scheduler.costs import FEW, StepCosts
 
 
 def seconds(rows: int, tokens: int) -> float:
@@ -63,18 +63,3 @@ def test_what_comes_now_is_predicted_best() -> None:
     for _ in range(100):
         costs.note(2048, 0, 0.010)
     assert costs.seconds(2048, 0) == pytest.approx(0.010, rel=0.15)
-
-
-@pytest.mark.parametrize("hasty", [False, True])
-def test_steps_beside_others_count_until_one_of_their_shape_ran_by_itself(hasty: bool) -> None:
-    costs = StepCosts(hasty=hasty)
-    for _ in range(20):
-        costs.note(8, 24, 0.009, beside=True)
-    assert costs.seconds(8, 24) == pytest.approx(0.009)
-    for _ in range(FEW + 1):
-        costs.note(8, 24, 0.003)
-        costs.note(8, 24, 0.009, beside=True)
-    assert costs.seconds(8, 24) == pytest.approx(0.003)
-    for _ in range(FORGOTTEN_AFTER + 2 * REFIT_EVERY):  # it may take longer by itself, too, by now
-        costs.note(8, 24, 0.012, beside=True)
-    assert costs.seconds(8, 24) == pytest.approx(0.012)

@@ -17,7 +17,7 @@ from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.choosing import Choice
 from xgr_stream.scheduler.clock import Clock, SystemClock
-from xgr_stream.scheduler.pace import Pace, Step
+from xgr_stream.scheduler.pace import SAMPLE_S, Pace, Step
 from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.warming import Warming
@@ -188,19 +188,55 @@ def test_each_batch_counts_once_with_what_it_took_to_prepare_and_to_compute(monk
     assert stage.pace.busy_s(stage.clock.now()) <= TURN_S
 
 
+class Busy:
+    """A stage whose batches take longer beside requests."""
+
+    def __init__(self, *, alone: int) -> None:
+        """`alone`: turns before the first requests come."""
+        self.alone_s, self.beside_s = 2e-3, 7e-3
+        self._beside = False
+        self.stage = Stage(1e-3, lambda: self.beside_s if self._beside else self.alone_s)
+        self.stage.turns(alone)
+
+    def requests(self, seconds: float) -> None:
+        """One after the other, none longer than a batch, for so long or until they are to wait."""
+        step, stage = Step("null", 256, 0), self.stage
+        self._beside = True
+        ends_at = stage.clock.now() + seconds
+        while stage.clock.now() < ends_at and not stage.warming.alone:
+            stage.pace.begins(stage.clock.now(), step)
+            stage.turns(20)
+            stage.pace.ended(stage.clock.now(), step, ())
+        self._beside = False
+
+    @property
+    def learned_ms(self) -> float:
+        return self.stage.pace.append_s(Step("null", 1, 3)) * 1e3
+
+
 def test_what_a_batch_takes_beside_requests_is_not_what_it_takes() -> None:
     """Requests go first on the device; batches are not to become shorter or longer for it."""
-    beside = {"requests": False}
-    stage = Stage(1e-3, lambda: 7e-3 if beside["requests"] else 2e-3)
-    step = Step("null", 256, 0)
-    stage.turns(400)
+    busy = Busy(alone=400)
     for _ in range(20):
-        for beside["requests"] in (True, False):
-            if beside["requests"]:
-                stage.pace.begins(stage.clock.now(), step)
-            stage.turns(3_000 if beside["requests"] else 300)
-            stage.pace.ended(stage.clock.now(), step, ())
-    assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(3e-3, rel=0.02)
+        busy.requests(0.3)
+        assert busy.learned_ms == pytest.approx(3.0, rel=0.02)
+        busy.stage.turns(300)
+
+
+def test_until_enough_were_by_themselves_those_beside_requests_count() -> None:
+    busy = Busy(alone=0)
+    busy.requests(0.3)
+    assert busy.learned_ms == pytest.approx(8.0, rel=0.02)
+    busy.stage.turns(400)
+    assert busy.learned_ms == pytest.approx(3.0, rel=0.02)
+
+
+def test_that_batches_take_longer_by_themselves_is_learned_after_requests_too() -> None:
+    busy = Busy(alone=400)
+    busy.requests(0.3)
+    busy.alone_s = 5e-3
+    busy.stage.turns(4_000)
+    assert busy.learned_ms == pytest.approx(6.0, rel=0.02)
 
 
 def test_a_batch_that_requests_came_and_went_beside_is_none_by_itself() -> None:
@@ -216,6 +252,42 @@ def test_a_batch_that_requests_came_and_went_beside_is_none_by_itself() -> None:
         stage.pace.ended(stage.clock.now(), step, ())
         stage.settle()
     assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(known_s)
+
+
+def test_a_batch_behind_requests_that_are_under_way_is_by_itself() -> None:
+    """The device begins with it when it is done with them."""
+    stage = Stage(1e-3, lambda: 2e-3)
+    step = Step("null", 256, 0)
+    for _ in range(20):
+        stage.pace.begins(stage.clock.now(), step)
+        stage.turns(1)
+        stage.pace.ended(stage.clock.now(), step, ())
+        stage.settle()
+    assert not stage.pace.are_unknown_alone("null")
+    assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(3e-3, rel=0.02)
+
+
+def test_where_requests_never_end_they_wait_for_a_batch_now_and_then() -> None:
+    busy = Busy(alone=400)
+    stage = busy.stage
+    busy.alone_s = busy.beside_s = 5e-3
+    for _ in range(20):
+        began_at = stage.clock.now()
+        busy.requests(2 * SAMPLE_S)
+        assert SAMPLE_S < stage.clock.now() - began_at < SAMPLE_S + 0.05
+        stage.settle()
+        assert not stage.warming.alone
+    assert busy.learned_ms == pytest.approx(6.0, rel=0.02)
+
+
+def test_another_versions_batches_by_themselves_say_more_than_its_own_beside_requests() -> None:
+    busy = Busy(alone=400)
+    busy.stage.pace.appended(Step("challenger", 1, 3), 8e-3, beside=True)
+    assert busy.stage.pace.append_s(Step("challenger", 1, 3)) == pytest.approx(3e-3, rel=0.02)
+    for _ in range(10):
+        busy.stage.pace.appended(Step("challenger", 1, 3), 4e-3)
+    assert busy.stage.pace.append_s(Step("challenger", 1, 3)) == pytest.approx(4e-3, rel=0.02)
+    assert busy.learned_ms == pytest.approx(3.0, rel=0.02)
 
 
 def test_long_preparing_takes_no_time_off_what_the_device_has() -> None:

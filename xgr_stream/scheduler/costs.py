@@ -39,8 +39,6 @@ class _Cell:
     def __init__(self) -> None:
         self.steps: deque[tuple[Shape, float]] = deque(maxlen=SAMPLES)
         self.noted_at = 0
-        self.beside = True
-        """Whether all of them ran beside other work."""
 
     @property
     def seconds(self) -> float:
@@ -64,8 +62,7 @@ class StepCosts:
     """Seconds of a step: `fixed_s + rows · row_s + tokens · token_s`, fitted to the medians of the shapes seen lately.
 
     `note` on one thread; the three coefficients may be read on any. All are 0 until something is known: a shape that
-    was seen more than `FEW` times, or if `hasty` any. Steps beside other work count for shapes that were never seen
-    without: they say more of that work than of themselves.
+    was seen more than `FEW` times, or if `hasty` any.
     """
 
     def __init__(self, *, hasty: bool = False) -> None:
@@ -78,18 +75,14 @@ class StepCosts:
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._noted = 0
 
-    def note(self, rows: int, tokens: int, seconds: float, *, beside: bool = False) -> None:
-        """A step of so many rows and tokens took `seconds`, perhaps `beside` other work."""
+    def note(self, rows: int, tokens: int, seconds: float) -> None:
+        """A step of so many rows and tokens took `seconds`."""
         shape = Shape(rows, tokens)
         self._noted += 1
         new = shape.cell not in self._cells
         cell = self._cells.setdefault(shape.cell, _Cell())
-        if cell.beside and not beside:
-            cell.beside = False
-            cell.steps.clear()
-        if cell.beside == beside:
-            cell.steps.append((shape, seconds))
-            cell.noted_at = self._noted
+        cell.steps.append((shape, seconds))
+        cell.noted_at = self._noted
         if new or len(cell.steps) <= FEW + 1 or self._noted % REFIT_EVERY == 0:
             self._fit()
 

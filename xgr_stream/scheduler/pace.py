@@ -27,6 +27,8 @@ GROWTH = 1.05
 KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
 """Share of the accepted requests that the margin keeps within what was foreseen for them, how fast it moves, and the
 most that it may be."""
+SAMPLE_S = 1.0
+"""After so long of appends beside requests alone, requests wait for a batch of them, to see what it takes by itself."""
 LEAD_S = 5e-4
 """Kept free before the next batch must start, besides what preparing it takes."""
 UNKNOWN = StepCosts()
@@ -50,7 +52,12 @@ class _Known:
 
     def __init__(self) -> None:
         self.decodes = StepCosts()
-        self.appends = StepCosts(hasty=True)
+        self.appends = StepCosts()
+        """Of those by themselves: beside requests, which go first, they take as long as those, too."""
+        self.appends_anyhow = StepCosts(hasty=True)
+        """Of all, until enough were by themselves."""
+        self.beside_since: float | None = None
+        """When appends were first seen beside requests since any were by themselves; None: they were not."""
         self.share = 1.0
         """Of a batch's budget that the device has memory for."""
         self.requests = float("inf")
@@ -81,8 +88,8 @@ class Pace:
         self._appends_s = 0.0
         self.idle = True
         """Whether the device has no batch of requests."""
-        self._batches = 0
-        """Of requests, that it has been given."""
+        self.batches = 0
+        """Of requests, that it has been given so far."""
         self._preparing_s: deque[float] = deque(maxlen=9)
         self._preparing_appends_s: deque[float] = deque(maxlen=9)
         self.margin = 1.0
@@ -168,11 +175,6 @@ class Pace:
         )
         return self.budget
 
-    @property
-    def quiet(self) -> int | None:
-        """The same number for as long as the device has no requests; None while it has."""
-        return self._batches if self.idle else None
-
     def are_due(self, since: float, now: float) -> bool:
         """Whether appends of which one waits since then are to go before requests."""
         return now >= max(since + APPEND_AGEING_S, self._due_again_at)
@@ -180,7 +182,7 @@ class Pace:
     def begins(self, now: float, step: Step) -> None:
         """A batch is given to the device."""
         self.idle = False
-        self._batches += 1
+        self.batches += 1
         self._free_at = max(now, self._free_at) + self.decode_s(step)
 
     def begun(self, began_at: float, now: float) -> None:
@@ -233,14 +235,28 @@ class Pace:
         return self.idle and bool(preparing) and self._appended_at - now <= median(preparing)
 
     def appended(self, appends: Step, seconds: float, left_s: float = 0.0, *, beside: bool = False) -> None:
-        """They took so long, what preparing them takes included, perhaps `beside` requests, which go first. `left_s`:
+        """They took so long, what preparing them takes included, perhaps `beside` requests that came later. `left_s`:
         of others that the device still has."""
         now = self._clock.now()
         self._appends_s, self._appended_at = left_s, now + left_s
         if self.idle:
             self._free_at = self._appended_at
-        if appends.tokens:
-            self._noted(appends.version, now).appends.note(appends.rows, appends.tokens, seconds, beside=beside)
+        if not appends.tokens:
+            return
+        known = self._noted(appends.version, now)
+        if not known.appends.known:
+            known.appends_anyhow.note(appends.rows, appends.tokens, seconds)
+        if beside:
+            known.beside_since = now if known.beside_since is None else known.beside_since
+        else:
+            known.beside_since = None
+            known.appends.note(appends.rows, appends.tokens, seconds)
+
+    def are_unknown_alone(self, version: str) -> bool:
+        """Whether appends are to be seen by themselves again: for so long they came beside requests alone."""
+        known = self._known.get(version)
+        since = None if known is None else known.beside_since
+        return since is not None and self._clock.now() > since + SAMPLE_S
 
     def cut(self, version: str, requests: int = 1) -> None:
         """The device ran out of memory: this version's batches are half as large, and grow again with each that
@@ -274,7 +290,9 @@ class Pace:
         known = self._known.get(version)
         if known is not None and known.appends.known:
             return known.appends
-        return _any_known(known.appends for known in list(self._known.values()))
+        others = list(self._known.values())
+        own = [] if known is None else [known]
+        return _any_known([*[k.appends for k in others], *[k.appends_anyhow for k in own + others]])
 
     def _noted(self, version: str, now: float) -> _Known:
         known = self._known.get(version)

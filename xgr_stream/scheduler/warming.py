@@ -31,8 +31,8 @@ class _Running(NamedTuple):
     """Whether requests wait until it is done."""
     takes_s: float
     """That the device was thought to take."""
-    quiet: int | None
-    """`Pace.quiet` when it was begun."""
+    batches: int
+    """Of requests, that the device had been given before. It waits for those."""
 
 
 class Warming:
@@ -73,8 +73,9 @@ class Warming:
 
     @property
     def alone(self) -> bool:
-        """Whether no batch of requests is to be started beside what is under way, as a prefill that is overdue: on a
-        device with priorities it would get what requests leave of it, which on a busy one is nothing."""
+        """Whether no batch of requests is to be started beside what is under way: a prefill that is overdue, which on a
+        device with priorities would get what requests leave of it, on a busy one nothing; or appends of which it is to
+        be seen what they take."""
         return bool(self._running) and self._running[-1].alone
 
     def want(self, views: Sequence[HistoryView]) -> None:
@@ -131,7 +132,7 @@ class Warming:
                 self._running.appendleft(running)
                 return
             left_s = sum([later.takes_s for later in self._running])
-            beside = running.quiet is None or running.quiet != self._pace.quiet
+            beside = running.batches != self._pace.batches
             self._pace.appended(running.step, running.report.prepared_s + seconds, left_s, beside=beside)
 
     def abandon(self) -> None:
@@ -147,7 +148,8 @@ class Warming:
         except Exception as error:  # noqa: BLE001, `_shed` logs it
             self._shed(engine, views, error)
             return
-        self._begun(engine.version, report, began_at + report.prepared_s, ahead=True)
+        alone = self._pace.are_unknown_alone(engine.version)
+        self._begun(engine.version, report, began_at + report.prepared_s, ahead=True, alone=alone)
 
     def _shed(self, engine: DeviceEngine, views: Sequence[HistoryView], error: Exception) -> None:
         """The engine failed on appends."""
@@ -161,7 +163,7 @@ class Warming:
         self._metrics.append_tokens.inc(report.tokens)
         step = Step(version, max(1, report.users), report.tokens)
         takes_s = self._pace.appending(now, step, prepared_s=report.prepared_s, ahead=ahead)
-        self._running.append(_Running(step, report, alone, takes_s, self._pace.quiet))
+        self._running.append(_Running(step, report, alone, takes_s, self._pace.batches))
 
     def _failed(self, version: str, error: Exception) -> None:
         """The engine failed on what nobody was answered for yet."""
