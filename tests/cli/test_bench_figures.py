@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from xgr_stream.cli.bench import BENCHES, bench
+from xgr_stream.cli.benches.traffic import Traffic
 from xgr_stream.cli.main import main
 from xgr_stream.engine import Engine
 
@@ -131,16 +132,43 @@ def test_appends_counts_events(tmp_path: Path) -> None:
     assert row["tokens_per_s"] == pytest.approx(3 * row["events_per_s"], abs=3)
 
 
-def test_overlap_measures_latency_and_throughput(tmp_path: Path) -> None:
+def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--context", "12", "--beam", "4", "--askers", "2", "--appenders", "4", "--append-batch", "2")
-    read = figures(tmp_path, "overlap", *TINY, *options, "--seconds", "0.1", "--rounds", "1")
+    closed: list[tuple[int, int, float]] = []
+    run_closed = Traffic._run_closed
+
+    def recorded(self: Traffic, *, requests: int, events: int) -> float:
+        closed.append((requests, events, run_closed(self, requests=requests, events=events)))
+        return closed[-1][2]
+
+    monkeypatch.setattr(Traffic, "_run_closed", recorded)
+    read = figures(tmp_path, "overlap", *TINY, *options, "--seconds", "0.1", "--rounds", "3")
     runs = {row["run"]: row for row in read["rows"]}
     assert list(runs) == ["requests alone", "with appends", "all requests", "all appends", "both at once"]
     assert runs["requests alone"]["p99_ms"] >= runs["requests alone"]["p50_ms"] > 0
     assert runs["with appends"]["events"] > 0
     assert runs["both at once"]["requests"] == runs["all requests"]["requests"] > 0
     assert runs["both at once"]["events"] == runs["all appends"]["events"] > 0
+    both = [run for run in closed[1:] if run[0] and run[1]]  # the first warms up
+    assert len(both) == 3
+    assert [runs["both at once"][name] for name in ("requests", "events", "seconds")] == [
+        *map(sum, zip(*both, strict=True))
+    ]
     assert read["mixed_over_apart"] > 0
+
+
+def test_overlap_says_when_events_were_not_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--context", "12", "--beam", "4", "--askers", "2", "--appenders", "4", "--append-batch", "2")
+    rewind = Traffic._rewind
+
+    def once(self: Traffic) -> None:
+        rewind(self)
+        self._rewound = True
+        monkeypatch.setattr(Traffic, "_rewind", lambda self: None)
+
+    monkeypatch.setattr(Traffic, "_rewind", once)
+    result = run("overlap", *TINY, *options, "--seconds", "0.1", "--rounds", "1", code=1)
+    assert "must be appended, not" in result.output + str(result.exception)
 
 
 def test_ablation_compares_answers(tmp_path: Path) -> None:

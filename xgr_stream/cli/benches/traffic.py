@@ -60,7 +60,7 @@ class Traffic:
         self.peak_events_per_s, self.request_ms = self._calibrate()
         self.events_per_s = load.append_load * self.peak_events_per_s
         self.requests_per_s = load.load / self.request_ms * 1e3
-        # Of the closed loops: requests and events that take about half an open loop each.
+        # Of a closed loop: requests and events that take about half a round of an open one each.
         self._num_requests = max(LEAST_REQUESTS, round(load.seconds / 2 / self.request_ms * 1e3))
         self._num_events = round(self._num_requests * self.request_ms / 1e3 * self.peak_events_per_s)
         most = max(self._num_events, self.events_per_s * load.seconds)
@@ -137,15 +137,16 @@ class Traffic:
         return took, sent
 
     def throughput(self) -> list[dict[str, object]]:
-        """The same work one after the other and at once, each in every round: a round by itself says little."""
+        """The same work one after the other and at once, all of it in every round, since one by itself says little, and
+        there and back, since what comes before it leaves a card warm."""
         runs = (
             ("all requests", self._num_requests, 0),
             ("all appends", 0, self._num_events),
             ("both at once", self._num_requests, self._num_events),
         )
         took = {name: 0.0 for name, _, _ in runs}
-        for _ in range(self._load.rounds):
-            for name, requests, events in runs:
+        for number in range(self._load.rounds):
+            for name, requests, events in runs[:: (-1) ** number]:
                 took[name] += self._run_closed(requests=requests, events=events)
         rounds = self._load.rounds
         return [
@@ -161,6 +162,7 @@ class Traffic:
         answered: list[RecommendResponse] = []
         asked: Promise | None = None
         sent = 0
+        before = self._engine.stats().tokens_appended
         begin = perf_counter()
         while len(answered) < requests or sent < events:
             woken.clear()
@@ -176,6 +178,9 @@ class Traffic:
         self._on_device(lambda: None)
         took = perf_counter() - begin
         _check_warm(answered)
+        appended = self._engine.stats().tokens_appended - before
+        if appended != events * self._users.event_tokens:
+            raise EngineError(f"{events} events must be appended, not {appended} tokens of them")
         return took
 
     def _keep_waiting(self, sent: int, events: int) -> int:
