@@ -18,6 +18,7 @@ from xgr_stream.scheduler.appends import AppendQueue
 from xgr_stream.scheduler.choosing import Choice
 from xgr_stream.scheduler.clock import Clock, SystemClock
 from xgr_stream.scheduler.pace import SAMPLE_S, Pace, Step
+from xgr_stream.scheduler.policy import WaitingAppend
 from xgr_stream.scheduler.prefill import Prefills
 from xgr_stream.scheduler.versions import Versions
 from xgr_stream.scheduler.warming import Warming
@@ -263,7 +264,7 @@ def test_a_batch_behind_requests_that_are_under_way_is_by_itself() -> None:
         stage.turns(1)
         stage.pace.ended(stage.clock.now(), step, ())
         stage.settle()
-    assert not stage.pace.are_unknown_alone("null")
+    assert not stage.pace.needs_sample("null")
     assert stage.pace.append_s(Step("null", 1, 3)) == pytest.approx(3e-3, rel=0.02)
 
 
@@ -364,3 +365,27 @@ def test_a_worker_prepares_one_batch_ahead_and_no_more() -> None:
     assert len(early) > 20
     assert sum(early) > len(early) / 2
     assert engine.most == 1
+
+
+def test_where_only_one_user_at_a_time_was_seen_two_are_tried() -> None:
+    """Or pieces would stay as short for as long as others wait."""
+    pace = Pace(EngineConfig(device="cuda"), ManualClock())
+    waiting = [WaitingAppend(3, resident=True)] * 128
+
+    def users(appended: int) -> int:
+        for _ in range(50):
+            pace.appended(Step("", appended, 3 * appended), 2e-3 + 0.1e-3 * appended)
+        return pace.budget_for("", waiting, 0, 1, pressed=False).append_tokens // 3
+
+    assert users(appended=1) == 2
+    assert 10 <= users(appended=2) <= 300
+    assert users(appended=40) in range(18, 23)  # as many as take twice what is fixed
+
+
+def test_one_user_more_is_tried_whatever_they_lack() -> None:
+    pace = Pace(EngineConfig(device="cuda"), ManualClock())
+    for _ in range(50):
+        pace.appended(Step("", 1, 384), 3e-3)  # chunks of prefills, too, are of one user
+        pace.appended(Step("", 1, 3), 2.1e-3)
+    waiting = [WaitingAppend(tokens, resident=True) for tokens in (3, 6, 9)]
+    assert pace.budget_for("", waiting, 0, 1, pressed=False).append_tokens >= 12

@@ -72,6 +72,8 @@ class StepCosts:
         self.token_s = 0.0
         self.known = False
         """Whether anything is."""
+        self.most_rows = 0.0
+        """Of a step that counts."""
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._noted = 0
 
@@ -106,6 +108,7 @@ class StepCosts:
             return
         table = np.array([(cell.rows, cell.tokens, cell.seconds) for cell in cells])
         weights = np.array([1.0 / (1.0 + (self._noted - cell.noted_at) / FADES_AFTER) for cell in cells])
+        self.most_rows = max(cell.rows for cell in cells)
         self.fixed_s, self.row_s, self.token_s = _fitted(table[:, :2], np.maximum(table[:, 2], 1e-9), weights)
         self.known = True
 

@@ -28,7 +28,7 @@ KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
 """Share of the accepted requests that the margin keeps within what was foreseen for them, how fast it moves, and the
 most that it may be."""
 SAMPLE_S = 1.0
-"""After so long of appends beside requests alone, requests wait for a batch of them, to see what it takes by itself."""
+"""After so long of appends that were all beside requests, these wait for a batch of them, to see what it takes."""
 LEAD_S = 5e-4
 """Kept free before the next batch must start, besides what preparing it takes."""
 UNKNOWN = StepCosts()
@@ -53,7 +53,7 @@ class _Known:
     def __init__(self) -> None:
         self.decodes = StepCosts()
         self.appends = StepCosts()
-        """Of those by themselves: beside requests, which go first, they take as long as those, too."""
+        """Of those by themselves: what others took says more of the requests beside them, which go first."""
         self.appends_anyhow = StepCosts(hasty=True)
         """Of all, until enough were by themselves."""
         self.beside_since: float | None = None
@@ -162,7 +162,10 @@ class Pace:
         waiting = sum(append.tokens for append in appends)
         token_s = costs.token_s + (costs.row_s * len(appends) / waiting if waiting else 0.0)
         if token_s:
-            piece = min(piece, int(max(self._piece_s - costs.fixed_s, costs.fixed_s) / token_s))
+            tokens_in_time = int(max(self._piece_s - costs.fixed_s, costs.fixed_s) / token_s)
+            if costs.most_rows <= 1 and waiting:  # what one user takes does not say what another one adds
+                tokens_in_time = max(tokens_in_time, -(-2 * waiting // len(appends)))
+            piece = min(piece, tokens_in_time)
         self.budget = Budget(
             rows=max(1, int(config.max_batch_rows * share)),
             tokens=tokens,
@@ -252,8 +255,8 @@ class Pace:
             known.beside_since = None
             known.appends.note(appends.rows, appends.tokens, seconds)
 
-    def are_unknown_alone(self, version: str) -> bool:
-        """Whether appends are to be seen by themselves again: for so long they came beside requests alone."""
+    def needs_sample(self, version: str) -> bool:
+        """Whether a batch of appends is to be by itself, to see what it takes: for so long all were beside requests."""
         known = self._known.get(version)
         since = None if known is None else known.beside_since
         return since is not None and self._clock.now() > since + SAMPLE_S

@@ -148,7 +148,7 @@ class Warming:
         except Exception as error:  # noqa: BLE001, `_shed` logs it
             self._shed(engine, views, error)
             return
-        alone = self._pace.are_unknown_alone(engine.version)
+        alone = self._pace.needs_sample(engine.version)
         self._begun(engine.version, report, began_at + report.prepared_s, ahead=True, alone=alone)
 
     def _shed(self, engine: DeviceEngine, views: Sequence[HistoryView], error: Exception) -> None:
