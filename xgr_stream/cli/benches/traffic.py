@@ -173,6 +173,7 @@ class Traffic:
                 asked = self._ask(len(answered), woken.set)
             sent = self._keep_waiting(sent, events)
             woken.wait(NAP_S)
+        self._worker.call(lambda: None).result(PATIENCE_S)  # behind all that was sent, so that the queue has it
         while self._worker.queue_depths()["append"]:
             time.sleep(NAP_S)
         self._on_device(lambda: None)
