@@ -249,11 +249,11 @@ class Pace:
         known = self._noted(appends.version, now)
         if not known.appends.known:
             known.appends_anyhow.note(appends.rows, appends.tokens, seconds)
-        if beside:
-            known.beside_since = now if known.beside_since is None else known.beside_since
-        else:
+        if not beside:
             known.beside_since = None
             known.appends.note(appends.rows, appends.tokens, seconds)
+        elif known.beside_since is None:
+            known.beside_since = now
 
     def needs_sample(self, version: str) -> bool:
         """Whether a batch of appends is to be by itself, to see what it takes: for so long all were beside requests."""
