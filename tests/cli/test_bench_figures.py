@@ -134,27 +134,36 @@ def test_appends_counts_events(tmp_path: Path) -> None:
 
 def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--context", "12", "--beam", "4", "--askers", "2", "--appenders", "4", "--append-batch", "2")
-    closed: list[tuple[int, int, float]] = []
+    closed: dict[bool, list[tuple[int, int, float]]] = {False: [], True: []}
     run_closed = Traffic._run_closed
 
     def recorded(self: Traffic, *, requests: int, events: int) -> float:
-        closed.append((requests, events, run_closed(self, requests=requests, events=events)))
-        return closed[-1][2]
+        work = self._engine._work
+        seconds = run_closed(self, requests=requests, events=events)
+        closed[work.append_lane is work.decode_lane].append((requests, events, seconds))
+        return seconds
 
     monkeypatch.setattr(Traffic, "_run_closed", recorded)
     read = figures(tmp_path, "overlap", *TINY, *options, "--seconds", "0.1", "--rounds", "3")
     runs = {row["run"]: row for row in read["rows"]}
-    assert list(runs) == ["requests alone", "with appends", "all requests", "all appends", "both at once"]
+    both, on_one = "both at once", "both at once, one stream"
+    open_loops = ["requests alone", "with appends", "with appends, one stream"]
+    assert sorted(runs) == sorted([*open_loops, "all requests", "all appends", both, on_one])
     assert runs["requests alone"]["p99_ms"] >= runs["requests alone"]["p50_ms"] > 0
-    assert runs["with appends"]["events"] > 0
-    assert runs["both at once"]["requests"] == runs["all requests"]["requests"] > 0
-    assert runs["both at once"]["events"] == runs["all appends"]["events"] > 0
-    both = [run for run in closed[1:] if run[0] and run[1]]  # the first warms up
-    assert len(both) == 3
-    assert [runs["both at once"][name] for name in ("requests", "events", "seconds")] == [
-        *map(sum, zip(*both, strict=True))
-    ]
+    assert runs["with appends, one stream"]["events"] == runs["with appends"]["events"] > 0
+    assert runs["with appends, one stream"]["requests"] == runs["with appends"]["requests"] > 0
+    assert runs[both]["requests"] == runs["all requests"]["requests"] > 0
+    assert runs[both]["events"] == runs["all appends"]["events"] > 0
+    for name, one_stream in ((both, False), (on_one, True)):
+        loops = [run for run in closed[one_stream][1:] if run[0] and run[1]]  # the first warms up
+        assert len(loops) == 3
+        assert [runs[name][column] for column in ("requests", "events", "seconds")] == [
+            *map(sum, zip(*loops, strict=True))
+        ]
+    assert read["mixed_over_one_stream"] == runs[both]["seconds"] / runs[on_one]["seconds"]
     assert read["mixed_over_apart"] > 0
+    alone, beside = (runs[name]["p99_ms"] for name in ("requests alone", "with appends, one stream"))
+    assert read["one_stream_p99_ratio"] == beside / alone
 
 
 def test_overlap_says_when_events_were_not_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -14,6 +14,7 @@ import numpy as np
 
 from xgr_stream.cli.benches.samples import collect_as_a_worker, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
+from xgr_stream.engine import Switches
 from xgr_stream.errors import EngineError
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
@@ -47,27 +48,63 @@ class Load:
     append_load: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What one kind of work does by itself, and what arrives therefore."""
+
+    peak_events_per_s: float
+    """Of whole append batches."""
+    request_ms: float
+    """Of one warm request."""
+    events_per_s: float
+    """That arrive in an open loop, and:"""
+    requests_per_s: float
+
+
+def measure_rates(subject: Subject, load: Load) -> Rates:
+    """They are measured on an engine that is let go."""
+    users = subject.users(load.append_batch, load.context, after=2 * CALIBRATION)
+    engine = subject.engine(users, beam=load.beam)
+    engine.warm(users.steps[0])
+    views = iter(users.steps[1:])
+
+    def append_alone() -> None:
+        engine.warm(next(views))
+        synchronize(subject.device)
+
+    append = measure(append_alone, subject.device, repeats=CALIBRATION, warm_up=CALIBRATION)
+    latest = [users.steps[-1][0]]
+    engine.warm(latest)
+    request = requests_of(latest, beam=load.beam, k=min(10, load.beam))
+    answer = measure(lambda: check_answers(engine.answer(request)), subject.device, repeats=CALIBRATION)
+    peak_events_per_s = load.append_batch / append.median * 1e3
+    return Rates(
+        peak_events_per_s=peak_events_per_s,
+        request_ms=answer.median,
+        events_per_s=load.append_load * peak_events_per_s,
+        requests_per_s=load.load / answer.median * 1e3,
+    )
+
+
 class Traffic:
     """A running worker with users who ask, always warm, and users whose events are appended.
 
     Events are views that were taken beforehand, so that every run starts from the same prefixes. A context manager.
     """
 
-    def __init__(self, subject: Subject, load: Load) -> None:
+    def __init__(self, subject: Subject, load: Load, rates: Rates, switches: Switches | None = None) -> None:
         self._subject = subject
         self._load = load
+        self._rates = rates
         self._random = np.random.default_rng((subject.setting.seed, 2))
-        self.peak_events_per_s, self.request_ms = self._calibrate()
-        self.events_per_s = load.append_load * self.peak_events_per_s
-        self.requests_per_s = load.load / self.request_ms * 1e3
         # Of a closed loop: requests and events that take about half a round of an open one each.
-        self._num_requests = max(LEAST_REQUESTS, round(load.seconds / 2 / self.request_ms * 1e3))
-        self._num_events = round(self._num_requests * self.request_ms / 1e3 * self.peak_events_per_s)
-        most = max(self._num_events, self.events_per_s * load.seconds)
+        self._num_requests = max(LEAST_REQUESTS, round(load.seconds / 2 / rates.request_ms * 1e3))
+        self._num_events = round(self._num_requests * rates.request_ms / 1e3 * rates.peak_events_per_s)
+        most = max(self._num_events, rates.events_per_s * load.seconds)
         steps = max(math.ceil(most / load.appenders) + 1, load.appenders.bit_length() + 1)
         self._users = subject.users(load.askers + load.appenders, load.context, after=steps)
         self._askers = self._users.steps[0][: load.askers]
-        self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam)
+        self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam, switches=switches)
         self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
         self._rewound = False
         """Whether all prefixes are as they are at the first view."""
@@ -83,7 +120,7 @@ class Traffic:
             waits_ms: list[float] = []
             self._rewind()
             self._round(waits_ms, appending=True)
-            if max(waits_ms) < CALM * self.request_ms:
+            if max(waits_ms) < CALM * self._rates.request_ms:
                 break
         return self
 
@@ -114,9 +151,9 @@ class Traffic:
     def _round(self, waits_ms: list[float], appending: bool) -> tuple[float, int]:
         """One open loop from the first views; adds each request's time, and returns (seconds, events sent)."""
         seconds = self._load.seconds
-        count = max(1, round(seconds * self.requests_per_s))
+        count = max(1, round(seconds * self._rates.requests_per_s))
         requests_due = np.sort(self._random.uniform(0, seconds, count)).tolist()
-        events_due = np.arange(0, seconds, 1 / self.events_per_s).tolist() if appending else []
+        events_due = np.arange(0, seconds, 1 / self._rates.events_per_s).tolist() if appending else []
         futures: list[Promise] = []
         sent = 0
         begin = perf_counter()
@@ -136,23 +173,21 @@ class Traffic:
         _check_warm([future.result(PATIENCE_S) for future in futures])
         return took, sent
 
-    def throughput(self) -> list[dict[str, object]]:
-        """The same work one after the other and at once, all of it in every round, since one by itself says little, and
-        there and back, since what comes before it leaves a card warm."""
-        runs = (
-            ("all requests", self._num_requests, 0),
-            ("all appends", 0, self._num_events),
-            ("both at once", self._num_requests, self._num_events),
-        )
-        took = {name: 0.0 for name, _, _ in runs}
+    def closed_loops(self, runs: Mapping[str, tuple[bool, bool]]) -> list[dict[str, object]]:
+        """Runs of the same requests, the same events or both, as fast as they are worked off. All of them in every
+        round, since one by itself says little, and there and back, since what comes before it leaves a card warm.
+
+        `runs`: by name, whether a run has the requests, and whether the events."""
+        work = [(name, r * self._num_requests, e * self._num_events) for name, (r, e) in runs.items()]
+        took = dict.fromkeys(runs, 0.0)
         for number in range(self._load.rounds):
-            for name, requests, events in runs[:: (-1) ** number]:
+            for name, requests, events in work[:: (-1) ** number]:
                 took[name] += self._run_closed(requests=requests, events=events)
         rounds = self._load.rounds
         return [
             {"run": name, "requests": requests * rounds, "events": events * rounds, "seconds": took[name]}
             | ({"events_per_s": round(events * rounds / took[name])} if events else {})
-            for name, requests, events in runs
+            for name, requests, events in work
         ]
 
     def _run_closed(self, *, requests: int, events: int) -> float:
@@ -237,25 +272,6 @@ class Traffic:
         for step in range(1, self._load.appenders.bit_length() + 1):
             size = min(self._load.appenders, 1 << (step - 1))
             self._engine.warm(self._users.steps[step][self._load.askers :][:size])
-
-    def _calibrate(self) -> tuple[float, float]:
-        """(events/s of whole append batches, ms of one warm request), each by itself on an engine that is let go."""
-        load, subject = self._load, self._subject
-        users = subject.users(load.append_batch, load.context, after=2 * CALIBRATION)
-        engine = subject.engine(users, beam=load.beam)
-        engine.warm(users.steps[0])
-        views = iter(users.steps[1:])
-
-        def append_alone() -> None:
-            engine.warm(next(views))
-            synchronize(subject.device)
-
-        append = measure(append_alone, subject.device, repeats=CALIBRATION, warm_up=CALIBRATION)
-        latest = [users.steps[-1][0]]
-        engine.warm(latest)
-        request = requests_of(latest, beam=load.beam, k=min(10, load.beam))
-        answer = measure(lambda: check_answers(engine.answer(request)), subject.device, repeats=CALIBRATION)
-        return load.append_batch / append.median * 1e3, answer.median
 
 
 def _check_warm(responses: Sequence[RecommendResponse]) -> None:
