@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scheduler.devices import Histories
+from tests.scheduler.devices import Device, Histories
 from xgr_stream.config import EngineConfig
 from xgr_stream.history import HistoryView
 from xgr_stream.metrics import Metrics
@@ -26,6 +28,7 @@ from xgr_stream.scheduler.work import WorkQueue
 from xgr_stream.scheduler.worker import DeviceWorker
 from xgr_stream.testing.clock import ManualClock
 from xgr_stream.testing.null_engine import NullEngine
+from xgr_stream.types import RecommendRequest, RecommendResponse
 
 TURN_S = 50e-6
 
@@ -389,3 +392,109 @@ def test_one_user_more_is_tried_whatever_they_lack() -> None:
         pace.appended(Step("", 1, 3), 2.1e-3)
     waiting = [WaitingAppend(tokens, resident=True) for tokens in (3, 6, 9)]
     assert pace.budget_for("", waiting, 0, 1, pressed=False).append_tokens >= 12
+
+
+class HeldEngine(NullEngine):
+    """Is done with batches of requests, and with appends, once it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded, self.appended = threading.Event(), threading.Event()
+        self.warmed: list[str] = []
+
+    def warm(self, views: Sequence[HistoryView]) -> HeldReport:  # type: ignore[override]
+        self.warmed += [view.user_id for view in views]
+        return HeldReport(self.appended, super().warm(views).tokens)
+
+    def begin(self, requests: Sequence[tuple[RecommendRequest, HistoryView | None]]) -> HeldAnswers:  # type: ignore[override]
+        return HeldAnswers(self.decoded, super().begin(requests).finish())
+
+
+@dataclass(frozen=True, slots=True)
+class HeldReport:
+    done: threading.Event
+    tokens: int
+    users: int = 1
+    prepared_s: float = 1e-4
+
+    @property
+    def seconds(self) -> float | None:
+        return 1e-3 if self.done.is_set() else None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAnswers:
+    ended: threading.Event
+    responses: list[RecommendResponse]
+
+    def done(self) -> bool:
+        return self.ended.is_set()
+
+    def finish(self) -> list[RecommendResponse]:
+        assert self.ended.wait(10)
+        return self.responses
+
+
+class BusyDevice(Device):
+    """A worker whose device is at a request while a user's events wait: beside another's, or (`together`) none."""
+
+    def __init__(self, *, together: bool = False) -> None:
+        self.held = HeldEngine()
+        super().__init__(self.held)
+        if not together:
+            self.worker.start()
+            self.worker.want_append(self.view("first"))
+            self.settle()
+        self.promise = self.worker.submit(RecommendRequest("r", "asker", 1), None, None)
+        if not together:
+            self.settle()
+        self.worker.want_append(self.view("second"))
+        if together:
+            self.worker.start()
+        self.settle()
+
+    def is_at(self, *users: str) -> bool:
+        """Whether these have been appended to in the end, before the request was answered."""
+        until = time.monotonic() + 10
+        while self.held.warmed != [*users] and time.monotonic() < until:
+            time.sleep(1e-3)
+        return self.held.warmed == [*users] and not self.promise.done()
+
+    def end(self) -> None:
+        self.held.decoded.set()
+        assert self.promise.result(10).request_id == "r"
+        self.held.appended.set()
+        assert self.worker.stop(5)
+
+
+def test_appends_go_behind_the_requests_that_the_device_has_without_waiting_for_their_end() -> None:
+    """Or the device would be idle until they are prepared. Nothing comes that would wake the thread."""
+    device = BusyDevice()
+    assert device.held.warmed == ["first"]
+    device.held.appended.set()
+    assert device.is_at("first", "second")
+    device.end()
+
+
+def test_appends_that_came_with_the_requests_go_behind_them() -> None:
+    device = BusyDevice(together=True)
+    assert device.is_at("second")
+    device.end()
+
+
+def test_appends_that_the_policy_leaves_alone_are_not_looked_at_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = BusyDevice()
+    looks: list[float] = []
+
+    def none(*arguments: object, **options: object) -> tuple[list[object], list[object]]:
+        looks.append(time.monotonic())
+        return [], []
+
+    monkeypatch.setattr(device.worker._choice, "next", none)
+    device.held.appended.set()
+    time.sleep(0.1)
+    assert len(looks) == 1
+    monkeypatch.undo()
+    device.end()

@@ -280,15 +280,18 @@ class DeviceWorker:
         self._warming.learn()
         self._prefills.tidy()
         waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
+        looked = False
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
+            may_append = self._warming.may_append and not self._prefills.overdue(long)
             overloaded, self._intake.overloaded = self._intake.overloaded, False
             works, views = self._choice.next(
                 waiting,
                 overloaded=overloaded,
-                appends=self._warming.may_append and not self._prefills.overdue(long),
+                appends=may_append,
                 prefill=long is not None,
                 most_ahead=self._prefills.most_ahead,
             )
+            looked = may_append and not works
             if works:
                 self._queue.remove(works)
                 taken = set(works)
@@ -305,7 +308,7 @@ class DeviceWorker:
             if not (works or views or self._decoding or waiting or self._intake.inbox.qsize()):
                 self._spare()
         if self._decoding and (len(self._decoding) == BATCHES_IN_FLIGHT or not waiting or self._holds(waiting)):
-            self._finish_when_done(waiting)
+            self._finish_when_done(waiting, looked)
         elif self._warming.alone:
             time.sleep(POLL_S)
         self._report()
@@ -327,13 +330,19 @@ class DeviceWorker:
         elif self._shadow.waits:
             self._shadow.step()
 
-    def _finish_when_done(self, waiting: Sequence[Work]) -> None:
-        """Finish the oldest batch, unless something comes or the time is up to start the next one."""
+    def _finish_when_done(self, waiting: Sequence[Work], looked: bool) -> None:
+        """Finish the oldest batch, unless something comes, the time is up to start the next one, or appends may go
+        behind it, so that the device is not idle until they are prepared; `looked`: those that wait were looked at."""
         while not self._decoding.oldest_done:
             if self._intake.inbox.qsize():
                 return
-            if waiting and len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
-                return
+            if len(self._decoding) < BATCHES_IN_FLIGHT:
+                if waiting and not self._holds(waiting):
+                    return
+                if not (waiting or looked) and len(self._appends):
+                    self._warming.learn()
+                    if self._warming.may_append:
+                        return
             time.sleep(POLL_S)
         self._decoding.finish()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
@@ -128,6 +129,7 @@ class Traffic:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._worker.stop(timeout=10.0)
+        gc.unfreeze()  # the engine's memory is for what is measured next
 
     def open_loop(self, name: str, *, appending: bool) -> dict[str, object]:
         """Requests, and events if `appending`, that arrive by the clock; all rounds together."""
