@@ -80,6 +80,8 @@ class Pace:
         piece_ms = config.append_piece_ms or APPEND_PIECE_MS[device]
         self._piece_s = piece_ms / 1e3
         self._free_at = float("-inf")
+        self._decoded_at = float("-inf")
+        """When it will be done with its requests, behind which there may be appends."""
         self._ended_at = float("-inf")
         self._probed_at = float("-inf")
         self._due_again_at = float("-inf")
@@ -143,6 +145,10 @@ class Pace:
         """How long before the device is free the next batch must be begun, so that it is not idle in between."""
         return LEAD_S + (median(self._preparing_s) if self._preparing_s else 0.0)
 
+    def decoding_s(self, now: float) -> float:
+        """How long the device will be busy with requests: others go beside the appends that are behind these."""
+        return max(0.0, self._decoded_at - now)
+
     def budget_for(
         self,
         version: str,
@@ -186,7 +192,7 @@ class Pace:
         """A batch is given to the device."""
         self.idle = False
         self.batches += 1
-        self._free_at = max(now, self._free_at) + self.decode_s(step)
+        self._free_at = self._decoded_at = max(now, self._free_at) + self.decode_s(step)
 
     def begun(self, began_at: float, now: float) -> None:
         """The device has the batch."""
@@ -206,7 +212,7 @@ class Pace:
 
     def left(self, rest: Sequence[Step]) -> None:
         """The device has these batches, and no others."""
-        self._free_at = self._clock.now() + sum(map(self.decode_s, rest))
+        self._free_at = self._decoded_at = self._clock.now() + sum(map(self.decode_s, rest))
         self._appended_at = self._free_at + self._appends_s
         self.idle = not rest
 

@@ -282,16 +282,16 @@ class DeviceWorker:
         waiting, long = self._prefills.split(self._queue.candidates(CONSIDERED))
         looked = False
         if len(self._decoding) < BATCHES_IN_FLIGHT and not self._holds(waiting):
-            may_append = self._warming.may_append and not self._prefills.overdue(long)
+            may_append = self._warming.may_append
             overloaded, self._intake.overloaded = self._intake.overloaded, False
             works, views = self._choice.next(
                 waiting,
                 overloaded=overloaded,
-                appends=may_append,
+                appends=may_append and not self._prefills.overdue(long),
                 prefill=long is not None,
                 most_ahead=self._prefills.most_ahead,
             )
-            looked = may_append and not works
+            looked = may_append and not (works or views)
             if works:
                 self._queue.remove(works)
                 taken = set(works)
@@ -321,7 +321,7 @@ class DeviceWorker:
         if not self._decoding or not waiting:
             return False
         rows = sum(work.rows for work in waiting)
-        return hold_s(self._pace.busy_s(self._clock.now()), self._pace.lead_s, rows, self._pace.budget) > 0
+        return hold_s(self._pace.decoding_s(self._clock.now()), self._pace.lead_s, rows, self._pace.budget) > 0
 
     def _spare(self) -> None:
         """Nothing can be given to the device now: the shadow may have it, for one step, if nobody needs it."""
@@ -332,7 +332,7 @@ class DeviceWorker:
 
     def _finish_when_done(self, waiting: Sequence[Work], looked: bool) -> None:
         """Finish the oldest batch, unless something comes, the time is up to start the next one, or appends may go
-        behind it, so that the device is not idle until they are prepared; `looked`: those that wait were looked at."""
+        behind it, so that the device is not idle until they are prepared; `looked`: none that wait were picked."""
         while not self._decoding.oldest_done:
             if self._intake.inbox.qsize():
                 return

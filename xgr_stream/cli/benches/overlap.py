@@ -82,7 +82,8 @@ def overlap(
 
     Requests and events arrive by the clock, whether or not earlier ones are done; a request's time counts from when it
     was due. Then the same number of requests, one after the other, and of events is worked off as fast as it goes:
-    requests alone, appends alone, both at once, in turn. On one stream both go through an engine of its own.
+    requests alone, appends alone, both at once, in turn. The runs on one stream come last, through an engine of
+    their own.
     """
     subject = Subject(setting)
     report = start("overlap", COLUMNS, subject.description(), output)

@@ -132,7 +132,9 @@ class Traffic:
         gc.unfreeze()  # the engine's memory is for what is measured next
 
     def open_loop(self, name: str, *, appending: bool) -> dict[str, object]:
-        """Requests, and events if `appending`, that arrive by the clock; all rounds together."""
+        """Requests, and events if `appending`, that arrive by the clock; all rounds together. Each loop's requests
+        arrive at the same times."""
+        self._random = np.random.default_rng((self._subject.setting.seed, 2))
         waits_ms: list[float] = []
         took = 0.0
         events = appended = behind = 0
