@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from xgr_stream.config import EngineConfig
 from xgr_stream.history import HistoryStore, HistoryView
@@ -27,6 +28,19 @@ class Gate:
         self.batches.append([request.request_id for request, _ in requests])
         self.entered.set()
         assert self.go_on.wait(10)
+
+
+class HeldReport(NamedTuple):
+    """Of appends or a chunk that the device is done with while `computed` is set."""
+
+    users: int
+    tokens: int
+    computed: threading.Event
+    prepared_s: float = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        return 1e-3 if self.computed.is_set() else None
 
 
 class Histories:

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
 
 import pytest
 
 from tests.property.users import record
+from tests.scheduler.devices import HeldReport
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine, WarmReport
 from xgr_stream.errors import OutOfMemory
@@ -28,17 +28,6 @@ MODEL = tiny_model()
 CHUNK = 10 * TOKENS_PER_EVENT
 LONG, SHORT = 100, 3
 """Events."""
-
-
-class Chunk(NamedTuple):
-    users: int
-    tokens: int
-    computed: threading.Event
-    prepared_s: float = 0.0
-
-    @property
-    def seconds(self) -> float | None:
-        return 0.001 if self.computed.is_set() else None
 
 
 class Stepwise(NullEngine):
@@ -61,7 +50,7 @@ class Stepwise(NullEngine):
         self.did += [f"append to {view.user_id}" for view in views]
         return super().warm(views)
 
-    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[Chunk, None, None]:  # type: ignore[override]
+    def prefilling(self, view: HistoryView, chunk_tokens: int) -> Generator[HeldReport, None, None]:  # type: ignore[override]
         self.open += 1
         try:
             for report in super().prefilling(view, chunk_tokens):
@@ -69,7 +58,7 @@ class Stepwise(NullEngine):
                 if self.fails is not None:
                     raise self.fails
                 self.did.append(f"chunk of {view.user_id}")
-                yield Chunk(report.users, report.tokens, self.computed)
+                yield HeldReport(report.users, report.tokens, self.computed)
         finally:
             self.open -= 1
 

@@ -331,20 +331,24 @@ class DeviceWorker:
             self._shadow.step()
 
     def _finish_when_done(self, waiting: Sequence[Work], looked: bool) -> None:
-        """Finish the oldest batch, unless something comes, the time is up to start the next one, or appends may go
-        behind it, so that the device is not idle until they are prepared; `looked`: none that wait were picked."""
+        """Finish the oldest batch, unless something comes or may go behind it, so that the device is not idle until
+        that is prepared; `looked`: none of the appends that wait was picked."""
         while not self._decoding.oldest_done:
-            if self._intake.inbox.qsize():
+            if self._intake.inbox.qsize() or self._may_follow(waiting, looked):
                 return
-            if len(self._decoding) < BATCHES_IN_FLIGHT:
-                if waiting and not self._holds(waiting):
-                    return
-                if not (waiting or looked) and len(self._appends):
-                    self._warming.learn()
-                    if self._warming.may_append:
-                        return
             time.sleep(POLL_S)
         self._decoding.finish()
+
+    def _may_follow(self, waiting: Sequence[Work], looked: bool) -> bool:
+        """Whether something may go behind the requests that the device has: others, or appends if none wait."""
+        if len(self._decoding) == BATCHES_IN_FLIGHT:
+            return False
+        if waiting:
+            return not self._holds(waiting)
+        if looked or not len(self._appends):
+            return False
+        self._warming.learn()
+        return self._warming.may_append
 
     def _lose(self, error: Exception) -> None:
         """Nothing will work any more: answer everything, now and from now on."""

@@ -97,7 +97,6 @@ class Traffic:
         self._subject = subject
         self._load = load
         self._rates = rates
-        self._random = np.random.default_rng((subject.setting.seed, 2))
         # Of a closed loop: requests and events that take about half a round of an open one each.
         self._num_requests = max(LEAST_REQUESTS, round(load.seconds / 2 / rates.request_ms * 1e3))
         self._num_events = round(self._num_requests * rates.request_ms / 1e3 * rates.peak_events_per_s)
@@ -117,10 +116,10 @@ class Traffic:
         self._rewind()
         self._on_device(self._run_every_size)
         self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
-        for _ in range(UNTIMED_ROUNDS):
+        for number in range(UNTIMED_ROUNDS):
             waits_ms: list[float] = []
             self._rewind()
-            self._round(waits_ms, appending=True)
+            self._round(number, waits_ms, appending=True)
             if max(waits_ms) < CALM * self._rates.request_ms:
                 break
         return self
@@ -132,16 +131,14 @@ class Traffic:
         gc.unfreeze()  # the engine's memory is for what is measured next
 
     def open_loop(self, name: str, *, appending: bool) -> dict[str, object]:
-        """Requests, and events if `appending`, that arrive by the clock; all rounds together. Each loop's requests
-        arrive at the same times."""
-        self._random = np.random.default_rng((self._subject.setting.seed, 2))
+        """Requests, and events if `appending`, that arrive by the clock; all rounds together."""
         waits_ms: list[float] = []
         took = 0.0
         events = appended = behind = 0
-        for _ in range(self._load.rounds):
+        for number in range(self._load.rounds):
             self._rewind()
             before = self._engine.stats().tokens_appended
-            seconds, sent = self._round(waits_ms, appending)
+            seconds, sent = self._round(number, waits_ms, appending)
             appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
             took += seconds
             events += sent
@@ -152,11 +149,13 @@ class Traffic:
         row: dict[str, object] = {"run": name, "requests": len(waits_ms), "seconds": took, "p50_ms": p50, "p99_ms": p99}
         return row | ({"events": events, "events_per_s": round(appended / took), "behind": behind} if appending else {})
 
-    def _round(self, waits_ms: list[float], appending: bool) -> tuple[float, int]:
-        """One open loop from the first views; adds each request's time, and returns (seconds, events sent)."""
+    def _round(self, number: int, waits_ms: list[float], appending: bool) -> tuple[float, int]:
+        """One open loop from the first views, in which requests arrive at the times that go with its number; adds each
+        request's time, and returns (seconds, events sent)."""
         seconds = self._load.seconds
         count = max(1, round(seconds * self._rates.requests_per_s))
-        requests_due = np.sort(self._random.uniform(0, seconds, count)).tolist()
+        random = np.random.default_rng((self._subject.setting.seed, 2, number))
+        requests_due = np.sort(random.uniform(0, seconds, count)).tolist()
         events_due = np.arange(0, seconds, 1 / self._rates.events_per_s).tolist() if appending else []
         futures: list[Promise] = []
         sent = 0
