@@ -10,7 +10,7 @@ import torch
 
 from tests.property.users import record
 from xgr_stream.config import CacheConfig, EngineConfig
-from xgr_stream.engine import Engine
+from xgr_stream.engine import Engine, Switches
 from xgr_stream.engine.append import GRAPH_TOKENS, LARGE_SHAPES, Appender
 from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.preparation import prepare_appends
@@ -89,3 +89,17 @@ def test_who_stops_preparing_appends_waits_for_what_was_begun() -> None:
         steps.close()
     assert log == [work.append_lane, work.decode_lane, "abandon"]
     engine.check_integrity()
+
+
+def test_appends_are_on_a_lane_of_their_own_or_on_the_decodes() -> None:
+    engine = Engine.load(MODEL, tiny_catalog())
+    one = Engine(engine.model, engine.catalog, config=engine.config, switches=Switches(streams=False))
+    for work in (engine._work, one._work):
+        own = work._beside.lane
+        assert own is not work.decode_lane
+        assert {*work._lanes()} == {own, work.decode_lane}
+        assert work.append_lane is (own if work is engine._work else work.decode_lane)
+        assert work.request_appender.lane is work.decode_lane
+    for streams, expected in ((False, engine._work.decode_lane), (True, engine._work._beside.lane)):
+        engine.use_streams(streams)
+        assert engine._work.append_lane is engine._work.appender.lane is expected

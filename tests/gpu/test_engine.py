@@ -15,9 +15,9 @@ import torch
 from tests.property.cases import ACTIONS, Case
 from tests.property.oracle import assert_same
 from tests.property.users import History, append, ask, record
-from xgr_stream.engine import Engine
+from xgr_stream.engine import Engine, Switches
 from xgr_stream.testing.models import TAGS
-from xgr_stream.types import CacheState, ItemFilter, Status
+from xgr_stream.types import CacheState, ItemFilter, RecommendRequest, Status
 
 pytestmark = pytest.mark.gpu
 
@@ -124,8 +124,6 @@ def test_wide_beams_equal_exhaustive_search(case: Case, engine: Engine) -> None:
 
 
 def test_an_answer_does_not_depend_on_company_cache_or_graphs(case: Case, engine: Engine) -> None:
-    from xgr_stream.engine import Switches
-
     draws = Draws(case, 20)
     users = {f"company-{user}": draws.history(10) for user in USERS}
     requests = [(user, 5, draws.width(), draws.filter()) for user in users]
@@ -149,8 +147,6 @@ def test_an_answer_does_not_depend_on_company_cache_or_graphs(case: Case, engine
 
 
 def test_batches_begun_before_the_last_is_finished_answer_alike(case: Case, engine: Engine) -> None:
-    from xgr_stream.types import RecommendRequest
-
     draws = Draws(case, 30)
     users = [f"pipelined-{user}" for user in USERS]
     for user in users:
@@ -169,6 +165,25 @@ def test_batches_begun_before_the_last_is_finished_answer_alike(case: Case, engi
         engine.forget([user])
         (again,) = ask(engine, (user, 5, 20))
         assert_same(again.items, response.items, len(response.items), case.epsilon)
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_one_stream_and_two_in_turn_equal_plain_search(case: Case, engine: Engine, seed: int) -> None:
+    draws = Draws(case, 60 + seed)
+    users: dict[str, History] = {f"{user}-of-streams-{seed}": [] for user in USERS}
+    for streams in (False, True, False, True):
+        engine.use_streams(streams)
+        for user, history in draws.shuffled([(user, draws.history(6)) for user in users]):
+            append(engine, user, history)
+            users[user] = [*users[user], *history]
+        begun = [engine.begin([(RecommendRequest("0", user, 5, 20), engine.history.view(user))]) for user in users]
+        engine.use_streams(not streams)  # while they are under way
+        expect(case, engine, users, draws)
+        for pending in begun:
+            (response,) = pending.finish()
+            (again,) = ask(engine, (response.user_id, 5, 20))
+            assert_same(again.items, response.items, len(response.items), case.epsilon)
     engine.check_integrity()
 
 

@@ -354,6 +354,11 @@ class Engine:
                 serving.legality.flip_graph()
             yield
 
+    def use_streams(self, streams: bool) -> None:
+        """`Switches.streams` from now on, for a bench that compares both in turn. Waits for what is under way."""
+        self._work.settle()
+        self._work.use_streams(streams)
+
     def close(self) -> None:
         """Wait for what is under way, so that the engine's memory may be given to others. Nothing is to be asked of it
         any more."""

@@ -28,8 +28,8 @@ COPIES_UNDER_WAY = 4
 
 
 class Work:
-    """An engine's two lanes. A decode does not wait for other users' appends, and memory that work under way reads or
-    writes is pinned until that work is done."""
+    """An engine's two lanes, or one (`Switches.streams`). A decode does not wait for other users' appends, and memory
+    that work under way reads or writes is pinned until that work is done."""
 
     def __init__(
         self,
@@ -43,7 +43,6 @@ class Work:
     ) -> None:
         device = cache.hidden.device
         self.decode_lane = Lane(device, priority=-1)
-        self.append_lane = Lane(device) if switches.streams else self.decode_lane
         self.graphs = graphs = GraphCache(config.graph_bytes)
         """Of appends and decodes."""
 
@@ -51,10 +50,12 @@ class Work:
             most = config.max_batch_tokens
             return Appender(model, cache, lane, switches, graphs, max_batch_tokens=most, page_columns=page_columns)
 
-        self.appender = appender(self.append_lane)
-        """For users who are warmed ahead of their requests."""
         self.request_appender = appender(self.decode_lane)
         """For what a request still lacks."""
+        self._beside = appender(Lane(device))
+        self.appender = self._beside
+        """For users who are warmed ahead of their requests."""
+        self.use_streams(switches.streams)
         self._cache = cache
         self._costs = costs
         self.mover = None if cache.host is None else Mover(cache, cache.host, costs, pages=page_columns)
@@ -66,6 +67,15 @@ class Work:
         """Prefixes that were computed though there was a copy, since that is faster."""
         self.tokens_appended = 0
         """Since the engine was loaded."""
+
+    @property
+    def append_lane(self) -> Lane:
+        """Of users who are warmed ahead of their requests."""
+        return self.appender.lane
+
+    def use_streams(self, streams: bool) -> None:
+        """`Switches.streams`, from now on. Nothing may be under way."""
+        self.appender = self._beside if streams else self.request_appender
 
     def run(self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], appender: Appender) -> dict[str, UserPrefix]:
         """The prefixes of these users, brought up to their plans on the appender's lane."""
@@ -222,7 +232,7 @@ class Work:
 
     def _lanes(self) -> tuple[Lane, ...]:
         copying = () if self.mover is None else self.mover.lanes
-        return (self.append_lane, self.decode_lane, *copying)
+        return (self._beside.lane, self.decode_lane, *copying)
 
 
 def _touched(plans: Iterable[Plan]) -> Iterator[str]:

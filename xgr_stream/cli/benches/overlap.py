@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import click
 
 from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options
 from xgr_stream.cli.benches.plots import Plot
 from xgr_stream.cli.benches.report import Report, start
 from xgr_stream.cli.benches.subject import Subject
-from xgr_stream.cli.benches.traffic import Load, Rates, Traffic, measure_rates
-from xgr_stream.engine import Switches
+from xgr_stream.cli.benches.traffic import Load, Loop, Traffic, measure_rates
 from xgr_stream.types import MAX_BEAM_WIDTH
 
 COLUMNS = {
@@ -24,6 +21,18 @@ COLUMNS = {
     "events_per_s": "events/s",
     "behind": "users behind at the end",
 }
+
+OPEN_LOOPS = (
+    Loop("requests alone", events=False),
+    Loop("with appends"),
+    Loop("with appends, one stream", streams=False),
+)
+CLOSED_LOOPS = (
+    Loop("all requests", events=False),
+    Loop("all appends", requests=False),
+    Loop("both at once"),
+    Loop("both at once, one stream", streams=False),
+)
 
 
 @click.command()
@@ -77,13 +86,12 @@ def overlap(
     append_load: float,
     output: Output,
 ) -> None:
-    """Time warm requests in an open loop, alone and while events are appended; then mixed throughput; then both once
-    more with appends on the stream of requests.
+    """Time warm requests in an open loop, alone and while events are appended; then mixed throughput; each also with
+    appends on the stream of requests, in turn with the others.
 
     Requests and events arrive by the clock, whether or not earlier ones are done; a request's time counts from when it
     was due. Then the same number of requests, one after the other, and of events is worked off as fast as it goes:
-    requests alone, appends alone, both at once, in turn. The runs on one stream come last, through an engine of
-    their own.
+    requests alone, appends alone, both at once.
     """
     subject = Subject(setting)
     report = start("overlap", COLUMNS, subject.description(), output)
@@ -103,25 +111,13 @@ def overlap(
         f"Peak of appends {rates.peak_events_per_s:,.0f} events/s; one warm request {rates.request_ms:.2f} ms; "
         f"requests arrive at {rates.requests_per_s:.0f}/s, events at {rates.events_per_s:,.0f}/s."
     )
-    for rows in (_two_streams(subject, plan, rates), _one_stream(subject, plan, rates)):
-        for row in rows:
+    with Traffic(subject, plan, rates) as traffic:
+        for row in traffic.open_loops(OPEN_LOOPS):
+            report.add(row)
+        for row in traffic.closed_loops(CLOSED_LOOPS):
             report.add(row)
     _conclude(report)
     report.finish(output, _plot(report))
-
-
-def _two_streams(subject: Subject, plan: Load, rates: Rates) -> Iterator[dict[str, object]]:
-    with Traffic(subject, plan, rates) as traffic:
-        yield traffic.open_loop("requests alone", appending=False)
-        yield traffic.open_loop("with appends", appending=True)
-        runs = {"all requests": (True, False), "all appends": (False, True), "both at once": (True, True)}
-        yield from traffic.closed_loops(runs)
-
-
-def _one_stream(subject: Subject, plan: Load, rates: Rates) -> Iterator[dict[str, object]]:
-    with Traffic(subject, plan, rates, Switches(streams=False)) as traffic:
-        yield traffic.open_loop("with appends, one stream", appending=True)
-        yield from traffic.closed_loops({"both at once, one stream": (True, True)})
 
 
 def _conclude(report: Report) -> None:

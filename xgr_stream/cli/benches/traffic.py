@@ -6,16 +6,17 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from xgr_stream.cli.benches.samples import collect_as_a_worker, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
-from xgr_stream.engine import Switches
 from xgr_stream.errors import EngineError
 from xgr_stream.metrics import Metrics
 from xgr_stream.scheduler.clock import SystemClock
@@ -87,13 +88,49 @@ def measure_rates(subject: Subject, load: Load) -> Rates:
     )
 
 
+class Loop(NamedTuple):
+    """What a loop has, and whether its appends are on a stream of their own."""
+
+    name: str
+    requests: bool = True
+    events: bool = True
+    streams: bool = True
+
+
+@dataclass(slots=True)
+class _Arrived:
+    """Of an open loop, in all rounds so far."""
+
+    waits_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    events: int = 0
+    appended: int = 0
+    behind: int = 0
+
+    def figures(self, with_events: bool) -> dict[str, object]:
+        """Of the table."""
+        p50, p99 = (float(p) for p in np.percentile(self.waits_ms, (50, 99)))
+        row: dict[str, object] = {
+            "requests": len(self.waits_ms),
+            "seconds": self.seconds,
+            "p50_ms": p50,
+            "p99_ms": p99,
+        }
+        appended = {
+            "events": self.events,
+            "events_per_s": round(self.appended / self.seconds),
+            "behind": self.behind,
+        }
+        return row | appended if with_events else row
+
+
 class Traffic:
     """A running worker with users who ask, always warm, and users whose events are appended.
 
     Events are views that were taken beforehand, so that every run starts from the same prefixes. A context manager.
     """
 
-    def __init__(self, subject: Subject, load: Load, rates: Rates, switches: Switches | None = None) -> None:
+    def __init__(self, subject: Subject, load: Load, rates: Rates) -> None:
         self._subject = subject
         self._load = load
         self._rates = rates
@@ -104,7 +141,7 @@ class Traffic:
         steps = max(math.ceil(most / load.appenders) + 1, load.appenders.bit_length() + 1)
         self._users = subject.users(load.askers + load.appenders, load.context, after=steps)
         self._askers = self._users.steps[0][: load.askers]
-        self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam, switches=switches)
+        self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam)
         self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
         self._rewound = False
         """Whether all prefixes are as they are at the first view."""
@@ -114,8 +151,10 @@ class Traffic:
         collect_as_a_worker()
         self._worker.start()
         self._rewind()
-        self._on_device(self._run_every_size)
-        self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
+        for streams in (False, True):
+            self._use_streams(streams)
+            self._on_device(self._run_every_size)
+            self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
         for number in range(UNTIMED_ROUNDS):
             waits_ms: list[float] = []
             self._rewind()
@@ -130,24 +169,21 @@ class Traffic:
         self._worker.stop(timeout=10.0)
         gc.unfreeze()  # the engine's memory is for what is measured next
 
-    def open_loop(self, name: str, *, appending: bool) -> dict[str, object]:
-        """Requests, and events if `appending`, that arrive by the clock; all rounds together."""
-        waits_ms: list[float] = []
-        took = 0.0
-        events = appended = behind = 0
-        for number in range(self._load.rounds):
+    def open_loops(self, loops: Sequence[Loop]) -> list[dict[str, object]]:
+        """Requests, and the events of those loops that have them, that arrive by the clock; all rounds together."""
+        arrived = {loop: _Arrived() for loop in loops}
+        for number, loop in self._in_turn(loops):
+            so_far = arrived[loop]
             self._rewind()
             before = self._engine.stats().tokens_appended
-            seconds, sent = self._round(number, waits_ms, appending)
-            appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
-            took += seconds
-            events += sent
+            seconds, events = self._round(number, so_far.waits_ms, appending=loop.events)
+            so_far.appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
+            so_far.seconds += seconds
+            so_far.events += events
             # The last request's time is added behind its result; and all views have been looked at then.
             self._on_device(lambda: None)
-            behind = max(behind, self._worker.queue_depths()["append"])
-        p50, p99 = (float(p) for p in np.percentile(waits_ms, (50, 99)))
-        row: dict[str, object] = {"run": name, "requests": len(waits_ms), "seconds": took, "p50_ms": p50, "p99_ms": p99}
-        return row | ({"events": events, "events_per_s": round(appended / took), "behind": behind} if appending else {})
+            so_far.behind = max(so_far.behind, self._worker.queue_depths()["append"])
+        return [{"run": loop.name} | arrived[loop].figures(loop.events) for loop in loops]
 
     def _round(self, number: int, waits_ms: list[float], appending: bool) -> tuple[float, int]:
         """One open loop from the first views, in which requests arrive at the times that go with its number; adds each
@@ -176,22 +212,30 @@ class Traffic:
         _check_warm([future.result(PATIENCE_S) for future in futures])
         return took, sent
 
-    def closed_loops(self, runs: Mapping[str, tuple[bool, bool]]) -> list[dict[str, object]]:
-        """Runs of the same requests, the same events or both, as fast as they are worked off. All of them in every
-        round, since one by itself says little, and there and back, since what comes before it leaves a card warm.
-
-        `runs`: by name, whether a run has the requests, and whether the events."""
-        work = [(name, r * self._num_requests, e * self._num_events) for name, (r, e) in runs.items()]
-        took = dict.fromkeys(runs, 0.0)
-        for number in range(self._load.rounds):
-            for name, requests, events in work[:: (-1) ** number]:
-                took[name] += self._run_closed(requests=requests, events=events)
+    def closed_loops(self, loops: Sequence[Loop]) -> list[dict[str, object]]:
+        """Runs of the same requests, the same events or both, as fast as they are worked off; all rounds together."""
+        work = {loop: (loop.requests * self._num_requests, loop.events * self._num_events) for loop in loops}
+        took = dict.fromkeys(loops, 0.0)
+        for _, loop in self._in_turn(loops):
+            requests, events = work[loop]
+            took[loop] += self._run_closed(requests=requests, events=events)
         rounds = self._load.rounds
         return [
-            {"run": name, "requests": requests * rounds, "events": events * rounds, "seconds": took[name]}
-            | ({"events_per_s": round(events * rounds / took[name])} if events else {})
-            for name, requests, events in work
+            {"run": loop.name, "requests": requests * rounds, "events": events * rounds, "seconds": took[loop]}
+            | ({"events_per_s": round(events * rounds / took[loop])} if events else {})
+            for loop, (requests, events) in work.items()
         ]
+
+    def _in_turn(self, loops: Sequence[Loop]) -> Iterator[tuple[int, Loop]]:
+        """Every loop in every round, since one by itself says little, and there and back, since what comes before it
+        leaves a card warm. With the round's number."""
+        for number in range(self._load.rounds):
+            for loop in loops[:: (-1) ** number]:
+                self._use_streams(loop.streams)
+                yield number, loop
+
+    def _use_streams(self, streams: bool) -> None:
+        self._on_device(partial(self._engine.use_streams, streams))
 
     def _run_closed(self, *, requests: int, events: int) -> float:
         """One request after the other, and events such that appends always wait, until all is done: the seconds."""
