@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from xgr_stream.cli.bench import BENCHES, bench
 from xgr_stream.cli.benches.traffic import Traffic
 from xgr_stream.cli.main import main
 from xgr_stream.engine import Engine
+from xgr_stream.scheduler.promise import Promise
 
 TINY = ("--shape", "tiny", "--device", "cpu")
 
@@ -135,15 +137,32 @@ def test_appends_counts_events(tmp_path: Path) -> None:
 def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--context", "12", "--beam", "4", "--askers", "2", "--appenders", "4", "--append-batch", "2")
     closed: dict[bool, list[tuple[int, int, float]]] = {False: [], True: []}
-    run_closed = Traffic._run_closed
+    sent, sent_before = 0, list[int]()
+    run_closed, ask, send = Traffic._run_closed, Traffic._ask, Traffic._send
 
     def recorded(self: Traffic, *, requests: int, events: int) -> float:
+        nonlocal sent
+        sent = 0
+        sent_before.clear()
         work = self._engine._work
         seconds = run_closed(self, requests=requests, events=events)
         closed[work.append_lane is work.decode_lane].append((requests, events, seconds))
+        assert len(sent_before) == requests
+        assert all(before * requests >= number * events for number, before in enumerate(sent_before))  # both in step
         return seconds
 
+    def counted_send(self: Traffic, number: int) -> None:
+        nonlocal sent
+        sent = number + 1
+        send(self, number)
+
+    def counted_ask(self: Traffic, number: int, done: Callable[[], object]) -> Promise:
+        sent_before.append(sent)
+        return ask(self, number, done)
+
     monkeypatch.setattr(Traffic, "_run_closed", recorded)
+    monkeypatch.setattr(Traffic, "_ask", counted_ask)
+    monkeypatch.setattr(Traffic, "_send", counted_send)
     read = figures(tmp_path, "overlap", *TINY, *options, "--seconds", "0.1", "--rounds", "3")
     runs = {row["run"]: row for row in read["rows"]}
     both, on_one = "both at once", "both at once, one stream"

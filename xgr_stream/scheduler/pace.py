@@ -29,6 +29,9 @@ KEPT, GAIN, MOST_MARGIN = 0.98, 0.05, 2.0
 most that it may be."""
 SAMPLE_S = 1.0
 """After so long of appends that were all beside requests, these wait for a batch of them, to see what it takes."""
+SMALL_EVERY, SMALL_SHARE = 64, 0.1
+"""One batch of appends in so many is that share of the others: what a batch takes whatever it holds can't be told from
+batches that are all about as large."""
 LEAD_S = 5e-4
 """Kept free before the next batch must start, besides what preparing it takes."""
 UNKNOWN = StepCosts()
@@ -88,6 +91,8 @@ class Pace:
         self._appended_at = float("-inf")
         """When it will be done with its appends, of which it has so many seconds (infinite: nobody knows):"""
         self._appends_s = 0.0
+        self._num_appends = 0
+        """Batches of them that it was given, and nobody asked for."""
         self.idle = True
         """Whether the device has no batch of requests."""
         self.batches = 0
@@ -171,6 +176,8 @@ class Pace:
             tokens_in_time = int(max(self._piece_s - costs.fixed_s, costs.fixed_s) / token_s)
             if costs.most_rows <= 1 and waiting:  # what one user takes does not say what another one adds
                 tokens_in_time = max(tokens_in_time, -(-2 * waiting // len(appends)))
+            elif (self._num_appends + 1) % SMALL_EVERY == 0:
+                tokens_in_time = int(SMALL_SHARE * tokens_in_time)
             piece = min(piece, tokens_in_time)
         self.budget = Budget(
             rows=max(1, int(config.max_batch_rows * share)),
@@ -227,6 +234,7 @@ class Pace:
         seconds, preparing = self.append_s(appends), self._preparing_appends_s
         if ahead and appends.tokens:
             preparing.append(prepared_s)
+            self._num_appends += 1
             self._due_again_at = now + seconds / APPEND_SHARE
             # One that took long to prepare, as with a capture, is no shorter for it.
             prepared_s = min(prepared_s, median(preparing))

@@ -238,7 +238,8 @@ class Traffic:
         self._on_device(partial(self._engine.use_streams, streams))
 
     def _run_closed(self, *, requests: int, events: int) -> float:
-        """One request after the other, and events such that appends always wait, until all is done: the seconds."""
+        """One request after the other, and events such that appends always wait, until all is done: the seconds. Both
+        in step, since once one kind has come to its end the rest is no mixture."""
         self._rewind()
         woken = threading.Event()
         answered: list[RecommendResponse] = []
@@ -251,9 +252,11 @@ class Traffic:
             if asked is not None and asked.done():
                 answered.append(asked.result())
                 asked = None
-            if asked is None and len(answered) < requests:
+            depths = self._worker.queue_depths()
+            taken = sent - depths["append"]
+            if asked is None and len(answered) < requests and len(answered) * events <= taken * requests:
                 asked = self._ask(len(answered), woken.set)
-            sent = self._keep_waiting(sent, events)
+            sent = self._keep_waiting(sent, events, sum(depths.values()))
             woken.wait(NAP_S)
         self._worker.call(lambda: None).result(PATIENCE_S)  # behind all that was sent, so that the queue has it
         while self._worker.queue_depths()["append"]:
@@ -266,12 +269,11 @@ class Traffic:
             raise EngineError(f"{events} events must be appended, not {appended} tokens of them")
         return took
 
-    def _keep_waiting(self, sent: int, events: int) -> int:
-        """Send more events if few wait. At most one of each user waits, since later ones would be appended with it:
+    def _keep_waiting(self, sent: int, events: int, waiting: int) -> int:
+        """Send more events if little waits. At most one of each user waits, since later ones would be appended with it:
         appends are taken in order, so those of the users who are next have been."""
-        depths = self._worker.queue_depths()
         half = max(1, self._load.appenders // 2)
-        if depths["append"] + depths["decode"] > half:
+        if waiting > half:
             return sent
         upto = min(events, sent + half)
         for number in range(sent, upto):
