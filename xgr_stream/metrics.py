@@ -100,6 +100,7 @@ class Metrics:
         )
         self.appends = self._counter("appends", "User prefixes that took work to be up to date before anybody asked.")
         self.append_tokens = self._counter("append_tokens", "Tokens appended or prefilled for them.")
+        self.append_batches = self._counter("append_batches", "Batches that the device was given of them.")
         self.requests = self._counter(
             "requests", "Requests answered, by outcome (status or error code) and cache state.", "outcome", "cache"
         )

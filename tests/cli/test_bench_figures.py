@@ -181,6 +181,9 @@ def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: py
         ]
     assert read["mixed_over_one_stream"] == runs[both]["seconds"] / runs[on_one]["seconds"]
     assert read["mixed_over_apart"] > 0
+    for run in ("with appends", "all appends", both, on_one):
+        assert 1 <= runs[run]["users_a_batch"] <= 4
+    assert "users_a_batch" not in runs["all requests"]
     alone, beside = (runs[name]["p99_ms"] for name in ("requests alone", "with appends, one stream"))
     assert read["one_stream_p99_ratio"] == beside / alone
 

@@ -43,7 +43,8 @@ def test_a_user_is_warmed_when_nobody_waits(device: Device) -> None:
     while device.worker.queue_depths()["append"] or not device.engine.is_resident("u"):
         device.settle()
     device.settle()
-    assert device.metrics.registry.get_sample_value("xgr_append_tokens_total") == 6
+    for name, count in (("appends", 1), ("append_tokens", 6), ("append_batches", 1)):
+        assert device.metrics.registry.get_sample_value(f"xgr_{name}_total") == count
     response = device.worker.submit(RecommendRequest("r", "u"), device.history.view("u"), None).result(10)
     assert response.cache is CacheState.WARM
 

@@ -19,6 +19,7 @@ COLUMNS = {
     "p50_ms": "request P50 ms",
     "p99_ms": "request P99 ms",
     "events_per_s": "events/s",
+    "users_a_batch": "users a batch",
     "behind": "users behind at the end",
 }
 

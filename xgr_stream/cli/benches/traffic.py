@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xgr_stream.cli.benches.samples import collect_as_a_worker, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject, check_answers, requests_of
@@ -98,30 +99,32 @@ class Loop(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Arrived:
-    """Of an open loop, in all rounds so far."""
+class _Passed:
+    """What a loop did in all rounds so far."""
 
-    waits_ms: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    loop: Loop
+    requests: int = 0
     events: int = 0
-    appended: int = 0
-    behind: int = 0
+    seconds: float = 0.0
+    waits_ms: list[float] = field(default_factory=list)
+    """Of each request, in an open loop."""
+    behind: int | None = None
+    """Most users, at the end of a round of an open loop."""
+    appended: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    """Tokens, users and batches."""
 
-    def figures(self, with_events: bool) -> dict[str, object]:
+    def row(self, event_tokens: int) -> dict[str, object]:
         """Of the table."""
-        p50, p99 = (float(p) for p in np.percentile(self.waits_ms, (50, 99)))
-        row: dict[str, object] = {
-            "requests": len(self.waits_ms),
-            "seconds": self.seconds,
-            "p50_ms": p50,
-            "p99_ms": p99,
-        }
-        appended = {
-            "events": self.events,
-            "events_per_s": round(self.appended / self.seconds),
-            "behind": self.behind,
-        }
-        return row | appended if with_events else row
+        row: dict[str, object] = {"run": self.loop.name, "requests": self.requests, "seconds": self.seconds}
+        if self.waits_ms:
+            row["p50_ms"], row["p99_ms"] = (float(p) for p in np.percentile(self.waits_ms, (50, 99)))
+        if self.loop.events:
+            tokens, users, batches = self.appended.tolist()
+            row["events"] = self.events
+            row["events_per_s"] = round(tokens / event_tokens / self.seconds)
+            row["users_a_batch"] = round(users / max(1, batches), 1)
+            row["behind"] = self.behind
+        return row
 
 
 class Traffic:
@@ -142,7 +145,8 @@ class Traffic:
         self._users = subject.users(load.askers + load.appenders, load.context, after=steps)
         self._askers = self._users.steps[0][: load.askers]
         self._engine = subject.engine(self._users, beam=load.beam, rows=load.askers * load.beam)
-        self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), Metrics())
+        self._metrics = Metrics()
+        self._worker = DeviceWorker(self._engine, self._engine.config, SystemClock(), self._metrics)
         self._rewound = False
         """Whether all prefixes are as they are at the first view."""
 
@@ -171,19 +175,18 @@ class Traffic:
 
     def open_loops(self, loops: Sequence[Loop]) -> list[dict[str, object]]:
         """Requests, and the events of those loops that have them, that arrive by the clock; all rounds together."""
-        arrived = {loop: _Arrived() for loop in loops}
+        passed = {loop: _Passed(loop, behind=0) for loop in loops}
         for number, loop in self._in_turn(loops):
-            so_far = arrived[loop]
-            self._rewind()
-            before = self._engine.stats().tokens_appended
+            so_far, before = passed[loop], self._appended()
             seconds, events = self._round(number, so_far.waits_ms, appending=loop.events)
-            so_far.appended += (self._engine.stats().tokens_appended - before) // self._users.event_tokens
+            so_far.appended += self._appended() - before
             so_far.seconds += seconds
             so_far.events += events
             # The last request's time is added behind its result; and all views have been looked at then.
             self._on_device(lambda: None)
-            so_far.behind = max(so_far.behind, self._worker.queue_depths()["append"])
-        return [{"run": loop.name} | arrived[loop].figures(loop.events) for loop in loops]
+            so_far.requests = len(so_far.waits_ms)
+            so_far.behind = max(so_far.behind or 0, self._worker.queue_depths()["append"])
+        return [each.row(self._users.event_tokens) for each in passed.values()]
 
     def _round(self, number: int, waits_ms: list[float], appending: bool) -> tuple[float, int]:
         """One open loop from the first views, in which requests arrive at the times that go with its number; adds each
@@ -214,17 +217,15 @@ class Traffic:
 
     def closed_loops(self, loops: Sequence[Loop]) -> list[dict[str, object]]:
         """Runs of the same requests, the same events or both, as fast as they are worked off; all rounds together."""
-        work = {loop: (loop.requests * self._num_requests, loop.events * self._num_events) for loop in loops}
-        took = dict.fromkeys(loops, 0.0)
+        passed = {loop: _Passed(loop) for loop in loops}
         for _, loop in self._in_turn(loops):
-            requests, events = work[loop]
-            took[loop] += self._run_closed(requests=requests, events=events)
-        rounds = self._load.rounds
-        return [
-            {"run": loop.name, "requests": requests * rounds, "events": events * rounds, "seconds": took[loop]}
-            | ({"events_per_s": round(events * rounds / took[loop])} if events else {})
-            for loop, (requests, events) in work.items()
-        ]
+            so_far, before = passed[loop], self._appended()
+            requests, events = loop.requests * self._num_requests, loop.events * self._num_events
+            so_far.seconds += self._run_closed(requests=requests, events=events)
+            so_far.requests += requests
+            so_far.events += events
+            so_far.appended += self._appended() - before
+        return [each.row(self._users.event_tokens) for each in passed.values()]
 
     def _in_turn(self, loops: Sequence[Loop]) -> Iterator[tuple[int, Loop]]:
         """Every loop in every round, since one by itself says little, and there and back, since what comes before it
@@ -232,7 +233,14 @@ class Traffic:
         for number in range(self._load.rounds):
             for loop in loops[:: (-1) ** number]:
                 self._use_streams(loop.streams)
+                self._rewind()
                 yield number, loop
+
+    def _appended(self) -> NDArray[np.float64]:
+        """Tokens, users and batches so far."""
+        names = ("append_tokens", "appends", "append_batches")
+        registry = self._metrics.registry
+        return np.array([registry.get_sample_value(f"xgr_{name}_total") or 0.0 for name in names])
 
     def _use_streams(self, streams: bool) -> None:
         self._on_device(partial(self._engine.use_streams, streams))
@@ -245,7 +253,7 @@ class Traffic:
         answered: list[RecommendResponse] = []
         asked: Promise | None = None
         sent = 0
-        before = self._engine.stats().tokens_appended
+        before = self._appended()
         begin = perf_counter()
         while len(answered) < requests or sent < events:
             woken.clear()
@@ -264,7 +272,7 @@ class Traffic:
         self._on_device(lambda: None)
         took = perf_counter() - begin
         _check_warm(answered)
-        appended = self._engine.stats().tokens_appended - before
+        appended = int((self._appended() - before)[0])
         if appended != events * self._users.event_tokens:
             raise EngineError(f"{events} events must be appended, not {appended} tokens of them")
         return took
