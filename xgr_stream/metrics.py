@@ -100,7 +100,9 @@ class Metrics:
         )
         self.appends = self._counter("appends", "User prefixes that took work to be up to date before anybody asked.")
         self.append_tokens = self._counter("append_tokens", "Tokens appended or prefilled for them.")
-        self.append_batches = self._counter("append_batches", "Batches that the device was given of them.")
+        self.append_batches = self._counter(
+            "append_batches", "Batches of them that the device was given; of a prefill in chunks, each chunk."
+        )
         self.requests = self._counter(
             "requests", "Requests answered, by outcome (status or error code) and cache state.", "outcome", "cache"
         )

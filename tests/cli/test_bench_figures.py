@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from xgr_stream.cli.bench import BENCHES, bench
-from xgr_stream.cli.benches.traffic import Traffic
+from xgr_stream.cli.benches.traffic import Loop, Traffic, _Passed
 from xgr_stream.cli.main import main
 from xgr_stream.engine import Engine
 from xgr_stream.scheduler.promise import Promise
@@ -136,19 +137,19 @@ def test_appends_counts_events(tmp_path: Path) -> None:
 
 def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--context", "12", "--beam", "4", "--askers", "2", "--appenders", "4", "--append-batch", "2")
-    closed: dict[bool, list[tuple[int, int, float]]] = {False: [], True: []}
-    sent, sent_before = 0, list[int]()
+    closed: list[tuple[bool, int, int, float]] = []
+    sent, taken = 0, list[int]()
     run_closed, ask, send = Traffic._run_closed, Traffic._ask, Traffic._send
 
     def recorded(self: Traffic, *, requests: int, events: int) -> float:
         nonlocal sent
         sent = 0
-        sent_before.clear()
+        taken.clear()
         work = self._engine._work
         seconds = run_closed(self, requests=requests, events=events)
-        closed[work.append_lane is work.decode_lane].append((requests, events, seconds))
-        assert len(sent_before) == requests
-        assert all(before * requests >= number * events for number, before in enumerate(sent_before))  # both in step
+        closed.append((work.append_lane is not work.decode_lane, requests, events, seconds))
+        assert len(taken) == requests
+        assert all(so_far * requests >= number * events for number, so_far in enumerate(taken))  # both in step
         return seconds
 
     def counted_send(self: Traffic, number: int) -> None:
@@ -157,7 +158,7 @@ def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: py
         send(self, number)
 
     def counted_ask(self: Traffic, number: int, done: Callable[[], object]) -> Promise:
-        sent_before.append(sent)
+        taken.append(sent - self._worker.queue_depths()["append"])
         return ask(self, number, done)
 
     monkeypatch.setattr(Traffic, "_run_closed", recorded)
@@ -173,19 +174,37 @@ def test_overlap_measures_latency_and_throughput(tmp_path: Path, monkeypatch: py
     assert runs["with appends, one stream"]["requests"] == runs["with appends"]["requests"] > 0
     assert runs[both]["requests"] == runs["all requests"]["requests"] > 0
     assert runs[both]["events"] == runs["all appends"]["events"] > 0
-    for name, one_stream in ((both, False), (on_one, True)):
-        loops = [run for run in closed[one_stream][1:] if run[0] and run[1]]  # the first is not timed
-        assert len(loops) == 3
-        assert [runs[name][column] for column in ("requests", "events", "seconds")] == [
-            *map(sum, zip(*loops, strict=True))
-        ]
+    assert [streams for streams, *_ in closed[:2]] == [False, True]  # these are not timed
+    there = ["all requests", "all appends", both, on_one]
+    in_turn = [*there, *there[::-1], *there]
+    assert [(streams, bool(requests), bool(events)) for streams, requests, events, _ in closed[2:]] == [
+        (name != on_one, name != "all appends", name != "all requests") for name in in_turn
+    ]
+    for name in there:
+        loops = [each for each, loop in zip(closed[2:], in_turn, strict=True) if loop == name]
+        summed = [sum(column) for column in list(zip(*loops, strict=True))[1:]]
+        assert [runs[name][column] for column in ("requests", "events", "seconds")] == summed
     assert read["mixed_over_one_stream"] == runs[both]["seconds"] / runs[on_one]["seconds"]
     assert read["mixed_over_apart"] > 0
     for run in ("with appends", "all appends", both, on_one):
         assert 1 <= runs[run]["users_a_batch"] <= 4
     assert "users_a_batch" not in runs["all requests"]
+    assert ["behind" in runs[run] for run in (*open_loops, *there)] == [False, True, True, *[False] * 4]
     alone, beside = (runs[name]["p99_ms"] for name in ("requests alone", "with appends, one stream"))
     assert read["one_stream_p99_ratio"] == beside / alone
+
+
+def test_a_row_of_overlap_has_what_was_appended() -> None:
+    passed = _Passed(Loop("both"), requests=7, events=90, seconds=2.0, appended=np.array([600.0, 100.0, 8.0]))
+    row = passed.row(event_tokens=3)
+    assert row == {
+        "run": "both",
+        "requests": 7,
+        "events": 90,
+        "seconds": 2.0,
+        "events_per_s": 100,
+        "users_a_batch": 12.5,
+    }
 
 
 def test_overlap_says_when_events_were_not_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

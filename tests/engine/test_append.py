@@ -100,6 +100,13 @@ def test_appends_are_on_a_lane_of_their_own_or_on_the_decodes() -> None:
         assert {*work._lanes()} == {own, work.decode_lane}
         assert work.append_lane is (own if work is engine._work else work.decode_lane)
         assert work.request_appender.lane is work.decode_lane
-    for streams, expected in ((False, engine._work.decode_lane), (True, engine._work._beside.lane)):
-        engine.use_streams(streams)
-        assert engine._work.append_lane is engine._work.appender.lane is expected
+    work = engine._work
+    for streams, lane in ((False, work.decode_lane), (True, work._beside.lane)):
+        waited: list[Lane] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                Lane, "reap", lambda lane, leave=None, waited=waited: waited.append(lane) if leave == 0 else None
+            )
+            engine.use_streams(streams)
+        assert {*waited} == {work.decode_lane, work._beside.lane}  # for what is under way
+        assert work.append_lane is work.appender.lane is lane

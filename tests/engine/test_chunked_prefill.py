@@ -11,6 +11,7 @@ from tests.property.users import ask, record
 from xgr_stream.catalog import Catalog
 from xgr_stream.config import CacheConfig, EngineConfig, WindowConfig
 from xgr_stream.engine import Engine
+from xgr_stream.engine.lanes import Lane
 from xgr_stream.engine.prefixes import PrefixBuilder
 from xgr_stream.errors import EngineError
 from xgr_stream.testing import tiny_catalog, tiny_items, tiny_model
@@ -213,3 +214,21 @@ def test_no_memory_for_it() -> None:
     with small.cache.pinned([prefix]), pytest.raises(EngineError):
         next(small.prefilling(small.history.view("user"), 16))
     small.check_integrity()
+
+
+def test_a_request_follows_a_prefill_that_began_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when appends share the decodes' lane since. Lanes wait on CUDA alone, so what they ask for is noted."""
+    engine = engine_of()
+    happen(engine, "user", 30)
+    work, follow, keep = engine._work, Lane.follow, Lane.keep
+    own, followed, kept = work.append_lane, [], []
+    monkeypatch.setattr(Lane, "follow", lambda lane, *to: followed.append((lane, to[0])) or follow(lane, *to))
+    monkeypatch.setattr(Lane, "keep", lambda lane, *what: kept.append(lane) or keep(lane, *what))
+    chunks = engine.prefilling(engine.history.view("user"), 16)
+    next(chunks)
+    engine.use_streams(False)
+    list(chunks)
+    assert set(kept) == {own}
+    followed.clear()
+    assert answer(engine, "user").cache is CacheState.WARM
+    assert (work.decode_lane, own) in followed

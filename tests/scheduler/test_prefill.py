@@ -122,6 +122,7 @@ def test_a_request_waits_for_a_chunk_of_another_s_prefill(device: Device) -> Non
     assert (response.event_count, response.cache) == (LONG, CacheState.COLD)
     assert device.engine.did[-1] == "answer long"
     assert device.metrics.registry.get_sample_value("xgr_append_tokens_total") == LONG * TOKENS_PER_EVENT
+    assert device.metrics.registry.get_sample_value("xgr_append_batches_total") == 10  # of one user
 
 
 def test_a_prefill_gets_on_while_others_always_ask(device: Device) -> None:

@@ -83,7 +83,8 @@ class Stage(Histories):
 
     def __init__(self, prepared_s: float, computed_s: Callable[[], float]) -> None:
         super().__init__()
-        self.clock, metrics = ManualClock(), Metrics()
+        self.clock, self.metrics = ManualClock(), Metrics()
+        metrics = self.metrics
         self.engine = TimedEngine(self.clock, self.clock.advance, prepared_s, computed_s)
         config, versions, queue = EngineConfig(), Versions(self.engine), AppendQueue()
         self.pace = Pace(config, self.clock)
@@ -332,9 +333,11 @@ def test_users_who_lack_nothing_take_the_device_no_time() -> None:
     stage = Stage(1e-4, lambda: 2e-3)
     stage.turns(400)
     stage.settle()
+    counted = stage.metrics.registry.get_sample_value("xgr_append_batches_total")
     for _ in range(50):
         stage.turns(1, events=0)
         assert stage.pace.busy_s(stage.clock.now()) <= TURN_S
+    assert stage.metrics.registry.get_sample_value("xgr_append_batches_total") == counted > 0
     begun = len(stage.engine.reports)
     stage.turns(400)
     assert stage.engine.begun_before_s[begun + 1] > 0  # what preparing takes is still known
@@ -375,11 +378,13 @@ def test_where_only_one_user_at_a_time_was_seen_two_are_tried() -> None:
     waiting = [WaitingAppend(3, resident=True)] * 128
 
     def users(appended: int) -> int:
-        for _ in range(50):
+        for _ in range(8):
             pace.appended(Step("", appended, 3 * appended), 2e-3 + 0.1e-3 * appended)
         return pace.budget_for("", waiting, 0, 1, pressed=False).append_tokens // 3
 
-    assert users(appended=1) == 2
+    for _ in range(2 * SMALL_EVERY):
+        assert users(appended=1) == 2
+        pace.appending(0.0, Step("", 1, 3), ahead=True)
     assert 10 <= users(appended=2) <= 300
     assert users(appended=40) in range(18, 23)  # as many as take twice what is fixed
 
@@ -394,6 +399,7 @@ def test_one_batch_in_so_many_is_small() -> None:
         sizes.append(pace.budget_for("", waiting, 0, 1, pressed=False).append_tokens)
         pace.appending(0.0, Step("", 1, 384), ahead=False)  # a chunk of a prefill does not count
         pace.appending(0.0, Step("", 20, 60), ahead=True)
+        pace.appending(0.0, Step("other", 20, 60), ahead=True)  # nor one of another version
     usual = [sizes[0]] * (SMALL_EVERY - 1)
     assert sizes == [*usual, int(SMALL_SHARE * sizes[0])] * 2
 

@@ -355,7 +355,8 @@ class Engine:
             yield
 
     def use_streams(self, streams: bool) -> None:
-        """`Switches.streams` from now on, for a bench that compares both in turn. Waits for what is under way."""
+        """`Switches.streams` from now on, for what measures both in turn. Waits for all that is under way; a prefill
+        that is between two of its chunks goes on where it began."""
         self._work.settle()
         self._work.use_streams(streams)
 

@@ -28,8 +28,8 @@ COPIES_UNDER_WAY = 4
 
 
 class Work:
-    """An engine's two lanes, or one (`Switches.streams`). A decode does not wait for other users' appends, and memory
-    that work under way reads or writes is pinned until that work is done."""
+    """An engine's two lanes; `use_streams(False)` leaves one of them idle. A decode does not wait for other users'
+    appends, and memory that work under way reads or writes is pinned until that work is done."""
 
     def __init__(
         self,
@@ -74,13 +74,14 @@ class Work:
         return self.appender.lane
 
     def use_streams(self, streams: bool) -> None:
-        """`Switches.streams`, from now on. Nothing may be under way."""
+        """`Switches.streams`, from now on. Nothing may be under way, but for a prefill between two of its chunks: all
+        of it stays on the lane that it began on."""
         self.appender = self._beside if streams else self.request_appender
 
     def run(self, prefixes: PrefixBuilder, plans: Mapping[str, Plan], appender: Appender) -> dict[str, UserPrefix]:
         """The prefixes of these users, brought up to their plans on the appender's lane."""
         if appender is self.request_appender:
-            self.decode_lane.follow(self.append_lane, _touched(plans.values()))
+            self.decode_lane.follow(self._beside.lane, _touched(plans.values()))
         else:
             # Not beside the decodes that are under way: each would take its whole length longer, whatever its priority.
             self.append_lane.follow(self.decode_lane)
@@ -169,7 +170,7 @@ class Work:
         copies = cache.copies_ahead(self._reserve, self._costs.prefers_copy)
         while mover.out.num_in_flight < COPIES_UNDER_WAY and (demotion := next(copies, None)) is not None:
             try:
-                movement = mover.demote(demotion, (self.append_lane, self.decode_lane))
+                movement = mover.demote(demotion, (self._beside.lane, self.decode_lane))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -183,7 +184,7 @@ class Work:
         cache, host = self._cache, self._cache.host
         demotion = None if host is None else host.begin(cache.touch(user_id))
         if self.mover is not None and demotion is not None:
-            self._moving(self.mover.demote(demotion, (self.append_lane, self.decode_lane)))
+            self._moving(self.mover.demote(demotion, (self._beside.lane, self.decode_lane)))
             self.settle()
         cache.evict(user_id)
 

@@ -59,6 +59,8 @@ class _Known:
         """Of those by themselves: what others took says more of the requests beside them, which go first."""
         self.appends_anyhow = StepCosts(hasty=True)
         """Of all, until enough were by themselves."""
+        self.num_appends = 0
+        """Batches of them that the device was given and nobody asked for."""
         self.beside_since: float | None = None
         """When appends were first seen beside requests since any were by themselves; None: they were not."""
         self.share = 1.0
@@ -91,8 +93,6 @@ class Pace:
         self._appended_at = float("-inf")
         """When it will be done with its appends, of which it has so many seconds (infinite: nobody knows):"""
         self._appends_s = 0.0
-        self._num_appends = 0
-        """Batches of them that it was given, and nobody asked for."""
         self.idle = True
         """Whether the device has no batch of requests."""
         self.batches = 0
@@ -165,7 +165,7 @@ class Pace:
         appends_due: bool = False,
     ) -> Budget:
         """What the next batch, of this version, may hold. An append piece is as many tokens as `append_piece_ms` are
-        enough for, or as take as long as its fixed cost, if that is more."""
+        enough for, or as take as long as its fixed cost, if that is more; one in `SMALL_EVERY` is small."""
         config, costs = self._config, self._appends(version)
         known = self._known.get(version)
         share, requests = (1.0, float("inf")) if known is None else (known.share, known.requests)
@@ -176,7 +176,7 @@ class Pace:
             tokens_in_time = int(max(self._piece_s - costs.fixed_s, costs.fixed_s) / token_s)
             if costs.most_rows <= 1 and waiting:  # what one user takes does not say what another one adds
                 tokens_in_time = max(tokens_in_time, -(-2 * waiting // len(appends)))
-            elif (self._num_appends + 1) % SMALL_EVERY == 0:
+            elif known is not None and (known.num_appends + 1) % SMALL_EVERY == 0:
                 tokens_in_time = int(SMALL_SHARE * tokens_in_time)
             piece = min(piece, tokens_in_time)
         self.budget = Budget(
@@ -234,7 +234,7 @@ class Pace:
         seconds, preparing = self.append_s(appends), self._preparing_appends_s
         if ahead and appends.tokens:
             preparing.append(prepared_s)
-            self._num_appends += 1
+            self._noted(appends.version, now).num_appends += 1
             self._due_again_at = now + seconds / APPEND_SHARE
             # One that took long to prepare, as with a capture, is no shorter for it.
             prepared_s = min(prepared_s, median(preparing))

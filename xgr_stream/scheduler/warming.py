@@ -161,7 +161,7 @@ class Warming:
         """The device was given appends; `ahead`: nobody asks for them."""
         self._metrics.appends.inc(report.users)
         self._metrics.append_tokens.inc(report.tokens)
-        self._metrics.append_batches.inc(bool(report.users))
+        self._metrics.append_batches.inc(bool(report.users or report.tokens))
         step = Step(version, max(1, report.users), report.tokens)
         takes_s = self._pace.appending(now, step, prepared_s=report.prepared_s, ahead=ahead)
         self._running.append(_Running(step, report, alone, takes_s, self._pace.batches))

@@ -108,21 +108,22 @@ class _Passed:
     seconds: float = 0.0
     waits_ms: list[float] = field(default_factory=list)
     """Of each request, in an open loop."""
-    behind: int | None = None
+    behind: int = 0
     """Most users, at the end of a round of an open loop."""
     appended: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     """Tokens, users and batches."""
 
     def row(self, event_tokens: int) -> dict[str, object]:
         """Of the table."""
-        row: dict[str, object] = {"run": self.loop.name, "requests": self.requests, "seconds": self.seconds}
+        row: dict[str, object] = {"run": self.loop.name, "requests": self.requests, "events": self.events}
+        row["seconds"] = self.seconds
         if self.waits_ms:
             row["p50_ms"], row["p99_ms"] = (float(p) for p in np.percentile(self.waits_ms, (50, 99)))
         if self.loop.events:
             tokens, users, batches = self.appended.tolist()
-            row["events"] = self.events
             row["events_per_s"] = round(tokens / event_tokens / self.seconds)
-            row["users_a_batch"] = round(users / max(1, batches), 1)
+            row["users_a_batch"] = users / max(1, batches)
+        if self.waits_ms and self.loop.events:
             row["behind"] = self.behind
         return row
 
@@ -151,20 +152,15 @@ class Traffic:
         """Whether all prefixes are as they are at the first view."""
 
     def __enter__(self) -> Traffic:
-        self._engine.prepare()
+        for streams in (False, True):
+            self._engine.use_streams(streams)
+            self._engine.prepare()
         collect_as_a_worker()
         self._worker.start()
         self._rewind()
         for streams in (False, True):
             self._use_streams(streams)
-            self._on_device(self._run_every_size)
-            self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
-        for number in range(UNTIMED_ROUNDS):
-            waits_ms: list[float] = []
-            self._rewind()
-            self._round(number, waits_ms, appending=True)
-            if max(waits_ms) < CALM * self._rates.request_ms:
-                break
+            self._warm_up()
         return self
 
     def __exit__(
@@ -173,9 +169,19 @@ class Traffic:
         self._worker.stop(timeout=10.0)
         gc.unfreeze()  # the engine's memory is for what is measured next
 
+    def _warm_up(self) -> None:
+        self._on_device(self._run_every_size)
+        self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
+        for number in range(UNTIMED_ROUNDS):
+            waits_ms: list[float] = []
+            self._rewind()
+            self._round(number, waits_ms, appending=True)
+            if max(waits_ms) < CALM * self._rates.request_ms:
+                return
+
     def open_loops(self, loops: Sequence[Loop]) -> list[dict[str, object]]:
         """Requests, and the events of those loops that have them, that arrive by the clock; all rounds together."""
-        passed = {loop: _Passed(loop, behind=0) for loop in loops}
+        passed = {loop: _Passed(loop) for loop in loops}
         for number, loop in self._in_turn(loops):
             so_far, before = passed[loop], self._appended()
             seconds, events = self._round(number, so_far.waits_ms, appending=loop.events)
@@ -185,7 +191,7 @@ class Traffic:
             # The last request's time is added behind its result; and all views have been looked at then.
             self._on_device(lambda: None)
             so_far.requests = len(so_far.waits_ms)
-            so_far.behind = max(so_far.behind or 0, self._worker.queue_depths()["append"])
+            so_far.behind = max(so_far.behind, self._worker.queue_depths()["append"])
         return [each.row(self._users.event_tokens) for each in passed.values()]
 
     def _round(self, number: int, waits_ms: list[float], appending: bool) -> tuple[float, int]:
