@@ -35,7 +35,7 @@ class Report:
     """Of a batch that the device has done at `ends_at`."""
 
     def __init__(self, clock: Clock, tokens: int, prepared_s: float, begins_at: float, ends_at: float) -> None:
-        self.users, self.tokens, self.prepared_s = 1, tokens, prepared_s
+        self.users, self.tokens, self.prepared_s = int(tokens > 0), tokens, prepared_s
         self.begins_at, self.ends_at = begins_at, ends_at
         self._clock = clock
 
