@@ -56,6 +56,7 @@ class Work:
         self.appender = self._beside
         """For users who are warmed ahead of their requests."""
         self.use_streams(switches.streams)
+        self._computing = (self._beside.lane, self.decode_lane)
         self._cache = cache
         self._costs = costs
         self.mover = None if cache.host is None else Mover(cache, cache.host, costs, pages=page_columns)
@@ -170,7 +171,7 @@ class Work:
         copies = cache.copies_ahead(self._reserve, self._costs.prefers_copy)
         while mover.out.num_in_flight < COPIES_UNDER_WAY and (demotion := next(copies, None)) is not None:
             try:
-                movement = mover.demote(demotion, (self._beside.lane, self.decode_lane))
+                movement = mover.demote(demotion, self._computing)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -184,7 +185,7 @@ class Work:
         cache, host = self._cache, self._cache.host
         demotion = None if host is None else host.begin(cache.touch(user_id))
         if self.mover is not None and demotion is not None:
-            self._moving(self.mover.demote(demotion, (self._beside.lane, self.decode_lane)))
+            self._moving(self.mover.demote(demotion, self._computing))
             self.settle()
         cache.evict(user_id)
 
@@ -233,7 +234,7 @@ class Work:
 
     def _lanes(self) -> tuple[Lane, ...]:
         copying = () if self.mover is None else self.mover.lanes
-        return (self._beside.lane, self.decode_lane, *copying)
+        return (*self._computing, *copying)
 
 
 def _touched(plans: Iterable[Plan]) -> Iterator[str]:

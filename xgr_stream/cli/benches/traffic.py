@@ -171,6 +171,7 @@ class Traffic:
 
     def _warm_up(self) -> None:
         self._on_device(self._run_every_size)
+        self._rewind()
         self._run_closed(requests=LEAST_REQUESTS, events=4 * self._load.appenders)
         for number in range(UNTIMED_ROUNDS):
             waits_ms: list[float] = []
@@ -235,7 +236,7 @@ class Traffic:
 
     def _in_turn(self, loops: Sequence[Loop]) -> Iterator[tuple[int, Loop]]:
         """Every loop in every round, since one by itself says little, and there and back, since what comes before it
-        leaves a card warm. With the round's number."""
+        leaves a card warm; each from the first views. With the round's number."""
         for number in range(self._load.rounds):
             for loop in loops[:: (-1) ** number]:
                 self._use_streams(loop.streams)
@@ -254,7 +255,6 @@ class Traffic:
     def _run_closed(self, *, requests: int, events: int) -> float:
         """One request after the other, and events such that appends always wait, until all is done: the seconds. Both
         in step, since once one kind has come to its end the rest is no mixture."""
-        self._rewind()
         woken = threading.Event()
         answered: list[RecommendResponse] = []
         asked: Promise | None = None
