@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
 
 import click
 
 from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options, several
 from xgr_stream.cli.benches.plots import Plot
 from xgr_stream.cli.benches.report import Report, start
-from xgr_stream.cli.benches.samples import Samples, measure, synchronize
+from xgr_stream.cli.benches.samples import Samples, in_a_row_ms, measure, synchronize
 from xgr_stream.cli.benches.subject import Subject
 from xgr_stream.errors import ConfigError, EngineError
 
@@ -81,19 +80,15 @@ def append_row(subject: Subject, prefix: int, count: int, events: int, repeats: 
         synchronize(subject.device)
 
     times = measure(step_alone, subject.device, repeats=repeats, warm_up=WARM_UP)
-    started = perf_counter()
-    for _ in range(repeats):
-        step()
-    synchronize(subject.device)
-    in_a_row_ms = (perf_counter() - started) / repeats * 1e3
+    each_ms = in_a_row_ms(step, subject.device, repeats=repeats)
     return {
         "prefix": users.context_at(events * (WARM_UP + repeats)),
         "users": count,
         "tokens": events * users.event_tokens,
         "step_ms": times,
-        "in_a_row_ms": in_a_row_ms,
-        "events_per_s": round(count * events / in_a_row_ms * 1e3),
-        "tokens_per_s": round(expected / in_a_row_ms * 1e3),
+        "in_a_row_ms": each_ms,
+        "events_per_s": round(count * events / each_ms * 1e3),
+        "tokens_per_s": round(expected / each_ms * 1e3),
     }
 
 

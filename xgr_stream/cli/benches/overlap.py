@@ -53,7 +53,7 @@ CLOSED_LOOPS = (
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Users of the batches, one event each, that give the peak rate of appends.",
+    help="Users of the batches in a row, one event each, that give the peak rate of appends.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Of each round of an open loop."

@@ -70,6 +70,16 @@ def measure(
     return measure_in_turn([run], device, repeats=repeats, warm_up=warm_up, before=before)[0]
 
 
+def in_a_row_ms(run: Callable[[], Any], device: torch.device, *, repeats: int) -> float:
+    """Milliseconds of each of as many in a row, each prepared while the one before it runs, from an idle device to an
+    idle device."""
+    started = perf_counter()
+    for _ in range(repeats):
+        run()
+    synchronize(device)
+    return (perf_counter() - started) / repeats * 1e3
+
+
 def measure_in_turn(
     runs: Sequence[Callable[[], Any]],
     device: torch.device,
