@@ -103,8 +103,10 @@ def test_engine_measures_a_checkpoint_of_whole_events(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("engine", "--pending", "3"), "need --shape or --context"),
-        (("engine", *TINY, "--against", "transformers"), "--against compares a checkpoint"),
+        (("engine", "--pending", "3"), "--pending: only with --shape or --context"),
+        (("engine", "--codes", "12", "--fp8", "--k", "3"), "--codes, --fp8, --k: only with --shape or --context"),
+        (("engine", *TINY, "--against", "transformers"), "--against: only of a checkpoint"),
+        (("engine", *TINY, "--events", "3"), "--events: only of a checkpoint"),
         (("engine", *TINY, "--context", "30", "--pending", "2"), "whole events of 3 tokens"),
         (("engine", *TINY, "--context", "3", "--pending", "3"), "must hold more than 1 events"),
         (("engine", *TINY, "--fp8"), "fp8 needs CUDA"),

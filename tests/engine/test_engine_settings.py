@@ -22,6 +22,18 @@ def test_a_window_beyond_the_models_positions_is_refused():
         Engine.load(model, tiny_catalog(), config=EngineConfig(window=WindowConfig(512)))
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fp8": True, "device": "cuda"}, "fp8 must be given to what loads the model"),
+        ({"dtype": "bfloat16"}, "dtype must be 'float32' or None with this model, which is loaded, not 'bfloat16'"),
+    ],
+)
+def test_a_loaded_model_is_what_it_is(asked: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        Engine.load(tiny_model(), tiny_catalog(), config=EngineConfig(**asked))
+
+
 def test_the_default_window_is_what_the_models_positions_take():
     small = tiny_model(config={"max_position_embeddings": 64})
     assert Engine.load(small, tiny_catalog()).window == WindowConfig(20)

@@ -248,6 +248,7 @@ def test_a_leading_beam_spares_the_others(run) -> None:
         ({"log_normalizer": torch.zeros(99)}, r"log_normalizer must have shape \[\d+\], not \[99\]"),
         ({"out_starts": torch.zeros(9, dtype=torch.int32)}, r"out_starts must have shape \[2\], not \[9\]"),
         ({"row_starts": torch.zeros(2)}, "nodes, row_starts, .* must be int32"),
+        ({"num_out": 0}, r"num_out must be at least out_starts\[-1\], \d+, not 0"),
         ({"node_masks": torch.zeros(1, 1)}, r"node_masks must have shape \[any, \d+\], not \[1, 1\]"),
     ],
 )

@@ -159,6 +159,7 @@ def test_a_plan_changes_nothing(device: str, page_size: int, slots: tuple[int, .
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"q": torch.zeros(2, 8)}, r"q must have shape \[any, any, any\], not \[2, 8\]"),
         ({"slots": torch.zeros(3, dtype=torch.int64)}, r"slots must have shape \[2\], not \[3\]"),
         ({"positions": torch.zeros(2)}, "positions and slots must be int64"),
         ({"v_pages": torch.zeros(4, 2, 4, 8)}, r"v_pages must have shape \[4, 1, 4, 8\], not \[4, 2, 4, 8\]"),
@@ -166,12 +167,30 @@ def test_a_plan_changes_nothing(device: str, page_size: int, slots: tuple[int, .
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
-    arguments = {
+    with pytest.raises(ValueError, match=message):
+        kv_write(
+            **(
+                {"q": torch.zeros(2, 2, 8), "k": torch.zeros(2, 1, 8), "v": torch.zeros(2, 1, 8)}
+                | two_tokens()
+                | change
+            )
+        )
+
+
+@pytest.mark.parametrize("change", [{"slots": torch.tensor([1, 8])}, {"positions": torch.tensor([0, 5])}])
+def test_nothing_is_written_where_no_page_is(change: dict) -> None:
+    memory = torch.zeros(2, 6, 1, 4, 8)
+    pages = {"k_pages": memory[0, :2], "v_pages": memory[1, :2]}
+    with pytest.raises((ValueError, IndexError), match=r"must be below|out of bounds|out of range"):
+        kv_write(torch.ones(2, 2, 8), torch.ones(2, 1, 8), torch.ones(2, 1, 8), **(two_tokens() | pages | change))
+    assert not memory[:, 2:].any()
+
+
+def two_tokens() -> dict[str, Tensor]:
+    return {
         "positions": torch.zeros(2, dtype=torch.int64),
-        "slots": torch.zeros(2, dtype=torch.int64),
+        "slots": torch.tensor([0, 1]),
         "cos_sin": torch.zeros(5, 8),
         "k_pages": torch.zeros(4, 1, 4, 8),
         "v_pages": torch.zeros(4, 1, 4, 8),
     }
-    with pytest.raises(ValueError, match=message):
-        kv_write(torch.zeros(2, 2, 8), torch.zeros(2, 1, 8), torch.zeros(2, 1, 8), **(arguments | change))

@@ -50,8 +50,8 @@ def beam_select(
 
     A candidate's score is its beam's plus logits[row, code] less the row's log-normalizer.
 
-    logits: [rows, codes], of this level; scores: [rows] float32, -inf for a dead beam; nodes: [rows] int32, the node
-    each beam stands at (ignored where dead; those of a request's live beams differ). row_starts, out_starts:
+    logits: [rows, codes], of this level, finite; scores: [rows] float32, -inf for a dead beam; nodes: [rows] int32, the
+    node each beam stands at (ignored where dead; those of a request's live beams differ). row_starts, out_starts:
     [requests + 1] int32, beams in and beams out; rows behind the last request's are not read, outputs behind them
     become missing beams with parent 0.
     child_starts: [parents + 1] int32; child_codes: [children] int32, ascending inside a parent: the children of node p
@@ -84,6 +84,8 @@ def beam_select(
         raise ValueError(f"node_masks must be bool, not {node_masks.dtype}")
     if log_normalizer is not None:
         check_shape("log_normalizer", log_normalizer, (rows,))
+    if num_out is not None and out_starts.device.type == "cpu" and num_out < (least := int(out_starts[-1])):
+        raise ValueError(f"num_out must be at least out_starts[-1], {least}, not {num_out}")
     chosen = implementation("beam_select", logits)(
         logits,
         scores,

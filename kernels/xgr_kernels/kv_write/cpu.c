@@ -22,12 +22,15 @@ static void turn(const float *head, const float *norm, float eps, const float *c
   }
 }
 
-/* q, k, v: [tokens, heads or kv_heads, dim], a token's stride given; cos_sin: [positions, dim]; slots: -1 for a token
-   that is not written; k_pages, v_pages: [pages, kv_heads, page_size, dim]; out: [tokens, heads, dim]. */
-void kv_write(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size, const float *q,
-              int64_t q_stride, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
-              const int64_t *positions, const int64_t *slots, const float *cos_sin, const float *q_norm,
-              const float *k_norm, float eps, float *k_pages, float *v_pages, float *out) {
+/* q, k, v: [tokens, heads or kv_heads, dim], a token's stride given; cos_sin: [num_positions, dim]; slots: -1 for a
+   token that is not written; k_pages, v_pages: [pages, kv_heads, page_size, dim]; out: [tokens, heads, dim]. Nonzero,
+   and nothing written, for a position or a slot that is not there. */
+int kv_write(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t pages, int64_t page_size,
+             int64_t num_positions, const float *q, int64_t q_stride, const float *k, int64_t k_stride, const float *v,
+             int64_t v_stride, const int64_t *positions, const int64_t *slots, const float *cos_sin,
+             const float *q_norm, const float *k_norm, float eps, float *k_pages, float *v_pages, float *out) {
+  for (int64_t token = 0; token < tokens; token++)
+    if (positions[token] < 0 || positions[token] >= num_positions || slots[token] >= pages * page_size) return 1;
   for (int64_t token = 0; token < tokens; token++) {
     const float *angles = cos_sin + positions[token] * dim;
     for (int64_t head = 0; head < heads; head++, out += dim)
@@ -40,4 +43,5 @@ void kv_write(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int6
       memcpy(v_pages + at, v + token * v_stride + head * dim, dim * sizeof *v);
     }
   }
+  return 0;
 }

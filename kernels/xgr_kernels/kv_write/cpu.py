@@ -13,7 +13,7 @@ __all__ = ["kv_write", "plan"]
 
 _kv_write = function(
     "kv_write",
-    *([c_int64] * 5),
+    *([c_int64] * 7),
     *([c_void_p, c_int64] * 3),
     *([c_void_p] * 5),
     c_float,
@@ -49,12 +49,15 @@ def kv_write(
     turned = q.new_empty(tokens, heads, dim)
     # Held until the call is over.
     inputs = [x if x is None else x.contiguous() for x in (positions, slots, cos_sin, q_norm, k_norm)]
-    _kv_write(
-        *(tokens, heads, k.shape[1], dim, k_pages.shape[2]),
+    pages, _, page_size, _ = k_pages.shape
+    failed = _kv_write(
+        *(tokens, heads, k.shape[1], dim, pages, page_size, cos_sin.shape[0]),
         *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
         *(x if x is None else x.data_ptr() for x in inputs),
         *(eps, k_pages.data_ptr(), v_pages.data_ptr(), turned.data_ptr()),
     )
+    if failed:
+        raise ValueError(f"positions must be below {cos_sin.shape[0]}, slots below {pages * page_size}")
     return turned
 
 

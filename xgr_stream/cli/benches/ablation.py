@@ -44,7 +44,7 @@ COLUMNS = {
 @click.command()
 @setting_options
 @several("--context", "Tokens in each user's context.  [default: 1000]")
-@several("--batch", "Requests at once.  [default: 1 and 8]")
+@several("--batch", "Requests at once, a power of two.  [default: 1 and 8]")
 @click.option("--beam", type=click.IntRange(1, MAX_BEAM_WIDTH), default=256, show_default=True, help="Beam width.")
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Timed runs, after three.")
 @click.option(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from xgr_stream.cli.benches.floors import Cell, Floor
 from xgr_stream.cli.benches.options import Output, Setting, output_options, setting_options, several
@@ -110,12 +111,15 @@ def engine(
 
     With --shape or --context, each context, batch and beam beside the floor of the card: its matrix products and its
     attention. Otherwise a checkpoint (by default a random Qwen3 of 2 layers, hidden size 128, 3 levels of 64 codes,
-    and 1,349 random items), if asked for against transformers.
+    and 1,349 random items), on the CPU unless --device says otherwise, if asked for against transformers.
     """
     batches = batch or (1, 8)
     if setting.shape is None and not context:
-        if len(beams) > 1 or pending or host or only or output.plot:
-            raise ConfigError("several --beam, --pending, --host, --only and --plot need --shape or --context")
+        needless = _given("levels", "codes", "items", "fp8", "k", "cold_repeats", "pending", "host", "only", "plot")
+        if len(beams) > 1:
+            needless.append("several --beam")
+        if needless:
+            raise ConfigError(f"{', '.join(needless)}: only with --shape or --context")
         _against(
             setting,
             batches,
@@ -127,8 +131,9 @@ def engine(
             baseline_repeats=baseline_repeats,
         )
         return
-    if against is not None:
-        raise ConfigError("--against compares a checkpoint over --events, without --shape and --context")
+    needless = _given("against", "events", "baseline_repeats")
+    if needless:
+        raise ConfigError(f"{', '.join(needless)}: only of a checkpoint, without --shape and --context")
     if only and (pending or host):
         raise ConfigError(f"--only {only} times these requests alone: leave out --pending and --host, or --only")
     measured = Measured(
@@ -141,6 +146,13 @@ def engine(
         k=k,
     )
     _table(setting, measured, pending, context or (1000,), batches, beams or (256,), output)
+
+
+def _given(*names: str) -> list[str]:
+    """Those of these options that are on the command line, as they are written there."""
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _table(
