@@ -29,6 +29,7 @@ from xgr_stream.engine.scoring import CandidateScorer
 from xgr_stream.engine.serving_catalog import ServingCatalog
 from xgr_stream.engine.sizing import (
     check_history,
+    check_loaded,
     default_window,
     host_tier,
     keep_freed_memory,
@@ -41,7 +42,7 @@ from xgr_stream.engine.tails import TailForks
 from xgr_stream.engine.tiers import TierStats, UserBytes, tier_stats, user_bytes
 from xgr_stream.engine.warming import Warming, WarmReport
 from xgr_stream.engine.work import Work
-from xgr_stream.errors import ConfigError, EngineError, InvalidEvent, InvalidRequest, error_from, is_out_of_memory
+from xgr_stream.errors import EngineError, InvalidEvent, InvalidRequest, error_from, is_out_of_memory
 from xgr_stream.history import HistoryStore, HistoryView
 from xgr_stream.model import Model, load_model
 from xgr_stream.types import (
@@ -160,7 +161,7 @@ class Engine:
         (`CheckpointError`, `CatalogError`) for parts that are damaged or do not fit together."""
         config = settings_or_default("config", config, EngineConfig)
         if isinstance(model, Model):
-            _check_loaded(model, config)
+            check_loaded(model, config)
         else:
             model = load_model(model, device=config.device, dtype=config.dtype, fp8=config.fp8)
         if not isinstance(catalog, Catalog):
@@ -415,11 +416,3 @@ class Engine:
         invalid_items = self._batches.counters.invalid_items
         if invalid_items:
             raise EngineError(f"{invalid_items} recommended semantic IDs were not legal")
-
-
-def _check_loaded(model: Model, config: EngineConfig) -> None:
-    """Raise `ConfigError` if the config asks for what a model that is loaded does not compute in."""
-    if config.fp8 and not model.decoder.fp8:
-        raise ConfigError("fp8 must be given to what loads the model: this one's weights are not in FP8")
-    if config.dtype not in (None, own := str(model.decoder.dtype).removeprefix("torch.")):
-        raise ConfigError(f"dtype must be {own!r} or None with this model, which is loaded, not {config.dtype!r}")

@@ -1,4 +1,5 @@
-"""How much memory and which positions an engine needs, checked before anything is allocated."""
+"""How much memory and which positions an engine needs, and whether its parts fit together: checked before anything is
+allocated."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 
 from xgr_kernels.fp8 import FP8, power_of_two_scales
 from xgr_stream.cache import FileTier, HostArena, HostTier, PageFile, PagePool, PrefixCache
-from xgr_stream.config import CacheConfig, HistoryConfig, WindowConfig
+from xgr_stream.config import CacheConfig, EngineConfig, HistoryConfig, WindowConfig
 from xgr_stream.errors import ConfigError
 from xgr_stream.model import Model, ModelConfig
 
@@ -132,6 +133,14 @@ def check_history(history: HistoryConfig, window: WindowConfig) -> None:
         raise ConfigError(
             f"history.keep_events must cover the window of {window.max_events} events, not {history.keep_events}"
         )
+
+
+def check_loaded(model: Model, config: EngineConfig) -> None:
+    """Raise `ConfigError` if the config asks for what a model that is loaded does not compute in."""
+    if config.fp8 and not model.decoder.fp8:
+        raise ConfigError("fp8 must be given to what loads the model: this one's weights are not in FP8")
+    if config.dtype not in (None, own := str(model.decoder.dtype).removeprefix("torch.")):
+        raise ConfigError(f"dtype must be {own!r} or None with this model, which is loaded, not {config.dtype!r}")
 
 
 def prefill_operations(config: ModelConfig, num_tokens: int) -> float:

@@ -46,8 +46,8 @@ def kv_write(
     row_scale [tokens, 1], column_scale [(heads + 2 · kv_heads) · dim] in the order q, k, v, float32: what they are
     multiplied by first, if they are the product of FP8 factors.
     plan: `plan_kv_write` of the same positions, slots and cos_sin, which spares each layer its part of it.
-    Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other; on a CPU also
-    (or IndexError) for positions and slots that are not there, which a GPU is not asked for.
+    Returns [tokens, heads, dim] in q's dtype. Raises ValueError on arguments that do not fit each other, and on a CPU
+    IndexError for a position or a slot that is not there.
     """
     check_shape("q", q, (None, None, None))
     tokens, heads, dim = q.shape

@@ -57,7 +57,10 @@ def kv_write(
         *(eps, k_pages.data_ptr(), v_pages.data_ptr(), turned.data_ptr()),
     )
     if failed:
-        raise ValueError(f"positions must be below {cos_sin.shape[0]}, slots below {pages * page_size}")
+        found = f"{positions.min()} to {positions.max()} and up to {slots.max()}"
+        raise IndexError(
+            f"positions must be 0 to {cos_sin.shape[0] - 1} and slots at most {pages * page_size - 1}, not {found}"
+        )
     return turned
 
 
